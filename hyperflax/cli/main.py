@@ -1,0 +1,82 @@
+"""`hyperflax COMMAND ...`: one file per command in this folder, imported only when its command runs.
+
+A command module has `HELP` (one line), `DESCRIPTION` (what it does, with an example), `add_arguments(parser)` and
+`run(arguments) -> exit code`. Errors that hyperflax raises on purpose end the command with their message and exit code
+2; everything else is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import hyperflax
+from hyperflax.errors import HyperflaxError
+
+COMMANDS = {
+    "demo": "train a small hypermodel live and see it adapt a frozen T5 to unseen tasks (about 4 minutes)",
+    "train": "run a gin-configured training job",
+    "evaluate": "score a hypermodel on held-out tasks beside its baselines and controls",
+    "adapt": "turn a few examples into an adapter",
+    "predict": "run a model, with or without an adapter, on new inputs",
+    "cache": "write a seqio task or mixture as tokenised ArrayRecord shards, to train without TensorFlow",
+    "tasks": "list the registered seqio tasks and mixtures",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose subcommands load their arguments only when they are chosen."""
+
+    def __init__(self, *args, command: str | None = None, **kwargs):
+        self._command = command
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self._command:
+            module = load_command(self._command)
+            self.description = module.DESCRIPTION
+            module.add_arguments(self)
+            self.set_defaults(run=module.run)
+            self._command = None
+        return super().parse_known_args(args, namespace)
+
+
+def load_command(name: str):
+    """Imports the module of a command."""
+    return importlib.import_module(f"hyperflax.cli.{name}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser; no command module is imported yet."""
+    parser = _Parser(
+        prog="hyperflax",
+        description="Adapt a frozen T5 to a new task in one forward pass: a hypernetwork reads a few examples and "
+        "emits LoRA or prefix parameters. Start with `hyperflax demo`, then "
+        "`hyperflax adapt --model strings --examples FILE.jsonl --out ADAPTER_DIR`.",
+    )
+    parser.add_argument("--version", action="version", version=f"hyperflax {hyperflax.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        commands.add_parser(
+            name, command=name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses `argv` (default: the process's), runs the command and returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except HyperflaxError as error:
+        print(f"hyperflax {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"hyperflax {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""HyperT5: a T5 that reads a support and writes adapters (Phang et al. 2022, HyperTuning, section 3).
+
+    support_tokens [rows, length] -> T5 encoder, each row alone -> [rows * length, emb]
+    slot embeddings [slots, emb]  -> T5 decoder without causal mask, cross-attending to all rows -> [slots, emb]
+                                  -> heads -> adapters of one task
+
+How many rows the support has is the data's choice: all examples packed into one row are encoded jointly; one example
+per row is fusion in decoder, where examples do not see each other in the encoder and cost grows linearly with shots.
+
+The slots are learned embeddings with no order of their own, so the relative-position bias between them is a choice:
+`slot_bias="none"` (default) or `"bidirectional"`. T5's own decoder buckets are one-sided and would send every later
+slot to bucket 0. Neither is stated in the paper.
+
+The T5 inside has T5X's parameter tree under `t5`, without an output projection, so a pretrained T5 initialises it:
+
+>>> hypernet = HyperT5(HyperT5Config(t5=T5Config(...)), spec)
+>>> params = hypernet.init(rng, {"support_tokens": support})["params"]
+>>> params = initialise_from_t5(params, t5_params)
+>>> adapters = hypernet.apply({"params": params}, {"support_tokens": support})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hyperflax import trees
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.hypernets.heads import Heads, HeadsConfig, total_slots
+from hyperflax.models.t5 import T5
+from hyperflax.types import Array, PyTree, T5Config
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperT5Config:
+    """Shape of a HyperT5.
+
+    Attributes:
+      t5: the T5 that encodes the support and decodes the slots; its size is free, it need not be the base model's.
+      heads: the MLP heads.
+      slot_bias: relative-position bias between slots, `none` or `bidirectional`.
+    """
+
+    t5: T5Config
+    heads: HeadsConfig = HeadsConfig()
+    slot_bias: Literal["none", "bidirectional"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.slot_bias not in ("none", "bidirectional"):
+            raise ConfigError(f"HyperT5Config.slot_bias: expected 'none' or 'bidirectional', got {self.slot_bias!r}")
+
+
+class HyperT5(nn.Module):
+    """Generates the adapters that `spec` describes from one task's support, in one forward pass."""
+
+    config: HyperT5Config
+    spec: AdapterSpec
+
+    def setup(self) -> None:
+        self.t5 = T5(self.config.t5)
+        self.slots = self.param(
+            "slots",
+            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("slot", "embed")),
+            (total_slots(self.spec), self.config.t5.emb_dim),
+        )
+        self.heads = Heads(self.config.heads, self.spec)
+
+    def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
+        """Returns the adapters for `episode["support_tokens"]` [rows, length] int32 (0 = padding)."""
+        return self.heads(self.slot_states(episode, enable_dropout=enable_dropout))
+
+    def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
+        """Returns the decoder's state of every slot, [slots, emb]: what the heads read, and a task's embedding."""
+        tokens = episode["support_tokens"]
+        if tokens.ndim != 2:
+            raise ConfigError(f"support_tokens: expected [rows, length] of one task, got {tuple(tokens.shape)}")
+        encoded = self.t5.encode(tokens, enable_dropout=enable_dropout)
+        hidden = self.t5.decode_embeddings(
+            jnp.asarray(self.slots)[None],
+            encoded.reshape(1, -1, encoded.shape[-1]),
+            tokens.reshape(1, -1),
+            slot_bias=self.config.slot_bias,
+            enable_dropout=enable_dropout,
+        )
+        return hidden[0]
+
+
+def initialise_from_t5(params: PyTree, t5_params: PyTree) -> PyTree:
+    """Returns hypernetwork parameters whose T5 is a copy of `t5_params`; slots and heads stay as they are.
+
+    Raises:
+      CheckpointError: a parameter of the hypernetwork's T5 is absent from `t5_params` or has another shape there.
+    """
+    source = trees.flatten(t5_params)
+
+    def pick(path: str, leaf: Array) -> Array:
+        if path not in source:
+            raise CheckpointError(f"t5/{path}: the T5 to start from has no such parameter")
+        if source[path].shape != leaf.shape:
+            raise CheckpointError(f"t5/{path}: the hypernetwork expects {leaf.shape}, the T5 has {source[path].shape}")
+        return jnp.asarray(source[path], leaf.dtype)
+
+    return {**params, "t5": trees.map_with_path(pick, params["t5"])}

@@ -1,0 +1,29 @@
+"""What a hypernetwork is: a Flax module that turns one task's episode into one task's adapters.
+
+Everything above (objectives, evaluation, serving) knows only this; everything below (heads, specs) is how one gets
+there. A hypernetwork names no adapter kind: it emits whatever its `spec` asks for. It is written for one task; whoever
+has many maps over them:
+
+>>> many = jax.vmap(lambda episode: hypernet.apply({"params": params}, episode))(episodes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.types import Array, PyTree
+
+
+@runtime_checkable
+class Hypernetwork(Protocol):
+    """A linen module with a `spec`, called with the episode of one task.
+
+    The episode holds `support_tokens` [rows, length] int32 and `task_index` [] int32; a hypernetwork reads what it
+    needs. The call returns the adapter tree that `spec.validate` accepts, ready for the base model.
+    """
+
+    spec: AdapterSpec
+
+    def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree: ...

@@ -1,0 +1,50 @@
+"""Table: one learned adapter per task, chosen by index. Plain LoRA or prefix tuning through the hypernetwork's path.
+
+A table with one row is a shared adapter (the multi-task baseline); a table with a row per task is ordinary
+parameter-efficient fine-tuning of many tasks at once. Both go through the same training step as a HyperT5, and the
+result is the same kind of adapter tree.
+
+>>> table = Table(spec, num_tasks=1)
+>>> params = table.init(rng, {"task_index": 0})["params"]
+>>> adapters = table.apply({"params": params}, {"task_index": 0})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.types import Array, PyTree
+
+
+class Table(nn.Module):
+    """Adapters of `num_tasks` tasks as parameters; leaf names are the spec's paths with '.' for '/'.
+
+    Attributes:
+      spec: what a row holds.
+      num_tasks: rows.
+      shared: every task reads row 0, whatever its index.
+    """
+
+    spec: AdapterSpec
+    num_tasks: int = 1
+    shared: bool = False
+
+    @nn.compact
+    def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
+        """Returns the adapters of row `episode["task_index"]`, an int32 scalar."""
+        del enable_dropout
+        rows = {
+            leaf.path: self.param(
+                leaf.path.replace("/", "."),
+                nn.with_logical_partitioning(nn.initializers.normal(leaf.init_std), ("task", *leaf.axes)),
+                (self.num_tasks, *leaf.shape),
+            )
+            for leaf in self.spec.leaves
+        }
+        index = jnp.zeros((), jnp.int32) if self.shared else jnp.asarray(episode["task_index"], jnp.int32)
+        raw = {path: jnp.asarray(row)[index] for path, row in rows.items()}
+        return self.spec.materialise(self.spec.unflatten(raw))
