@@ -1,0 +1,86 @@
+# Everything a newcomer types. Each target sets up what it needs: a virtual environment in .venv, with the exact versions
+# of requirements/*.lock, and this package in it, editable. Needs Python 3.11 or newer with venv, and nothing else.
+#
+#   make demo    see a frozen T5 adapt to unseen tasks: training live, a table, a plot (demo/)
+#   make test    the whole test suite; pick some with  make test PYTEST_ARGS="tests/adapters -k lora"
+#   make lint    style and format, changing nothing;  make format  repairs what can be repaired
+#   make lock    resolve requirements/*.lock anew (needs uv);  make wheel  dist/*.whl;  make clean  remove what was made
+
+VENV ?= .venv
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+UV ?= uv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install -qq --progress-bar off
+LINTED := hyperflax tasks gin_configs tests benchmarks setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format lock wheel clean setup setup-test
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.core
+	$(BIN)/hyperflax demo $(DEMO_ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+
+wheel: $(VENV)/.core
+	rm -rf build
+	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
+
+setup: $(VENV)/.core
+
+setup-test: $(VENV)/.test
+
+# The environment is made in place, in the first Python that is new enough and has venv; PYTHON=... chooses another.
+$(VENV)/.made:
+	@set -e; \
+	for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Setting up $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv --clear "$(VENV)"; \
+	    touch $@; \
+	    exit 0; \
+	  fi; \
+	done; \
+	echo "hyperflax needs Python 3.11 or newer with its venv module, and found none." >&2; \
+	echo "Install one (on Debian or Ubuntu: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+
+$(VENV)/.core: requirements/core.lock setup.py pyproject.toml | $(VENV)/.made
+	@echo "Installing the pinned packages of requirements/core.lock (once; a minute or two)"
+	@$(INSTALL) -r requirements/core.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.test: requirements/test.lock $(VENV)/.core
+	@echo "Installing the pinned packages of requirements/test.lock, TensorFlow among them (once; a few minutes)"
+	@$(INSTALL) -r requirements/test.lock
+	@touch $@
+
+# Pins only: no addresses, no hashes. One file holds for all supported Pythons and both Linux and macOS; core.lock is a
+# part of test.lock, so that the second install never changes what the first one brought.
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade \
+	--custom-compile-command "make lock"
+
+lock:
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
+	$(COMPILE) --extra seqio --extra test -o requirements/test.lock setup.py requirements/build.in
+	$(COMPILE) -c requirements/test.lock -o requirements/core.lock setup.py requirements/build.in
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""The package: what is installed, under which names, and what it needs.
+
+Two top-level folders install under names that nobody else owns: `tasks/` as `hyperflax_tasks` and `gin_configs/` as
+`hyperflax_gin_configs`. Both names work in a wheel and in an editable install (`pip install -e .`), from any directory.
+
+Lower bounds are released versions with which the tests pass; upper bounds stand before the next version line, which
+nobody has tried. The exact versions of `make demo` and `make test` are in requirements/*.lock, made by `make lock`.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).resolve().parent
+README = ROOT / "README.md"
+VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hyperflax/__init__.py").read_text("utf-8"), re.MULTILINE)
+
+FOLDERS = {"hyperflax_tasks": "tasks", "hyperflax_gin_configs": "gin_configs"}
+
+CORE = [
+    "jax>=0.10,<0.13",
+    "flax>=0.12,<0.13",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "tensorstore>=0.1.80,<0.2",
+    "safetensors>=0.7,<1",
+    "sentencepiece>=0.2.1,<0.3",
+    "grain>=0.2.15,<0.3",
+    "array_record>=0.8.3,<0.9",
+    "gin-config>=0.5,<0.6",
+    "numpy>=2.1,<3",
+    "msgpack>=1.1,<2",
+    "tqdm>=4.67,<5",
+    "matplotlib>=3.10,<4",
+    "tensorboardX>=2.6.4,<3",
+    "rouge-score>=0.1.2,<0.2",
+]
+
+EXTRAS = {
+    # Reading registered seqio Tasks; training from a cache needs none of it.
+    "seqio": ["seqio>=0.0.20,<0.1", "tensorflow>=2.21,<2.22", "tensorflow-datasets>=4.9.9,<5"],
+    "cuda": ["jax[cuda12]"],
+    "tpu": ["jax[tpu]"],
+    "test": ["hypothesis>=6.100,<7", "pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18", "setuptools>=77"],
+}
+
+
+def installed_packages() -> list[str]:
+    """Every package by its installed name; the renamed folders' sub-packages included."""
+    packages = find_packages(include=["hyperflax", "hyperflax.*"])
+    for name, folder in FOLDERS.items():
+        packages += [name, *(f"{name}.{package}" for package in find_packages(folder))]
+    return packages
+
+
+setup(
+    name="hyperflax",
+    version=VERSION.group(1),
+    description="Hypernetworks that read a few examples of a task and emit LoRA or prefix parameters for a frozen T5",
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=installed_packages(),
+    package_dir=FOLDERS,
+    package_data={
+        "hyperflax": ["py.typed", "assets/**/*.json", "assets/**/*.safetensors"],
+        "hyperflax_gin_configs": ["**/*.gin"],
+        "hyperflax_tasks": ["**/*.jsonl", "**/*.json", "**/*.txt"],
+    },
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["hyperflax = hyperflax.cli.main:main"]},
+    zip_safe=False,
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
