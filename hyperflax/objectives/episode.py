@@ -1,0 +1,124 @@
+"""Hyperpretraining: a hypernetwork is scored by how well the adapters that it writes make a frozen T5 do the task.
+
+    support [task, rows, length] -> hypernetwork -> adapters of each task
+    inputs/targets [task, example, length] -> T5 with that task's adapters -> token loss
+
+(Phang et al. 2022, HyperTuning, section 3; the split of a task's examples into support and scored ones is the data's
+business.) The code below is written for one task; `vmap` adds the task axis, so one generated adapter serves all of
+its task's examples. The frozen parameters are an argument and no gradient is ever asked for in them.
+
+>>> objective = HypermodelObjective(T5(config), HyperT5(hyper_config, spec))
+>>> params = objective.init(rng, batch)
+>>> loss_sum, weight_sum, metrics = objective.loss(params, frozen, batch, rng)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hyperflax.errors import DataError
+from hyperflax.objectives.language_model import apply_t5, axes_of
+from hyperflax.objectives.normalisation import target_weights
+from hyperflax.objectives.protocol import SCORED, LossOutput, Metrics, check_batch, scored_metrics
+from hyperflax.types import Array, Batch, PyTree
+
+EPISODE = ("support_tokens", "task_index")
+
+
+@dataclasses.dataclass(frozen=True)
+class HypermodelObjective:
+    """Token loss of a frozen base model under generated adapters; only the hypernetwork is trained.
+
+    Attributes:
+      model: the base `T5`; its parameters are `loss`'s `frozen`.
+      hypernetwork: a linen module with a `spec`, called with one task's episode (see `hypernets.protocol`).
+      z_loss, label_smoothing: of the token loss.
+      base_dropout: dropout inside the frozen model, too; by default only the hypernetwork's.
+      spmd_axis_name: mesh axes that the task axis lives on, when either module has sharding constraints of its own.
+    """
+
+    model: nn.Module
+    hypernetwork: nn.Module
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    base_dropout: bool = False
+    spmd_axis_name: tuple[str, ...] | None = None
+
+    def init(self, rng: Array, batch: Batch) -> PyTree:
+        """Returns a hypernetwork's parameters from scratch."""
+        return nn.unbox(self._init(rng, batch))
+
+    def logical_axes(self, batch: Batch) -> PyTree:
+        """Returns the tree of logical axis names."""
+        return axes_of(jax.eval_shape(self._init, jax.random.key(0), batch))
+
+    def generate(self, params: PyTree, batch: Batch, rng: Array | None = None) -> PyTree:
+        """Returns the adapters of every task of the batch: the spec's tree with a leading task axis."""
+        episodes = episodes_of(batch)
+        return self._over_tasks(lambda episode, key: self._adapters(params, episode, key))(
+            episodes, _keys(rng, episodes)
+        )
+
+    def loss(self, params: PyTree, frozen: PyTree, batch: Batch, rng: Array | None) -> LossOutput:
+        """Returns (loss sum, weight sum, metrics) of a batch [task, example, length].
+
+        Raises:
+          DataError: a feature is missing or has the wrong number of dimensions.
+        """
+        check_batch(batch, SCORED, 3)
+        episodes = episodes_of(batch)
+
+        def one_task(episode: Batch, scored: Batch, key: Array | None) -> Array:
+            adapters = self._adapters(params, episode, key)
+            base_key = None if key is None or not self.base_dropout else jax.random.fold_in(key, 1)
+            return apply_t5(self.model, {"params": frozen, "adapters": adapters}, scored, base_key)
+
+        scored = {name: batch[name] for name in SCORED}
+        logits = self._over_tasks(one_task)(episodes, scored, _keys(rng, episodes))
+        return self._score(logits, batch)
+
+    def bare(self, frozen: PyTree, batch: Batch) -> Metrics:
+        """Returns the metrics of the base model without adapters on the same scored examples."""
+        check_batch(batch, SCORED, 3)
+        flat = {name: jnp.reshape(batch[name], (-1, batch[name].shape[-1])) for name in SCORED}
+        logits = apply_t5(self.model, {"params": frozen}, flat, None)
+        return self._score(logits.reshape(*batch["decoder_target_tokens"].shape, -1), batch)[2]
+
+    def initial_metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
+        """Returns the bare model's metrics as `bare/*`: a fresh generator should cost about the same."""
+        return {f"bare/{name}": pair for name, pair in self.bare(frozen, batch).items()}
+
+    def _init(self, rng: Array, batch: Batch) -> PyTree:
+        episode = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], episodes_of(batch))
+        return self.hypernetwork.init(rng, episode)["params"]
+
+    def _adapters(self, params: PyTree, episode: Batch, key: Array | None) -> PyTree:
+        rngs = None if key is None else {"dropout": key}
+        return self.hypernetwork.apply({"params": params}, episode, enable_dropout=key is not None, rngs=rngs)
+
+    def _score(self, logits: Array, batch: Batch) -> LossOutput:
+        return scored_metrics(
+            logits, batch, target_weights(batch), z_loss=self.z_loss, label_smoothing=self.label_smoothing
+        )
+
+    def _over_tasks(self, fn: Any) -> Any:
+        return jax.vmap(fn, spmd_axis_name=self.spmd_axis_name)
+
+
+def episodes_of(batch: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns what a hypernetwork may read of a batch: the support and the task's index, never the scored examples."""
+    episodes = {name: batch[name] for name in EPISODE if name in batch}
+    if not episodes:
+        raise DataError(f"batch: an episode has 'support_tokens' or 'task_index', got {sorted(batch)}")
+    return episodes
+
+
+def _keys(rng: Array | None, episodes: Mapping[str, Array]) -> Array | None:
+    """One dropout key per task, or None (which vmap passes on as None)."""
+    return None if rng is None else jax.random.split(rng, next(iter(episodes.values())).shape[0])
