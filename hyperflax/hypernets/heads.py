@@ -77,10 +77,8 @@ def group_layers(spec: AdapterSpec) -> tuple[Group, ...]:
     """Groups the layers of `spec` whose leaves agree in everything but the layer number."""
     groups: dict[tuple, list[tuple[str, int]]] = {}
     for stack, layer in spec.layers():
-        signature = tuple(
-            dataclasses.replace(leaf, path=leaf.path.replace(f"layers_{layer}/", "layers_*/"), layer=0)
-            for leaf in spec.leaves_of(stack, layer)
-        )
+        leaves = spec.leaves_of(stack, layer)
+        signature = (stack, tuple((leaf.local, leaf.shape, leaf.slot_axis, leaf.head_std) for leaf in leaves))
         groups.setdefault(signature, []).append((stack, layer))
     return tuple(
         Group(
@@ -124,7 +122,8 @@ class Heads(nn.Module):
         if states.ndim != 2 or states.shape[0] != expected:
             raise AdapterError(f"slot states: expected [{expected}, emb] for this spec, got {tuple(states.shape)}")
         norm = self.param(
-            "norm_scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), states.shape[-1:])
+            "norm_scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), states.shape[-1:]
+        )
         states = normalise(states) * jnp.asarray(norm, states.dtype)
         offsets = slot_offsets(self.spec)
         raw: dict[str, Array] = {}
@@ -149,9 +148,13 @@ class Heads(nn.Module):
         emb, hidden = rows.shape[-1], self.config.hidden
         name = group.name
         kernel_in = self.param(
-            f"{name}_in", nn.with_logical_partitioning(stacked_normal(1.0 / math.sqrt(emb)), ("head", "embed", "mlp")), (heads, emb, hidden)
+            f"{name}_in",
+            nn.with_logical_partitioning(stacked_normal(1.0 / math.sqrt(emb)), ("head", "embed", "mlp")),
+            (heads, emb, hidden),
         )
-        bias_in = self.param(f"{name}_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("head", "mlp")), (heads, hidden))
+        bias_in = self.param(
+            f"{name}_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("head", "mlp")), (heads, hidden)
+        )
         sizes = [slot_size(leaf) for leaf in group.leaves[0]]
         stds = [leaf.head_std / math.sqrt(hidden * GELU_SECOND_MOMENT) for leaf in group.leaves[0]]
         kernel_out = self.param(

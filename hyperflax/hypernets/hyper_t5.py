@@ -47,7 +47,7 @@ class HyperT5Config:
     """
 
     t5: T5Config
-    heads: HeadsConfig = HeadsConfig()
+    heads: HeadsConfig = dataclasses.field(default_factory=HeadsConfig)
     slot_bias: Literal["none", "bidirectional"] = "none"
 
     def __post_init__(self) -> None:
