@@ -45,9 +45,11 @@ setup: $(VENV)/.core
 
 setup-test: $(VENV)/.test
 
-# The environment is made in place, in the first Python that is new enough and has venv; PYTHON=... chooses another.
+# The environment is made in place, in the first Python that is new enough and has venv; PYTHON=... chooses another. One
+# that is there already and works is kept.
 $(VENV)/.made:
 	@set -e; \
+	if $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then touch $@; exit 0; fi; \
 	for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
 	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    echo "Setting up $(VENV) with $$("$$python" --version)"; \
@@ -57,7 +59,8 @@ $(VENV)/.made:
 	  fi; \
 	done; \
 	echo "hyperflax needs Python 3.11 or newer with its venv module, and found none." >&2; \
-	echo "Install one (on Debian or Ubuntu: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python3.11" >&2; \
+	echo "Install one (on Debian or Ubuntu: apt-get install python3 python3-venv), or name it:" >&2; \
+	echo "  make PYTHON=/path/to/python3.11" >&2; \
 	exit 1
 
 $(VENV)/.core: requirements/core.lock setup.py pyproject.toml | $(VENV)/.made

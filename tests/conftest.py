@@ -1,37 +1,102 @@
-"""Fixtures shared by all tests: where the reference data is."""
+"""What all tests share: where the reference data is, and the closing count of tests that were not run.
+
+The reference data lies outside the repository, at `HYPERFLAX_DATA`, by default `../shared/data` beside it. A test that
+needs it is not run where there is none at all; where somebody has put a data folder and it is not as expected, the test
+fails: a mistyped path must not turn into a green run.
+"""
 
 from __future__ import annotations
 
+import collections
+import fcntl
+import hashlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
+
+# Tests state what holds on CPU, bit for bit; on another device name it: JAX_PLATFORMS=cuda make test.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> pathlib.Path:
-    """The folder of reference data: `HYPERFLAX_DATA`, by default `../shared/data` beside the repository."""
-    path = pathlib.Path(os.environ.get("HYPERFLAX_DATA", REPOSITORY.parent / "shared" / "data"))
+    """The folder of reference data."""
+    if named := os.environ.get("HYPERFLAX_DATA"):
+        path = pathlib.Path(named)
+        if not path.is_dir():
+            pytest.fail(f"HYPERFLAX_DATA={named}: expected a folder of reference data, found none", pytrace=False)
+        return path
+    path = REPOSITORY.parent / "shared" / "data"
     if not path.is_dir():
-        pytest.skip(f"reference data not found at {path}; set HYPERFLAX_DATA")
+        if path.parent.exists():
+            pytest.fail(f"{path.parent} is there, but its folder 'data' is not", pytrace=False)
+        pytest.skip("needs the reference data: set HYPERFLAX_DATA to its folder")
     return path
 
 
 @pytest.fixture(scope="session")
-def materialised(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The reference data in the layouts in which users have it; made once per run, or taken from `HYPERFLAX_MATERIALISED`."""
-    if ready := os.environ.get("HYPERFLAX_MATERIALISED"):
-        return pathlib.Path(ready)
-    out = tmp_path_factory.mktemp("materialised")
-    subprocess.run([sys.executable, str(data_dir / "materialise.py"), str(out)], check=True)
+def materialised(data_dir: pathlib.Path) -> pathlib.Path:
+    """The reference data in the layouts in which users have it.
+
+    Taken from `HYPERFLAX_MATERIALISED`, or unpacked once per machine and state of the data (a minute and 300 MB) and
+    then shared by all runs; read it, never write to it.
+    """
+    if named := os.environ.get("HYPERFLAX_MATERIALISED"):
+        path = pathlib.Path(named)
+        if not path.is_dir():
+            pytest.fail(f"HYPERFLAX_MATERIALISED={named}: expected a folder, found none", pytrace=False)
+        return path
+    home = pathlib.Path(tempfile.gettempdir()) / f"hyperflax-tests-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.stat().st_uid != os.getuid():
+        pytest.fail(f"{home} belongs to somebody else", pytrace=False)
+    out = home / f"data-{_state(data_dir)}"
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes wait for the first one
+        if not out.is_dir():
+            partial = out.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            subprocess.run([sys.executable, str(data_dir / "materialise.py"), str(partial)], check=True)
+            partial.rename(out)
     return out
+
+
+def _state(data_dir: pathlib.Path) -> str:
+    """A name for what the data folder holds: changes with any file's name, size or time."""
+    digest = hashlib.sha256(str(data_dir.resolve()).encode())
+    for path in sorted(data_dir.rglob("*")):
+        status = path.stat()
+        digest.update(f"{path.relative_to(data_dir)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 @pytest.fixture(scope="session")
 def goldens(data_dir: pathlib.Path) -> pathlib.Path:
     """Arrays computed by T5X itself."""
     return data_dir / "t5x" / "goldens"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Ends every run with the number of tests that were not run, and why."""
+    reasons: collections.Counter[str] = collections.Counter()
+    for kind in ("skipped", "xfailed"):
+        for report in terminalreporter.stats.get(kind, []):
+            if isinstance(report.longrepr, tuple):
+                reason = report.longrepr[2].removeprefix("Skipped: ")
+            else:
+                reason = getattr(report, "wasxfail", "") or str(report.longrepr)
+            reasons[reason if kind == "skipped" else f"known to fail: {reason}"] += 1
+    if deselected := len(terminalreporter.stats.get("deselected", [])):
+        reasons["left out by the command line"] = deselected
+    terminalreporter.section("tests not run")
+    terminalreporter.write_line(f"{sum(reasons.values())} tests not run{':' if reasons else ''}")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"  {count} x {reason}")
