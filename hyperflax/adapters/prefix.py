@@ -1,0 +1,121 @@
+"""Prefix tuning: learned keys and values before those of an attention (Li and Liang 2021, section 4.1).
+
+    attention(q, [key; K], [value; V])      key, value [length, heads, head_dim]
+
+Every query may attend to every prefix position, in the causal decoder, too. `position_bias` says which relative
+position bias (Raffel et al. 2020, section 2.1) the prefix positions get:
+
+- `zero`: none. They stand outside the sequence.
+- `preceding`: they stand before it at positions -length .. -1, so query i is at distance `j - length - i` from prefix
+  position j (memory minus query position, T5's convention), in the stack's own buckets.
+
+Cross-attention has no position bias in T5, so both mean the same there, and the tree writes it as `prefix` in both.
+
+An optional leaf `mask` [length], 1 = keep and 0 = nobody attends, makes prefixes of different lengths one shape. A
+masked position has no effect at all; with every position masked the attention is the bare one up to the order of
+summation, at most 1e-5 of the largest logit.
+
+>>> spec = prefix_spec(Prefix(length=8, sites=("encoder/attention",)), t5_config)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from hyperflax.adapters.checks import is_int, is_number
+from hyperflax.adapters.sites import attentions, check_places, select
+from hyperflax.adapters.spec import AdapterSpec, Leaf
+from hyperflax.errors import AdapterError, ConfigError
+from hyperflax.types import Array, T5Config
+
+READERS = {"zero": "prefix", "preceding": "preceding_prefix"}
+CROSS_ATTENTION = "encoder_decoder_attention"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """Settings of prefix tuning.
+
+    Attributes:
+      length: positions, equal in all chosen attentions.
+      position_bias: `zero` or `preceding`, see above.
+      sites: patterns over `encoder/attention`, `decoder/self_attention`, `decoder/encoder_decoder_attention`.
+      layers: numbers of the layers that have it, in either stack; None is all of them.
+      init_std: start of the learned static keys and values.
+      head_std: start of what a hypernetwork adds to them.
+    """
+
+    length: int = 8
+    position_bias: Literal["zero", "preceding"] = "zero"
+    sites: tuple[str, ...] = ("*",)
+    layers: tuple[int, ...] | None = None
+    init_std: float = 0.1
+    head_std: float = 0.1
+
+    kind: ClassVar[str] = "prefix"
+    readers: ClassVar[tuple[str, ...]] = tuple(READERS.values())
+    size: ClassVar[str] = "length"
+
+    def __post_init__(self) -> None:
+        check_places(self)
+        if not is_int(self.length) or self.length < 1:
+            raise ConfigError(f"Prefix.length: expected a positive int, got {self.length!r}")
+        if not isinstance(self.position_bias, str) or self.position_bias not in READERS:
+            raise ConfigError(f"Prefix.position_bias: expected 'zero' or 'preceding', got {self.position_bias!r}")
+        for name in ("init_std", "head_std"):
+            value = getattr(self, name)
+            if not is_number(value) or value < 0:
+                raise ConfigError(f"Prefix.{name}: expected a finite number, 0 or more, got {value!r}")
+            object.__setattr__(self, name, float(value))
+
+    def spec(self, t5: T5Config) -> AdapterSpec:
+        return prefix_spec(self, t5)
+
+    def resized(self, slots: int) -> Prefix:
+        return dataclasses.replace(self, length=slots)
+
+    @classmethod
+    def catalogue(cls) -> tuple[Prefix, ...]:
+        preceding = ("encoder/attention", "decoder/self_attention")
+        return cls(length=1), cls(length=1, position_bias="preceding", sites=preceding)
+
+    @staticmethod
+    def merge_slot(path: str, kernel: Array, slot: Mapping[str, Any]) -> Array:
+        raise AdapterError(
+            f"prefix at '{path}' cannot be merged: no change of the weights makes an attention see further positions"
+        )
+
+    @staticmethod
+    def mix_slots(path: str, slots: Sequence[Mapping[str, Any]], weights: Sequence[Any]) -> dict[str, Array]:
+        raise AdapterError(
+            f"prefix at '{path}' cannot be interpolated exactly: its effect passes through a softmax over prefix and "
+            "sequence together, which no prefix turns into a weighted sum of effects"
+        )
+
+
+def prefix_spec(config: Prefix, t5: T5Config) -> AdapterSpec:
+    """Returns `key` and `value` [length, heads, head_dim] for every chosen attention, and the optional `mask`.
+
+    Raises:
+      ConfigError: a site pattern or layer that chooses nothing; the message lists the sites.
+    """
+    leaves, masks = [], []
+    for place in select(attentions(t5), config.sites, config.layers):
+        cross = place.module == CROSS_ATTENTION
+        path = f"{place.path}/{READERS['zero' if cross else config.position_bias]}"
+        where = {"stack": place.stack, "layer": place.layer, "slot_axis": 0}
+        for name in ("key", "value"):
+            leaves.append(
+                Leaf(
+                    path=f"{path}/{name}",
+                    shape=(config.length, t5.num_heads, t5.head_dim),
+                    axes=("prefix", "heads", "kv"),
+                    init_std=config.init_std,
+                    head_std=config.head_std,
+                    **where,
+                )
+            )
+        masks.append(Leaf(path=f"{path}/mask", shape=(config.length,), axes=("prefix",), **where))
+    return AdapterSpec(tuple(leaves), (config,), optional=tuple(masks))

@@ -1,0 +1,77 @@
+"""One adapter in the shape of a larger one, with the same effect.
+
+Everything that puts unlike adapters into one array comes down to this: layers that a kind leaves out, ranks and prefix
+lengths that differ. What is new is the identity: zeros, and masked where there is a mask to say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from hyperflax.adapters.spec import AdapterSpec, Leaf
+from hyperflax.errors import AdapterError
+from hyperflax.types import Array
+
+
+def widen(flat: Mapping[str, Array], spec: AdapterSpec, target: AdapterSpec) -> dict[str, Array]:
+    """Returns the adapter `flat` of `spec` as one of `target`.
+
+    Args:
+      flat: `{path: array}` of an adapter that fits `spec`; leading batch dimensions are kept.
+      spec: the adapter's own spec.
+      target: has every leaf of `spec`, equal but for a slot axis that may be longer, and possibly more leaves.
+
+    Returns:
+      `{path: array}` with all leaves of `target`; optional leaves only where they are there or needed.
+
+    Raises:
+      AdapterError: `target` lacks a leaf of `spec`, or has it smaller or of another shape.
+    """
+    wanted = {leaf.path: leaf for leaf in target.leaves}
+    for leaf in spec.leaves:
+        to = wanted.get(leaf.path)
+        if to is None or to.slot_axis != leaf.slot_axis or leaf.resized(to.slots).shape != to.shape:
+            shape = None if to is None else to.shape
+            raise AdapterError(f"leaf '{leaf.path}': shape {leaf.shape} cannot be widened to {shape}")
+        if to.slots < leaf.slots:
+            raise AdapterError(f"leaf '{leaf.path}': {leaf.slots} slots cannot be narrowed to {to.slots}")
+    batch: tuple[int, ...] = ()
+    dtype: Any = jnp.float32
+    for leaf in spec.leaves[:1]:
+        like = jnp.asarray(flat[leaf.path])
+        batch, dtype = like.shape[: like.ndim - len(leaf.shape)], like.dtype
+
+    wide = {}
+    for leaf in target.leaves:
+        wide[leaf.path] = (
+            lengthen(flat[leaf.path], leaf) if leaf.path in flat else jnp.zeros((*batch, *leaf.shape), dtype)
+        )
+    had = {f"{leaf.module}/{leaf.reader}": leaf.slots for leaf in spec.leaves}
+    for leaf in target.optional:
+        slots = had.get(f"{leaf.module}/{leaf.reader}", 0)
+        if leaf.path in flat:
+            wide[leaf.path] = lengthen(flat[leaf.path], leaf)
+        elif slots < leaf.slots:
+            wide[leaf.path] = lengthen(
+                jnp.ones((*batch, *leaf.resized(slots).shape) if slots else (*batch, 0), dtype), leaf
+            )
+    return wide
+
+
+def lengthen(array: Array, leaf: Leaf) -> Array:
+    """Returns `array` with zeros appended to its slot axis up to the leaf's size. Leading dimensions are kept."""
+    array = jnp.asarray(array)
+    axis = array.ndim - len(leaf.shape) + leaf.slot_axis
+    missing = leaf.slots - array.shape[axis]
+    if not missing:
+        return array
+    return jnp.pad(array, [(0, missing if dim == axis else 0) for dim in range(array.ndim)])
+
+
+def complete(flats: Sequence[Mapping[str, Array]]) -> list[dict[str, Any]]:
+    """Returns the mappings with equal keys: an optional leaf that only some have is all ones in the others."""
+    every = {path: array for flat in flats for path, array in flat.items()}
+    return [{path: flat.get(path, jnp.ones_like(every[path])) for path in sorted(every)} for flat in flats]
