@@ -1,0 +1,179 @@
+"""Which tasks and examples of a source can become episodes: checked once, before the first batch.
+
+Over-long examples and tasks that are too small are found here, so that a run fails, or says what it leaves out, at its
+start and not at step 40,000.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+
+from hyperflax.data.episode_config import EpisodeConfig, in_inputs, in_support
+from hyperflax.data.examples import ExampleSource, TaskInfo
+from hyperflax.data.rendering import SENTINELS
+from hyperflax.errors import DataError
+
+_LOG = logging.getLogger("hyperflax.data")
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodePlan:
+    """The usable part of a source under a config.
+
+    Attributes:
+      tasks: int64 `[usable tasks]`, their numbers in the source.
+      eligible: for each of them, int64 indices of the examples that fit.
+      infos: for each of them, definition and positives, without positives that do not fit.
+      cumulative: float64 `[usable tasks]`, cumulated drawing probabilities; the last is 1.
+      skipped_examples: `{task name: count}` of examples left out as over-long.
+      skipped_tasks: `{task name: reason}`.
+    """
+
+    tasks: np.ndarray
+    eligible: tuple[np.ndarray, ...]
+    infos: tuple[TaskInfo, ...]
+    cumulative: np.ndarray
+    skipped_examples: dict[str, int]
+    skipped_tasks: dict[str, str]
+
+    def draw(self, uniform: float) -> int:
+        """Position of the task drawn by a uniform number of [0, 1)."""
+        return min(int(np.searchsorted(self.cumulative, uniform, side="right")), len(self.tasks) - 1)
+
+    def summary(self) -> str:
+        """One line: what is used and what is left out."""
+        used = sum(map(len, self.eligible))
+        line = f"{len(self.tasks)} tasks, {used} examples"
+        if self.skipped_examples:
+            skipped = sum(self.skipped_examples.values())
+            line += f"; {skipped} over-long examples of {len(self.skipped_examples)} tasks left out"
+        if self.skipped_tasks:
+            name, reason = next(iter(self.skipped_tasks.items()))
+            line += f"; {len(self.skipped_tasks)} tasks left out (first: '{name}': {reason})"
+        return line
+
+
+def make_plan(source: ExampleSource, config: EpisodeConfig) -> EpisodePlan:
+    """Finds the examples that fit and the tasks that have enough of them.
+
+    Raises:
+      DataError: under `too_long='error'` the first over-long example, with its task and index; under
+        `too_few='error'` the first task with fewer than K + Q usable examples; or no usable task at all.
+    """
+    tasks, eligible, infos = [], [], []
+    skipped_examples: dict[str, int] = {}
+    skipped_tasks: dict[str, str] = {}
+    for task, name in enumerate(source.task_names):
+        info, reason = usable_info(source.info(task), config, name)
+        indices = np.zeros(0, np.int64)
+        if not reason:
+            fits = fitting(source.lengths(task), info, config, name)
+            indices = np.flatnonzero(fits)
+            if missing := len(fits) - len(indices):
+                skipped_examples[name] = missing
+            reason = _shortage(len(indices), missing, config, name)
+        if reason:
+            skipped_tasks[name] = reason
+            continue
+        tasks.append(task)
+        eligible.append(indices)
+        infos.append(info)
+    if not tasks:
+        reasons = [f"'{name}': {reason}" for name, reason in list(skipped_tasks.items())[:3]]
+        raise DataError(
+            f"expected at least one usable task out of {len(source.task_names)}, got none ({'; '.join(reasons)})"
+        )
+    cumulative = _cumulative(source, tasks, eligible, config)
+    plan = EpisodePlan(np.asarray(tasks), tuple(eligible), tuple(infos), cumulative, skipped_examples, skipped_tasks)
+    if skipped_examples or skipped_tasks:
+        _LOG.warning("%s", plan.summary())
+    return plan
+
+
+def usable_info(info: TaskInfo, config: EpisodeConfig, name: str) -> tuple[TaskInfo, str]:
+    """The info without what is placed nowhere or does not fit, and why the task cannot be used ('' if it can)."""
+    if config.positives == "none":
+        info = info._replace(positives=())
+    if config.definition == "none":
+        info = info._replace(definition=info.definition[:0])
+    if in_support(config.definition) and (size := len(info.definition) + 1) > config.support_length:
+        problem = f"definition of {size} tokens, expected at most {config.support_length} in a support row"
+        if config.too_long == "error":
+            raise DataError(f"task '{name}': {problem}")
+        if config.too_long == "skip":
+            return info, problem
+    if in_support(config.positives):
+        kept = []
+        for number, positive in enumerate(info.positives):
+            size = len(positive.inputs) + len(positive.targets) + SENTINELS + 1
+            if size <= config.support_length:
+                kept.append(positive)
+            elif config.too_long == "error":
+                raise DataError(
+                    f"task '{name}', positive example {number}: expected at most {config.support_length} tokens, "
+                    f"got {size}"
+                )
+        info = info._replace(positives=tuple(kept))
+    return info, ""
+
+
+def fitting(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig, name: str) -> np.ndarray:
+    """bool `[examples]`: which of a task's examples fit as demonstration and as scored example alike."""
+    support, scored = fitting_support(lengths, config), fitting_scored(lengths, info, config)
+    fits = support & scored
+    if config.too_long == "error" and not fits.all():
+        index = int(np.argmin(fits))
+        inputs, targets = (int(n) for n in lengths[index])
+        raise DataError(
+            f"task '{name}', example {index}: {inputs} tokens of input and {targets} of target do not fit into "
+            f"support_length={config.support_length}, inputs_length={config.inputs_length}, "
+            f"targets_length={config.targets_length} (too_long='skip' leaves such examples out)"
+        )
+    return fits
+
+
+def fitting_support(lengths: np.ndarray, config: EpisodeConfig) -> np.ndarray:
+    """bool `[examples]`: which fit a support row of their own."""
+    if config.shots == 0 or not in_support(config.demonstrations):
+        return np.ones(len(lengths), bool)
+    return lengths.sum(axis=1) + SENTINELS + 1 <= config.support_length
+
+
+def fitting_scored(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig) -> np.ndarray:
+    """bool `[examples]`: which fit as scored examples; all of them where those are truncated."""
+    if config.too_long == "truncate":
+        return np.ones(len(lengths), bool)
+    overhead = 1 + (SENTINELS if config.inputs_have_context else 0)
+    overhead += len(info.definition) if in_inputs(config.definition) else 0
+    return (lengths[:, 0] + overhead <= config.inputs_length) & (lengths[:, 1] + 1 <= config.targets_length)
+
+
+def _shortage(usable: int, skipped: int, config: EpisodeConfig, name: str) -> str:
+    """Why a task has too few examples, '' if it has enough."""
+    needed = config.shots + config.examples
+    if usable >= needed:
+        return ""
+    problem = f"expected at least {needed} examples (K={config.shots} + Q={config.examples}), got {usable}"
+    if skipped:
+        problem += f" and {skipped} over-long"
+    if config.too_few == "error":
+        raise DataError(f"task '{name}': {problem}")
+    return problem
+
+
+def _cumulative(
+    source: ExampleSource, tasks: list[int], eligible: list[np.ndarray], config: EpisodeConfig
+) -> np.ndarray:
+    """Cumulated probabilities: min(size, cap), or, with mixing rates, so within each mixture component."""
+    weights = np.minimum([len(indices) for indices in eligible], config.task_cap).astype(np.float64)
+    if source.group_rates is not None:
+        groups = source.groups[tasks]
+        totals = np.bincount(groups, weights, minlength=len(source.group_rates))
+        weights *= source.group_rates[groups] / totals[groups]
+    if not weights.sum() > 0:
+        raise DataError(f"expected a positive mixing rate for some task, got {source.group_rates}")
+    cumulative = np.cumsum(weights)
+    return cumulative / cumulative[-1]

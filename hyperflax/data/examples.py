@@ -1,0 +1,194 @@
+"""Tokenised examples of many tasks: the one interface between where data comes from and where episodes are made.
+
+A source numbers its tasks from 0 and every task's examples from 0. Tokens are int32 **without** end of sequence;
+episodes add it. Sources: `InMemorySource` here, `CachedSource` (ArrayRecord), `seqio_source`.
+
+>>> from hyperflax.data.vocabularies import Bytes
+>>> source = InMemorySource.from_strings({"upper": [("a", "A"), ("b", "B")]}, Bytes())
+>>> source.task_names, source.sizes.tolist(), source.example(0, 1).targets.tolist()
+(('upper',), [2], [69])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import DataError
+
+_EMPTY = np.zeros(0, np.int32)
+
+
+class Example(NamedTuple):
+    """One tokenised example.
+
+    Attributes:
+      inputs, targets: int32 `[n]`, without end of sequence.
+      options: answer choices for rank classification, int32 each; empty if the task has none.
+      references: every accepted answer as text, the target first; empty where the target alone counts.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    options: tuple[np.ndarray, ...] = ()
+    references: tuple[str, ...] = ()
+
+
+class TaskInfo(NamedTuple):
+    """What is known of a task beside its examples.
+
+    Attributes:
+      definition: its instruction, int32 `[n]`, empty if there is none.
+      positives: demonstrations that came with the task and are not among its examples.
+      category: a free label, such as Super-NaturalInstructions' task category.
+    """
+
+    definition: np.ndarray = _EMPTY
+    positives: tuple[Example, ...] = ()
+    category: str = ""
+
+
+class ExampleSource(Protocol):
+    """Tokenised examples by (task, index), numpy only.
+
+    Attributes:
+      vocabulary: of all tokens.
+      task_names: unique names; position = task number.
+      sizes: int64 `[tasks]`, examples of each task.
+      groups: int32 `[tasks]`, the mixture component of each task.
+      group_rates: float64 `[components]`, mixing rates, or None: in proportion to min(size, cap).
+    """
+
+    vocabulary: Vocabulary
+    task_names: tuple[str, ...]
+    sizes: np.ndarray
+    groups: np.ndarray
+    group_rates: np.ndarray | None
+
+    def example(self, task: int, index: int) -> Example:
+        """One example."""
+
+    def examples(self, task: int, indices: Sequence[int]) -> list[Example]:
+        """Several examples of one task, in the order asked for."""
+
+    def lengths(self, task: int) -> np.ndarray:
+        """int32 `[size, 2]`: tokens of inputs and targets of every example of a task."""
+
+    def info(self, task: int) -> TaskInfo:
+        """Definition, positive demonstrations and category of a task."""
+
+
+_NO_INFO = TaskInfo()
+
+
+@dataclasses.dataclass
+class TaskExamples:
+    """A task on its way into a source: its name, its examples and what else is known of it."""
+
+    name: str
+    examples: list[Example]
+    info: TaskInfo = _NO_INFO
+    group: int = 0
+
+
+class InMemorySource:
+    """All examples in one flat array per feature, with offsets.
+
+    Args:
+      tasks: the tasks in order; names must be unique and every task needs an example.
+      vocabulary: of the tokens.
+      group_rates: see `ExampleSource`.
+
+    Raises:
+      DataError: no task, a task without examples, two tasks of one name, a token outside the vocabulary.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[TaskExamples],
+        vocabulary: Vocabulary,
+        group_rates: Sequence[float] | None = None,
+    ):
+        names, sizes, groups, infos, lengths = [], [], [], [], []
+        tokens: list[np.ndarray] = []
+        self._extras: dict[int, tuple[tuple[np.ndarray, ...], tuple[str, ...]]] = {}
+        count = 0
+        for task in tasks:
+            if not task.examples:
+                raise DataError(f"task '{task.name}': expected at least one example, got none")
+            names.append(task.name)
+            sizes.append(len(task.examples))
+            groups.append(task.group)
+            infos.append(task.info)
+            for example in task.examples:
+                tokens += (example.inputs, example.targets)
+                lengths.append((len(example.inputs), len(example.targets)))
+                if example.options or example.references:
+                    self._extras[count] = (tuple(example.options), tuple(example.references))
+                count += 1
+        if not names:
+            raise DataError("expected at least one task, got none")
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise DataError(f"expected unique task names, got {twice[:5]} twice")
+        self.vocabulary = vocabulary
+        self.task_names = tuple(names)
+        self.sizes = np.asarray(sizes, np.int64)
+        self.groups = np.asarray(groups, np.int32)
+        self.group_rates = None if group_rates is None else np.asarray(group_rates, np.float64)
+        self._infos = infos
+        self._tokens = np.concatenate([np.asarray(piece, np.int32) for piece in tokens])
+        if self._tokens.size and not 0 <= self._tokens.min() <= self._tokens.max() < vocabulary.vocab_size:
+            low, high = int(self._tokens.min()), int(self._tokens.max())
+            raise DataError(f"expected token ids in [0, {vocabulary.vocab_size}), got {low} to {high}")
+        self._lengths = np.asarray(lengths, np.int32).reshape(-1, 2)
+        self._bounds = np.concatenate([[0], np.cumsum(self._lengths.ravel(), dtype=np.int64)]).tolist()
+        self._first = np.concatenate([[0], np.cumsum(self.sizes)]).tolist()
+
+    @classmethod
+    def from_strings(
+        cls,
+        tasks: Mapping[str, Iterable[tuple[str, str]]],
+        vocabulary: Vocabulary,
+        definitions: Mapping[str, str] | None = None,
+    ) -> InMemorySource:
+        """Tokenises `{task name: [(input, target), ...]}`; `definitions` gives some tasks an instruction."""
+        definitions = definitions or {}
+        if unknown := sorted(set(definitions) - set(tasks)):
+            raise DataError(f"definitions of tasks that are not there: {unknown[:5]}")
+        return cls(
+            (
+                TaskExamples(
+                    name,
+                    [Example(tokenise(source, vocabulary), tokenise(target, vocabulary)) for source, target in pairs],
+                    TaskInfo(definition=tokenise(definitions.get(name, ""), vocabulary)),
+                )
+                for name, pairs in tasks.items()
+            ),
+            vocabulary,
+        )
+
+    def example(self, task: int, index: int) -> Example:
+        if not 0 <= index < self.sizes[task]:
+            raise DataError(f"task '{self.task_names[task]}': expected an index below {self.sizes[task]}, got {index}")
+        at = self._first[task] + index
+        start, middle, stop = self._bounds[2 * at : 2 * at + 3]
+        return Example(self._tokens[start:middle], self._tokens[middle:stop], *self._extras.get(at, ()))
+
+    def examples(self, task: int, indices: Sequence[int]) -> list[Example]:
+        return [self.example(task, index) for index in indices]
+
+    def lengths(self, task: int) -> np.ndarray:
+        return self._lengths[self._first[task] : self._first[task + 1]]
+
+    def info(self, task: int) -> TaskInfo:
+        return self._infos[task]
+
+
+def tokenise(text: str, vocabulary: Vocabulary) -> np.ndarray:
+    """int32 ids of a text, without end of sequence."""
+    return np.asarray(vocabulary.encode(text), np.int32)
