@@ -1,0 +1,194 @@
+"""Multi-head attention with T5X's parameters, adapter prefixes, and a cache for decoding.
+
+Scores are `q k + bias` without 1/sqrt(head_dim) (folded into the query's initial values), masked to -1e10, softmax over
+keys. Two slots of the `adapters` collection put extra keys and values in front of the sequence's own (Li and Liang
+2021, prefix tuning): `prefix` with a position bias of zero, `preceding_prefix` standing at positions -length..-1. Each
+holds `key` and `value` [length, heads, head_dim] and, if some positions are to be ignored, `mask` [length] (1 = keep).
+An absent slot leaves exactly the bare computation.
+
+Decoding lays keys out as [rows, heads, positions, width, head_dim]: matrix multiplications need no transpose, and a new
+token is one contiguous `dynamic_update_slice`. `width` is 1, or the number of beams that share a row; then each beam
+attends to all of them and a mask keeps its own ancestors, so beams are never reordered in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hyperflax.models.cache import write_position
+from hyperflax.models.layers import ATTENTION_INIT, Projection, query_init
+from hyperflax.models.relative_bias import PositionBias
+from hyperflax.types import Array, T5Config
+
+MASKED = -1e10
+PREFIX_SLOTS = ("prefix", "preceding_prefix")
+
+
+class Attention(nn.Module):
+    """One attention: encoder self, decoder self or decoder cross."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.query = Projection(cfg.joined_kv, cfg.dtype, query_init(cfg.head_dim))
+        self.key = Projection(cfg.joined_kv, cfg.dtype, ATTENTION_INIT)
+        self.value = Projection(cfg.joined_kv, cfg.dtype, ATTENTION_INIT)
+        self.out = Projection(cfg.emb_dim, cfg.dtype, ATTENTION_INIT)
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(
+        self, x: Array, source: Array, mask: Array | None, bias: PositionBias | None, deterministic: bool = True
+    ) -> Array:
+        """Attends from every position of `x` to every position of `source`.
+
+        Args:
+          x: [batch, queries, emb].
+          source: [batch, keys, emb]; `x` itself for self-attention.
+          mask: bool, broadcastable to [batch, heads, queries, keys]; True = attend. None: everything.
+          bias: the stack's relative position bias, None for none.
+          deterministic: no dropout.
+
+        Returns:
+          [batch, queries, emb].
+        """
+        q, k, v = self._split(self.query(x)), self._split(self.key(source)), self._split(self.value(source))
+        prefixes = self._prefixes()
+        k, v = self._prepend(prefixes, "key", k), self._prepend(prefixes, "value", v)
+        weights = self._weights(
+            "bqhd,bkhd->bhqk", q, k, self._bias(prefixes, bias), self._mask(prefixes, mask, source.shape[1])
+        )
+        weights = self.dropout(weights, deterministic=deterministic)
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return self.out(y.reshape(*y.shape[:2], -1))
+
+    # Decoding
+
+    def start_self(self, rows: int, width: int, length: int) -> dict[str, Array]:
+        """Returns an empty cache for `length` positions, prefixes already in it: `key` and `value`, see the module."""
+        cfg = self.config
+        prefixes = self._prefixes()
+        empty = jnp.zeros((rows, length, cfg.num_heads, cfg.head_dim), cfg.dtype)
+        cache = {name: self._prepend(prefixes, name, empty).swapaxes(1, 2) for name in ("key", "value")}
+        return {name: jnp.repeat(x[:, :, :, None], width, axis=3) for name, x in cache.items()}
+
+    def start_cross(self, source: Array) -> dict[str, Array]:
+        """Computes the keys and values of `source` [batch, keys, emb] once, prefixes in front.
+
+        Returns:
+          `key` and `value` [batch, heads, prefix + keys, head_dim].
+        """
+        prefixes = self._prefixes()
+        parts = {"key": self._split(self.key(source)), "value": self._split(self.value(source))}
+        return {name: self._prepend(prefixes, name, x).swapaxes(1, 2) for name, x in parts.items()}
+
+    def step_self(
+        self, x: Array, cache: Mapping[str, Array], bias: PositionBias, ancestors: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """One decoding step of self-attention: writes the token's key and value, attends to what has been written.
+
+        Args:
+          x: [example, decodes, emb], one token of each decode.
+          cache: `key`, `value` [rows, heads, prefix + length, width, head_dim] with rows x width = example x decodes.
+          bias: the stack's bias, for the position `bias.index`.
+          ancestors: with width > 1, int32 [rows, width, length]: which of the row's `width` places holds a decode's
+            token at each position.
+
+        Returns:
+          [example, decodes, emb] and the new cache.
+        """
+        rows, heads, keys, width, head_dim = cache["key"].shape
+        prefixes = self._prefixes()
+        prefix_length = keys - bias.length
+        new = {}
+        for name, projection in (("key", self.key), ("value", self.value)):
+            y = projection(x).reshape(rows, width, heads, head_dim).swapaxes(1, 2)[:, :, None]
+            new[name] = write_position(cache[name], y, prefix_length + bias.index, axis=2)
+        q = self.query(x).reshape(rows, width, heads, head_dim).swapaxes(1, 2)
+        # The last two axes of both: [keys, places].
+        position_bias = self._bias(prefixes, bias)[..., None]
+        mask = (jnp.arange(bias.length) <= bias.index)[None, None, None]
+        mask = self._mask(prefixes, mask, bias.length)[..., None]
+        if ancestors is not None:
+            ancestors = jnp.pad(ancestors, ((0, 0), (0, 0), (prefix_length, 0)))
+            mask = mask & (ancestors[:, None, :, :, None] == jnp.arange(width))
+        y = self._attend(q, new["key"], new["value"], position_bias, mask)
+        return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1)), new
+
+    def step_cross(self, x: Array, cache: Mapping[str, Array], mask: Array) -> Array:
+        """One decoding step of cross-attention; an example's decodes share its keys and values.
+
+        Args:
+          x: [example, decodes, emb].
+          cache: what `start_cross` returned.
+          mask: bool [example, 1, 1, keys].
+
+        Returns:
+          [example, decodes, emb].
+        """
+        q = self._split(self.query(x)).swapaxes(1, 2)
+        mask = self._mask(self._prefixes(), mask, mask.shape[-1])[..., None]
+        y = self._attend(q, cache["key"][..., None, :], cache["value"][..., None, :], None, mask)
+        return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+    def _attend(self, q: Array, k: Array, v: Array, bias: Array | None, mask: Array) -> Array:
+        """q [rows, heads, queries, d]; k, v [rows, heads, keys, places, d] -> [rows, heads, queries, d]."""
+        rows, heads, keys, places, head_dim = k.shape
+        k, v = (x.reshape(rows, heads, keys * places, head_dim) for x in (k, v))
+
+        def flat(x: Array) -> Array:
+            return jnp.broadcast_to(x, (*x.shape[:-2], keys, places)).reshape(*x.shape[:-2], keys * places)
+
+        weights = self._weights("rhqd,rhkd->rhqk", q, k, None if bias is None else flat(bias), flat(mask))
+        return jnp.einsum("rhqk,rhkd->rhqd", weights, v)
+
+    # Shared by both ways
+
+    def _split(self, x: Array) -> Array:
+        """[..., heads * head_dim] -> [..., heads, head_dim]."""
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def _weights(self, product: str, q: Array, k: Array, bias: Array | None, mask: Array | None) -> Array:
+        """Softmax over the last axis of `einsum(product, q, k) + bias`, in the compute dtype."""
+        if self.config.float32_attention_logits:
+            q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+        scores = jnp.einsum(product, q, k)
+        if bias is not None:
+            scores = scores + bias.astype(scores.dtype)
+        if mask is not None:
+            scores = jnp.where(mask, scores, jnp.asarray(MASKED, scores.dtype))
+        return jax.nn.softmax(scores).astype(self.config.dtype)
+
+    # Prefixes
+
+    def _prefixes(self) -> dict[str, Mapping[str, Array]]:
+        """Returns the prefix slots that are there, `prefix` before `preceding_prefix`."""
+        slots = {name: self.get_variable("adapters", name) for name in PREFIX_SLOTS}
+        return {name: slot for name, slot in slots.items() if slot is not None}
+
+    def _prepend(self, prefixes: Mapping[str, Mapping[str, Array]], name: str, x: Array) -> Array:
+        """Puts every prefix's `key` or `value` in front of x [batch, keys, heads, head_dim]."""
+        extra = [slot[name].astype(x.dtype) for slot in prefixes.values()]
+        return jnp.concatenate([*(jnp.broadcast_to(y, (x.shape[0], *y.shape)) for y in extra), x], axis=1)
+
+    def _mask(self, prefixes: Mapping[str, Mapping[str, Array]], mask: Array | None, keys: int) -> Array | None:
+        """Widens a mask [..., keys] to the left by the prefixes' own, which are all ones where they are absent."""
+        if not prefixes:
+            return mask
+        mask = jnp.ones((1, 1, 1, keys), bool) if mask is None else mask
+        extra = [
+            slot["mask"] > 0 if "mask" in slot else jnp.ones(slot["key"].shape[0], bool) for slot in prefixes.values()
+        ]
+        return jnp.concatenate([*(jnp.broadcast_to(y, (*mask.shape[:-1], *y.shape)) for y in extra), mask], axis=-1)
+
+    def _bias(self, prefixes: Mapping[str, Mapping[str, Array]], bias: PositionBias | None) -> Array | None:
+        """Returns the bias of prefixes and own keys, [heads, queries, prefix + keys]; None where nothing has one."""
+        if bias is None:
+            return None
+        extra = [(name, bias.preceding(slot["key"].shape[0])) for name, slot in prefixes.items()]
+        parts = [x if name == "preceding_prefix" else jnp.zeros_like(x) for name, x in extra]
+        return jnp.concatenate([*parts, bias.own], axis=-1)

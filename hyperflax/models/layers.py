@@ -1,0 +1,116 @@
+"""The parts of a T5 layer that are not attention: projection, RMS norm, feed-forward block, embedding.
+
+Numerics are T5X's: parameters are float32 arrays (or what the checkpoint holds), cast to the compute dtype where they
+are used; norms are computed in float32. Initialisers are T5X's too (Raffel et al. 2020, and Shazeer 2020 for the gated
+block).
+
+A `Projection` reads the slot `lora` of the `adapters` collection at its own path and does nothing where it is absent:
+
+>>> Projection(64).apply({"params": {"kernel": kernel}, "adapters": {"lora": {"a": a, "b": b}}}, x)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hyperflax.adapters.lora import lora_delta
+from hyperflax.types import Array, T5Config
+
+Initializer = Callable[..., Array]
+
+ATTENTION_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+DENSE_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+TABLE_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+def query_init(head_dim: int) -> Initializer:
+    """T5 has no 1/sqrt(head_dim) in its attention scores; the factor lives in the query's initial values."""
+
+    def init(*args: object) -> Array:
+        return ATTENTION_INIT(*args) / math.sqrt(head_dim)
+
+    return init
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """Returns the function that `T5Config.mlp_activations` names: `linear` or one of `flax.linen`'s."""
+    return (lambda x: x) if name == "linear" else getattr(nn, name)
+
+
+class Projection(nn.Module):
+    """`x W`, plus what the LoRA slot adds. The kernel is two-dimensional, [in, out], as in T5X's checkpoints.
+
+    Attributes:
+      features: width of the output.
+      dtype: compute dtype, of the output too.
+      kernel_init: initialiser of the kernel.
+    """
+
+    features: int
+    dtype: str = "float32"
+    kernel_init: Initializer = DENSE_INIT
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., in] -> [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        x = jnp.asarray(x, self.dtype)
+        y = x @ jnp.asarray(kernel, self.dtype)
+        slot = self.get_variable("adapters", "lora")
+        return y if slot is None else y + lora_delta(x, slot)
+
+
+class RMSNorm(nn.Module):
+    """Scales every vector to a mean square of one: no mean subtracted, no bias (Zhang and Sennrich 2019)."""
+
+    dtype: str = "float32"
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., features] -> the same shape, in `dtype`."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = jnp.asarray(x, jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return jnp.asarray(x, self.dtype) * jnp.asarray(scale, self.dtype)
+
+
+class Mlp(nn.Module):
+    """Feed-forward block: input projections, each through its activation, multiplied together; then `wo`."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool = True) -> Array:
+        """[..., emb] -> [..., emb]."""
+        cfg = self.config
+        hidden: Array | None = None
+        for name, act in zip(cfg.mlp_inputs, cfg.mlp_activations, strict=True):
+            y = activation(act)(Projection(cfg.mlp_dim, cfg.dtype, name=name)(x))
+            hidden = y if hidden is None else hidden * y
+        hidden = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(hidden, deterministic=deterministic)
+        return Projection(x.shape[-1], cfg.dtype, name="wo")(hidden)
+
+
+class Embedding(nn.Module):
+    """The token embedding, by gather; also the output projection of models that tie the two."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        shape = (self.config.vocab_size, self.config.emb_dim)
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+
+    def __call__(self, tokens: Array) -> Array:
+        """[...] token ids -> [..., emb] in the compute dtype."""
+        return jnp.asarray(jnp.take(self.embedding, tokens, axis=0, mode="clip"), self.config.dtype)
+
+    def attend(self, x: Array) -> Array:
+        """[..., emb] -> [..., vocab] float32: dot products with every embedding, divided by sqrt(emb)."""
+        logits = jnp.asarray(x, jnp.float32) @ jnp.asarray(self.embedding, jnp.float32).T
+        return logits / math.sqrt(x.shape[-1])

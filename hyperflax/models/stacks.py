@@ -1,0 +1,227 @@
+"""Encoder and decoder: a layer of each, and the stacks of them, unrolled or scanned.
+
+Every method of a layer has the signature `(x, cache, context) -> (x, cache)`, so that one `nn.scan` serves them all:
+x is carried, the cache is sliced by layer, the context is the same for every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flax import linen as nn
+from flax import struct
+
+from hyperflax.models.attention import Attention
+from hyperflax.models.layers import DENSE_INIT, Mlp, Projection, RMSNorm
+from hyperflax.models.relative_bias import PositionBias, RelativeBias
+from hyperflax.types import Array, T5Config
+
+BiasKind = Literal["bidirectional", "causal", "none"]
+LayerCache = Any
+"""What a layer keeps between decoding steps: `{"self": {...}, "cross": {...}}`, or None."""
+
+
+@struct.dataclass
+class Context:
+    """What all layers of a stack share in one call.
+
+    Attributes:
+      mask: of self-attention, see `masks.py`; None allows everything.
+      bias: the stack's position bias; None where there is none, or where each layer has its own.
+      encoded: [batch, source, emb], for the decoder.
+      cross_mask: bool [batch, 1, query, source].
+      index: position of the token while decoding, an int32 scalar.
+      ancestors: see `Attention.step_self`.
+      length: number of self-attention positions; while decoding, of the cache.
+      rows, width: layout of the cache that is started.
+      bias_kind: which position bias a layer with its own table is to use.
+      deterministic: no dropout.
+    """
+
+    mask: Array | None = None
+    bias: PositionBias | None = None
+    encoded: Array | None = None
+    cross_mask: Array | None = None
+    index: Array | None = None
+    ancestors: Array | None = None
+    length: int = struct.field(pytree_node=False, default=0)
+    rows: int = struct.field(pytree_node=False, default=0)
+    width: int = struct.field(pytree_node=False, default=1)
+    bias_kind: BiasKind = struct.field(pytree_node=False, default="none")
+    deterministic: bool = struct.field(pytree_node=False, default=True)
+
+
+def _position_bias(module: RelativeBias, context: Context) -> PositionBias | None:
+    if context.bias_kind == "none":
+        return None
+    return module(context.length, context.bias_kind == "bidirectional", context.index)
+
+
+class Layer(nn.Module):
+    """What encoder and decoder layers share."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+        if self.config.relative_bias == "per_layer":
+            self.relpos_bias = RelativeBias(self.config)
+
+    def bias(self, context: Context) -> PositionBias | None:
+        """The stack's bias, or this layer's own."""
+        return context.bias if self.config.relative_bias == "shared" else _position_bias(self.relpos_bias, context)
+
+
+class EncoderLayer(Layer):
+    """Self-attention and feed-forward block, each with a norm before and a residual around."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.pre_attention_layer_norm = RMSNorm(self.config.dtype)
+        self.attention = Attention(self.config)
+        self.pre_mlp_layer_norm = RMSNorm(self.config.dtype)
+        self.mlp = Mlp(self.config)
+
+    def __call__(self, x: Array, cache: LayerCache, context: Context) -> tuple[Array, LayerCache]:
+        """[batch, length, emb] -> the same."""
+        deterministic = context.deterministic
+        y = self.pre_attention_layer_norm(x)
+        y = self.attention(y, y, context.mask, self.bias(context), deterministic)
+        x = x + self.dropout(y, deterministic=deterministic)
+        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
+        return x + self.dropout(y, deterministic=deterministic), cache
+
+
+class DecoderLayer(Layer):
+    """Self-attention, cross-attention and feed-forward block."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.pre_self_attention_layer_norm = RMSNorm(self.config.dtype)
+        self.self_attention = Attention(self.config)
+        self.pre_cross_attention_layer_norm = RMSNorm(self.config.dtype)
+        self.encoder_decoder_attention = Attention(self.config)
+        self.pre_mlp_layer_norm = RMSNorm(self.config.dtype)
+        self.mlp = Mlp(self.config)
+
+    def __call__(self, x: Array, cache: LayerCache, context: Context) -> tuple[Array, LayerCache]:
+        """[rows, length, emb] -> the same. `rows` may be a multiple of the encoder's: several targets per input."""
+        deterministic = context.deterministic
+        y = self.pre_self_attention_layer_norm(x)
+        y = self.self_attention(y, y, context.mask, self.bias(context), deterministic)
+        x = x + self.dropout(y, deterministic=deterministic)
+        y = self.pre_cross_attention_layer_norm(x)
+        y = y.reshape(context.encoded.shape[0], -1, y.shape[-1])
+        y = self.encoder_decoder_attention(y, context.encoded, context.cross_mask, None, deterministic)
+        x = x + self.dropout(y.reshape(x.shape), deterministic=deterministic)
+        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
+        return x + self.dropout(y, deterministic=deterministic), cache
+
+    def start(self, x: Array, cache: LayerCache, context: Context) -> tuple[Array, LayerCache]:
+        """Returns x unchanged and a cache of `context.length` positions, cross-attention computed."""
+        return x, {
+            "self": self.self_attention.start_self(context.rows, context.width, context.length),
+            "cross": self.encoder_decoder_attention.start_cross(context.encoded),
+        }
+
+    def step(self, x: Array, cache: LayerCache, context: Context) -> tuple[Array, LayerCache]:
+        """One token of each decode: [example, decodes, emb] -> the same, and the new `self` part of the cache."""
+        y = self.pre_self_attention_layer_norm(x)
+        y, written = self.self_attention.step_self(y, cache["self"], self.bias(context), context.ancestors)
+        x = x + y
+        y = self.pre_cross_attention_layer_norm(x)
+        x = x + self.encoder_decoder_attention.step_cross(y, cache["cross"], context.cross_mask)
+        return x + self.mlp(self.pre_mlp_layer_norm(x)), written
+
+
+def _scanned(layer: type[Layer], depth: int, methods: tuple[str, ...]) -> type[Layer]:
+    return nn.scan(
+        layer,
+        variable_axes={"params": 1, "adapters": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),
+        length=depth,
+        methods=methods,
+    )
+
+
+class Stack(nn.Module):
+    """Layers and the bias that they share."""
+
+    config: T5Config
+
+    def build(self, layer: type[Layer], depth: int, methods: tuple[str, ...] = ("__call__",)) -> Any:
+        """Returns the layers: a list, or one scanned module. Called in `setup`."""
+        cfg = self.config
+        if cfg.remat:
+            layer = nn.remat(layer, prevent_cse=not cfg.scan_layers, methods=("__call__",))
+        return _scanned(layer, depth, methods)(cfg) if cfg.scan_layers else [layer(cfg) for _ in range(depth)]
+
+    def run(
+        self, x: Array, context: Context, method: str = "__call__", caches: Mapping[str, LayerCache] | None = None
+    ) -> tuple[Array, dict[str, LayerCache]]:
+        """Sends x through `method` of every layer. Caches are keyed as the layers are: `layers_0`, ... or `layers`."""
+        if self.config.relative_bias == "shared":
+            context = context.replace(bias=_position_bias(self.relpos_bias, context))
+        if self.config.scan_layers:
+            x, cache = getattr(self.layers, method)(x, None if caches is None else caches["layers"], context)
+            return x, {"layers": cache}
+        made = {}
+        for number, layer in enumerate(self.layers):
+            name = f"layers_{number}"
+            x, made[name] = getattr(layer, method)(x, None if caches is None else caches[name], context)
+        return x, made
+
+
+class Encoder(Stack):
+    """[batch, length, emb] embeddings -> encoded, the same shape."""
+
+    def setup(self) -> None:
+        cfg = self.config
+        if cfg.relative_bias == "shared":
+            self.relpos_bias = RelativeBias(cfg)
+        self.layers = self.build(EncoderLayer, cfg.num_encoder_layers)
+        self.encoder_norm = RMSNorm(cfg.dtype)
+        self.embed_dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+        self.dropout = nn.Dropout(cfg.dropout_rate)
+
+    def __call__(self, x: Array, mask: Array | None, deterministic: bool = True) -> Array:
+        """Runs all layers and the final norm; `mask` as in `masks.py`."""
+        x = self.embed_dropout(x, deterministic=deterministic)
+        context = Context(mask=mask, length=x.shape[1], bias_kind="bidirectional", deterministic=deterministic)
+        x, _ = self.run(x, context)
+        return self.dropout(self.encoder_norm(x), deterministic=deterministic)
+
+
+class Decoder(Stack):
+    """[rows, length, emb] embeddings and the encoded source -> hidden states, the same shape."""
+
+    def setup(self) -> None:
+        cfg = self.config
+        if cfg.relative_bias == "shared":
+            self.relpos_bias = RelativeBias(cfg)
+        self.layers = self.build(DecoderLayer, cfg.num_decoder_layers, ("__call__", "start", "step"))
+        self.decoder_norm = RMSNorm(cfg.dtype)
+        if not cfg.logits_via_embedding:
+            self.logits_dense = Projection(cfg.vocab_size, "float32", DENSE_INIT)
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(self, x: Array, context: Context) -> Array:
+        """Runs all layers and the final norm."""
+        deterministic = context.deterministic
+        x, _ = self.run(self.dropout(x, deterministic=deterministic), context.replace(length=x.shape[1]))
+        return self.dropout(self.decoder_norm(x), deterministic=deterministic)
+
+    def start(self, context: Context) -> dict[str, LayerCache]:
+        """Returns the caches of all layers, empty but for prefixes and cross-attention."""
+        return self.run(context.encoded, context, "start")[1]
+
+    def step(self, x: Array, caches: Mapping[str, LayerCache], context: Context) -> tuple[Array, dict[str, LayerCache]]:
+        """One token of each decode: [example, decodes, emb] -> hidden states and the new `self` caches."""
+        x, written = self.run(x, context, "step", caches)
+        return self.decoder_norm(x), written
+
+    def logits(self, hidden: Array) -> Array:
+        """[..., emb] -> [..., vocab] float32, for models that do not tie."""
+        return self.logits_dense(hidden)

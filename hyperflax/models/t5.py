@@ -1,0 +1,220 @@
+"""The T5 encoder-decoder in flax.linen, with the parameter names and shapes of T5X (Raffel et al. 2020).
+
+`T5Config` chooses between T5 1.1 (gated GELU, separate output projection) and T5 1.0 (ReLU, tied). Layers are unrolled
+modules `layers_0`, `layers_1`, ..., or one scan `layers` whose parameters are stacked on axis 1 (see `stacking.py`).
+Adapters come in as a second collection and leave the frozen parameters alone:
+
+>>> model = T5(config)
+>>> frozen = model.init(jax.random.key(0), encoder_tokens, decoder_tokens)["params"]
+>>> logits = model.apply({"params": frozen, "adapters": adapters}, encoder_tokens, decoder_tokens)
+
+Everything is written for one task; `jax.vmap` over adapters and tokens adds the task axis. Token id 0 is padding.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hyperflax.errors import HyperflaxError
+from hyperflax.models import masks
+from hyperflax.models.layers import Embedding
+from hyperflax.models.stacks import Context, Decoder, Encoder, LayerCache
+from hyperflax.types import Array, T5Config
+
+
+class T5(nn.Module):
+    """Frozen base model and hypernetwork trunk alike."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.token_embedder = Embedding(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def __call__(
+        self,
+        encoder_input_tokens: Array,
+        decoder_input_tokens: Array,
+        decoder_target_tokens: Array | None = None,
+        *,
+        encoder_segment_ids: Array | None = None,
+        decoder_segment_ids: Array | None = None,
+        encoder_positions: Array | None = None,
+        decoder_positions: Array | None = None,
+        enable_dropout: bool = False,
+    ) -> Array:
+        """Teacher-forced logits.
+
+        Args:
+          encoder_input_tokens: int [batch, source].
+          decoder_input_tokens: int [batch, length], the targets shifted right, 0 first.
+          decoder_target_tokens: int [batch, length]; its padding is masked in the decoder. None: nothing is padding.
+          encoder_segment_ids, decoder_segment_ids: of packed batches, both or neither.
+          encoder_positions, decoder_positions: part of a packed batch; unused, as T5's biases are relative.
+          enable_dropout: needs a `dropout` rng.
+
+        Returns:
+          float32 [batch, length, vocab].
+        """
+        del encoder_positions, decoder_positions
+        encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout=enable_dropout)
+        return self.decode(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids=encoder_segment_ids,
+            decoder_segment_ids=decoder_segment_ids,
+            enable_dropout=enable_dropout,
+        )
+
+    def encode(self, tokens: Array, segment_ids: Array | None = None, *, enable_dropout: bool = False) -> Array:
+        """Encodes int [batch, source] to [batch, source, emb] in the compute dtype."""
+        _check_rank("encoder_input_tokens", tokens)
+        mask = masks.pairs(tokens > 0, tokens > 0)
+        if segment_ids is not None:
+            mask = mask & masks.same_segment(segment_ids, segment_ids)
+        return self.encoder(self.token_embedder(tokens), mask, not enable_dropout)
+
+    def decode(
+        self,
+        encoded: Array,
+        encoder_input_tokens: Array,
+        decoder_input_tokens: Array,
+        decoder_target_tokens: Array | None = None,
+        *,
+        encoder_segment_ids: Array | None = None,
+        decoder_segment_ids: Array | None = None,
+        enable_dropout: bool = False,
+    ) -> Array:
+        """Logits float32 [rows, length, vocab] from what `encode` returned.
+
+        The decoder may have several rows per encoded one (row r reads encoded row r // (rows / batch)), which costs no
+        copy of `encoded`: options of one input are scored that way.
+        """
+        _check_rank("decoder_input_tokens", decoder_input_tokens)
+        rows, length = decoder_input_tokens.shape
+        batch = encoded.shape[0]
+        if rows % batch or (rows != batch and encoder_segment_ids is not None):
+            raise HyperflaxError(
+                f"decoder_input_tokens: expected a multiple of the {batch} encoded rows (exactly those where packed), "
+                f"got {rows} rows"
+            )
+        real = jnp.ones((rows, length), bool) if decoder_target_tokens is None else decoder_target_tokens > 0
+        mask = masks.causal(length)
+        if decoder_target_tokens is not None:
+            mask = mask & masks.pairs(real, real)
+        cross_mask = masks.pairs(real.reshape(batch, -1), encoder_input_tokens > 0)
+        if decoder_segment_ids is not None:
+            mask = mask & masks.same_segment(decoder_segment_ids, decoder_segment_ids)
+        if encoder_segment_ids is not None:
+            if decoder_segment_ids is None:
+                raise HyperflaxError("decoder_segment_ids: expected beside encoder_segment_ids, got None")
+            cross_mask = cross_mask & masks.same_segment(decoder_segment_ids, encoder_segment_ids)
+        context = Context(
+            mask=mask, encoded=encoded, cross_mask=cross_mask, bias_kind="causal", deterministic=not enable_dropout
+        )
+        return self._logits(self.decoder(self.token_embedder(decoder_input_tokens), context))
+
+    def decode_embeddings(
+        self,
+        embeddings: Array,
+        encoded: Array,
+        encoder_input_tokens: Array,
+        *,
+        causal: bool = False,
+        bidirectional: bool = True,
+        enable_dropout: bool = False,
+    ) -> Array:
+        """Runs the decoder over embeddings instead of tokens, as a hypernetwork does over its slots.
+
+        Args:
+          embeddings: [batch, slots, emb].
+          encoded: [batch, source, emb]; several encoded rows may be laid end to end into one.
+          encoder_input_tokens: [batch, source], 0 where `encoded` is padding.
+          causal: each slot sees only itself and those before it.
+          bidirectional: position bias with T5's two-sided buckets, in the decoder's own table; otherwise one-sided
+            buckets if causal, and no position bias at all if not (one-sided buckets would put all later slots at
+            distance 0).
+          enable_dropout: needs a `dropout` rng.
+
+        Returns:
+          Hidden states [batch, slots, emb] after the decoder's final norm.
+        """
+        real = jnp.ones(embeddings.shape[:2], bool)
+        context = Context(
+            mask=masks.causal(embeddings.shape[1]) if causal else None,
+            encoded=encoded,
+            cross_mask=masks.pairs(real, encoder_input_tokens > 0),
+            bias_kind="bidirectional" if bidirectional else "causal" if causal else "none",
+            deterministic=not enable_dropout,
+        )
+        return self.decoder(jnp.asarray(embeddings, self.config.dtype), context)
+
+    # Decoding with a cache; `decoding.py` is the loop around it.
+
+    def start_cache(
+        self, encoder_input_tokens: Array, *, length: int, decodes: int = 1, shared: bool = False
+    ) -> dict[str, LayerCache]:
+        """Encodes and makes the decoder's caches.
+
+        Args:
+          encoder_input_tokens: int [example, source].
+          length: number of tokens that will be decoded at most.
+          decodes: sequences decoded per example.
+          shared: an example's decodes share one cache row, as beams do, and steps say who descends from whom.
+
+        Returns:
+          One cache per layer, keyed as the layers are: `{"self": {key, value}, "cross": {key, value}}`.
+        """
+        encoded = self.encode(encoder_input_tokens)
+        examples = encoded.shape[0]
+        rows, width = (examples, decodes) if shared else (examples * decodes, 1)
+        return self.decoder.start(Context(encoded=encoded, length=length, rows=rows, width=width))
+
+    def step(
+        self,
+        caches: dict[str, LayerCache],
+        encoder_input_tokens: Array,
+        tokens: Array,
+        index: Array,
+        *,
+        length: int,
+        ancestors: Array | None = None,
+    ) -> tuple[Array, dict[str, LayerCache]]:
+        """Decodes one token of each sequence.
+
+        Args:
+          caches: from `start_cache`, with the `self` part that the last step returned.
+          encoder_input_tokens: int [example, source], for its padding.
+          tokens: int [example, decodes], the decoder's input at `index`.
+          index: int32 scalar, one for all rows: the position of `tokens`.
+          length: as given to `start_cache`.
+          ancestors: with shared rows, int32 [example, decodes, length], see `Attention.step_self`.
+
+        Returns:
+          Logits float32 [example, decodes, vocab], and the new `self` part of each layer's cache.
+        """
+        context = Context(
+            cross_mask=(encoder_input_tokens > 0)[:, None, None, :],
+            index=index,
+            ancestors=ancestors,
+            length=length,
+            bias_kind="causal",
+        )
+        hidden, written = self.decoder.step(self.token_embedder(tokens), caches, context)
+        return self._logits(hidden), written
+
+    def _logits(self, hidden: Array) -> Array:
+        if self.config.logits_via_embedding:
+            return self.token_embedder.attend(hidden)
+        return self.decoder.logits(hidden)
+
+
+def _check_rank(name: str, tokens: Array) -> None:
+    if tokens.ndim != 2:
+        raise HyperflaxError(
+            f"{name}: expected [batch, length], got shape {tuple(tokens.shape)}; use jax.vmap to add a task axis"
+        )
