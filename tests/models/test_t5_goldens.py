@@ -12,6 +12,7 @@ import pytest
 from hyperflax import trees
 from hyperflax.models.relative_bias import bucket
 from hyperflax.models.t5 import T5
+from hyperflax.objectives.token_loss import token_loss
 from tests.models import t5_cases as cases
 
 
@@ -71,3 +72,23 @@ def test_buckets(goldens: pathlib.Path, key: str, bidirectional: bool, num_bucke
         arrays["relative_position"], bidirectional=bidirectional, num_buckets=num_buckets, max_distance=max_distance
     )
     np.testing.assert_array_equal(got, arrays[key])
+
+
+def test_loss_and_every_gradient(goldens: pathlib.Path) -> None:
+    params = cases.subtree(cases.load(goldens, "micro_params_init"), "params")
+    arrays = cases.load(goldens, "micro_forward")
+    batch = cases.subtree(arrays, "batch0")
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params: dict) -> jax.Array:
+        logits = T5(cases.MICRO).apply({"params": params}, **cases.model_inputs(batch))
+        targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+        return token_loss(logits, targets, weights, z_loss=1e-4, label_smoothing=0.1).loss_sum
+
+    value, grads = loss(params)
+    cases.assert_close(value, arrays["loss_z1e-4_ls0.1"])
+    got, expected = trees.flatten(grads), trees.flatten(cases.subtree(arrays, "grads"))
+    assert got.keys() == expected.keys()
+    for path, gradient in expected.items():
+        np.testing.assert_allclose(got[path], gradient, rtol=1e-3, atol=1e-6, err_msg=path)
