@@ -1,0 +1,41 @@
+"""Evaluation: metrics, intervals over tasks, controls, and one report for all of them.
+
+The way of an evaluation: `evaluate_conditions` runs each condition over the tasks and scores it, `ScoreTable.report`
+adds intervals and paired differences, `write_report` and `write_plots` put it where a reader finds it. Nothing here
+knows a model: a condition is a callable from tasks to predictions.
+"""
+
+from hyperflax.evaluation.controls import NearestTask, derangement, nearest_task, shuffled_support
+from hyperflax.evaluation.intervals import Interval, bootstrap_difference, bootstrap_mean
+from hyperflax.evaluation.metrics import METRICS, Metric, best_options, get_metric
+from hyperflax.evaluation.plots import write_plots
+from hyperflax.evaluation.provenance import run_info
+from hyperflax.evaluation.report import build_report, read_report, write_report
+from hyperflax.evaluation.runner import EvaluationTask, ScoreTable, evaluate_conditions, with_shuffled_support
+from hyperflax.evaluation.schema import CONDITIONS, DIFFERENCES, validate_report
+
+__all__ = [
+    "CONDITIONS",
+    "DIFFERENCES",
+    "METRICS",
+    "EvaluationTask",
+    "Interval",
+    "Metric",
+    "NearestTask",
+    "ScoreTable",
+    "best_options",
+    "bootstrap_difference",
+    "bootstrap_mean",
+    "build_report",
+    "derangement",
+    "evaluate_conditions",
+    "get_metric",
+    "nearest_task",
+    "read_report",
+    "run_info",
+    "shuffled_support",
+    "validate_report",
+    "with_shuffled_support",
+    "write_plots",
+    "write_report",
+]

@@ -1,0 +1,105 @@
+"""Confidence intervals over tasks: the percentile bootstrap.
+
+The unit that is resampled is the task, because the question is how the method would do on other tasks, and examples of
+one task are far from independent. A task's score may itself be a mean over several supports: then the variation between
+supports is part of the variation between the resampled units, and nothing more needs to be nested.
+
+Known limits, stated rather than hidden: with few tasks the interval is too narrow (simulated coverage of the nominal
+95% for beta(2, 3) scores: 84% with 5 tasks, 90% with 10, 94% with 50, 95% with 119); where all tasks agree (all 0, say)
+it has no width. With a single task nothing is known about others: the interval is then the whole range of scores.
+
+Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapter 13.
+
+>>> bootstrap_mean([0.0, 1.0, 1.0, 0.0]).mean
+0.5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from hyperflax.errors import ConfigError, DataError
+
+RESAMPLES = 10_000
+_CHUNK_ELEMENTS = 2_000_000  # of the index array; bounds memory to some tens of MB however many tasks there are
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean with the bounds of its confidence interval; `low <= mean <= high`."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def bootstrap_mean(
+    values: npt.ArrayLike,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Mean of `values` and its percentile bootstrap interval.
+
+    Args:
+      values: [task] one finite number per task.
+      bounds: range of a single value; it is the answer where one task is all there is.
+      confidence: mass of the interval, 0.95 by default.
+      resamples: how many times the tasks are drawn anew, with replacement.
+      seed: of the draws. Equal seeds and lengths draw equal tasks.
+
+    Raises:
+      DataError: no values, a wrong shape, or a value that is not finite or outside the bounds.
+      ConfigError: a confidence outside (0, 1) or no resamples.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise DataError(f"bootstrap over tasks: expected values of shape [task], at least one, got shape {array.shape}")
+    if not np.isfinite(array).all() or array.min() < bounds[0] or array.max() > bounds[1]:
+        raise DataError(f"bootstrap over tasks: expected numbers in {bounds}, got {array.min()} to {array.max()}")
+    if not 0.0 < confidence < 1.0 or resamples < 1:
+        raise ConfigError(f"bootstrap: expected 0 < confidence < 1 and resamples >= 1, got {confidence}, {resamples}")
+    mean = float(array.mean())
+    if array.size == 1:
+        return Interval(mean, *bounds)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    step = max(1, _CHUNK_ELEMENTS // array.size)
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        means[start : start + count] = array[rng.integers(array.size, size=(count, array.size))].mean(axis=1)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    # Sums in another order may differ in the last bit: equal values must not give a mean outside its own interval.
+    return Interval(mean, min(float(low), mean), max(float(high), mean))
+
+
+def bootstrap_difference(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Mean of `a - b` over tasks with its interval, paired: `a[i]` and `b[i]` are scores in 0..1 of the same task.
+
+    Pairing takes the difficulty of the tasks out of the comparison, so that two conditions whose own intervals overlap
+    may still differ surely.
+
+    >>> bootstrap_difference([0.9, 0.3], [0.8, 0.2]).excludes_zero
+    True
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise DataError(f"paired difference: expected equal shapes, got {first.shape} and {second.shape}")
+    return bootstrap_mean(first - second, bounds=(-1.0, 1.0), confidence=confidence, resamples=resamples, seed=seed)

@@ -1,0 +1,130 @@
+"""A report as a page to read: means with intervals, differences in words, worst and best tasks, how to reproduce it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hyperflax.evaluation.schema import CONDITIONS
+
+FEW_TASKS = 10
+_SHOWN = 5  # worst and best tasks
+# The condition a report is about, which orders its tasks: the first of these that is there.
+_MAIN = ("generated", "shipped", "refined", "shipped_refined", "nearest_task", "shared", "mtf", "in_context")
+
+
+def main_condition(report: Mapping[str, Any]) -> str:
+    """The condition that tasks are sorted by, in the page and in the plots."""
+    names = list(report["conditions"])
+    return next((name for name in _MAIN if name in names), names[-1])
+
+
+def category_means(report: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float]]]:
+    """`{category: (number of tasks, {condition: mean})}` by name; empty unless at least two categories are named."""
+    groups: dict[str, list[Mapping[str, float]]] = {}
+    for row in report["per_task"]:
+        if "category" in row:
+            groups.setdefault(row["category"], []).append(row["scores"])
+    if len(groups) < 2:
+        return {}
+    return {
+        category: (len(rows), {name: math.fsum(row[name] for row in rows) / len(rows) for name in report["conditions"]})
+        for category, rows in sorted(groups.items())
+    }
+
+
+def render_markdown(report: Mapping[str, Any]) -> str:
+    """The page for a valid report."""
+    tasks = "1 task" if report["n_tasks"] == 1 else f"{report['n_tasks']} tasks"
+    parts = [f"# {report['metric']} over {tasks}", *_notes(report), _conditions(report)]
+    if report["differences"]:
+        lines = [_difference(report, row) for row in report["differences"]]
+        parts += ["## Differences", "Paired by task, with 95% bootstrap intervals over tasks.", "\n".join(lines)]
+    if groups := category_means(report):
+        parts += ["## By category", _categories(report, groups)]
+    parts += [*_tasks(report), *_reproduce(report["run"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    if report["n_tasks"] == 1:
+        return ["One task says nothing about others: the intervals below are the whole range of scores."]
+    if report["n_tasks"] < FEW_TASKS:
+        return [f"With only {report['n_tasks']} tasks, bootstrap intervals are too narrow: read them as a lower bound."]
+    return []
+
+
+def _conditions(report: Mapping[str, Any]) -> str:
+    counts = [row.get("n_examples") for row in report["per_task"]]
+    # The mean over examples (what some official scripts print) is another figure only where tasks differ in size.
+    weigh = None not in counts and len(set(counts)) > 1
+    header = ["condition", "mean", "95% interval", *(["over examples"] if weigh else []), "what it is"]
+    rows = []
+    for name, values in report["conditions"].items():
+        row = [name, f"{values['mean']:.3f}", f"[{values['low']:.3f}, {values['high']:.3f}]"]
+        if weigh:
+            total = math.fsum(n * r["scores"][name] for n, r in zip(counts, report["per_task"], strict=True))
+            row.append(f"{total / sum(counts):.3f}")
+        rows.append([*row, CONDITIONS[name]])
+    return _table(header, rows, right=(1, 2, 3) if weigh else (1, 2))
+
+
+def _difference(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    a, b = row["a"], row["b"]
+    deltas = [task["scores"][a] - task["scores"][b] for task in report["per_task"]]
+    better, worse = sum(d > 0 for d in deltas), sum(d < 0 for d in deltas)
+    verdict = "; the interval includes zero" if row["low"] <= 0 <= row["high"] else ""
+    return (
+        f"- {a} minus {b}: {row['mean']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]; "
+        f"better on {better} and worse on {worse} of {report['n_tasks']}{verdict}"
+    )
+
+
+def _categories(report: Mapping[str, Any], groups: Mapping[str, tuple[int, Mapping[str, float]]]) -> str:
+    names = list(report["conditions"])
+    rows = [[group, str(n), *(f"{means[name]:.3f}" for name in names)] for group, (n, means) in groups.items()]
+    return _table(["category", "tasks", *names], rows, right=range(1, len(names) + 2))
+
+
+def _tasks(report: Mapping[str, Any]) -> list[str]:
+    main = main_condition(report)
+    rows = sorted(report["per_task"], key=lambda row: (row["scores"][main], row["task"]))
+    if len(rows) <= 2 * _SHOWN:
+        return [f"## Tasks, by `{main}`", _task_table(report, rows)]
+    worst, best = rows[:_SHOWN], sorted(rows, key=lambda row: (-row["scores"][main], row["task"]))[:_SHOWN]
+    return [f"## Worst tasks of `{main}`", _task_table(report, worst), "## Best tasks", _task_table(report, best)]
+
+
+def _task_table(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(report["conditions"])
+    body = [[row["task"], *(f"{row['scores'][name]:.3f}" for name in names)] for row in rows]
+    return _table(["task", *names], body, right=range(1, len(names) + 1))
+
+
+def _reproduce(run: Mapping[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return [
+        "## How to reproduce",
+        f"```\n{run['command']}\n```",
+        f"{run['seconds']:.0f} seconds on {run['device']}; {versions}.",
+        f"```json\n{json.dumps(run['config'], indent=1, ensure_ascii=False)}\n```",
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int]) -> str:
+    """A markdown table whose source is aligned, too; `right` are the columns of numbers."""
+    numeric = set(right)
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(w) if i in numeric else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(widths)]
+    return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])

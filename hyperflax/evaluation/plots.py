@@ -1,0 +1,189 @@
+"""The picture of a report: conditions with intervals, tasks in order of their score, categories.
+
+Drawn with matplotlib's Agg canvas, without pyplot, so that no display, no global state and no backend are touched.
+matplotlib is imported on the first call. Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart;
+controls are grey with open markers, so that nothing depends on colour alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hyperflax.evaluation.markdown import category_means, main_condition
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BLUE, _ORANGE, _GREEN, _VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+_PURPLE, _SKY, _GREY, _BLACK = "#CC79A7", "#56B4E9", "#8A8A8A", "#222222"
+
+# Colour, marker and line of each condition: the same in every panel and every report.
+_STYLES: dict[str, tuple[str, str, str]] = {
+    "bare": (_BLACK, "o", ":"),
+    "instruction": (_PURPLE, "^", "-."),
+    "in_context": (_ORANGE, "s", "--"),
+    "shared": (_SKY, "v", "-."),
+    "mtf": (_PURPLE, "D", "--"),
+    "nearest_task": (_GREEN, "P", "--"),
+    "shuffled_support": (_GREY, "o", ":"),
+    "generated": (_BLUE, "o", "-"),
+    "shuffled_support_refined": (_GREY, "s", ":"),
+    "refined": (_VERMILION, "s", "-"),
+    "shipped": (_BLUE, "D", "--"),
+    "shipped_refined": (_VERMILION, "D", "--"),
+}
+_MAX_CURVES = 6
+
+
+def draw_conditions(axes: Axes, report: Mapping[str, Any]) -> None:
+    """One row per condition: its mean as a point, its 95% interval as a line, the figure beside it."""
+    names = list(report["conditions"])
+    for row, name in enumerate(names):
+        values, (colour, marker, _) = report["conditions"][name], _STYLES[name]
+        axes.plot([values["low"], values["high"]], [row, row], color=colour, lw=2.2, solid_capstyle="round", zorder=2)
+        axes.plot(values["mean"], row, marker, color=colour, ms=7.5, mfc=_face(name), mew=1.6, zorder=3)
+        axes.annotate(
+            f"{values['mean']:.2f}",
+            (1.0, row),
+            xytext=(8, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            color=_BLACK,
+        )
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(_metric_label(report))
+    axes.set_title("Mean over tasks, 95% interval", loc="left")
+    _clean(axes, grid="x")
+    axes.tick_params(axis="y", length=0)
+
+
+def draw_tasks(axes: Axes, report: Mapping[str, Any]) -> None:
+    """Each condition's task scores, sorted for itself from best to worst: where it is good, and how often."""
+    n = report["n_tasks"]
+    shares = [100.0 * (index + 0.5) / n for index in range(n)]
+    for name in _curves(report):
+        colour, marker, line = _STYLES[name]
+        scores = sorted((row["scores"][name] for row in report["per_task"]), reverse=True)
+        axes.plot(
+            shares,
+            scores,
+            line,
+            color=colour,
+            lw=1.9,
+            marker=marker if n <= 15 else None,
+            ms=5,
+            mfc=_face(name),
+            label=name.replace("_", " "),
+            clip_on=False,
+        )
+    axes.set_xlim(-1, 101)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("tasks, % (each condition sorted for itself)")
+    axes.set_ylabel(_metric_label(report))
+    axes.set_title(f"Scores of the {n} tasks" if n > 1 else "Score of the task", loc="left")
+    axes.legend(**_LEGEND)
+    _clean(axes, grid="y")
+
+
+def draw_categories(axes: Axes, report: Mapping[str, Any]) -> None:
+    """One row per category, best at the top: the mean of each of a few conditions as a point."""
+    groups = category_means(report)
+    main = main_condition(report)
+    order = sorted(groups, key=lambda group: (-groups[group][1][main], group))
+    curves = _curves(report)
+    for row, group in enumerate(order):
+        means = groups[group][1]
+        ends = [means[name] for name in curves]
+        axes.plot([min(ends), max(ends)], [row, row], color="#DDDDDD", lw=1.4, zorder=1)
+    for name in curves:
+        colour, marker, _ = _STYLES[name]
+        points = [groups[group][1][name] for group in order]
+        axes.plot(
+            points,
+            range(len(order)),
+            marker,
+            color=colour,
+            mfc=_face(name),
+            mew=1.4,
+            ms=6,
+            label=name.replace("_", " "),
+        )
+    axes.set_yticks(range(len(order)), [f"{group} ({groups[group][0]})" for group in order])
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(_metric_label(report))
+    axes.set_title("Mean by category (number of tasks)", loc="left")
+    axes.legend(**_LEGEND)
+    _clean(axes, grid="x")
+    axes.tick_params(axis="y", length=0)
+
+
+def write_plots(report: Mapping[str, Any], out: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Draws a valid report into `out`: `report.png`, and `categories.png` where tasks have two categories or more.
+
+    Returns:
+      The paths written.
+    """
+    from matplotlib.figure import Figure
+
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    n_conditions = len(report["conditions"])
+    figure = Figure(figsize=(12, max(3.6, 1.4 + 0.36 * n_conditions)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_conditions(left, report)
+    draw_tasks(right, report)
+    paths = [folder / "report.png"]
+    _save(figure, paths[0])
+    if groups := category_means(report):
+        figure = Figure(figsize=(7.5, 1.5 + 0.3 * len(groups)), layout="constrained")
+        draw_categories(figure.subplots(), report)
+        paths.append(folder / "categories.png")
+        _save(figure, paths[1])
+    return paths
+
+
+_LEGEND: dict[str, Any] = {"frameon": False, "loc": "center left", "bbox_to_anchor": (1.01, 0.5), "fontsize": 9.5}
+_CURVE_ORDER = ("generated", "refined", "in_context", "shuffled_support", "bare", "shipped", "shipped_refined")
+
+
+def _curves(report: Mapping[str, Any]) -> list[str]:
+    """The few conditions that are drawn task by task; more would hide each other."""
+    names = report["conditions"]
+    return [name for name in dict.fromkeys((*_CURVE_ORDER, *names)) if name in names][:_MAX_CURVES]
+
+
+def _face(name: str) -> str:
+    return "white" if name.startswith("shuffled") else _STYLES[name][0]
+
+
+def _metric_label(report: Mapping[str, Any]) -> str:
+    return {"rouge_l": "ROUGE-L", "rouge_1": "ROUGE-1", "macro_f1": "macro-F1"}.get(
+        report["metric"], report["metric"].replace("_", " ")
+    )
+
+
+def _clean(axes: Axes, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid == "x":
+        axes.spines["left"].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.grid(axis=grid, color="#E6E6E6", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(color="#999999")
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(temporary, dpi=150, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""Plots: what is drawn is what the report says, and the files are pictures."""
+
+from __future__ import annotations
+
+import pathlib
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hyperflax.evaluation import CONDITIONS, build_report, run_info, write_plots
+from hyperflax.evaluation.plots import draw_categories, draw_conditions, draw_tasks
+
+
+def make(n_tasks: int = 20, conditions: int = 12, categories: bool = True) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    tasks = [f"task{i}" for i in range(n_tasks)]
+    scores = {
+        name: dict(zip(tasks, rng.uniform(size=n_tasks).tolist(), strict=True))
+        for name in list(CONDITIONS)[-conditions:]
+    }
+    groups = {task: f"group {i % 3}" for i, task in enumerate(tasks)} if categories else None
+    return build_report("rouge_l", scores, run_info({}, seconds=1.0), categories=groups, resamples=200)
+
+
+def _size(path: pathlib.Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", header[16:24])
+
+
+def test_files(tmp_path: pathlib.Path) -> None:
+    report, categories = write_plots(make(), tmp_path / "new")
+    assert (report.name, categories.name) == ("report.png", "categories.png")
+    assert _size(report)[0] == 1800
+    assert _size(categories)[0] > 1000
+    assert sorted(p.name for p in report.parent.iterdir()) == ["categories.png", "report.png"]
+    assert [p.name for p in write_plots(make(1, 2, categories=False), tmp_path)] == ["report.png"]
+
+
+def test_conditions_are_drawn_where_the_report_says() -> None:
+    report, axes = make(), Figure().subplots()
+    draw_conditions(axes, report)
+    assert [label.get_text().replace(" ", "_") for label in axes.get_yticklabels()] == list(report["conditions"])
+    intervals, points = axes.lines[::2], axes.lines[1::2]
+    for row, (values, interval, point) in enumerate(zip(report["conditions"].values(), intervals, points, strict=True)):
+        assert list(interval.get_xdata()) == [values["low"], values["high"]]
+        assert (list(point.get_xdata()), list(point.get_ydata())) == ([values["mean"]], [row])
+    assert [text.get_text() for text in axes.texts] == [f"{v['mean']:.2f}" for v in report["conditions"].values()]
+    looks = {(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in points}
+    assert len(looks) == len(CONDITIONS)  # no two conditions look alike
+
+
+def test_task_curves_are_sorted_scores() -> None:
+    report, axes = make(conditions=6), Figure().subplots()
+    draw_tasks(axes, report)
+    assert len(axes.lines) == 6
+    for line in axes.lines:
+        name = line.get_label().replace(" ", "_")
+        assert list(line.get_ydata()) == sorted((r["scores"][name] for r in report["per_task"]), reverse=True)
+    assert axes.lines[0].get_label() == "generated"
+
+
+def test_the_control_is_drawn_among_many_conditions() -> None:
+    axes = Figure().subplots()
+    draw_tasks(axes, make())
+    labels = [line.get_label() for line in axes.lines]
+    assert len(labels) == 6
+    assert {"generated", "shuffled support", "bare"} <= set(labels)
+
+
+def test_categories_are_ordered_by_the_main_condition() -> None:
+    report, axes = make(), Figure().subplots()
+    draw_categories(axes, report)
+    generated = next(line for line in axes.lines if line.get_label() == "generated")
+    points = list(generated.get_xdata())
+    assert points == sorted(points, reverse=True)
+    assert len(points) == 3
+
+
+def test_importing_evaluation_is_light() -> None:
+    code = "import sys, hyperflax.evaluation; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "numpy" in loaded
+    assert not set(loaded) & {"matplotlib", "rouge_score", "nltk", "jax", "flax", "tensorflow", "seqio", "gin", "torch"}

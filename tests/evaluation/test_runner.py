@@ -1,0 +1,168 @@
+"""The evaluation loop: scores, order of work, resuming, refusals."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation import EvaluationTask, evaluate_conditions, run_info, with_shuffled_support
+
+TASKS = [
+    EvaluationTask(
+        name=f"add_{i}",
+        inputs=("x", "y"),
+        references=((f"x{i}",), (f"y{i}", "y0")),
+        support=(("a", f"a{i}"),),
+        category="even" if i % 2 == 0 else "odd",
+    )
+    for i in range(7)
+]
+CONFIG = {"model": "toy", "seed": 0}
+
+
+class Oracle:
+    """Reads the suffix off the support and adds it; counts its calls and may die at one of them."""
+
+    def __init__(self, dies_at: int | None = None):
+        self.batches: list[list[str]] = []
+        self.dies_at = dies_at
+
+    def __call__(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
+        if len(self.batches) == self.dies_at:
+            raise KeyboardInterrupt
+        self.batches.append([task.name for task in batch])
+        return [[text + task.support[0][1][1:] for text in task.inputs] for task in batch]
+
+
+def bare(batch: Sequence[EvaluationTask]) -> list[list[str]]:
+    return [list(task.inputs) for task in batch]
+
+
+def run(generated: Any, **options: Any) -> Any:
+    conditions = {"bare": bare, "generated": generated}
+    return evaluate_conditions(TASKS, conditions, "exact_match", batch_size=3, progress=False, **options)
+
+
+def test_scores_and_predictions() -> None:
+    oracle = Oracle()
+    table = run(oracle)
+    assert oracle.batches == [["add_0", "add_1", "add_2"], ["add_3", "add_4", "add_5"], ["add_6"]]
+    assert table.scores == {"bare": {t.name: 0.0 for t in TASKS}, "generated": {t.name: 1.0 for t in TASKS}}
+    assert table.predictions["generated"]["add_4"] == ["x4", "y4"]
+    assert table.seconds["generated"] >= 0
+
+
+def test_shuffled_support_control() -> None:
+    control = with_shuffled_support(TASKS, seed=1)
+    assert [task.inputs for task in control] == [task.inputs for task in TASKS]
+    assert sorted(task.support for task in control) == sorted(task.support for task in TASKS)
+    assert all(task.support != own.support for task, own in zip(control, TASKS, strict=True))
+    by_name = {task.name: task for task in control}
+    oracle = Oracle()
+    table = evaluate_conditions(
+        TASKS,
+        {"generated": oracle, "shuffled_support": lambda batch: oracle([by_name[task.name] for task in batch])},
+        "exact_match",
+        progress=False,
+    )
+    assert set(table.scores["generated"].values()) == {1.0}
+    # Only the task that gets the suffix 0 scores: "y0" is a reference of every task.
+    assert sorted(table.scores["shuffled_support"].values()) == [0.0] * 6 + [0.5]
+
+
+def test_report_carries_counts_and_categories() -> None:
+    report = run(Oracle()).report(run_info(CONFIG, seconds=1.0), differences=[("generated", "bare")])
+    assert report["metric"] == "exact_match"
+    assert report["per_task"][1] == {
+        "task": "add_1",
+        "scores": {"bare": 0.0, "generated": 1.0},
+        "n_examples": 2,
+        "category": "odd",
+    }
+    assert report["differences"][0]["mean"] == 1.0
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 2])
+def test_a_killed_run_resumes(tmp_path: pathlib.Path, dies_at: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(Oracle(dies_at), out=tmp_path, config=CONFIG)
+    second = Oracle()
+    table = run(second, out=tmp_path, config=CONFIG)
+    assert len(second.batches) == 3 - dies_at
+    unbroken = run(Oracle())
+    assert table.scores == unbroken.scores
+    assert table.predictions == unbroken.predictions
+    third = Oracle()
+    assert run(third, out=tmp_path, config=CONFIG).scores == unbroken.scores
+    assert third.batches == []
+
+
+def test_a_torn_line_is_done_again_in_its_old_batch(tmp_path: pathlib.Path) -> None:
+    whole = run(Oracle(), out=tmp_path, config=CONFIG)
+    (journal,) = tmp_path.iterdir()
+    journal.write_bytes(journal.read_bytes()[:-5])
+    lines = len(journal.read_text().splitlines())
+    oracle = Oracle()
+    # add_6 is torn; drop add_5, too: its batch runs with all three tasks, as it did before.
+    content = [line for line in journal.read_text().splitlines(keepends=True) if "add_5" not in line or "bare" in line]
+    journal.write_text("".join(content))
+    assert run(oracle, out=tmp_path, config=CONFIG).scores == whole.scores
+    assert oracle.batches == [["add_3", "add_4", "add_5"], ["add_6"]]
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert len(rows) == lines
+    assert len({(row["condition"], row["task"]) for row in rows}) == len(rows) == 14
+
+
+def test_a_broken_line_is_named(tmp_path: pathlib.Path) -> None:
+    run(Oracle(), out=tmp_path, config=CONFIG)
+    (journal,) = tmp_path.iterdir()
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([lines[0], '{"task": 3}\n', *lines[2:]]))
+    with pytest.raises(DataError, match=rf"{journal.name}:2: "):
+        run(Oracle(), out=tmp_path, config=CONFIG)
+
+
+def test_another_config_metric_or_task_starts_afresh(tmp_path: pathlib.Path) -> None:
+    run(Oracle(), out=tmp_path, config=CONFIG)
+    oracle = Oracle()
+    run(oracle, out=tmp_path, config={**CONFIG, "seed": 1})
+    assert len(oracle.batches) == 3
+    evaluate_conditions(TASKS, {"bare": bare}, "accuracy", out=tmp_path, config=CONFIG, progress=False)
+    evaluate_conditions(TASKS[:-1], {"bare": bare}, "accuracy", out=tmp_path, config=CONFIG, progress=False)
+    assert len(list(tmp_path.iterdir())) == 4
+    # A further condition joins the file of the others.
+    with_refined = {"bare": bare, "generated": Oracle(dies_at=0), "refined": Oracle()}
+    table = evaluate_conditions(
+        TASKS, with_refined, "exact_match", batch_size=3, out=tmp_path, config=CONFIG, progress=False
+    )
+    assert list(table.scores) == ["bare", "generated", "refined"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_progress_bar_counts_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_conditions(TASKS, {"bare": bare}, "exact_match")
+    assert "7/7" in capsys.readouterr().err
+
+
+def test_refusals(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="magic"):
+        evaluate_conditions(TASKS, {"magic": bare}, "exact_match")
+    with pytest.raises(ConfigError, match="at least one condition"):
+        evaluate_conditions(TASKS, {}, "exact_match")
+    with pytest.raises(ConfigError, match="`out` needs `config`"):
+        run(Oracle(), out=tmp_path)
+    with pytest.raises(DataError, match="at least one task"):
+        evaluate_conditions([], {"bare": bare}, "exact_match")
+    with pytest.raises(DataError, match="'add_0' is given twice"):
+        evaluate_conditions([TASKS[0], TASKS[0]], {"bare": bare}, "exact_match")
+    with pytest.raises(DataError, match="1 inputs for 0"):
+        evaluate_conditions([EvaluationTask("t", ("x",), ())], {"bare": bare}, "exact_match")
+    with pytest.raises(DataError, match=r"'generated': 2 lists .* batch of 3"):
+        run(lambda batch: bare(batch)[:2] if len(batch) == 3 else bare(batch))
+    with pytest.raises(DataError, match=r"'generated', task 'add_0': .*1 predictions for 2"):
+        run(lambda batch: [["x"] for _ in batch])
