@@ -1,0 +1,78 @@
+"""Scanned and unrolled layers are the same parameters, arranged differently.
+
+    encoder/layers_0/mlp/wo/kernel [mlp, emb], encoder/layers_1/..., ...     unrolled
+    encoder/layers/mlp/wo/kernel   [mlp, layers, emb]                        scanned (`T5Config.scan_layers`)
+
+The layer axis of a parameter is 1, also of vectors ([emb, layers]), as in T5X's scalable T5. Where all layers of a
+stack share one position bias it stays where it is; with `relative_bias="per_layer"` it is one more parameter of the layers.
+Adapters have their layer axis in front: see `hyperflax.adapters.layers`.
+
+>>> scanned = stack_layers(params, config)
+>>> T5(config.replace(scan_layers=True)).apply({"params": scanned}, ...)    # the same logits
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax.numpy as jnp
+
+from hyperflax import trees
+from hyperflax.errors import CheckpointError
+from hyperflax.types import Array, PyTree, T5Config
+
+LAYER_AXIS = 1
+_UNROLLED = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+_SCANNED = re.compile(r"(encoder|decoder)/layers/(.+)")
+
+
+def stack_layers(params: PyTree, config: T5Config) -> dict:
+    """Unrolled parameters to scanned ones.
+
+    Args:
+      params: tree of a T5, or of one with fewer parts (a hypernetwork's trunk).
+      config: gives the number of layers.
+
+    Raises:
+      CheckpointError: a layer lacks a parameter that another has, or there are more or fewer layers than expected.
+    """
+    flat: dict[str, Array] = {}
+    groups: dict[str, dict[int, Array]] = {}
+    for path, x in trees.flatten(params).items():
+        if match := _UNROLLED.fullmatch(path):
+            stack, layer, rest = match.groups()
+            groups.setdefault(f"{stack}/layers/{rest}", {})[int(layer)] = x
+        else:
+            flat[path] = x
+    for path, layers in groups.items():
+        depth = _depth(path, config)
+        if sorted(layers) != list(range(depth)):
+            raise CheckpointError(f"parameter '{path}': expected layers 0 to {depth - 1}, got {sorted(layers)}")
+        flat[path] = jnp.stack([layers[layer] for layer in range(depth)], axis=LAYER_AXIS)
+    return trees.unflatten(flat)
+
+
+def unstack_layers(params: PyTree, config: T5Config) -> dict:
+    """The inverse of `stack_layers`.
+
+    Raises:
+      CheckpointError: a stacked parameter has another number of layers than the config.
+    """
+    flat: dict[str, Array] = {}
+    for path, x in trees.flatten(params).items():
+        if match := _SCANNED.fullmatch(path):
+            stack, rest = match.groups()
+            depth = _depth(path, config)
+            if x.ndim <= LAYER_AXIS or x.shape[LAYER_AXIS] != depth:
+                raise CheckpointError(
+                    f"parameter '{path}': expected {depth} layers on axis {LAYER_AXIS}, got shape {tuple(x.shape)}"
+                )
+            for layer in range(depth):
+                flat[f"{stack}/layers_{layer}/{rest}"] = x[:, layer]
+        else:
+            flat[path] = x
+    return trees.unflatten(flat)
+
+
+def _depth(path: str, config: T5Config) -> int:
+    return config.num_encoder_layers if path.startswith("encoder/") else config.num_decoder_layers
