@@ -1,0 +1,205 @@
+"""The dependency rule, held by walking every import in the source.
+
+    types/errors/trees <- adapters <- models <- hypernets <- objectives <- training <- cli
+
+`data`, `checkpoints` and `evaluation` look down, never up to training or the command line. Imports inside functions
+count like those at the top of a file: they delay the cost, not the dependency.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+WORDS = {"types", "errors", "trees", "configs"}
+BASE = WORDS | {"adapters", "models", "hypernets"}
+SIDE = {"data", "checkpoints", "evaluation"}
+
+# room -> the rooms it may import. "" is the package itself: `from hyperflax import __version__`.
+MAY_IMPORT = {
+    "errors": set(),
+    "trees": WORDS,
+    "types": WORDS,
+    "configs": WORDS,
+    "adapters": WORDS,
+    "models": WORDS | {"adapters"},
+    "hypernets": WORDS | {"adapters", "models"},
+    "objectives": BASE,
+    "data": BASE | {""},
+    "checkpoints": BASE | {""},
+    "evaluation": BASE | {"", "data", "checkpoints"},
+    "training": BASE | SIDE | {"", "objectives"},
+    "cli": BASE | SIDE | {"", "objectives", "training"},
+}
+# Files beside the rooms: the door to Python users, and the commands' doors as `python -m`.
+DOORS = {"__init__", "__main__", "train", "evaluate", "infer"}
+
+# Where an optional or slow package may be imported, as globs of files; and whether only inside a function.
+RESTRICTED = {
+    "seqio": (["hyperflax/data/seqio_source.py", "tasks/**", "hyperflax/cli/**"], False),
+    "tensorflow": (["hyperflax/data/seqio_source.py", "tasks/**", "hyperflax/cli/**"], True),
+    "tensorflow_datasets": (["hyperflax/data/seqio_source.py", "tasks/**", "hyperflax/cli/**"], True),
+    "gin": (["hyperflax/cli/**"], False),
+    "matplotlib": (["**"], True),
+    "torch": ([], True),
+    "pickle": ([], True),
+    "t5x": ([], True),
+    "clu": ([], True),
+}
+
+
+class Import(NamedTuple):
+    file: str
+    line: int
+    module: str
+    lazy: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def imports_of(path: pathlib.Path, root: pathlib.Path = REPOSITORY) -> Iterator[Import]:
+    """Yields every import in a file, except under `if TYPE_CHECKING:`; `from a import b` is yielded as `a.b`."""
+
+    def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        file = path.relative_to(root).as_posix()
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name, lazy)
+        elif isinstance(node, ast.ImportFrom):
+            package = "." * node.level + (node.module or "")
+            for alias in node.names:
+                yield Import(file, node.lineno, f"{package}.{alias.name}", lazy)
+        lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, lazy)
+
+    yield from visit(ast.parse(path.read_text("utf-8")), False)
+
+
+def sources(*folders: str) -> list[pathlib.Path]:
+    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def room_of(module: str) -> str | None:
+    """`hyperflax.models.t5.T5` -> `models`; None for what is not ours; `` for the package itself."""
+    first, _, rest = module.partition(".")
+    if first != "hyperflax":
+        return None
+    room = rest.partition(".")[0]
+    return room if room in MAY_IMPORT or (REPOSITORY / "hyperflax" / f"{room}.py").exists() else ""
+
+
+def breaches(found: Import) -> list[str]:
+    """What is wrong with one import, in words; empty if nothing is."""
+    wrong = []
+    inside = pathlib.PurePosixPath(found.file)
+    if found.module.startswith(".") and inside.parts[0] == "hyperflax":
+        wrong.append(f"{found}: write the full name, so that a reader sees the room")
+    room = inside.parts[1].removesuffix(".py")
+    target = room_of(found.module)
+    if inside.parts[0] == "hyperflax" and room not in DOORS and target is not None and target != room:
+        if room not in MAY_IMPORT:
+            wrong.append(f"{found.file}: no rule for the room '{room}'")
+        elif target not in MAY_IMPORT[room]:
+            wrong.append(f"{found}: {room} may import {sorted(MAY_IMPORT[room]) or 'nothing of ours'}")
+    folders = ("hyperflax_tasks", "hyperflax_gin_configs")
+    if inside.parts[0] == "hyperflax" and room not in ("cli", *DOORS) and found.module.startswith(folders):
+        wrong.append(f"{found}: only the command line imports task modules and gin files")
+    globs, lazily = RESTRICTED.get(found.module.partition(".")[0], (["**"], False))
+    if not any(_matches(found.file, glob) for glob in globs):
+        wrong.append(f"{found}: allowed only in {globs or 'no file'}")
+    elif lazily and not found.lazy:
+        wrong.append(f"{found} at the top of the file: import it inside the function that needs it")
+    return wrong
+
+
+def _matches(file: str, glob: str) -> bool:
+    return re.fullmatch(re.escape(glob).replace(r"\*\*", ".*").replace(r"\*", "[^/]*"), file) is not None
+
+
+def test_every_import_keeps_the_dependency_rule():
+    files = sources("hyperflax", "tasks")
+    assert len(files) > 20
+    wrong = [line for path in files for found in imports_of(path) for line in breaches(found)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("hyperflax/adapters/a.py", "from hyperflax.models import t5", "adapters may import"),
+        ("hyperflax/models/a.py", "def f():\n  import hyperflax.training.loop", "models may import"),
+        ("hyperflax/data/a.py", "from hyperflax import training", "data may import"),
+        ("hyperflax/evaluation/a.py", "import hyperflax.cli.main", "evaluation may import"),
+        ("hyperflax/new/a.py", "import hyperflax.types", "no rule for the room 'new'"),
+        ("hyperflax/data/a.py", "from .batches import f", "write the full name"),
+        ("hyperflax/data/a.py", "import hyperflax_tasks.strings", "only the command line"),
+        ("hyperflax/data/a.py", "def f():\n  import seqio", "allowed only in"),
+        ("hyperflax/data/seqio_source.py", "import tensorflow as tf", "inside the function"),
+        ("hyperflax/training/a.py", "import gin", "allowed only in"),
+        ("hyperflax/evaluation/a.py", "from matplotlib import pyplot", "inside the function"),
+        ("hyperflax/checkpoints/a.py", "import pickle", "allowed only in no file"),
+    ],
+)
+def test_a_breach_is_found(tmp_path: pathlib.Path, file: str, source: str, complaint: str):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    (found,) = imports_of(path, tmp_path)
+    assert complaint in "\n".join(breaches(found))
+
+
+def test_third_party_imports_are_declared():
+    """Whatever the package imports is among its requirements: no help from another package's requirements."""
+    core, extras = set(), set()
+    for line in importlib.metadata.requires("hyperflax"):
+        (extras if "extra ==" in line else core).add(normal(re.match(r"[\w.-]+", line).group()))
+    distributions = importlib.metadata.packages_distributions()
+    for path in sources("hyperflax", "tasks"):
+        for found in imports_of(path):
+            top = found.module.partition(".")[0]
+            if found.module.startswith((".", "hyperflax")) or top in sys.stdlib_module_names:
+                continue
+            names = {normal(name) for name in distributions.get(top, [top])}
+            assert names & (core | extras), f"{found}: {sorted(names)} is not among the requirements in setup.py"
+            assert names & core or top in RESTRICTED, f"{found}: RESTRICTED says nothing of where an extra may be used"
+
+
+def normal(name: str) -> str:
+    """A distribution's name as the package index compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_no_code_is_made_from_text():
+    """No eval, exec or pickle-like loading: a model or adapter directory is data."""
+    for path in sources("hyperflax", "tasks"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "compile"), f"{path}:{node.lineno} calls {called}"
+                for keyword in node.keywords:
+                    allowed = keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False"
+                    assert allowed, f"{path}:{node.lineno} allows pickle"
+
+
+@pytest.mark.parametrize("statement", ["import hyperflax", "import hyperflax.cli.main"])
+def test_import_brings_nothing_heavy(statement: str, tmp_path: pathlib.Path):
+    """`import hyperflax` stays quick; benchmarks/startup.py prints the seconds."""
+    code = f"{statement}; import sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    loaded = set(done.stdout.split())
+    assert "hyperflax" in loaded
+    assert not loaded & {"tensorflow", "seqio", "gin", "torch", "tensorflow_datasets", "matplotlib", "clu", "t5x"}
