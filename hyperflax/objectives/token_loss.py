@@ -7,8 +7,8 @@ T5's loss (Raffel et al. 2020, section 3.1.2; the z-loss is Mesh TensorFlow's) w
 where q is the smoothed target and Z the softmax's normaliser. The entropy constant H(q) is subtracted so that a perfect
 prediction costs nothing. Nothing is averaged here: sums of several batches or devices add up, means do not.
 
-Neither the one-hot target nor the log-softmax is ever stored: the backward pass rebuilds the softmax from the logits and
-one number per token, in a single elementwise sweep.
+Neither the one-hot target nor the log-softmax is ever stored: the backward pass rebuilds the softmax from the logits
+and one number per token, in a single elementwise sweep.
 
 >>> out = token_loss(logits, targets, weights, z_loss=1e-4)
 >>> mean_loss = out.loss_sum / out.weight_sum

@@ -1,0 +1,144 @@
+"""The host loop: batches in, checkpoints, metrics and a curve out.
+
+A run is its folder. Calling `train` again with the same arguments goes on where the last checkpoint left off and ends
+bit for bit where an unbroken run would have: batches and dropout depend on (seed, step) alone, and a checkpoint holds
+the sums of the log period that was under way.
+
+    model_dir/checkpoints/checkpoint_<step>   model_dir/metrics.jsonl   model_dir/tensorboard/   model_dir/loss.png
+
+>>> state = train(objective=objective, optimizer=make_optimizer("adamw", 1e-3), batches=batches,
+...               frozen=t5_params, model_dir="runs/first", total_steps=1500)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import jax
+from tqdm import tqdm
+
+from hyperflax.errors import ConfigError
+from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
+from hyperflax.objectives.protocol import Objective
+from hyperflax.training.checkpointing import Checkpoints
+from hyperflax.training.optimizers import Transformation
+from hyperflax.training.partitioning import Partitioner
+from hyperflax.training.prefetch import Batches, Prefetcher
+from hyperflax.training.run import Evaluator, Run
+from hyperflax.training.run_log import RunLog, plot_curve
+from hyperflax.training.state import TrainState
+from hyperflax.training.step import make_train_step
+from hyperflax.training.stopping import StopRequest
+from hyperflax.types import PyTree
+
+CHECKPOINTS = "checkpoints"
+
+
+def train(
+    *,
+    objective: Objective,
+    optimizer: Transformation,
+    batches: Batches,
+    model_dir: str | os.PathLike[str],
+    total_steps: int,
+    frozen: PyTree = None,
+    initial_params: PyTree | Callable[[PyTree], PyTree] | None = None,
+    seed: int = 0,
+    microbatches: int = 1,
+    loss_normalizing_factor: LossNormalizingFactor = REAL_TOKENS,
+    log_period: int = 50,
+    save_period: int = 1000,
+    keep: int | None = 3,
+    eval_period: int = 0,
+    evaluator: Evaluator | None = None,
+    max_seconds: float | None = None,
+    partitioner: Partitioner | None = None,
+    async_checkpoints: bool = False,
+    progress: bool = True,
+) -> TrainState:
+    """Trains until `total_steps`, or until `max_seconds` or SIGTERM, and returns the last state.
+
+    Args:
+      objective: what is learned.
+      optimizer: from `make_optimizer`, or any optax transformation.
+      batches: `.batch(step)` -> numpy dict, pure in (its seed, step).
+      model_dir: the run's folder; one that has a checkpoint is continued.
+      total_steps: steps of the whole run, those before a restart included.
+      frozen: parameters that the objective only reads. Never changed, never saved.
+      initial_params: a tree to start from, or a function of the fresh parameters; see `start_from`.
+      seed: of initial parameters and dropout.
+      microbatches, loss_normalizing_factor: see `make_train_step`.
+      log_period: steps per row of metrics.jsonl.
+      save_period: steps between checkpoints; 0 saves at the end only.
+      keep: checkpoints that stay; None keeps all.
+      eval_period: steps between evaluations; 0 evaluates at the end only.
+      evaluator: (params, frozen, step) -> {name: number}, called on the host; see `loss_evaluator`.
+      max_seconds: wall-clock limit of this call; the run is saved and can be continued.
+      partitioner: where arrays live; all devices as data shards by default.
+      async_checkpoints: write checkpoints in the background.
+      progress: show a progress bar.
+
+    Raises:
+      ConfigError: an impossible setting.
+      CheckpointError: the folder's run has another seed, model or optimizer.
+      HyperflaxError: every step of a log period had a gradient that is not finite.
+      SystemExit: with code 0 after a SIGTERM, once the run is saved.
+    """
+    for name, value, least in (("total_steps", total_steps, 1), ("log_period", log_period, 1),
+                               ("save_period", save_period, 0), ("eval_period", eval_period, 0)):  # fmt: skip
+        if value < least:
+            raise ConfigError(f"train.{name}: expected at least {least}, got {value!r}")
+    step_fn = make_train_step(
+        objective, optimizer, microbatches=microbatches, loss_normalizing_factor=loss_normalizing_factor
+    )
+    partitioner = partitioner or Partitioner()
+    first, directory = jax.process_index() == 0, os.fspath(model_dir)
+    with (
+        StopRequest(max_seconds) as stop,
+        Checkpoints(os.path.join(directory, CHECKPOINTS), keep=keep, asynchronous=async_checkpoints) as checkpoints,
+        RunLog(directory, resume_step=checkpoints.latest_step(), enabled=first) as log,
+    ):
+        run = Run(
+            objective=objective,
+            optimizer=optimizer,
+            batches=batches,
+            frozen=partitioner.place_frozen(frozen),
+            initial_params=initial_params,
+            seed=seed,
+            partitioner=partitioner,
+            checkpoints=checkpoints,
+            log=log,
+        )
+        compiled = partitioner.compile(step_fn, run.state)
+        with (
+            tqdm(total=total_steps, initial=run.step, unit="step", disable=not (progress and first)) as bar,
+            Prefetcher(batches, start=run.step, stop=total_steps, place=partitioner.place_batch) as source,
+        ):
+            for _, batch, tokens in source:
+                run.state, metrics = compiled(run.state, run.frozen, batch, run.key)
+                run.did(metrics, tokens)
+                bar.update()
+                last = run.step == total_steps
+                report = last or run.step % log_period == 0
+                # One process may look every step; several must agree, which costs a message.
+                stopping = (jax.process_count() == 1 or report) and stop.requested()
+                if report:
+                    bar.set_postfix(run.report())
+                # Rows before the checkpoint: what a checkpoint's step should have written is then on disk.
+                if evaluator is not None and (last or _due(run.step, eval_period)):
+                    run.evaluate(evaluator)
+                if last or stopping or _due(run.step, save_period):
+                    run.save()
+                if stopping:
+                    break
+    if first:
+        plot_curve(directory)
+    if stop.terminated:
+        sys.exit(0)
+    return run.state
+
+
+def _due(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0

@@ -1,0 +1,218 @@
+"""Where arrays live: the mesh, the rules from logical axis names to mesh axes, and the one place that jits a step.
+
+The mesh has the axes `data`, `fsdp` and `model`. Batches are split over `data` and `fsdp` by their leading axis (task
+or batch); parameters and their optimizer state over `fsdp` (embed) and `model` (vocab, mlp, heads). With fsdp = 1 this
+is T5X's partitioning. A single device is the mesh 1 x 1 x 1 and needs no special case.
+
+>>> partitioner = Partitioner(make_mesh(data=2, fsdp=4))
+>>> state = partitioner.create_state(objective, optimizer, rng, batch)
+>>> step = partitioner.compile(make_train_step(objective, optimizer), state)
+>>> state, metrics = step(state, frozen, partitioner.place_batch(batch), rng)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hyperflax import trees
+from hyperflax.errors import ConfigError
+from hyperflax.objectives.protocol import Objective
+from hyperflax.training.axes import axes_by_name
+from hyperflax.training.optimizers import Transformation
+from hyperflax.training.state import TrainState, create_state, start_from
+from hyperflax.training.step import Step
+from hyperflax.types import Array, Batch, PyTree
+
+MESH_AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
+
+Rules: TypeAlias = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+# First match wins; a mesh axis that is taken by an earlier dimension, or does not divide this one, is passed over.
+LOGICAL_RULES: Rules = (
+    ("batch", BATCH_AXES),
+    ("vocab", "model"),
+    ("mlp", "model"),
+    ("heads", "model"),
+    ("joined_kv", "model"),
+    ("embed", "fsdp"),
+    ("task", "fsdp"),
+    ("kv", None),
+    ("layers", None),
+    ("relpos_buckets", None),
+    ("rank", None),
+    ("prefix", None),
+    ("slot", None),
+    ("head", None),
+    ("slot_values", None),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh over all devices.
+
+    Args:
+      data, fsdp, model: sizes; one of them may be -1 and takes what is left.
+      devices: all of every process by default.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, model]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ConfigError(f"make_mesh: expected positive sizes and at most one -1, got {tuple(sizes)}")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != len(devices):
+        raise ConfigError(f"make_mesh: data x fsdp x model = {tuple(sizes)} does not make {len(devices)} devices")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioner:
+    """Places states, frozen parameters and batches on a mesh, and compiles steps for them.
+
+    Attributes:
+      mesh: from `make_mesh`.
+      rules: (logical axis, mesh axis or axes or None), first match wins.
+    """
+
+    mesh: Mesh = dataclasses.field(default_factory=make_mesh)
+    rules: Rules = LOGICAL_RULES
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def spec(self, path: str, shape: tuple[int, ...], axes: tuple[str | None, ...] | None) -> PartitionSpec:
+        """Returns the partition of one parameter.
+
+        Raises:
+          ConfigError: the parameter has no axis names, a wrong number of them, or one that no rule covers.
+        """
+        if axes is None:
+            raise ConfigError(
+                f"parameter '{path}' {shape}: no logical axis names are known for it, no rule can cover it"
+            )
+        if len(axes) != len(shape):
+            raise ConfigError(f"parameter '{path}' {shape}: {len(axes)} logical axis names {axes}")
+        taken: set[str] = set()
+        return PartitionSpec(*(self._place(path, axis, size, taken) for axis, size in zip(axes, shape, strict=True)))
+
+    def _place(self, path: str, axis: str | None, size: int, taken: set[str]) -> str | tuple[str, ...] | None:
+        if axis is None:
+            return None
+        matching = [mesh_axes for name, mesh_axes in self.rules if name == axis]
+        if not matching:
+            raise ConfigError(f"parameter '{path}': no rule covers its logical axis '{axis}'")
+        for mesh_axes in matching:
+            names = (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
+            free = not taken.intersection(names)
+            if free and size % int(np.prod([self.mesh.shape[name] for name in names])) == 0:
+                taken.update(names)
+                return mesh_axes
+        return None
+
+    def shardings(self, params: PyTree, axes: PyTree) -> PyTree:
+        """Returns a sharding for each parameter; `axes`, a tree like it, is what modules declare, None elsewhere."""
+        declared = trees.flatten(axes)
+
+        def place(path: str, leaf: Any) -> NamedSharding:
+            names = declared.get(path) or axes_by_name(path, len(leaf.shape))
+            return NamedSharding(self.mesh, self.spec(path, tuple(leaf.shape), names))
+
+        return trees.map_with_path(place, params)
+
+    def state_shardings(self, state: TrainState, axes: PyTree) -> TrainState:
+        """Returns a sharding for each leaf of a (possibly abstract) state.
+
+        An optimizer slot that has its parameter's path and shape lies like the parameter; counters and Adafactor's row
+        and column sums are replicated, as in T5X.
+        """
+        params = trees.flatten(state.params)
+        placed = trees.flatten(self.shardings(state.params, axes))
+
+        def of_slot(key_path: Any, leaf: Any) -> NamedSharding:
+            parts = jax.tree_util.keystr(key_path, simple=True, separator=trees.SEPARATOR).split(trees.SEPARATOR)
+            for start in range(len(parts)):
+                path = trees.SEPARATOR.join(parts[start:])
+                if path in params and tuple(params[path].shape) == tuple(leaf.shape):
+                    return placed[path]
+            return self.replicated
+
+        return TrainState(
+            step=self.replicated,
+            params=trees.unflatten(placed),
+            opt_state=jax.tree.map_with_path(of_slot, state.opt_state),
+        )
+
+    def create_state(
+        self,
+        objective: Objective,
+        optimizer: Transformation,
+        rng: Array,
+        batch: Batch,
+        initial_params: PyTree | Callable[[PyTree], PyTree] | None = None,
+    ) -> TrainState:
+        """Returns the state before the first step, made in place shard by shard."""
+        _, shardings = self.abstract_state(objective, optimizer, rng, batch)
+        params = jax.jit(objective.init, out_shardings=shardings.params)(rng, batch)
+        params = jax.device_put(start_from(params, initial_params), shardings.params)
+        return jax.jit(functools.partial(create_state, optimizer=optimizer), out_shardings=shardings)(params)
+
+    def abstract_state(
+        self, objective: Objective, optimizer: Transformation, rng: Array, batch: Batch
+    ) -> tuple[TrainState, TrainState]:
+        """Returns (shapes with their shardings, shardings) of the state, without computing anything."""
+
+        def make(rng: Array, batch: Batch) -> TrainState:
+            return create_state(objective.init(rng, batch), optimizer)
+
+        state = jax.eval_shape(make, rng, batch)
+        shardings = self.state_shardings(state, objective.logical_axes(batch))
+        described = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+        )
+        return described, shardings
+
+    def place_frozen(self, frozen: PyTree, axes: PyTree | None = None) -> PyTree:
+        """Returns the frozen tree on the mesh: by its axes where they are given, else replicated."""
+        if frozen is None:
+            return None
+        shardings = self.replicated if axes is None else self.shardings(frozen, axes)
+        return jax.device_put(frozen, shardings)
+
+    def place_batch(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """Returns a batch split over the data axes by its leading axis.
+
+        Every process holds the whole batch (it is a pure function of seed and step) and uploads its own part.
+
+        Raises:
+          ConfigError: the leading axis does not divide.
+        """
+        sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        parts = int(np.prod([self.mesh.shape[name] for name in BATCH_AXES]))
+        for name, feature in batch.items():
+            if np.shape(feature)[0] % parts:
+                raise ConfigError(
+                    f"batch feature '{name}': {np.shape(feature)[0]} rows do not divide over {parts} data shards"
+                )
+        if jax.process_count() == 1:
+            return jax.device_put(dict(batch), sharding)
+        return {
+            name: jax.make_array_from_callback(np.shape(feature), sharding, lambda index, rows=feature: rows[index])
+            for name, feature in batch.items()
+        }
+
+    def compile(self, step: Step, state: TrainState) -> Step:
+        """Returns the step jitted for states placed like `state`, whose buffers it takes over."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        return jax.jit(step, donate_argnums=(0,), out_shardings=(shardings, self.replicated))

@@ -1,0 +1,95 @@
+"""The next batches, made in a thread while the device works.
+
+>>> with Prefetcher(batches, start=500, stop=1500, place=partitioner.place_batch) as source:
+...     for step, batch, tokens in source:
+...         ...
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from hyperflax.types import Batch
+
+COUNTED_FEATURES = ("support_tokens", "encoder_input_tokens", "decoder_target_tokens")
+
+
+class Batches(Protocol):
+    """A data source: `batch(step)` is pure in the source's own seed and the step, so a step number is a position."""
+
+    def batch(self, step: int) -> Mapping[str, np.ndarray]: ...
+
+
+class Prefetcher:
+    """Iterates over (step, placed batch, number of tokens that are not padding).
+
+    An exception of the source surfaces at the step that it happened at.
+
+    Args:
+      batches: the source.
+      start, stop: range of steps.
+      place: puts a batch on the devices.
+      depth: batches kept ready.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        *,
+        start: int,
+        stop: int,
+        place: Callable[[Mapping[str, np.ndarray]], Batch],
+        depth: int = 2,
+    ) -> None:
+        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(batches, start, stop, place), name="prefetch", daemon=True
+        )
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[tuple[int, Batch, int]]:
+        while True:
+            kind, value = self._queue.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+
+    def close(self) -> None:
+        """Stops the thread."""
+        self._closed.set()
+        self._thread.join(timeout=10)
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, batches: Batches, start: int, stop: int, place: Callable[..., Batch]) -> None:
+        try:
+            for step in range(start, stop):
+                batch = batches.batch(step)
+                tokens = sum(int(np.count_nonzero(batch[name])) for name in COUNTED_FEATURES if name in batch)
+                if not self._put(("batch", (step, place(batch), tokens))):
+                    return
+            self._put(("end", None))
+        except BaseException as error:
+            self._put(("error", error))
+
+    def _put(self, item: tuple[str, Any]) -> bool:
+        """Waits for room, but not for ever: the consumer may be gone."""
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False

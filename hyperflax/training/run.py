@@ -1,0 +1,154 @@
+"""The state of a run on the host: what is saved, what is logged, and how fast it goes. Used by `loop.train` only."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import jax
+
+from hyperflax.errors import CheckpointError, HyperflaxError
+from hyperflax.objectives.protocol import Metrics, Objective
+from hyperflax.training.checkpointing import Checkpoints
+from hyperflax.training.optimizers import Transformation
+from hyperflax.training.partitioning import Partitioner
+from hyperflax.training.prefetch import Batches
+from hyperflax.training.run_log import RunLog, Sums
+from hyperflax.training.state import TrainState
+from hyperflax.types import PyTree
+
+# (params, frozen, step) -> numbers for the log
+Evaluator: TypeAlias = Callable[[PyTree, PyTree, int], Mapping[str, float]]
+
+# Steps that may be under way on the device before the host waits: enough to keep it busy, few enough that the
+# progress bar, the clock and a signal mean something.
+STEPS_AHEAD = 2
+
+
+class Run:
+    """A training state with its log period, checkpoints and clock.
+
+    Attributes:
+      state: the current `TrainState`.
+      step: its step, known without asking the device.
+      key: of dropout; steps fold their number into it.
+    """
+
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        optimizer: Transformation,
+        batches: Batches,
+        frozen: PyTree,
+        initial_params: PyTree | Callable[[PyTree], PyTree] | None,
+        seed: int,
+        partitioner: Partitioner,
+        checkpoints: Checkpoints,
+        log: RunLog,
+    ) -> None:
+        self.frozen, self._checkpoints, self._log, self._seed = frozen, checkpoints, log, seed
+        self._sums, self._waiting = Sums(), collections.deque[Metrics]()
+        self._began = self._mark = time.monotonic()
+        self._earlier_seconds = self._busy = 0.0
+        self._tokens, self._compiled = 0, False
+        init_key, self.key = jax.random.split(jax.random.key(seed))
+        self.step = checkpoints.latest_step() or 0
+        batch = dict(batches.batch(self.step))
+        if checkpoints.latest_step() is not None:
+            abstract, _ = partitioner.abstract_state(objective, optimizer, init_key, batch)
+            self.state, host = checkpoints.restore(abstract)
+            self._restore_host(host)
+            return
+        self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
+        self._log_initial(objective, partitioner.place_batch(batch))
+
+    def did(self, metrics: Metrics, tokens: int) -> None:
+        """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it."""
+        self.step += 1
+        self._waiting.append(metrics)
+        if not self._compiled:
+            # Compilation is not part of the speed that is reported.
+            jax.block_until_ready(metrics)
+            self._compiled, self._mark = True, time.monotonic()
+            return
+        if len(self._waiting) > STEPS_AHEAD:
+            jax.block_until_ready(self._waiting[-1 - STEPS_AHEAD])
+        self._tokens += tokens
+        self._tick()
+
+    def report(self) -> dict[str, str]:
+        """Writes the log period's row, starts the next period and returns what a progress bar shows.
+
+        Raises:
+          HyperflaxError: every step of the period was skipped.
+        """
+        self._collect()
+        self._tick()
+        values = self._sums.means()
+        if values.get("skipped_steps", 0) == self._sums.steps:
+            raise HyperflaxError(
+                f"training: none of the {self._sums.steps} steps up to step {self.step} had a finite gradient; "
+                "a lower learning rate or float32 computation may help"
+            )
+        if self._busy > 0:
+            values["tokens_per_second"] = self._tokens / self._busy
+        self._log.write(self.step, "train", values | {"seconds": self._seconds()})
+        self._sums, self._tokens, self._busy = Sums(), 0, 0.0
+        shown = {name: f"{values[name]:.4g}" for name in ("loss", "accuracy") if name in values}
+        if "tokens_per_second" in values:
+            shown["tok/s"] = f"{values['tokens_per_second']:.0f}"
+        return shown
+
+    def evaluate(self, evaluator: Evaluator) -> None:
+        """Writes a row of kind `eval`."""
+        values = evaluator(self.state.params, self.frozen, self.step)
+        self._log.write(self.step, "eval", dict(values) | {"seconds": self._seconds()})
+        self._mark = time.monotonic()
+
+    def save(self) -> None:
+        """Writes a checkpoint with everything that an exact resume needs."""
+        self._collect()
+        self._tick()
+        host = {
+            "seed": self._seed,
+            "seconds": self._seconds(),
+            "period": {"pairs": self._sums.pairs, "steps": self._sums.steps},
+        }
+        self._checkpoints.save(self.state, host)
+        self._mark = time.monotonic()
+
+    def _restore_host(self, host: Mapping) -> None:
+        if host["seed"] != self._seed:
+            raise CheckpointError(
+                f"{self._checkpoints.directory}: holds a run of seed {host['seed']}, got seed {self._seed}; "
+                "continue with that seed or choose another folder"
+            )
+        self._earlier_seconds = float(host["seconds"])
+        self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
+
+    def _log_initial(self, objective: Objective, batch: Mapping) -> None:
+        def initial(params: PyTree, frozen: PyTree, batch: Mapping) -> Metrics:
+            return {
+                **objective.loss(params, frozen, batch, None)[2],
+                **objective.initial_metrics(params, frozen, batch),
+            }
+
+        sums = Sums()
+        sums.add(jax.device_get(jax.jit(initial)(self.state.params, self.frozen, batch)))
+        self._log.write(0, "initial", sums.means())
+
+    def _collect(self) -> None:
+        for metrics in jax.device_get(list(self._waiting)):
+            self._sums.add(metrics)
+        self._waiting.clear()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._busy += now - self._mark
+        self._mark = now
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._began

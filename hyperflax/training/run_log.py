@@ -1,0 +1,137 @@
+"""What a run writes while it trains: metrics.jsonl, TensorBoard events and the curve.
+
+    {"step": 50, "kind": "train", "loss": 2.31, "accuracy": 0.44, ..., "tokens_per_second": 9100.0, "seconds": 21.3}
+    {"step": 500, "kind": "eval", "loss": 2.05, ...}
+
+Rows of steps that a resumed run will repeat are cut off when it starts, so that every step is reported once.
+
+>>> with RunLog("runs/first", resume_step=500) as log:
+...     log.write(550, "train", {"loss": 2.2})
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from hyperflax.objectives.protocol import Metrics
+
+METRICS_FILE = "metrics.jsonl"
+CURVE_FILE = "loss.png"
+# Reported as totals of a period, not as means.
+COUNTED = ("skipped_steps",)
+
+
+class Sums:
+    """Running (sum, weight) pairs of a log period, in Python floats: saved as json they come back bit for bit."""
+
+    def __init__(self, pairs: Mapping[str, tuple[float, float]] | None = None, steps: int = 0) -> None:
+        self.pairs = {name: (float(total), float(weight)) for name, (total, weight) in (pairs or {}).items()}
+        self.steps = steps
+
+    def add(self, metrics: Metrics) -> None:
+        """Adds one step's pairs; waits for the device where they are not ready."""
+        for name, (total, weight) in metrics.items():
+            old_total, old_weight = self.pairs.get(name, (0.0, 0.0))
+            self.pairs[name] = (old_total + float(total), old_weight + float(weight))
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Returns what a row reports; a metric without weight is left out."""
+        out = {name: total / weight for name, (total, weight) in self.pairs.items() if weight and name not in COUNTED}
+        return out | {name: self.pairs[name][0] for name in COUNTED if name in self.pairs}
+
+
+class RunLog:
+    """Appends rows to `metrics.jsonl` and scalars to TensorBoard.
+
+    Args:
+      directory: the run's folder, made if it does not exist.
+      resume_step: rows of later steps are removed; None starts anew.
+      enabled: False writes nothing (all processes but the first).
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, resume_step: int | None = None, enabled: bool = True
+    ) -> None:
+        self.path = pathlib.Path(directory) / METRICS_FILE
+        self._file = self._events = None
+        if not enabled:
+            return
+        from tensorboardX import SummaryWriter
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [] if resume_step is None else [row for row in read_rows(self.path) if row["step"] <= resume_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(partial, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        purge = None if resume_step is None else resume_step + 1
+        self._events = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> dict[str, float | str]:
+        """Appends and returns one row; numbers that json cannot hold (NaN, infinity) are left out."""
+        numbers = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        row = {"step": step, "kind": kind, **numbers}
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for name, value in numbers.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+        return row
+
+    def close(self) -> None:
+        """Flushes what is buffered."""
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict]:
+    """Returns the rows of a metrics.jsonl, up to the first line that is not whole (a run killed while writing it)."""
+    path = pathlib.Path(path)
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot_curve(directory: str | os.PathLike[str], metric: str = "loss") -> pathlib.Path | None:
+    """Draws the metric of training and evaluation over steps into `loss.png`; returns its path, None without rows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_rows(pathlib.Path(directory) / METRICS_FILE)
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = False
+    for kind, style in (("train", "-"), ("eval", "o-")):
+        points = np.array([(row["step"], row[metric]) for row in rows if row["kind"] == kind and metric in row])
+        if len(points):
+            axes.plot(points[:, 0], points[:, 1], style, label=kind, markersize=4)
+            drawn = True
+    for row in rows:
+        if row["kind"] == "initial" and f"bare/{metric}" in row:
+            axes.axhline(row[f"bare/{metric}"], color="grey", linestyle=":", label="bare model, first batch")
+    if not drawn:
+        return None
+    axes.set(xlabel="step", ylabel=metric)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    path = pathlib.Path(directory) / CURVE_FILE
+    FigureCanvasAgg(figure).print_png(str(path))
+    return path
