@@ -81,22 +81,20 @@ def make_episodes(
     """
     plan = plan or make_plan(source, config)
     rows = range(config.tasks_per_batch) if rows is None else rows
-    arrays = empty_arrays(config, (len(rows),))
-    task_index = np.zeros(len(rows), np.int32)
     least = config.shots if config.min_shots is None else config.min_shots
-    for at, row in enumerate(rows):
+    positions, shots, requests = [], [], []
+    for row in rows:
         draws = stream(seed, _TRAINING, step, row)
-        position = plan.draw(draws.uniform())
-        shots = draws.integer(least, config.shots)
-        indices = plan.eligible[position]
-        drawn = indices[draws.distinct(len(indices), shots + config.examples)].tolist()
-        task = int(plan.tasks[position])
-        examples = source.examples(task, drawn)
-        name = source.task_names[task]
-        task_index[at] = task
-        fill_episode(
-            arrays, (at,), examples[:shots], examples[shots:], config, source.vocabulary, plan.infos[position], name
-        )
+        positions.append(plan.draw(draws.uniform()))
+        shots.append(draws.integer(least, config.shots))
+        indices = plan.eligible[positions[-1]]
+        drawn = draws.distinct(len(indices), shots[-1] + config.examples)
+        requests.append((int(plan.tasks[positions[-1]]), indices[drawn].tolist()))
+    arrays = empty_arrays(config, (len(rows),))
+    for at, examples in enumerate(source.gather(requests)):
+        name, info, k = source.task_names[requests[at][0]], plan.infos[positions[at]], shots[at]
+        fill_episode(arrays, (at,), examples[:k], examples[k:], config, source.vocabulary, info, name)
+    task_index = np.asarray([task for task, _ in requests], np.int32)
     return {**finish(arrays), "task_index": task_index}
 
 

@@ -12,7 +12,7 @@ episodes add it. Sources: `InMemorySource` here, `CachedSource` (ArrayRecord), `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -75,6 +75,9 @@ class ExampleSource(Protocol):
     def examples(self, task: int, indices: Sequence[int]) -> list[Example]:
         """Several examples of one task, in the order asked for."""
 
+    def gather(self, requests: Sequence[tuple[int, Sequence[int]]]) -> list[list[Example]]:
+        """`examples(task, indices)` for every (task, indices): one bulk read where that is cheaper."""
+
     def lengths(self, task: int) -> np.ndarray:
         """int32 `[size, 2]`: tokens of inputs and targets of every example of a task."""
 
@@ -91,6 +94,22 @@ class TaskExamples:
 
     name: str
     examples: list[Example]
+    info: TaskInfo = _NO_INFO
+    group: int = 0
+
+
+class StreamedExample(NamedTuple):
+    """An example on its way from a file to a source or a cache; examples of many tasks may be interleaved.
+
+    Attributes:
+      task: name of its task. Tasks are numbered in the order in which they first appear.
+      example: tokenised.
+      info: of its task; only the first example's counts.
+      group: mixture component of its task; only the first example's counts.
+    """
+
+    task: str
+    example: Example
     info: TaskInfo = _NO_INFO
     group: int = 0
 
@@ -172,6 +191,21 @@ class InMemorySource:
             vocabulary,
         )
 
+    @classmethod
+    def from_stream(
+        cls,
+        stream: Iterable[StreamedExample],
+        vocabulary: Vocabulary,
+        group_rates: Sequence[float] | None = None,
+    ) -> InMemorySource:
+        """Collects a stream, task by task; the order within a task is kept."""
+        tasks: dict[str, TaskExamples] = {}
+        for name, example, info, group in stream:
+            if name not in tasks:
+                tasks[name] = TaskExamples(name, [], info, group)
+            tasks[name].examples.append(example)
+        return cls(tasks.values(), vocabulary, group_rates)
+
     def example(self, task: int, index: int) -> Example:
         if not 0 <= index < self.sizes[task]:
             raise DataError(f"task '{self.task_names[task]}': expected an index below {self.sizes[task]}, got {index}")
@@ -182,11 +216,22 @@ class InMemorySource:
     def examples(self, task: int, indices: Sequence[int]) -> list[Example]:
         return [self.example(task, index) for index in indices]
 
+    def gather(self, requests: Sequence[tuple[int, Sequence[int]]]) -> list[list[Example]]:
+        return [self.examples(task, indices) for task, indices in requests]
+
     def lengths(self, task: int) -> np.ndarray:
         return self._lengths[self._first[task] : self._first[task + 1]]
 
     def info(self, task: int) -> TaskInfo:
         return self._infos[task]
+
+
+def stream_of(source: ExampleSource) -> Iterator[StreamedExample]:
+    """Every example of a source, task by task."""
+    for task, name in enumerate(source.task_names):
+        info, group = source.info(task), int(source.groups[task])
+        for index in range(int(source.sizes[task])):
+            yield StreamedExample(name, source.example(task, index), info, group)
 
 
 def tokenise(text: str, vocabulary: Vocabulary) -> np.ndarray:

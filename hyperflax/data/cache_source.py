@@ -1,0 +1,137 @@
+"""Reading a token cache: an `ExampleSource` over ArrayRecord shards, without TensorFlow or seqio."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hyperflax.data import cache_format as form
+from hyperflax.data import vocabularies
+from hyperflax.data.examples import Example, TaskInfo
+from hyperflax.errors import DataError
+
+
+class CachedSource:
+    """An `ExampleSource` that reads single records of a token cache; safe to share between threads.
+
+    Args:
+      directory: of the cache.
+      verify: compare the sha256 of every file (reads the whole cache); sizes are always compared.
+
+    Raises:
+      DataError: see `read_manifest`; a file that does not match its sha256 is named.
+    """
+
+    def __init__(self, directory: pathlib.Path | str, *, verify: bool = False):
+        self.directory = pathlib.Path(directory)
+        self.manifest = form.read_manifest(self.directory)
+        if verify:
+            for entry in self.manifest["files"]:
+                if (found := form.file_entry(self.directory / entry["file"])) != entry:
+                    raise DataError(
+                        f"{self.directory / entry['file']}: expected sha256 {entry['sha256']}, got {found['sha256']}"
+                    )
+        self.vocabulary = vocabularies.from_json(self.manifest["vocabulary"], self.directory)
+        rates = self.manifest["group_rates"]
+        self.group_rates = None if rates is None else np.asarray(rates, np.float64)
+        self._read_tasks()
+        self._read_index()
+        self._per_shard = int(self.manifest["records_per_shard"])
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def _read_tasks(self) -> None:
+        path = self.directory / form.TASKS
+        rows = []
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+            try:
+                rows.append(form.decode_task(line))
+            except DataError as error:
+                raise DataError(f"{path}:{number}: {error}") from error
+        self.task_names = tuple(name for name, _, _ in rows)
+        self._infos = [info for _, info, _ in rows]
+        self.groups = np.asarray([group for _, _, group in rows], np.int32)
+
+    def _read_index(self) -> None:
+        path = self.directory / form.INDEX
+        try:
+            index = np.load(path, allow_pickle=False)
+        except ValueError as error:
+            raise DataError(f"{path}: expected an int32 array, got {error}") from error
+        shape = (self.manifest["num_examples"], 3)
+        if index.shape != shape or index.dtype != np.int32:
+            raise DataError(f"{path}: expected int32 {shape}, got {index.dtype} {index.shape}")
+        if index[:, 0].min() < 0 or index[:, 0].max() >= len(self.task_names):
+            raise DataError(f"{path}: expected task numbers below {len(self.task_names)}, got {index[:, 0].max()}")
+        self.sizes = np.bincount(index[:, 0], minlength=len(self.task_names)).astype(np.int64)
+        self._records = np.argsort(index[:, 0], kind="stable")
+        self._lengths = index[self._records, 1:]
+        self._first = np.concatenate([[0], np.cumsum(self.sizes)]).tolist()
+
+    def example(self, task: int, index: int) -> Example:
+        return self.gather([(task, [index])])[0][0]
+
+    def examples(self, task: int, indices: Sequence[int]) -> list[Example]:
+        return self.gather([(task, indices)])[0]
+
+    def gather(self, requests: Sequence[tuple[int, Sequence[int]]]) -> list[list[Example]]:
+        records: list[int] = []
+        for task, indices in requests:
+            size, first = int(self.sizes[task]), self._first[task]
+            if len(indices) and not 0 <= min(indices) <= max(indices) < size:
+                raise DataError(f"task '{self.task_names[task]}': expected indices below {size}, got {max(indices)}")
+            records += self._records[first + np.asarray(indices, np.int64)].tolist()
+        found = iter(self._read(records))
+        return [[next(found) for _ in indices] for _, indices in requests]
+
+    def lengths(self, task: int) -> np.ndarray:
+        return self._lengths[self._first[task] : self._first[task + 1]]
+
+    def info(self, task: int) -> TaskInfo:
+        return self._infos[task]
+
+    def _read(self, records: Sequence[int]) -> list[Example]:
+        """Reads records, shard by shard: one call for many records costs little more than a call for one."""
+        wanted: dict[int, list[int]] = {}
+        for at, record in enumerate(records):
+            wanted.setdefault(record // self._per_shard, []).append(at)
+        examples: list[Example | None] = [None] * len(records)
+        for shard, places in wanted.items():
+            within = [records[at] % self._per_shard for at in places]
+            try:
+                data = self._reader(shard).read(within)
+            except (RuntimeError, ValueError, IndexError):
+                data = [self._read_one(shard, record) for record in within]  # finds and names the broken one
+            for at, record, item in zip(places, within, data, strict=True):
+                try:
+                    examples[at] = form.decode_record(item)
+                except DataError as error:
+                    raise self._broken(shard, record, error) from error
+        return examples
+
+    def _read_one(self, shard: int, record: int) -> bytes:
+        try:
+            return self._reader(shard).read([record])[0]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._broken(shard, record, error) from error
+
+    def _broken(self, shard: int, record: int, error: Exception) -> DataError:
+        return DataError(f"{self.directory / form.shard_name(shard)}, record {record}: cannot be read ({error})")
+
+    def _reader(self, shard: int) -> Any:
+        reader = self._readers.get(shard)
+        if reader is None:
+            from array_record.python import array_record_module
+
+            with self._lock:
+                if shard not in self._readers:
+                    path = self.directory / form.shard_name(shard)
+                    # Read-ahead would fetch megabytes for a record, and threads cost more than a batch's records.
+                    options = "readahead_buffer_size:0,max_parallelism:1"
+                    self._readers[shard] = array_record_module.ArrayRecordReader(str(path), options)
+                reader = self._readers[shard]
+        return reader
