@@ -1,0 +1,42 @@
+"""Parameters and adapters on disk: T5X checkpoints in, adapter and model directories in and out.
+
+- `t5x`, `t5x_index`, `zarr`: T5X's legacy checkpoints, read without T5X or TensorFlow.
+- `shapes`: whether parameters fit a T5, and which T5 they make.
+- `fingerprint`: which base model, which examples.
+- `files`, `tensors`: writing that survives interruption; nested trees in safetensors files.
+- `artefacts`, `model_directory`: the two directories that users keep, an adapter and a hypermodel.
+"""
+
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base, load_adapter, save_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint, support_hash
+from hyperflax.checkpoints.model_directory import (
+    ModelParts,
+    collect_files,
+    load_model_directory,
+    save_model_directory,
+)
+from hyperflax.checkpoints.shapes import check_shapes, from_scalable, infer_t5_config
+from hyperflax.checkpoints.t5x import read_t5x_checkpoint, read_t5x_step
+from hyperflax.checkpoints.tensors import load_tree, rounded, save_tree
+
+__all__ = [
+    "Adapter",
+    "AdapterMetadata",
+    "ModelParts",
+    "check_base",
+    "check_shapes",
+    "collect_files",
+    "fingerprint",
+    "from_scalable",
+    "infer_t5_config",
+    "load_adapter",
+    "load_model_directory",
+    "load_tree",
+    "read_t5x_checkpoint",
+    "read_t5x_step",
+    "rounded",
+    "save_adapter",
+    "save_model_directory",
+    "save_tree",
+    "support_hash",
+]

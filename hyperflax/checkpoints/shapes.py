@@ -1,0 +1,194 @@
+"""Do these parameters fit that T5, and which T5 do these parameters make?
+
+The table of names and shapes stands here a second time, apart from the model, so that a checkpoint is judged without
+building one, and so that each of the two can be tested against the other.
+
+>>> config = infer_t5_config(read_t5x_checkpoint("t5_1_1_small/checkpoint_1000000"))
+>>> config.num_heads, config.emb_dim, config.mlp_activations
+(6, 512, ('gelu', 'linear'))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hyperflax import trees
+from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.types import PyTree, T5Config
+
+Shape = tuple[int, ...]
+
+_ATTENTIONS = {"encoder": ("attention",), "decoder": ("self_attention", "encoder_decoder_attention")}
+_NORMS = {
+    "encoder": ("pre_attention_layer_norm", "pre_mlp_layer_norm"),
+    "decoder": ("pre_self_attention_layer_norm", "pre_cross_attention_layer_norm", "pre_mlp_layer_norm"),
+}
+
+
+def expected_shapes(config: T5Config) -> dict[str, Shape]:
+    """Returns `{path: shape}` of every parameter; scanned layers have their axis of layers at 1."""
+    shapes: dict[str, Shape] = {"token_embedder/embedding": (config.vocab_size, config.emb_dim)}
+    table = (config.num_heads, config.num_buckets)
+    for stack, depth in (("encoder", config.num_encoder_layers), ("decoder", config.num_decoder_layers)):
+        layer = _layer_shapes(config, stack)
+        if config.relative_bias == "per_layer":
+            layer["relpos_bias/rel_embedding"] = table
+        else:
+            shapes[f"{stack}/relpos_bias/rel_embedding"] = table
+        for name, shape in layer.items():
+            if config.scan_layers:
+                shapes[f"{stack}/layers/{name}"] = (shape[0], depth, *shape[1:])
+            else:
+                shapes.update({f"{stack}/layers_{number}/{name}": shape for number in range(depth)})
+        shapes[f"{stack}/{stack}_norm/scale"] = (config.emb_dim,)
+    if not config.logits_via_embedding:
+        shapes["decoder/logits_dense/kernel"] = (config.emb_dim, config.vocab_size)
+    return dict(sorted(shapes.items()))
+
+
+def _layer_shapes(config: T5Config, stack: str) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {f"{norm}/scale": (config.emb_dim,) for norm in _NORMS[stack]}
+    for attention in _ATTENTIONS[stack]:
+        for name in ("query", "key", "value"):
+            shapes[f"{attention}/{name}/kernel"] = (config.emb_dim, config.joined_kv)
+        shapes[f"{attention}/out/kernel"] = (config.joined_kv, config.emb_dim)
+    for name in config.mlp_inputs:
+        shapes[f"mlp/{name}/kernel"] = (config.emb_dim, config.mlp_dim)
+    shapes["mlp/wo/kernel"] = (config.mlp_dim, config.emb_dim)
+    return shapes
+
+
+def shape_problems(params: PyTree, config: T5Config) -> list[str]:
+    """Returns one line for each missing, unexpected or wrongly shaped leaf; none if `params` fits `config`."""
+    expected = expected_shapes(config)
+    found = {path: tuple(np.shape(leaf)) for path, leaf in trees.flatten(params).items()}
+    problems = []
+    for path in sorted(expected.keys() | found.keys()):
+        if path not in found:
+            problems.append(f"'{path}': expected shape {expected[path]}, the leaf is missing")
+        elif path not in expected:
+            problems.append(f"'{path}': unexpected leaf, found shape {found[path]}")
+        elif expected[path] != found[path]:
+            problems.append(f"'{path}': expected shape {expected[path]}, found {found[path]}")
+    return problems
+
+
+def check_shapes(params: PyTree, config: T5Config, *, where: str = "parameters") -> None:
+    """Returns nothing if `params` is the tree of a T5 of this configuration.
+
+    Args:
+      params: nested dict of arrays (or of anything with a shape), without an outer `params`.
+      config: the model. Scanned layers are hyperflax's, see `from_scalable` for T5X's.
+      where: file or directory, for the error.
+
+    Raises:
+      CheckpointError: lists every missing, unexpected and wrongly shaped leaf with what was expected and found.
+    """
+    if problems := shape_problems(params, config):
+        lines = "\n  ".join(problems)
+        raise CheckpointError(f"{where}: {len(problems)} leaves do not fit the model\n  {lines}")
+
+
+def infer_t5_config(params: PyTree, **known: Any) -> T5Config:
+    """Returns the configuration of the T5 that these parameters belong to.
+
+    Shapes do not tell everything: gated feed-forward blocks are taken as T5 1.1's GELU, plain ones as ReLU, and
+    `max_distance`, `dropout_rate` and the compute dtype keep their defaults.
+
+    Args:
+      params: unrolled, scanned, or T5X's scalable layout.
+      known: fields to set instead, such as `mlp_activations=("silu", "linear")`.
+
+    Raises:
+      CheckpointError: no T5 has these leaves; every one that does not fit is listed.
+    """
+    if is_scalable(params):
+        params = from_scalable(params)
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in trees.flatten(params).items()}
+    scanned = "encoder/layers/attention/query/kernel" in shapes
+    per_layer = not any(path == "encoder/relpos_bias/rel_embedding" for path in shapes)
+    first = "encoder/layers" if scanned else "encoder/layers_0"
+    gated = f"{first}/mlp/wi_0/kernel" in shapes
+
+    def shape(path: str, rank: int) -> Shape:
+        if path not in shapes or len(shapes[path]) != rank or 0 in shapes[path]:
+            raise CheckpointError(f"parameters: expected the leaf '{path}' with {rank} axes, found {shapes.get(path)}")
+        return shapes[path]
+
+    vocab_size, emb_dim = shape("token_embedder/embedding", 2)
+    num_heads, *_, num_buckets = shape(
+        f"{first if per_layer else 'encoder'}/relpos_bias/rel_embedding", 3 if per_layer and scanned else 2
+    )
+    joined = shape(f"{first}/attention/query/kernel", 3 if scanned else 2)[-1]
+    if joined % num_heads:
+        raise CheckpointError(f"parameters: {joined} attention features cannot be divided among {num_heads} heads")
+    fields: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "emb_dim": emb_dim,
+        "num_heads": num_heads,
+        "head_dim": joined // num_heads,
+        "num_encoder_layers": _depth(shapes, "encoder", scanned),
+        "num_decoder_layers": _depth(shapes, "decoder", scanned),
+        "mlp_dim": shape(f"{first}/mlp/wi{'_0' if gated else ''}/kernel", 3 if scanned else 2)[-1],
+        "mlp_activations": ("gelu", "linear") if gated else ("relu",),
+        "logits_via_embedding": "decoder/logits_dense/kernel" not in shapes,
+        "scan_layers": scanned,
+        "relative_bias": "per_layer" if per_layer else "shared",
+        "num_buckets": num_buckets,
+    }
+    try:
+        config = T5Config(**{**fields, **known})
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"parameters: {error}") from error
+    check_shapes(params, config)
+    return config
+
+
+def _depth(shapes: Mapping[str, Shape], stack: str, scanned: bool) -> int:
+    if scanned:
+        layers = [shape[1] for path, shape in shapes.items() if path.startswith(f"{stack}/layers/") and len(shape) > 1]
+        return layers[0] if layers else 0
+    found = {match[1] for path in shapes if (match := re.match(rf"{stack}/layers_([0-9]+)/", path))}
+    return len(found)
+
+
+def is_scalable(params: PyTree) -> bool:
+    """Whether the tree has the layout of T5X's scalable_t5: `encoder/encoder/...`."""
+
+    def has_own_name(stack: str) -> bool:
+        return isinstance(params.get(stack), Mapping) and stack in params[stack]
+
+    return isinstance(params, Mapping) and has_own_name("encoder") and has_own_name("decoder")
+
+
+def from_scalable(params: PyTree) -> dict[str, Any]:
+    """Brings T5X's scalable_t5 parameters to hyperflax's scanned layout; values do not change.
+
+    `encoder/encoder/attention/query/kernel` [embed, layers, heads, kv] becomes `encoder/layers/attention/query/kernel`
+    [embed, layers, heads * kv], and `out` [heads, layers, kv, embed] becomes [heads * kv, layers, embed]. The result
+    fits a T5Config with `scan_layers=True, relative_bias="per_layer"`.
+
+    Raises:
+      CheckpointError: names the leaf that has another rank than scalable_t5 gives it.
+    """
+    moved: dict[str, Any] = {}
+    for path, leaf in trees.flatten(params).items():
+        stack, inner, *rest = (*path.split("/"), "")
+        if stack not in _ATTENTIONS or inner != stack:
+            moved[path] = leaf
+            continue
+        name = "/".join(rest).rstrip("/")
+        if name.split("/")[0] in _ATTENTIONS[stack]:
+            if np.ndim(leaf) != 4:
+                raise CheckpointError(f"leaf '{path}': expected four axes as in scalable_t5, found {np.shape(leaf)}")
+            if name.endswith("/out/kernel"):
+                heads, layers, width, embed = leaf.shape
+                leaf = leaf.swapaxes(1, 2).reshape(heads * width, layers, embed)
+            else:
+                leaf = leaf.reshape(*leaf.shape[:2], -1)
+        moved[f"{stack}/layers/{name}"] = leaf
+    return trees.unflatten(moved)

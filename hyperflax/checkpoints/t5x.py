@@ -1,0 +1,101 @@
+"""Parameters from a T5X checkpoint in the legacy form (msgpack + zarr), without T5X and without TensorFlow.
+
+Public T5 checkpoints have this form. The tree comes back with T5X's names, as it was stored: `encoder/layers_0/...` or,
+from scalable_t5, all layers in one array (`encoder/encoder/...`, layers on axis 1).
+
+>>> params = read_t5x_checkpoint("t5_1_1_small/checkpoint_1000000")
+>>> params["encoder"]["layers_0"]["attention"]["query"]["kernel"].shape
+(512, 384)
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from hyperflax import trees
+from hyperflax.checkpoints.t5x_index import Stored, T5XIndex, read_index
+from hyperflax.checkpoints.zarr import ZarrArray, dtype_of, inspect_array, read_arrays
+from hyperflax.errors import CheckpointError
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_UINT16 = np.dtype(np.uint16)
+
+
+def read_t5x_checkpoint(
+    path: pathlib.Path | str, *, dtype: str | None = None, step: int | None = None
+) -> dict[str, Any]:
+    """Reads the model's parameters; the optimizer's state is left on the disk.
+
+    Args:
+      path: the checkpoint's directory, its msgpack file, or a run's directory with `checkpoint_<step>` inside.
+      dtype: cast floating leaves to this dtype, `"float32"` or `"bfloat16"`; None keeps what is stored.
+      step: which one of a run's checkpoints; the latest by default.
+
+    Returns:
+      A nested dict of numpy arrays (ml_dtypes.bfloat16 where that is stored).
+
+    Raises:
+      CheckpointError: no such checkpoint, or a damaged, incomplete or hostile one; names the file and the leaf.
+    """
+    target = None if dtype is None else dtype_of(str(dtype))
+    if dtype is not None and (target is None or not _is_floating(target)):
+        raise CheckpointError(f"{path}: dtype: expected a floating dtype such as 'float32', got {dtype!r}")
+    return trees.unflatten(_read(read_index(path, step), ("target",), target))
+
+
+def read_t5x_step(path: pathlib.Path | str, step: int | None = None) -> int:
+    """Returns the number of training steps that the checkpoint's optimizer counted. Arguments as above.
+
+    Raises:
+      CheckpointError: as above, or there is no step inside.
+    """
+    index = read_index(path, step)
+    values = _read(index, ("state", "step"), None)
+    value = values.get("")
+    if value is None or value.size != 1 or value.dtype.kind not in "iu":
+        raise CheckpointError(f"{index.file}: leaf 'state/step': expected one integer")
+    return int(value.reshape(()))
+
+
+def _read(index: T5XIndex, branch: tuple[str, ...], target: np.dtype | None) -> dict[str, np.ndarray]:
+    leaves = index.leaves(*branch)
+    if not leaves or (branch == ("target",) and "" in leaves):
+        raise CheckpointError(f"{index.file}: expected leaves under '{'/'.join(branch)}', found none")
+    where = {path: "/".join((*branch, path)).rstrip("/") for path in leaves}
+    stored = {path: _on_disk(where[path], leaf) for path, leaf in leaves.items() if isinstance(leaf, Stored)}
+
+    def finish(path: str, array: np.ndarray) -> np.ndarray:
+        return _as_asked(index, where[path], array, target)
+
+    arrays = read_arrays(stored, finish)
+    return {path: arrays[path] if path in arrays else finish(path, leaf) for path, leaf in leaves.items()}
+
+
+def _on_disk(where: str, leaf: Stored) -> ZarrArray:
+    array = inspect_array(where, leaf.directory)
+    file = leaf.directory / ".zarray"
+    if leaf.shape is not None and leaf.shape != array.shape:
+        raise CheckpointError(f"{file}: leaf '{where}': expected shape {leaf.shape} as indexed, got {array.shape}")
+    stored_as_integer = array.dtype == _UINT16 and leaf.dtype == _BFLOAT16
+    if leaf.dtype is not None and leaf.dtype != array.dtype and not stored_as_integer:
+        raise CheckpointError(f"{file}: leaf '{where}': expected dtype {leaf.dtype} as indexed, got {array.dtype}")
+    return array
+
+
+def _as_asked(index: T5XIndex, where: str, array: np.ndarray, target: np.dtype | None) -> np.ndarray:
+    if array.dtype == _UINT16:
+        # Before version 3 these are bfloat16's bits. Since then no parameter is an integer; T5X refuses them as well.
+        if index.version >= 3:
+            raise CheckpointError(f"{index.file}: leaf '{where}': expected a floating dtype, got uint16")
+        array = array.view(_BFLOAT16)
+    if target is None or target == array.dtype or not _is_floating(array.dtype):
+        return array
+    return array.astype(target)
+
+
+def _is_floating(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype == _BFLOAT16

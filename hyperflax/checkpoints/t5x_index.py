@@ -1,0 +1,237 @@
+"""The msgpack file of a T5X checkpoint: which leaves there are, and where each one's values lie.
+
+`checkpoint_<step>/checkpoint` is a flax msgpack map `{version, optimizer: {target, state}}`; version 0 files lack the
+outer map. A leaf is an array inside the file (ExtType 1), a numpy scalar (ExtType 3), an array in pieces (flax splits
+those above 1 GiB) or a TensorStore spec of a zarr array beside the file. Nothing is executed and no array is decoded
+before its place in the tree is known, so that every error names the leaf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from hyperflax.checkpoints.files import read_bytes
+from hyperflax.checkpoints.zarr import dtype_of
+from hyperflax.errors import CheckpointError
+
+NEWEST_VERSION = 3
+_FILE = "checkpoint"
+_STEP_DIRECTORY = re.compile(r"checkpoint_(0|[1-9][0-9]{0,18})")
+_NDARRAY, _SCALAR = 1, 3
+_PIECES = "__msgpack_chunked_array__"
+_MAX_DEPTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """An extension of msgpack, still in bytes."""
+
+    code: int
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A leaf whose values lie in a zarr array.
+
+    Attributes:
+      directory: the array's directory, inside the checkpoint's.
+      shape, dtype: what the msgpack file says about it, None where it says nothing.
+    """
+
+    directory: pathlib.Path
+    shape: tuple[int, ...] | None
+    dtype: np.dtype | None
+
+
+@dataclasses.dataclass(frozen=True)
+class T5XIndex:
+    """A checkpoint's table of contents.
+
+    Attributes:
+      file: the msgpack file.
+      version: 0, 2 or 3; before 3, bfloat16 was stored as uint16.
+      tree: `{"target": ..., "state": ...}`, not decoded.
+    """
+
+    file: pathlib.Path
+    version: int
+    tree: Mapping[str, Any]
+
+    def leaves(self, *branch: str) -> dict[str, np.ndarray | Stored]:
+        """Returns `{path: leaf}` below a branch, inline arrays decoded. A leaf of None (untouched state) is left out.
+
+        Raises:
+          CheckpointError: the branch is missing, or a leaf in it is broken; names file and leaf.
+        """
+        node: Any = self.tree
+        for key in branch:
+            if not isinstance(node, Mapping) or key not in node:
+                raise CheckpointError(f"{self.file}: expected '{'/'.join(branch)}', '{key}' is missing")
+            node = node[key]
+        return dict(self._walk(node, "", "/".join(branch)))
+
+    def _walk(self, node: Any, path: str, where: str) -> Iterator[tuple[str, np.ndarray | Stored]]:
+        if isinstance(node, Mapping) and _PIECES in node:
+            yield path, self._pieces(node, where)
+        elif isinstance(node, Mapping) and isinstance(node.get("driver"), str):
+            yield path, self._stored(node, where)
+        elif isinstance(node, Mapping):
+            if path.count("/") >= _MAX_DEPTH:
+                raise CheckpointError(f"{self.file}: leaf '{where}': nested deeper than {_MAX_DEPTH}")
+            for key in sorted(node, key=str):
+                if not isinstance(key, str) or not key or "/" in key:
+                    raise CheckpointError(f"{self.file}: '{where}': expected names without '/', got {key!r}")
+                yield from self._walk(node[key], f"{path}/{key}" if path else key, f"{where}/{key}")
+        elif node is not None:
+            yield path, self._inline(node, where)
+
+    def _inline(self, node: Any, where: str) -> np.ndarray:
+        if isinstance(node, bool | int | float):
+            try:
+                return np.asarray(node)
+            except OverflowError as error:
+                raise CheckpointError(f"{self.file}: leaf '{where}': {error}") from error
+        if not isinstance(node, Packed) or node.code not in (_NDARRAY, _SCALAR):
+            raise CheckpointError(f"{self.file}: leaf '{where}': expected an array, got {_told(node)}")
+        return self._decode(node, where)
+
+    def _decode(self, packed: Packed, where: str) -> np.ndarray:
+        try:
+            shape, name, buffer = msgpack.unpackb(packed.data, raw=True, strict_map_key=True)
+            dtype = dtype_of(name.decode("ascii"))
+            sizes = tuple(shape)
+        except (ValueError, TypeError, AttributeError, RecursionError, msgpack.UnpackException) as error:
+            raise CheckpointError(f"{self.file}: leaf '{where}': expected (shape, dtype, bytes), {error}") from error
+        if dtype is None:
+            raise CheckpointError(f"{self.file}: leaf '{where}': expected a dtype of numbers, got {name[:32]!r}")
+        if len(sizes) > 32 or not all(isinstance(size, int) and 0 <= size < 2**63 for size in sizes):
+            raise CheckpointError(f"{self.file}: leaf '{where}': expected a shape, got {sizes[:33]!r}")
+        if not isinstance(buffer, bytes) or len(buffer) != math.prod(sizes) * dtype.itemsize:
+            told = f"{len(buffer):,} bytes" if isinstance(buffer, bytes) else _told(buffer)
+            raise CheckpointError(
+                f"{self.file}: leaf '{where}': expected {math.prod(sizes) * dtype.itemsize:,} bytes for shape {sizes} "
+                f"of {dtype}, got {told}"
+            )
+        return np.frombuffer(buffer, dtype).reshape(sizes).copy()  # the copy can be written to, the buffer could not
+
+    def _pieces(self, node: Mapping[str, Any], where: str) -> np.ndarray:
+        shape, chunks = ([], [])
+        for name, out in (("shape", shape), ("chunks", chunks)):
+            part = node.get(name)
+            if not isinstance(part, Mapping) or set(part) != {str(i) for i in range(len(part))}:
+                raise CheckpointError(f"{self.file}: leaf '{where}': an array in pieces without '{name}'")
+            out.extend(self._inline(part[str(i)], f"{where}/{name}/{i}") for i in range(len(part)))
+        sizes = tuple(int(size) for size in shape if size.ndim == 0 and size.dtype.kind in "iu")
+        flat = [piece for piece in chunks if piece.ndim == 1 and piece.dtype == chunks[0].dtype]
+        if not flat or len(sizes) != len(shape) or len(flat) != len(chunks) or min(sizes, default=0) < 0:
+            raise CheckpointError(f"{self.file}: leaf '{where}': expected sizes and flat pieces of one dtype")
+        if math.prod(sizes) != sum(piece.size for piece in flat):
+            raise CheckpointError(
+                f"{self.file}: leaf '{where}': expected {math.prod(sizes):,} values for shape {sizes}, "
+                f"the pieces hold {sum(piece.size for piece in flat):,}"
+            )
+        return np.concatenate(flat).reshape(sizes)
+
+    def _stored(self, node: Mapping[str, Any], where: str) -> Stored:
+        store = node.get("kvstore")
+        store = store if isinstance(store, Mapping) else {}
+        path = store.get("path", node.get("path"))  # TensorStore before 0.1.14 had it one level higher
+        if node["driver"] != "zarr":
+            raise CheckpointError(f"{self.file}: leaf '{where}': expected driver 'zarr', got {node['driver'][:40]!r}")
+        if not isinstance(path, str):
+            raise CheckpointError(f"{self.file}: leaf '{where}': expected a path in the TensorStore spec, found none")
+        metadata = node.get("metadata")
+        shape = metadata.get("shape") if isinstance(metadata, Mapping) else None
+        if shape is not None and not (isinstance(shape, list) and all(type(size) is int for size in shape)):
+            raise CheckpointError(f"{self.file}: leaf '{where}': expected a shape, got {_told(shape)}")
+        return Stored(
+            _inside(self.file, where, path), None if shape is None else tuple(shape), dtype_of(node.get("dtype"))
+        )
+
+
+def read_index(path: pathlib.Path | str, step: int | None = None) -> T5XIndex:
+    """Reads the msgpack file of a checkpoint; arrays beside it are not touched.
+
+    Args:
+      path: the checkpoint's directory, its msgpack file, or a run's directory with `checkpoint_<step>` inside.
+      step: which one of a run's checkpoints; the latest by default.
+
+    Raises:
+      CheckpointError: names the file and what is wrong with it.
+    """
+    file = find_checkpoint(path, step)
+    data = read_bytes(file)
+    try:
+        tree = msgpack.unpackb(data, ext_hook=Packed, raw=False, strict_map_key=True, object_pairs_hook=_unique)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{file}: expected a msgpack file as T5X writes it, {reason[:200]}") from error
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(f"{file}: expected a msgpack map with 'version' and 'optimizer', got {_told(tree)}")
+    version = tree.get("version", 0)
+    if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version <= NEWEST_VERSION:
+        raise CheckpointError(f"{file}: expected a version from 0 to {NEWEST_VERSION}, got {_told(version)}")
+    if version and "optimizer" not in tree:
+        raise CheckpointError(f"{file}: expected the key 'optimizer', got {sorted(map(str, tree))[:8]}")
+    return T5XIndex(file, version, tree["optimizer"] if version else tree)
+
+
+def find_checkpoint(path: pathlib.Path | str, step: int | None = None) -> pathlib.Path:
+    """Returns the msgpack file that `path` means; see `read_index`. `checkpoint_<step>.tmp-<time>` is never taken."""
+    if "://" in str(path):
+        raise CheckpointError(f"{path}: expected a local path; copy the checkpoint here first")
+    path = pathlib.Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: expected a checkpoint's directory, found nothing")
+    if not (path / _FILE).is_file():
+        matches = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in path.iterdir() if entry.is_dir())
+        steps = sorted(int(match[1]) for match in matches if match)
+        if steps and step is not None and step not in steps:
+            raise CheckpointError(f"{path}: expected checkpoint_{step}, found steps {steps}")
+        if steps:
+            path = path / f"checkpoint_{steps[-1] if step is None else step}"
+    if (path / _FILE).is_file():
+        return path / _FILE
+    if (path / "_CHECKPOINT_METADATA").exists() or (path / "_METADATA").exists():
+        raise CheckpointError(
+            f"{path}: is a checkpoint in Orbax's form; only T5X's legacy form (msgpack + zarr) is read"
+        )
+    raise CheckpointError(f"{path}: expected the msgpack file 'checkpoint', or directories 'checkpoint_<step>'")
+
+
+def _inside(file: pathlib.Path, where: str, relative: str) -> pathlib.Path:
+    """The directory of a stored leaf. A spec may only name places inside its checkpoint."""
+    parts = pathlib.PurePosixPath(relative).parts
+    root = file.parent.resolve()
+    if not parts or relative.startswith("/") or ".." in parts or "\0" in relative or "\\" in relative:
+        raise CheckpointError(f"{file}: leaf '{where}': expected a path inside the checkpoint, got {relative[:200]!r}")
+    directory = root.joinpath(*parts)
+    try:
+        real = directory.resolve()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: leaf '{where}': {relative[:200]!r} cannot be followed, {error}") from error
+    if not real.is_relative_to(root) or real == root:
+        raise CheckpointError(f"{file}: leaf '{where}': expected a path inside the checkpoint, it leads to {real}")
+    return directory
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _told(value: Any) -> str:
+    return repr(value) if isinstance(value, bool | int | float) else type(value).__name__

@@ -1,0 +1,193 @@
+"""Zarr v2 arrays as T5X writes them: `.zarray` plus one file per chunk, read with TensorStore.
+
+Everything a file claims is checked against what lies on the disk before memory is asked for: chunks must be there
+(zarr itself reads a missing one as zeros) and may not be smaller than their compressor can make them. TensorStore
+stops inflating at the size that the metadata promise, so a compressed bomb ends in an error too.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import os
+import pathlib
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from hyperflax.checkpoints.files import read_json
+from hyperflax.errors import CheckpointError
+
+# How many bytes one stored byte can stand for at most. Deflate's limit is 1032; a zstd block of 128 KiB takes 4 bytes.
+_RATIO = {None: 1, "gzip": 1032, "zlib": 1032, "zstd": 32768, "blosc": 32768, "bz2": 2**20}
+_SLACK = 2**16
+_MAX_CHUNK_BYTES = 2**40
+_MAX_DIMENSIONS = 32
+_IN_FLIGHT_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class ZarrArray:
+    """An array on disk that has passed the checks: `directory` holds `.zarray` and all chunks."""
+
+    leaf: str
+    directory: pathlib.Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def inspect_array(leaf: str, directory: pathlib.Path) -> ZarrArray:
+    """Reads `.zarray` and looks at every chunk file's size, not at its content.
+
+    Args:
+      leaf: the parameter's path, for errors.
+      directory: where the array lies.
+
+    Raises:
+      CheckpointError: names the file and the leaf.
+    """
+
+    def require(holds: bool, key: str, expected: str) -> None:
+        if not holds:
+            raise CheckpointError(f"{file}: leaf '{leaf}': '{key}': expected {expected}, got {metadata.get(key)!r}")
+
+    file = directory / ".zarray"
+    try:
+        metadata = read_json(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (leaf '{leaf}')") from error
+    require(metadata.get("zarr_format") == 2, "zarr_format", "2")
+    shape, chunks, separator = metadata.get("shape"), metadata.get("chunks"), metadata.get("dimension_separator", ".")
+    require(_is_shape(shape, 0), "shape", f"up to {_MAX_DIMENSIONS} sizes")
+    require(_is_shape(chunks, 1) and len(chunks) == len(shape), "chunks", f"{len(shape)} positive sizes")
+    require(separator in (".", "/"), "dimension_separator", "'.' or '/'")
+    require(metadata.get("filters") in (None, []), "filters", "none")
+    require(metadata.get("order", "C") in ("C", "F"), "order", "'C' or 'F'")
+    dtype = dtype_of(metadata.get("dtype"))
+    require(dtype is not None, "dtype", "a number type such as '<f4' or 'bfloat16'")
+    compressor = metadata.get("compressor")
+    name = compressor.get("id") if isinstance(compressor, Mapping) else compressor
+    require((name is None or isinstance(name, str)) and name in _RATIO, "compressor", f"one of {list(_RATIO)}")
+    array = ZarrArray(leaf, directory, tuple(shape), dtype)
+    chunk_bytes = math.prod(chunks) * dtype.itemsize
+    require(chunk_bytes <= _MAX_CHUNK_BYTES, "chunks", f"chunks of at most {_MAX_CHUNK_BYTES:,} bytes")
+    for chunk in _chunk_files(directory, shape, chunks, separator):
+        _check_chunk(leaf, chunk, name, chunk_bytes)
+    return array
+
+
+def read_arrays(
+    arrays: Mapping[str, ZarrArray], finish: Callable[[str, np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Reads all arrays, many at a time; no more than a quarter of a gigabyte waits to be finished at any moment.
+
+    Args:
+      arrays: by leaf.
+      finish: applied to each array as it arrives (to cast it), so that the tree never exists twice.
+
+    Raises:
+      CheckpointError: a chunk is damaged or truncated.
+    """
+    import tensorstore as ts
+
+    context = ts.Context({"file_io_concurrency": {"limit": 128}})
+    opened = {leaf: ts.open(_spec(array), open=True, read=True, context=context) for leaf, array in arrays.items()}
+    reading: collections.deque[tuple[str, Any]] = collections.deque()
+    done: dict[str, np.ndarray] = {}
+    in_flight = 0
+
+    def wait(leaf: str, future: Any) -> Any:
+        try:
+            return future.result()
+        except (ValueError, OSError, NotImplementedError) as error:
+            raise CheckpointError(f"{arrays[leaf].directory}: leaf '{leaf}': cannot be read, {error}") from error
+
+    for leaf in [*arrays, None]:
+        while reading and (leaf is None or in_flight + arrays[leaf].nbytes > _IN_FLIGHT_BYTES):
+            ready, future = reading.popleft()
+            done[ready] = finish(ready, wait(ready, future))
+            in_flight -= arrays[ready].nbytes
+        if leaf is not None:
+            store = wait(leaf, opened.pop(leaf))
+            if store.shape != arrays[leaf].shape or store.dtype.numpy_dtype != arrays[leaf].dtype:
+                raise CheckpointError(f"{arrays[leaf].directory}: leaf '{leaf}': the file changed while it was read")
+            reading.append((leaf, store.read(order="C")))
+            in_flight += arrays[leaf].nbytes
+    return {leaf: done[leaf] for leaf in arrays}
+
+
+def dtype_of(name: Any) -> np.dtype | None:
+    """Returns the native numpy dtype for zarr's or T5X's name of it; None for anything but plain numbers."""
+    if name == "bfloat16":
+        return np.dtype(ml_dtypes.bfloat16)
+    if not isinstance(name, str) or len(name) > 16:
+        return None
+    try:
+        dtype = np.dtype(name)
+    except (TypeError, ValueError):
+        return None
+    return dtype.newbyteorder("=") if dtype.kind in "biuf" and dtype.itemsize <= 8 else None
+
+
+def _spec(array: ZarrArray) -> dict[str, Any]:
+    return {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": f"{array.directory}/"},
+        "fill_missing_data_reads": False,
+    }
+
+
+def _is_shape(value: Any, smallest: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_DIMENSIONS
+        and all(isinstance(size, int) and not isinstance(size, bool) and size >= smallest for size in value)
+        and math.prod(value) < 2**60
+    )
+
+
+def _chunk_files(
+    directory: pathlib.Path, shape: list[int], chunks: list[int], separator: str
+) -> Iterator[pathlib.Path]:
+    """Names every chunk, lazily: a grid of absurd size ends at its first missing chunk."""
+    counts = [-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)]
+    for number in range(math.prod(counts)):
+        index = []
+        for count in reversed(counts):
+            number, place = divmod(number, count)
+            index.append(str(place))
+        yield directory / (separator.join(reversed(index)) or "0")
+
+
+def _check_chunk(leaf: str, file: pathlib.Path, compressor: str | None, chunk_bytes: int) -> None:
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise CheckpointError(f"{file}: leaf '{leaf}': chunk is missing ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{file}: leaf '{leaf}': expected a file")
+    if compressor is None and status.st_size != chunk_bytes:
+        expected = f"expected {chunk_bytes:,} bytes"
+    elif status.st_size * _RATIO[compressor] + _SLACK < chunk_bytes:
+        expected = f"cannot hold a chunk of {chunk_bytes:,} bytes"
+    elif compressor is not None and status.st_size > chunk_bytes + chunk_bytes // 8 + _SLACK:
+        expected = f"is too long for a chunk of {chunk_bytes:,} bytes"
+    elif compressor == "blosc" and _blosc_bytes(file) != chunk_bytes:
+        expected = f"expected a blosc header that says {chunk_bytes:,} bytes"
+    else:
+        return
+    raise CheckpointError(f"{file}: leaf '{leaf}': {expected}, the file has {status.st_size:,} bytes")
+
+
+def _blosc_bytes(file: pathlib.Path) -> int:
+    """The size that a blosc chunk's header promises; blosc alone would inflate to it unasked."""
+    with open(file, "rb") as stream:
+        return int.from_bytes(stream.read(8)[4:], "little")
