@@ -84,7 +84,7 @@ class HyperT5(nn.Module):
             jnp.asarray(self.slots)[None],
             encoded.reshape(1, -1, encoded.shape[-1]),
             tokens.reshape(1, -1),
-            slot_bias=self.config.slot_bias,
+            bidirectional=self.config.slot_bias == "bidirectional",
             enable_dropout=enable_dropout,
         )
         return hidden[0]
