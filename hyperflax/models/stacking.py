@@ -4,7 +4,8 @@
     encoder/layers/mlp/wo/kernel   [mlp, layers, emb]                        scanned (`T5Config.scan_layers`)
 
 The layer axis of a parameter is 1, also of vectors ([emb, layers]), as in T5X's scalable T5. Where all layers of a
-stack share one position bias it stays where it is; with `relative_bias="per_layer"` it is one more parameter of the layers.
+stack share one position bias it stays where it is; with `relative_bias="per_layer"` it is one more parameter of the
+layers.
 Adapters have their layer axis in front: see `hyperflax.adapters.layers`.
 
 >>> scanned = stack_layers(params, config)
