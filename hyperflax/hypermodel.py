@@ -1,0 +1,368 @@
+"""A hypermodel in use: a frozen T5, the hypernetwork that writes its adapters, and text in and out.
+
+>>> model = hyperflax.load("strings")
+>>> adapter = model.adapt([("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A.")])
+>>> model.predict(["grace hopper"], adapter)
+['Hopper, G.']
+
+Everything below the text is batched: `generate`, `refine` and `decode` take arrays with a task axis, and are what
+evaluation and serving call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hyperflax import configs
+from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
+from hyperflax.checkpoints.fingerprint import support_hash
+from hyperflax.checkpoints.model_directory import ModelParts, collect_files, load_model_directory, save_model_directory
+from hyperflax.checkpoints.tensors import StorageDtype
+from hyperflax.data import vocabularies
+from hyperflax.data.batches import text_batch
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import Example, TaskInfo, tokenise
+from hyperflax.data.rendering import episode_arrays
+from hyperflax.errors import CheckpointError, ConfigError, DataError
+from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
+from hyperflax.models.decoding import Greedy, Method, decode
+from hyperflax.models.t5 import T5
+from hyperflax.training.refine import refine
+from hyperflax.types import PyTree, T5Config
+
+HYPERNETWORKS: Mapping[str, tuple[type, type]] = {"HyperT5": (HyperT5Config, HyperT5)}
+REFINE_LEARNING_RATE = 1e-3
+ROWS = 64  # rows decoded at once; the last batch is padded to a power of two, so that few shapes are compiled
+
+TextPair = tuple[str, str] | Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class HypermodelConfig:
+    """What a hypermodel is made of.
+
+    Attributes:
+      base: shape of the frozen T5.
+      spec: the adapters that are generated for it.
+      hypernetwork: configuration of the hypernetwork.
+      episodes: how support and inputs are laid out as tokens.
+      vocabulary: of all tokens.
+    """
+
+    base: T5Config
+    spec: AdapterSpec
+    hypernetwork: HyperT5Config
+    episodes: EpisodeConfig
+    vocabulary: vocabularies.Vocabulary
+
+    def __post_init__(self) -> None:
+        check_spec(self.spec, self.base)
+        for name, vocab_size in (("base", self.base.vocab_size), ("hypernetwork.t5", self.hypernetwork.t5.vocab_size)):
+            if vocab_size < self.vocabulary.vocab_size:
+                raise ConfigError(
+                    f"HypermodelConfig.{name}.vocab_size: expected at least the vocabulary's "
+                    f"{self.vocabulary.vocab_size}, got {vocab_size}"
+                )
+
+    @property
+    def hypernetwork_class(self) -> str:
+        """Name of the hypernetwork's class in a model directory."""
+        return next(name for name, (config, _) in HYPERNETWORKS.items() if isinstance(self.hypernetwork, config))
+
+    def build(self) -> tuple[T5, HyperT5]:
+        """Returns the two modules."""
+        return T5(self.base), HYPERNETWORKS[self.hypernetwork_class][1](self.hypernetwork, self.spec)
+
+
+class Hypermodel:
+    """A hypermodel with its parameters.
+
+    Args:
+      config: see `HypermodelConfig`.
+      base_params: the frozen T5's, as T5X names them.
+      hypernetwork_params: the hypernetwork's.
+      name: short name for people.
+      results, provenance: kept in the model directory, json.
+    """
+
+    def __init__(
+        self,
+        config: HypermodelConfig,
+        base_params: PyTree,
+        hypernetwork_params: PyTree,
+        *,
+        name: str = "hypermodel",
+        results: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ):
+        self.config = config
+        self.model, self.hypernetwork = config.build()
+        self.parts = ModelParts(
+            name=name,
+            t5=configs.to_json(config.base),
+            base=base_params,
+            hypernetwork_class=config.hypernetwork_class,
+            hypernetwork_config=configs.to_json(config.hypernetwork),
+            hypernetwork_params=hypernetwork_params,
+            spec=config.spec,
+            vocabulary=config.vocabulary.to_json(),
+            episode=configs.to_json(config.episodes),
+            results=dict(results or {}),
+            provenance=dict(provenance or {}),
+            files=collect_files(config.vocabulary.write_files),
+        )
+        self.base_params = jax.tree.map(jnp.asarray, base_params)
+        self.hypernetwork_params = jax.tree.map(jnp.asarray, hypernetwork_params)
+
+    # On disk
+
+    @classmethod
+    def from_directory(cls, directory: pathlib.Path | str) -> Hypermodel:
+        """Reads a model directory. See `load_model_directory` for what is checked."""
+        folder = pathlib.Path(directory)
+        parts = load_model_directory(folder)
+        where = f"{folder}/hypermodel.json"
+        if parts.hypernetwork_class not in HYPERNETWORKS:
+            raise CheckpointError(
+                f"{where}: hypernetwork: expected one of {sorted(HYPERNETWORKS)}, got '{parts.hypernetwork_class}'"
+            )
+        config_class = HYPERNETWORKS[parts.hypernetwork_class][0]
+        config = HypermodelConfig(
+            base=configs.from_json(T5Config, parts.t5, f"{where}: t5"),
+            spec=parts.spec,
+            hypernetwork=configs.from_json(config_class, parts.hypernetwork_config, f"{where}: hypernetwork.config"),
+            episodes=configs.from_json(EpisodeConfig, parts.episode, f"{where}: episode"),
+            vocabulary=vocabularies.from_json(parts.vocabulary, folder),
+        )
+        model = cls(config, parts.base, parts.hypernetwork_params, name=parts.name)
+        model.parts = parts
+        model._check_hypernetwork(where)
+        return model
+
+    def save(
+        self, directory: pathlib.Path | str, *, dtype: StorageDtype | None = None, overwrite: bool = False
+    ) -> None:
+        """Writes a model directory; in bfloat16 it takes half the space and holds rounded values."""
+        save_model_directory(directory, self.parts, dtype=dtype, overwrite=overwrite)
+
+    @property
+    def base_fingerprint(self) -> str:
+        """Fingerprint of the frozen T5, which its adapters name as their base."""
+        return self.parts.base_fingerprint
+
+    # Text in, text out
+
+    def adapt(
+        self,
+        examples: Iterable[TextPair],
+        *,
+        refine_steps: int = 0,
+        definition: str | None = None,
+        learning_rate: float = REFINE_LEARNING_RATE,
+    ) -> Adapter:
+        """Generates an adapter from examples in one forward pass.
+
+        Args:
+          examples: (input, target) pairs, or mappings with `input` and `target`; at least one.
+          refine_steps: Adam steps on the same examples afterwards.
+          definition: the task's instruction, for models whose episodes have one.
+          learning_rate: of the refining steps.
+
+        Raises:
+          DataError: no example, one that is no pair of strings, or one that is too long; names its number.
+        """
+        pairs = [_pair(example, number) for number, example in enumerate(examples)]
+        if not pairs:
+            raise DataError("examples: expected at least one (input, target) pair, got none")
+        if refine_steps < 0:
+            raise ConfigError(f"refine_steps: expected 0 or more, got {refine_steps}")
+        arrays = self.episode(pairs, [], definition=definition)
+        adapters = self.generate({"support_tokens": arrays["support_tokens"][None]})
+        if refine_steps:
+            adapters, _ = self.refine(adapters, self.own_examples([pairs]), refine_steps, learning_rate)
+        tree = jax.tree.map(lambda leaf: np.asarray(leaf[0]), adapters)
+        metadata = AdapterMetadata(
+            base_fingerprint=self.base_fingerprint,
+            hypermodel=self.parts.id,
+            support_hash=support_hash({"input": x, "target": y} for x, y in pairs),
+            refine_steps=refine_steps,
+        )
+        return Adapter(tree, self.config.spec, metadata)
+
+    def predict(
+        self,
+        inputs: Sequence[str],
+        adapter: Adapter | None = None,
+        *,
+        method: Method | None = None,
+        max_length: int | None = None,
+    ) -> list[str]:
+        """Runs the T5 on texts, with an adapter or bare.
+
+        Args:
+          inputs: any number of texts.
+          adapter: made for this base model; None runs the bare model.
+          method: how to decode; greedy by default.
+          max_length: most tokens of a prediction; by default what the model was trained for.
+
+        Raises:
+          DataError: an input that is too long; names its number.
+          AdapterError: the adapter belongs to another base model.
+        """
+        tree = None
+        if adapter is not None:
+            check_base(adapter, self.base_fingerprint)
+            check_spec(adapter.spec, self.config.base)
+            tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], adapter.tree)
+        vocabulary, length = self.config.vocabulary, self.config.episodes.inputs_length
+        tokens = [tokenise(text, vocabulary) for text in inputs]
+        names = [f"input {number}" for number in range(len(tokens))]
+        predictions: list[str] = []
+        for start in range(0, len(tokens), ROWS):
+            rows = tokens[start : start + ROWS]
+            batch = text_batch(
+                [(row, ()) for row in rows],
+                inputs_length=length,
+                targets_length=2,
+                batch_size=1 << (len(rows) - 1).bit_length(),
+                names=names[start : start + ROWS],
+            )["encoder_input_tokens"]
+            out = self.decode(batch[None], tree, method=method, max_length=max_length)[0]
+            predictions += [vocabulary.decode(row.tolist()) for row in out[: len(rows)]]
+        return predictions
+
+    # Arrays in, arrays out
+
+    def episode(
+        self, support: Sequence[tuple[str, str]], scored: Sequence[tuple[str, str]], definition: str | None = None
+    ) -> dict[str, np.ndarray]:
+        """Returns one episode's arrays from text; as many shots as `support` has, not only those of training."""
+        vocabulary = self.config.vocabulary
+        config = self.config.episodes
+        config = config.replace(shots=max(len(support), config.shots), examples=max(len(scored), 1))
+        info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else None
+        shown, asked = ([_example(pair, vocabulary) for pair in pairs] for pairs in (support, scored))
+        return episode_arrays(shown, asked, config, vocabulary, info, "examples")
+
+    def own_examples(self, supports: Sequence[Sequence[tuple[str, str]]]) -> dict[str, np.ndarray]:
+        """Returns every task's support as inputs and targets [task, example, length], what refining trains on."""
+        config, vocabulary = self.config.episodes, self.config.vocabulary
+        most = max(len(support) for support in supports)
+        batches = [
+            text_batch(
+                [(tokenise(x, vocabulary), tokenise(y, vocabulary)) for x, y in support],
+                inputs_length=config.inputs_length,
+                targets_length=config.targets_length,
+                batch_size=most,
+            )
+            for support in supports
+        ]
+        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    def generate(self, episodes: Mapping[str, Any]) -> PyTree:
+        """Returns the adapters, leaves [task, ...], of `support_tokens` [task, rows, length]."""
+        episodes = {name: jnp.asarray(episodes[name]) for name in ("support_tokens", "task_index") if name in episodes}
+        return self._generate(self.hypernetwork_params, episodes)
+
+    def refine(
+        self, adapters: PyTree, examples: Mapping[str, Any], steps: int, learning_rate: float = REFINE_LEARNING_RATE
+    ) -> tuple[PyTree, np.ndarray]:
+        """Returns the adapters after `steps` Adam steps on `examples` [task, example, length], and the losses."""
+        return self._refine(self.base_params, adapters, dict(examples), learning_rate, steps=steps)
+
+    def decode(
+        self,
+        inputs: Any,
+        adapters: PyTree | None = None,
+        *,
+        method: Method | None = None,
+        max_length: int | None = None,
+    ) -> np.ndarray:
+        """Returns tokens [task, example, length] for encoder inputs [task, example, length]; best decode of each."""
+        length = max_length or self.config.episodes.targets_length
+        return np.asarray(
+            self._decode(self.base_params, inputs, adapters, method=method or Greedy(), max_length=length)
+        )
+
+    @functools.cached_property
+    def _generate(self):
+        return jax.jit(
+            lambda params, episodes: jax.vmap(lambda one: self.hypernetwork.apply({"params": params}, one))(episodes)
+        )
+
+    @functools.cached_property
+    def _refine(self):
+        @functools.partial(jax.jit, static_argnames="steps")
+        def run(params, adapters, examples, learning_rate, *, steps):
+            return refine(self.model, params, adapters, examples, steps=steps, learning_rate=learning_rate)
+
+        return run
+
+    @functools.cached_property
+    def _decode(self):
+        @functools.partial(jax.jit, static_argnames=("method", "max_length"))
+        def run(params, inputs, adapters, *, method, max_length):
+            out = decode(self.model, params, inputs, adapters=adapters, method=method, max_length=max_length)
+            return out.tokens
+
+        return run
+
+    def _check_hypernetwork(self, where: str) -> None:
+        """Refuses hypernetwork parameters that are not those of the configuration, before anything runs."""
+        episode = {"support_tokens": jnp.zeros((1, 4), jnp.int32), "task_index": jnp.zeros((), jnp.int32)}
+        from flax import linen as nn
+
+        from hyperflax import trees
+
+        expected = trees.flatten(nn.unbox(jax.eval_shape(self.hypernetwork.init, jax.random.key(0), episode)["params"]))
+        found = trees.flatten(self.parts.hypernetwork_params)
+        problems = [f"{path}: missing" for path in sorted(expected.keys() - found.keys())]
+        problems += [f"{path}: not expected" for path in sorted(found.keys() - expected.keys())]
+        problems += [
+            f"{path}: expected {expected[path].shape}, found {found[path].shape}"
+            for path in sorted(expected.keys() & found.keys())
+            if expected[path].shape != found[path].shape
+        ]
+        if problems:
+            raise CheckpointError(f"{where}: the hypernetwork's parameters do not fit: " + "; ".join(problems))
+
+
+def load(name_or_directory: pathlib.Path | str) -> Hypermodel:
+    """Loads a shipped hypermodel by name (`strings`) or any by its model directory.
+
+    Raises:
+      CheckpointError: there is no such model, or its files are damaged.
+    """
+    path = pathlib.Path(name_or_directory)
+    shipped = pathlib.Path(__file__).resolve().parent / "assets"
+    if not path.is_dir() and path.name == str(name_or_directory) and (shipped / path.name).is_dir():
+        path = shipped / path.name
+    if not path.is_dir():
+        names = sorted(p.name for p in shipped.glob("*") if (p / "hypermodel.json").is_file())
+        raise CheckpointError(f"model '{name_or_directory}': expected a model directory or one of {names}")
+    return Hypermodel.from_directory(path)
+
+
+def _pair(example: TextPair, number: int) -> tuple[str, str]:
+    if isinstance(example, Mapping):
+        missing = [key for key in ("input", "target") if key not in example]
+        if missing:
+            raise DataError(f"example {number}: expected keys 'input' and 'target', got {sorted(example)}")
+        example = (example["input"], example["target"])
+    if len(example) != 2 or not all(isinstance(text, str) for text in example):
+        raise DataError(f"example {number}: expected an (input, target) pair of strings, got {example!r}")
+    return example[0], example[1]
+
+
+def _example(pair: tuple[str, str], vocabulary: vocabularies.Vocabulary) -> Example:
+    return Example(tokenise(pair[0], vocabulary), tokenise(pair[1], vocabulary))
