@@ -1,0 +1,110 @@
+"""The documentation says what is there: its links lead somewhere, its files exist, its code runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hyperflax import trees
+from hyperflax.adapters import AdapterSpec, build_spec, check_base, interpolate, merge
+from hyperflax.adapters.kinds import KINDS
+from hyperflax.types import T5Config
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+BASE = T5Config(
+    vocab_size=16, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, num_encoder_layers=1, num_decoder_layers=2
+)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (REPOSITORY / "docs" / page).read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def guide(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """All Python of the page that the test's parameter names, top to bottom, imported as one module."""
+    name = request.param.removesuffix(".md")
+    path = tmp_path / f"{name}.py"
+    path.write_text("\n\n".join(blocks(request.param, "python")), "utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: pathlib.Path):
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target) and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_named_files_exist(page: pathlib.Path):
+    """`folder/file.ext` in backticks is a file of this repository; the guides' new files are the exception."""
+    new = {line for line in page.read_text("utf-8").splitlines() if "One file" in line or "One gin file" in line}
+    for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|gin|md|sh|lock))`", page.read_text("utf-8")):
+        is_new = any(path in line for line in new) or (page.stem.startswith("add_") and "gin_configs" in path)
+        rooms = (REPOSITORY, REPOSITORY / "hyperflax", page.parent)
+        assert is_new or any((room / path).exists() for room in rooms), f"{page.name} names {path}"
+
+
+@pytest.mark.parametrize(
+    ("page", "file", "number"),
+    [
+        ("add_an_adapter_kind.md", "hyperflax/adapters/kinds.py", 0),
+        ("add_an_adapter_kind.md", "hyperflax/models/layers.py", 1),
+    ],
+)
+def test_shown_changes_start_from_the_code(page: str, file: str, number: int):
+    source = (REPOSITORY / file).read_text("utf-8").splitlines()
+    for line in blocks(page, "diff")[number].splitlines():
+        if not line.startswith("+"):
+            assert line[1:] in source, f"{page} expects in {file}: {line[1:]}"
+
+
+@pytest.mark.parametrize("guide", ["add_an_adapter_kind.md"], indirect=True)
+def test_the_guide_s_adapter_kind_works(guide: types.ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(KINDS, "scaling", guide.Scaling)
+    spec = build_spec(guide.Scaling(vectors=2), BASE)
+    check_base(spec, BASE)
+    assert AdapterSpec.from_json(spec.to_json()) == spec
+    path = "encoder/layers_0/mlp/wi_0"
+    assert spec.leaves_of("encoder", 0)[-1].path == f"{path}/scaling/l"
+    rng = np.random.default_rng(0)
+    adapters = [
+        trees.unflatten({leaf.path: rng.normal(size=leaf.shape).astype(np.float32) for leaf in spec.leaves})
+        for _ in range(2)
+    ]
+    kernels = {f"{leaf.module}/kernel": rng.normal(size=(8, leaf.shape[1])) for leaf in spec.leaves}
+    merged = trees.flatten(merge(trees.unflatten(kernels), adapters[0], spec))[f"{path}/kernel"]
+    factors = [trees.flatten(tree)[f"{path}/scaling/l"].sum(0) for tree in adapters]
+    np.testing.assert_allclose(merged, kernels[f"{path}/kernel"] * (1 + factors[0]), rtol=1e-6)
+    mixed, wide = interpolate(adapters, [0.25, 0.75], spec)
+    wide.validate(mixed)
+    x = jnp.ones((3, 12))
+    expected = x * (1 + 0.25 * factors[0] + 0.75 * factors[1])
+    slot = {"l": trees.flatten(mixed)[f"{path}/scaling/l"]}
+    np.testing.assert_allclose(guide.scaled(x, slot), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(guide.scaled(x, {"l": jnp.zeros((2, 12))}), x)
+
+
+@pytest.mark.parametrize("guide", ["add_a_hypernetwork.md"], indirect=True)
+def test_the_guide_s_hypernetwork_works(guide: types.ModuleType):
+    episodes = {"support_tokens": jnp.asarray([[[5, 6, 0]], [[6, 5, 0]], [[7, 7, 7]]])}
+    many = jax.vmap(lambda episode: guide.hypernetwork.apply({"params": guide.params}, episode))(episodes)
+    for array in trees.flatten(many).values():
+        np.testing.assert_allclose(array[0], array[1], rtol=1e-5, atol=1e-6)  # a bag has no order
+    assert any(np.abs(array[0] - array[2]).max() > 1e-3 for array in trees.flatten(many).values())
