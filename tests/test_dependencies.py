@@ -25,6 +25,9 @@ WORDS = {"types", "errors", "trees", "configs"}
 BASE = WORDS | {"adapters", "models", "hypernets"}
 SIDE = {"data", "checkpoints", "evaluation"}
 
+# What gin files configure, one file per command; run as `python -m hyperflax.train` they hand over to the command line.
+JOBS = {"train", "evaluate", "infer"}
+
 # room -> the rooms it may import. "" is the package itself: `from hyperflax import __version__`.
 MAY_IMPORT = {
     "errors": set(),
@@ -36,13 +39,15 @@ MAY_IMPORT = {
     "hypernets": WORDS | {"adapters", "models"},
     "objectives": BASE,
     "data": BASE | {""},
-    "checkpoints": BASE | {""},
+    "checkpoints": BASE | {"", "data"},
     "evaluation": BASE | {"", "data", "checkpoints"},
     "training": BASE | SIDE | {"", "objectives"},
-    "cli": BASE | SIDE | {"", "objectives", "training"},
+    "hypermodel": BASE | SIDE | {"", "objectives", "training"},
+    "cli": BASE | SIDE | {"", "objectives", "training", "hypermodel", *JOBS},
+    **{job: BASE | SIDE | {"", "objectives", "training", "hypermodel"} for job in JOBS},
 }
-# Files beside the rooms: the door to Python users, and the commands' doors as `python -m`.
-DOORS = {"__init__", "__main__", "train", "evaluate", "infer"}
+# The package's own doors: `import hyperflax` and `python -m hyperflax`.
+DOORS = {"__init__", "__main__"}
 
 # Where an optional or slow package may be imported, as globs of files; and whether only inside a function.
 RESTRICTED = {
@@ -69,10 +74,14 @@ class Import(NamedTuple):
 
 
 def imports_of(path: pathlib.Path, root: pathlib.Path = REPOSITORY) -> Iterator[Import]:
-    """Yields every import in a file, except under `if TYPE_CHECKING:`; `from a import b` is yielded as `a.b`."""
+    """Yields every import in a file; `from a import b` is yielded as `a.b`.
+
+    Not those under `if TYPE_CHECKING:`, which never run, nor those under `if __name__ == "__main__":`, where the file of
+    a job hands over to the command line.
+    """
 
     def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and re.search("TYPE_CHECKING|__name__", ast.unparse(node.test)):
             return
         file = path.relative_to(root).as_posix()
         if isinstance(node, ast.Import):
