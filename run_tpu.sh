@@ -19,7 +19,7 @@ the slice
 
 the run
   --gin_file FILE         gin file; repeat it, later ones win. A file that exists here is copied to the hosts; any other
-                          is looked for there, hyperflax_gin_configs included
+                          is looked for there: hyperflax_gin_configs/runs/NAME.gin are hyperflax's own
   --gin.NAME=VALUE        gin binding, handed on as it is
   --gin_search_paths P    folders in which the hosts look for gin files
   --module MODULE         module of your own to import there, for its tasks; repeat it
@@ -38,8 +38,8 @@ the installation
 
 A run on a slice of four hosts, overriding two macros:
 
-  ./run_tpu.sh --name my-v4-32 --zone us-central2-b --gin_file runs/natural_instructions_lora.gin \
-      --gin.MODEL_DIR="'gs://my-bucket/run1'" --gin.BATCH_SIZE=256
+  ./run_tpu.sh --name my-v4-32 --zone us-central2-b --gin_file hyperflax_gin_configs/runs/strings.gin \
+      --gin.MODEL_DIR=gs://my-bucket/run1 --gin.BATCH_SIZE=256
 
 Metrics and checkpoints go to MODEL_DIR; each host's output goes to this terminal and to FOLDER/run.log on that host.
 Starting the same command again resumes at the last checkpoint.

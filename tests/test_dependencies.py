@@ -76,8 +76,8 @@ class Import(NamedTuple):
 def imports_of(path: pathlib.Path, root: pathlib.Path = REPOSITORY) -> Iterator[Import]:
     """Yields every import in a file; `from a import b` is yielded as `a.b`.
 
-    Not those under `if TYPE_CHECKING:`, which never run, nor those under `if __name__ == "__main__":`, where the file of
-    a job hands over to the command line.
+    Not those under `if TYPE_CHECKING:`, which never run, nor those under `if __name__ == "__main__":`, where the
+    file of a job hands over to the command line.
     """
 
     def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
