@@ -118,14 +118,16 @@ def train(
         ):
             for _, batch, tokens in source:
                 run.state, metrics = compiled(run.state, run.frozen, batch, run.key)
-                run.did(metrics, tokens)
+                if run.did(metrics, tokens):
+                    # Take the compilation out of the bar's estimate.
+                    bar.unpause()
                 bar.update()
                 last = run.step == total_steps
-                report = last or run.step % log_period == 0
+                report = last or _due(run.step, log_period)
                 # One process may look every step; several must agree, which costs a message.
                 stopping = (jax.process_count() == 1 or report) and stop.requested()
                 if report:
-                    bar.set_postfix(run.report())
+                    bar.set_postfix(run.report(whole=_due(run.step, log_period)))
                 # Rows before the checkpoint: what a checkpoint's step should have written is then on disk.
                 if evaluator is not None and (last or _due(run.step, eval_period)):
                     run.evaluate(evaluator)

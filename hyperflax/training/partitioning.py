@@ -23,8 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hyperflax import trees
 from hyperflax.errors import ConfigError
+from hyperflax.models.axes import parameter_axes
 from hyperflax.objectives.protocol import Objective
-from hyperflax.training.axes import axes_by_name
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.state import TrainState, create_state, start_from
 from hyperflax.training.step import Step
@@ -126,7 +126,7 @@ class Partitioner:
         declared = trees.flatten(axes)
 
         def place(path: str, leaf: Any) -> NamedSharding:
-            names = declared.get(path) or axes_by_name(path, len(leaf.shape))
+            names = declared.get(path) or _t5_axes(path)
             return NamedSharding(self.mesh, self.spec(path, tuple(leaf.shape), names))
 
         return trees.map_with_path(place, params)
@@ -216,3 +216,11 @@ class Partitioner:
         """Returns the step jitted for states placed like `state`, whose buffers it takes over."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         return jax.jit(step, donate_argnums=(0,), out_shardings=(shardings, self.replicated))
+
+
+def _t5_axes(path: str) -> tuple[str, ...] | None:
+    """Axes of a T5's parameter, wherever that T5 stands in the tree; None for any other name."""
+    try:
+        return parameter_axes(path)
+    except (KeyError, ValueError):
+        return None

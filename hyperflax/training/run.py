@@ -65,22 +65,30 @@ class Run:
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
         self._log_initial(objective, partitioner.place_batch(batch))
 
-    def did(self, metrics: Metrics, tokens: int) -> None:
-        """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it."""
+    def did(self, metrics: Metrics, tokens: int) -> bool:
+        """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it.
+
+        Returns whether it was the first, which was waited for.
+        """
         self.step += 1
         self._waiting.append(metrics)
         if not self._compiled:
             # Compilation is not part of the speed that is reported.
             jax.block_until_ready(metrics)
             self._compiled, self._mark = True, time.monotonic()
-            return
+            return True
         if len(self._waiting) > STEPS_AHEAD:
             jax.block_until_ready(self._waiting[-1 - STEPS_AHEAD])
         self._tokens += tokens
         self._tick()
+        return False
 
-    def report(self) -> dict[str, str]:
-        """Writes the log period's row, starts the next period and returns what a progress bar shows.
+    def report(self, *, whole: bool = True) -> dict[str, str]:
+        """Writes the log period's row and returns what a progress bar shows.
+
+        Args:
+          whole: the period ends here and the next one starts; False at the end of a run in mid-period, which a longer
+            run would go on with.
 
         Raises:
           HyperflaxError: every step of the period was skipped.
@@ -96,7 +104,8 @@ class Run:
         if self._busy > 0:
             values["tokens_per_second"] = self._tokens / self._busy
         self._log.write(self.step, "train", values | {"seconds": self._seconds()})
-        self._sums, self._tokens, self._busy = Sums(), 0, 0.0
+        if whole:
+            self._sums, self._tokens, self._busy = Sums(), 0, 0.0
         shown = {name: f"{values[name]:.4g}" for name in ("loss", "accuracy") if name in values}
         if "tokens_per_second" in values:
             shown["tok/s"] = f"{values['tokens_per_second']:.0f}"

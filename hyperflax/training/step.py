@@ -71,7 +71,7 @@ def make_train_step(
             divisor = weight_sum
         scale = 1.0 / jnp.where(divisor > 0, divisor, 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
-        norm = optax.global_norm(grads)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads)))
         finite = jnp.isfinite(norm)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

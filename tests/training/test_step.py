@@ -1,0 +1,112 @@
+"""The training step: accumulation, normalisation, dropout's key and steps that are not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hyperflax import trees
+from hyperflax.errors import ConfigError
+from hyperflax.training.optimizers import adamw
+from hyperflax.training.state import create_state
+from hyperflax.training.step import make_train_step, split_batch
+
+KEY = jax.random.key(7)
+
+
+def gradient_of(objective, params, batch, **options):
+    """The gradient that a step applies, through an optimizer that subtracts it as it is."""
+    sgd = optax.sgd(1.0)
+    state, metrics = jax.jit(make_train_step(objective, sgd, **options))(create_state(params, sgd), None, batch, KEY)
+    return trees.flatten(jax.tree.map(lambda old, new: np.asarray(old - new), params, state.params)), metrics
+
+
+def assert_trees_close(found, wanted, **tolerance):
+    for path, leaf in wanted.items():
+        np.testing.assert_allclose(found[path], leaf, err_msg=path, **tolerance)
+
+
+@pytest.mark.parametrize(
+    "factor", [None, 50.0, "NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE"]
+)
+def test_split_step_equals_whole_step(table, table_params, copy_batches, factor):
+    batch = copy_batches.batch(0)
+    whole, whole_metrics = gradient_of(table, table_params, batch, loss_normalizing_factor=factor)
+    split, split_metrics = gradient_of(table, table_params, batch, loss_normalizing_factor=factor, microbatches=4)
+    assert_trees_close(split, whole, rtol=1e-4, atol=1e-6)
+    for name, pair in whole_metrics.items():
+        np.testing.assert_allclose(split_metrics[name], pair, rtol=1e-5, err_msg=name)
+
+
+def test_normalisation_is_what_it_says(table, table_params, copy_batches):
+    batch = copy_batches.batch(0)
+    total, _ = gradient_of(table, table_params, batch, loss_normalizing_factor=None)
+    weights = batch["decoder_loss_weights"]
+    for factor, divisor in ((None, 1), (3.0, 3.0), ("NUM_REAL_TARGET_TOKENS", weights.sum()),
+                            ("NUM_TOTAL_TARGET_TOKENS", weights.size)):  # fmt: skip
+        found, _ = gradient_of(table, table_params, batch, loss_normalizing_factor=factor)
+        assert_trees_close(found, {path: leaf / divisor for path, leaf in total.items()}, rtol=1e-4, atol=1e-6)
+    found, _ = gradient_of(table, table_params, batch, loss_normalizing_factor="average_per_sequence")
+
+    def mean_of_means(params):
+        rows = [{name: feature[i : i + 1] for name, feature in batch.items()} for i in range(len(weights))]
+        losses = [table.loss(params, None, row, None) for row in rows]
+        return sum(loss / weight for loss, weight, _ in losses) / len(rows)
+
+    assert_trees_close(found, trees.flatten(jax.jit(jax.grad(mean_of_means))(table_params)), rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_depends_on_the_step_alone(table, table_params, copy_batches):
+    wet = dataclasses.replace(table, dropout=0.3)
+    optimizer = adamw(0.0)
+    step = jax.jit(make_train_step(wet, optimizer))
+    state = create_state(table_params, optimizer)
+    batch = copy_batches.batch(0)
+    losses = [step(state.replace(step=jnp.int32(i)), None, batch, KEY)[1]["loss"][0] for i in (3, 3, 4)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_step_without_finite_gradient_changes_nothing(table, table_params, copy_batches):
+    optimizer = adamw(1e-3)
+    step = jax.jit(make_train_step(table, optimizer))
+    state, _ = step(create_state(table_params, optimizer), None, copy_batches.batch(0), KEY)
+    bad = copy_batches.batch(1)
+    bad["decoder_loss_weights"] = np.where(bad["decoder_loss_weights"] > 0, np.inf, 0)
+    after, metrics = step(state, None, bad, KEY)
+    assert int(after.step) == 2
+    for old, new in zip(
+        jax.tree.leaves((state.params, state.opt_state)), jax.tree.leaves((after.params, after.opt_state)), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+    assert metrics.pop("skipped_steps") == (1.0, 1.0)
+    assert all(float(total) == 0 and float(weight) == 0 for total, weight in metrics.values())
+
+
+def test_metrics_of_a_step(table, table_params, copy_batches):
+    optimizer = adamw(1e-3, clip_norm=0.001)
+    batch = copy_batches.batch(0)
+    _, metrics = jax.jit(make_train_step(table, optimizer))(create_state(table_params, optimizer), None, batch, KEY)
+    gradient, _ = gradient_of(table, table_params, batch)
+    norm = np.sqrt(sum(float((leaf.astype(np.float64) ** 2).sum()) for leaf in gradient.values()))
+    np.testing.assert_allclose(metrics["gradient_norm"][0], norm, rtol=1e-4)
+    assert float(metrics["learning_rate"][0]) == np.float32(1e-3)
+    assert metrics["skipped_steps"] == (0.0, 1.0)
+    assert float(metrics["loss"][1]) == batch["decoder_loss_weights"].sum()
+
+
+def test_a_batch_of_padding_is_no_accident(table, table_params, copy_batches):
+    batch = {name: np.zeros_like(feature) for name, feature in copy_batches.batch(0).items()}
+    gradient, metrics = gradient_of(table, table_params, batch)
+    assert all((leaf == 0).all() for leaf in gradient.values())
+    assert metrics["skipped_steps"] == (0.0, 1.0)
+
+
+def test_microbatches_must_divide():
+    with pytest.raises(ConfigError, match="3 does not divide the 8 rows of batch feature 'x'"):
+        split_batch({"x": jnp.zeros((8, 2))}, 3)
+    np.testing.assert_array_equal(split_batch({"x": jnp.arange(6)}, 2)["x"], [[0, 2, 4], [1, 3, 5]])
