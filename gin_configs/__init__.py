@@ -1,1 +1,1 @@
-"""Gin files: models, adapters, hypernets and runs. A run includes one of each, never deeper."""
+"""Gin files; an `__init__.py` lets gin find them wherever hyperflax is installed."""

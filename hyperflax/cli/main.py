@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import hyperflax
+from hyperflax.cli.bindings import split_bindings
 from hyperflax.errors import HyperflaxError
 
 COMMANDS = {
@@ -67,14 +68,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses `argv` (default: the process's), runs the command and returns its exit code."""
-    arguments = build_parser().parse_args(argv)
+    command = "hyperflax"
     try:
+        argv, bindings = split_bindings(sys.argv[1:] if argv is None else argv)
+        arguments = build_parser().parse_args(argv, argparse.Namespace(gin_bindings=bindings))
+        command = f"hyperflax {arguments.command}"
         return arguments.run(arguments) or 0
     except HyperflaxError as error:
-        print(f"hyperflax {arguments.command}: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"hyperflax {arguments.command}: interrupted", file=sys.stderr)
+        print(f"{command}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -1,0 +1,103 @@
+"""Gin for jobs: T5X's flags, search paths, and the configuration written beside the results.
+
+Gin files are code: they call what they name. Only files that the user passes are parsed, never one that comes with a
+model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import gin
+
+from hyperflax.errors import ConfigError
+
+PACKAGE = "hyperflax_gin_configs"
+
+
+def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds T5X's gin flags."""
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file; repeat it, later files win. Files that come with hyperflax are found in any directory as "
+        f"{PACKAGE}/runs/NAME.gin",
+    )
+    parser.add_argument(
+        "--gin.NAME",
+        dest="gin_help",
+        metavar="VALUE",
+        help="a gin binding, such as --gin.TRAIN_STEPS=1000 or --gin.MODEL_DIR=runs/first; bindings win over files",
+    )
+    parser.add_argument(
+        "--gin_search_paths", default="", metavar="P,P", help="folders to look for gin files and includes in"
+    )
+    parser.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of your own to import first; repeatable",
+    )
+
+
+def run_job(name: str, arguments: argparse.Namespace) -> Any:
+    """Parses gin files and bindings, then calls the function `name` with the arguments bound to it.
+
+    Raises:
+      ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
+        of `name`.
+    """
+    if not arguments.gin_file:
+        raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
+    for module in arguments.module:
+        importlib.import_module(module)
+    gin.clear_config()
+    for path in filter(None, arguments.gin_search_paths.split(",")):
+        gin.add_config_file_search_path(path)
+    try:
+        gin.parse_config_files_and_bindings(arguments.gin_file, arguments.gin_bindings)
+    except (OSError, SyntaxError, ValueError, AttributeError, ImportError) as error:
+        raise ConfigError(f"gin: {error}") from error
+    try:
+        job = gin.get_configurable(name)
+    except ValueError as error:
+        raise ConfigError(f"gin: the files bind no argument of {name}, so there is nothing to run") from error
+    _write_config("config.gin", gin.config_str)
+    try:
+        return job()
+    finally:
+        _write_config("operative_config.gin", gin.operative_config_str)
+
+
+def shipped_folder() -> pathlib.Path:
+    """Returns the folder of the gin files that come with hyperflax."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"package {PACKAGE} is not installed; reinstall hyperflax")
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def shipped_runs() -> list[str]:
+    """Returns the names of the shipped run files, as `--gin_file` takes them."""
+    folder = shipped_folder()
+    return sorted(f"{PACKAGE}/{path.relative_to(folder)}" for path in folder.glob("runs/*.gin"))
+
+
+def _write_config(name: str, content: Callable[..., str]) -> None:
+    """Writes the configuration to MODEL_DIR, as T5X does; a job without MODEL_DIR has no folder to write to."""
+    try:
+        model_dir = gin.query_parameter("MODEL_DIR/gin.macro.value")
+    except ValueError:
+        return
+    if isinstance(model_dir, str):
+        folder = pathlib.Path(model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content(max_line_length=120))

@@ -1,0 +1,194 @@
+"""Training jobs: `python -m hyperflax.train --gin_file=F --gin.MODEL_DIR="'runs/x'"`, as T5X users type it.
+
+A run file binds the arguments of `train`. What is trained is one of two: `PlainT5`, a T5 that learns from (inputs,
+targets) pairs, or `HypernetworkOf`, a hypernetwork that learns to write adapters for a frozen T5. Both go through the
+same loop, and both leave a directory `MODEL_DIR/model` that the next job, `hyperflax.load` or `hyperflax adapt` takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from hyperflax.checkpoints.t5_directory import load_base, save_t5
+from hyperflax.checkpoints.tensors import StorageDtype
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import ConfigError
+from hyperflax.hypermodel import Hypermodel, HypermodelConfig
+from hyperflax.hypernets.hyper_t5 import initialise_from_t5
+from hyperflax.models.t5 import T5
+from hyperflax.objectives.episode import HypermodelObjective
+from hyperflax.objectives.language_model import T5Objective
+from hyperflax.objectives.protocol import Objective
+from hyperflax.training import loop
+from hyperflax.training.evaluate import loss_evaluator
+from hyperflax.training.optimizers import Transformation
+from hyperflax.training.prefetch import Batches
+from hyperflax.types import PyTree, T5Config
+
+EXPORT = "model"
+
+
+class Trainable(Protocol):
+    """What `train` needs to know of a model."""
+
+    @property
+    def objective(self) -> Objective: ...
+
+    @property
+    def frozen(self) -> PyTree: ...
+
+    def initial_params(self, fresh: PyTree) -> PyTree:
+        """Returns where to start from, given freshly initialised parameters."""
+        ...
+
+    def export(
+        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+    ) -> None:
+        """Writes what users load."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainT5:
+    """A T5 whose own parameters are trained: pretraining, fine-tuning, multi-task reference systems.
+
+    Attributes:
+      config, vocabulary: of the model.
+      initial_checkpoint: T5 directory, model directory or T5X checkpoint to start from; None starts from scratch.
+      z_loss, label_smoothing: of the token loss.
+    """
+
+    config: T5Config
+    vocabulary: Vocabulary
+    initial_checkpoint: str | None = None
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    @property
+    def objective(self) -> T5Objective:
+        return T5Objective(T5(self.config), z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+
+    @property
+    def frozen(self) -> None:
+        return None
+
+    def initial_params(self, fresh: PyTree) -> PyTree:
+        return load_base(self.initial_checkpoint, self.config) if self.initial_checkpoint else fresh
+
+    def export(
+        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+    ) -> None:
+        save_t5(directory, params, self.config, self.vocabulary, results=results, dtype=dtype, overwrite=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class HypernetworkOf:
+    """A hypernetwork that writes adapters for a frozen T5.
+
+    Attributes:
+      config: base model, adapters, hypernetwork, episodes and vocabulary.
+      base_checkpoint: the frozen T5: a T5 directory, a model directory or a T5X checkpoint.
+      start: the hypernetwork's own T5 starts as a copy of the base (`base`), at random (`random`), or from another T5
+        or T5X checkpoint (its path).
+      name: of the exported model.
+      z_loss, label_smoothing: of the token loss.
+    """
+
+    config: HypermodelConfig
+    base_checkpoint: str
+    start: Literal["base", "random"] | str = "base"
+    name: str = "hypermodel"
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    @property
+    def objective(self) -> HypermodelObjective:
+        base, hypernetwork = self.config.build()
+        return HypermodelObjective(base, hypernetwork, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+
+    @functools.cached_property
+    def frozen(self) -> PyTree:
+        return load_base(self.base_checkpoint, self.config.base)
+
+    def initial_params(self, fresh: PyTree) -> PyTree:
+        if self.start == "random":
+            return fresh
+        t5 = self.frozen if self.start == "base" else load_base(self.start, self.config.hypernetwork.t5)
+        return initialise_from_t5(fresh, t5)
+
+    def export(
+        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+    ) -> None:
+        model = Hypermodel(self.config, self.frozen, params, name=self.name, results=results)
+        model.save(directory, dtype=dtype, overwrite=True)
+
+
+def train(
+    *,
+    model: Trainable,
+    batches: Batches,
+    optimizer: Transformation,
+    total_steps: int,
+    model_dir: str,
+    validation: Batches | None = None,
+    validation_batches: int = 8,
+    eval_period: int = 0,
+    export_dtype: StorageDtype | None = None,
+    **options: Any,
+) -> pathlib.Path:
+    """Runs a training job and exports the result; a job whose `model_dir` has a checkpoint goes on from there.
+
+    Args:
+      model: `PlainT5` or `HypernetworkOf`.
+      batches: of training data, `.batch(step)`.
+      optimizer: see `make_optimizer`.
+      total_steps: length of the whole run.
+      model_dir: the run's folder.
+      validation: batches for the validation loss; the first `validation_batches` of them, every `eval_period` steps
+        and at the end.
+      export_dtype: `bfloat16` halves the exported model.
+      options: further arguments of `hyperflax.training.loop.train`.
+
+    Returns:
+      the exported directory. A run that was stopped before its last step (`max_seconds`) is exported as it is.
+    """
+    if not model_dir:
+        raise ConfigError("train.model_dir: expected a folder, got an empty string")
+    objective = model.objective
+    evaluator = loss_evaluator(objective, validation, validation_batches) if validation is not None else None
+    latest: dict[str, Any] = {}
+
+    def evaluate(params: PyTree, frozen: PyTree, step: int) -> dict[str, float]:
+        values = evaluator(params, frozen, step)
+        latest.update({f"validation/{name}": float(value) for name, value in values.items()}, step=step)
+        return values
+
+    state = loop.train(
+        objective=objective,
+        optimizer=optimizer,
+        batches=batches,
+        model_dir=model_dir,
+        total_steps=total_steps,
+        frozen=model.frozen,
+        initial_params=model.initial_params,
+        evaluator=evaluate if evaluator is not None else None,
+        eval_period=eval_period,
+        **options,
+    )
+    directory = pathlib.Path(model_dir) / EXPORT
+    params = jax.tree.map(np.asarray, jax.device_get(state.params))
+    model.export(directory, params, {"steps": int(state.step), **latest}, export_dtype)
+    return directory
+
+
+if __name__ == "__main__":
+    from hyperflax.cli.main import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,105 @@
+"""Strings as a source of episodes and of pretraining pairs: tokenised in memory, without TensorFlow.
+
+One program is one task, named by its instruction, which is also the task's definition. Training programs take their
+inputs from the training pool; held-out programs take theirs from strings that no training example holds.
+
+>>> from hyperflax_tasks.strings.episodes import source
+>>> held_out = source("held_out", examples=24)
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+from hyperflax.data.corruption import MixedPairs
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo, tokenise
+from hyperflax.data.multitask import Induction, TaskPairs
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import ConfigError
+
+from .source import make_examples
+from .split import load_split
+
+SplitName = Literal["train", "held_out"]
+
+
+@functools.lru_cache(maxsize=4)
+def source(split: SplitName = "train", examples: int = 40, tasks: int | None = None, seed: int = 0) -> InMemorySource:
+    """Returns the programs of a split with `examples` examples each.
+
+    Args:
+      split: `train` or `held_out`.
+      examples: of every program.
+      tasks: only so many programs, evenly spread over the split; all by default.
+      seed: of the examples.
+
+    Raises:
+      ConfigError: another split, or a number that is not positive.
+    """
+    if split not in ("train", "held_out") or examples < 1 or (tasks is not None and tasks < 1):
+        got = (split, examples, tasks)
+        raise ConfigError(f"strings source: expected split 'train' or 'held_out' and positive sizes, got {got}")
+    programs = load_split().train if split == "train" else load_split().held_out
+    if tasks is not None and tasks < len(programs):
+        programs = tuple(programs[i * len(programs) // tasks] for i in range(tasks))
+    vocabulary = Bytes()
+    pool = "train" if split == "train" else "eval"
+    return InMemorySource(
+        (
+            TaskExamples(
+                program.instruction,
+                [
+                    Example(tokenise(x, vocabulary), tokenise(y, vocabulary))
+                    for x, y in make_examples(program, seed, examples, pool)
+                ],
+                TaskInfo(definition=tokenise(program.instruction, vocabulary)),
+            )
+            for program in programs
+        ),
+        vocabulary,
+    )
+
+
+def base_pairs(
+    split: SplitName = "train",
+    examples: int = 40,
+    shots: int = 4,
+    inputs_length: int = 192,
+    targets_length: int = 96,
+    rates: tuple[float, float, float, float] = (0.3, 0.3, 0.36, 0.04),
+) -> MixedPairs:
+    """Returns what the base model is pretrained on, a mixture of four kinds of pairs.
+
+    Args:
+      split, examples: see `source`.
+      shots: most examples shown at once; at least one.
+      inputs_length, targets_length: bounds of a pair, in tokens.
+      rates: of following an instruction, finding the instruction behind examples, continuing examples, and copying an
+        input that comes alone. The last makes the bare model's answer to a lone input a copy of it.
+    """
+    tasks = source(split, examples)
+    config = EpisodeConfig(
+        shots=shots,
+        min_shots=1,
+        examples=1,
+        inputs_length=inputs_length,
+        targets_length=targets_length,
+        support_length=inputs_length,
+        demonstrations="inputs",
+    )
+    follow = TaskPairs(tasks, config.replace(shots=0, min_shots=0, demonstrations="none", definition="inputs"))
+    return MixedPairs((follow, Induction(tasks, config), TaskPairs(tasks, config), _Copy(tasks)), rates)
+
+
+class _Copy:
+    """A pair source: an input alone, to be copied."""
+
+    def __init__(self, tasks: InMemorySource):
+        self._tasks = tasks
+
+    def __call__(self, rng):
+        task = int(rng.integers(len(self._tasks.task_names)))
+        inputs = self._tasks.example(task, int(rng.integers(self._tasks.sizes[task]))).inputs
+        return [(inputs, inputs)]
