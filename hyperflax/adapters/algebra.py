@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from hyperflax import trees
 from hyperflax.adapters.checks import is_number, nearest
+from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.kinds import groups, kind_of
-from hyperflax.adapters.protocol import KindConfig
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.adapters.widen import complete, widen
 from hyperflax.errors import AdapterError
@@ -36,7 +36,7 @@ def stack(adapters: Sequence[PyTree], spec: AdapterSpec) -> dict[str, Any]:
 
 
 def unstack(adapters: PyTree, spec: AdapterSpec) -> list[dict[str, Any]]:
-    """The inverse of `stack`: leaves [task, ...] to a list of trees. Raises AdapterError where the tree does not fit."""
+    """The inverse of `stack`: leaves [task, ...] to a list of trees. Raises AdapterError on a tree of other leaves."""
     spec.validate(adapters, batch_dims=1)
     flat = spec.flatten(adapters)
     tasks = next(iter(flat.values())).shape[0]
@@ -69,7 +69,9 @@ def stack_padded(adapters: Sequence[PyTree], specs: Sequence[AdapterSpec]) -> tu
 def pad(
     adapters: PyTree, spec: AdapterSpec, *, rank: int | None = None, length: int | None = None, batch_dims: int = 0
 ) -> tuple[dict[str, Any], AdapterSpec]:
-    """Returns the adapter with a larger rank (zero rows) or a longer prefix (masked positions), and its spec.
+    """Returns the adapter with a larger rank or a longer prefix of the same effect, and its spec.
+
+    What is added stands in front: zero rows, and masked positions before those of the prefix.
 
     Args:
       adapters: a tree that fits `spec`, leaves [*batch, *shape].
@@ -111,13 +113,14 @@ def interpolate(
     for weight in weights:
         if isinstance(weight, int | float) and not is_number(weight):
             raise AdapterError(f"interpolate: expected finite weights, got {weight!r}")
+    _refuse(spec, "interpolate")
     for adapter in adapters:
         spec.validate(adapter, batch_dims)
     flats = [spec.flatten(adapter) for adapter in adapters]
     mixed: dict[str, Array] = {}
     for slot, leaves in groups(spec).items():
         parts = [_slot(flat, slot, leaves) for flat in flats]
-        merged = kind_of(leaves[0]).mix_slots(slot, parts, list(weights))
+        merged = kind_of(leaves[0]).mix_slots(parts, list(weights))
         mixed |= {f"{slot}/{name}": array for name, array in merged.items()}
     return trees.unflatten(mixed), _resized(spec, lambda kind, slots: slots * len(adapters))
 
@@ -136,6 +139,7 @@ def merge(params: PyTree, adapters: PyTree, spec: AdapterSpec) -> dict[str, Any]
       AdapterError: a kind that cannot (named, with the reason), a tree that does not fit its spec, or a base model that
         lacks a kernel or has it in another shape (the leaf is named).
     """
+    _refuse(spec, "merge")
     spec.validate(adapters)
     flat = spec.flatten(adapters)
     merged = trees.flatten(params)
@@ -144,9 +148,16 @@ def merge(params: PyTree, adapters: PyTree, spec: AdapterSpec) -> dict[str, Any]
         path, layer = _kernel(merged, leaves[0])
         kernel = jnp.asarray(merged[path] if layer is None else merged[path][:, layer])
         _check_kernel(path, kernel, leaves)
-        kernel = kind.merge_slot(slot, kernel, _slot(flat, slot, leaves))
+        kernel = kind.merge_slot(kernel, _slot(flat, slot, leaves))
         merged[path] = kernel if layer is None else jnp.asarray(merged[path]).at[:, layer].set(kernel)
     return trees.unflatten(merged)
+
+
+def _refuse(spec: AdapterSpec, operation: str) -> None:
+    for slot, leaves in groups(spec).items():
+        kind = kind_of(leaves[0])
+        if reason := kind.refuses.get(operation):
+            raise AdapterError(f"{kind.kind} at '{slot}' refuses to {operation}: {reason}")
 
 
 def _stacked(flats: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

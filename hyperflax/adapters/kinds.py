@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hyperflax.adapters.checks import nearest
+from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
-from hyperflax.adapters.protocol import KindConfig
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import AdapterError, ConfigError
 from hyperflax.types import T5Config

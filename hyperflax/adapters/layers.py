@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from hyperflax import trees
 from hyperflax.adapters import checks
 from hyperflax.adapters.sites import STACKS, depth
 from hyperflax.adapters.spec import AdapterSpec, Leaf
-from hyperflax.adapters.widen import complete, widen
+from hyperflax.adapters.widen import complete, shorten, widen
 from hyperflax.errors import AdapterError
 from hyperflax.types import Array, PyTree, T5Config
 
@@ -79,8 +80,7 @@ def unstack_layers(adapters: PyTree, spec: AdapterSpec, t5_config: T5Config, bat
         array = jnp.asarray(flat[path])
         if array.ndim != batch_dims + 1 + len(leaf.shape) or array.shape[batch_dims] != layers or leaf.layer >= layers:
             raise AdapterError(f"leaf '{path}': expected {layers} layers at axis {batch_dims}, got shape {array.shape}")
-        array = jnp.take(array, leaf.layer, axis=batch_dims)
-        unstacked[leaf.path] = jnp.take(array, jnp.arange(leaf.slots), axis=batch_dims + leaf.slot_axis)
+        unstacked[leaf.path] = shorten(jax.lax.index_in_dim(array, leaf.layer, batch_dims, keepdims=False), leaf)
     tree = trees.unflatten(unstacked)
     spec.validate(tree, batch_dims)
     return tree

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from hyperflax.adapters.checks import is_int, is_number
+from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.sites import check_places, projections, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import ConfigError
@@ -42,7 +43,7 @@ def lora_delta(x: Array, slot: Mapping[str, Array]) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRA:
+class LoRA(KindConfig):
     """Settings of LoRA.
 
     Attributes:
@@ -87,13 +88,13 @@ class LoRA:
         return (cls(rank=1, sites=("*",)),)
 
     @staticmethod
-    def merge_slot(path: str, kernel: Array, slot: Mapping[str, Any]) -> Array:
+    def merge_slot(kernel: Array, slot: Mapping[str, Any]) -> Array:
         """Returns `kernel + a b`, summed in float32 and given in the kernel's dtype."""
         delta = jnp.asarray(slot["a"], jnp.float32) @ jnp.asarray(slot["b"], jnp.float32)
         return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
     @staticmethod
-    def mix_slots(path: str, slots: Sequence[Mapping[str, Any]], weights: Sequence[Any]) -> dict[str, Array]:
+    def mix_slots(slots: Sequence[Mapping[str, Any]], weights: Sequence[Any]) -> dict[str, Array]:
         """Returns `[a_1 a_2 ...]` and `[w_1 b_1; w_2 b_2; ...]`, whose product is the weighted sum of products."""
         a = jnp.concatenate([slot["a"] for slot in slots], axis=-1)
         weighted = [(weight * slot["b"]).astype(slot["b"].dtype) for slot, weight in zip(slots, weights, strict=True)]

@@ -21,21 +21,22 @@ summation, at most 1e-5 of the largest logit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from hyperflax.adapters.checks import is_int, is_number
+from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.sites import attentions, check_places, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
-from hyperflax.errors import AdapterError, ConfigError
-from hyperflax.types import Array, T5Config
+from hyperflax.errors import ConfigError
+from hyperflax.types import T5Config
 
 READERS = {"zero": "prefix", "preceding": "preceding_prefix"}
 CROSS_ATTENTION = "encoder_decoder_attention"
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class Prefix(KindConfig):
     """Settings of prefix tuning.
 
     Attributes:
@@ -57,6 +58,11 @@ class Prefix:
     kind: ClassVar[str] = "prefix"
     readers: ClassVar[tuple[str, ...]] = tuple(READERS.values())
     size: ClassVar[str] = "length"
+    refuses: ClassVar[Mapping[str, str]] = {
+        "merge": "no change of the weights makes an attention see further positions",
+        "interpolate": "its effect passes through one softmax over prefix and sequence together, and no prefix turns "
+        "that into a weighted sum of effects",
+    }
 
     def __post_init__(self) -> None:
         check_places(self)
@@ -80,19 +86,6 @@ class Prefix:
     def catalogue(cls) -> tuple[Prefix, ...]:
         preceding = ("encoder/attention", "decoder/self_attention")
         return cls(length=1), cls(length=1, position_bias="preceding", sites=preceding)
-
-    @staticmethod
-    def merge_slot(path: str, kernel: Array, slot: Mapping[str, Any]) -> Array:
-        raise AdapterError(
-            f"prefix at '{path}' cannot be merged: no change of the weights makes an attention see further positions"
-        )
-
-    @staticmethod
-    def mix_slots(path: str, slots: Sequence[Mapping[str, Any]], weights: Sequence[Any]) -> dict[str, Array]:
-        raise AdapterError(
-            f"prefix at '{path}' cannot be interpolated exactly: its effect passes through a softmax over prefix and "
-            "sequence together, which no prefix turns into a weighted sum of effects"
-        )
 
 
 def prefix_spec(config: Prefix, t5: T5Config) -> AdapterSpec:

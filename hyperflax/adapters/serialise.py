@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperflax.adapters.checks import nearest
+from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.kinds import KINDS
-from hyperflax.adapters.protocol import KindConfig
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import AdapterError, ConfigError
 

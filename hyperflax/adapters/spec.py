@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from hyperflax import trees
 from hyperflax.adapters import checks
-from hyperflax.adapters.protocol import KindConfig
+from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.sites import STACKS
 from hyperflax.errors import AdapterError
 from hyperflax.types import Array, PyTree

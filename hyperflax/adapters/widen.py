@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec, Leaf
@@ -62,13 +63,23 @@ def widen(flat: Mapping[str, Array], spec: AdapterSpec, target: AdapterSpec) -> 
 
 
 def lengthen(array: Array, leaf: Leaf) -> Array:
-    """Returns `array` with zeros appended to its slot axis up to the leaf's size. Leading dimensions are kept."""
+    """Returns `array` with zeros in front of its slot axis up to the leaf's size. Leading dimensions are kept.
+
+    In front, because a preceding prefix counts its positions back from the sequence: its last one stays at -1. Ranks
+    and prefixes without a bias do not care.
+    """
     array = jnp.asarray(array)
     axis = array.ndim - len(leaf.shape) + leaf.slot_axis
     missing = leaf.slots - array.shape[axis]
     if not missing:
         return array
-    return jnp.pad(array, [(0, missing if dim == axis else 0) for dim in range(array.ndim)])
+    return jnp.pad(array, [(missing if dim == axis else 0, 0) for dim in range(array.ndim)])
+
+
+def shorten(array: Array, leaf: Leaf) -> Array:
+    """The inverse of `lengthen`: the last places of the slot axis."""
+    axis = array.ndim - len(leaf.shape) + leaf.slot_axis
+    return jax.lax.slice_in_dim(array, array.shape[axis] - leaf.slots, None, axis=axis)
 
 
 def complete(flats: Sequence[Mapping[str, Array]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a kind of adapter is: a frozen dataclass of settings with the methods below.
+"""What a kind of adapter is: a frozen dataclass of settings with the members below.
 
 A new kind is one file that defines such a class and the pure function that a layer calls, one entry in `kinds.KINDS`,
 one row in the conformance test and one gin file.
@@ -6,8 +6,9 @@ one row in the conformance test and one gin file.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hyperflax.types import Array, T5Config
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from hyperflax.adapters.spec import AdapterSpec
 
 
-class KindConfig(Protocol):
+class KindConfig(abc.ABC):
     """Settings of one kind; fields are plain json values or tuples of them."""
 
     kind: ClassVar[str]
@@ -24,26 +25,28 @@ class KindConfig(Protocol):
     """The keys by which layers find this kind's slots; no two kinds share one."""
     size: ClassVar[str]
     """The field that counts slots: `rank`, `length`."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Why an operation, `merge` or `interpolate`, is impossible for this kind."""
 
+    @abc.abstractmethod
     def spec(self, t5: T5Config) -> AdapterSpec:
         """Returns the leaves that these settings have on that base model."""
-        ...
 
+    @abc.abstractmethod
     def resized(self, slots: int) -> KindConfig:
         """The same settings with another rank or length; the leaves' scale stays what it was."""
-        ...
 
     @classmethod
+    @abc.abstractmethod
     def catalogue(cls) -> tuple[KindConfig, ...]:
-        """Settings that together reach every place where the kind can stand."""
-        ...
+        """Settings of size 1 that together reach every place where the kind can stand."""
 
     @staticmethod
-    def merge_slot(path: str, kernel: Array, slot: Mapping[str, Any]) -> Array:
-        """Returns the kernel that does what kernel and slot did. Raises AdapterError where there is none."""
-        ...
+    def merge_slot(kernel: Array, slot: Mapping[str, Any]) -> Array:
+        """Returns the kernel that alone does what `kernel` and `slot` did."""
+        raise NotImplementedError
 
     @staticmethod
-    def mix_slots(path: str, slots: Sequence[Mapping[str, Any]], weights: Sequence[Any]) -> dict[str, Array]:
-        """Returns one larger slot whose effect is the weighted sum. Raises AdapterError where there is none."""
-        ...
+    def mix_slots(slots: Sequence[Mapping[str, Any]], weights: Sequence[Any]) -> dict[str, Array]:
+        """Returns one slot, larger by their number, whose effect is the weighted sum of theirs."""
+        raise NotImplementedError
