@@ -1,0 +1,130 @@
+"""A user's own examples: one JSON object a line, every problem named by file and line.
+
+```
+{"input": "ann lee", "target": "A. Lee"}
+{"task": "initials", "input": "bo ray", "target": "B. Ray", "definition": "...", "references": ["B. Ray", "B Ray"]}
+```
+
+`input` and `target` are required in examples, `input` alone in inputs for prediction. `task` (several tasks in one
+file), `definition`, `references` (further accepted answers) and `options` (answer choices) are optional; other keys are
+left alone.
+
+>>> import io
+>>> list(read_rows(io.StringIO('{"input": "a", "target": "b"}'), name="mine.jsonl"))
+[(1, {'input': 'a', 'target': 'b'})]
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import DataError
+
+
+def read_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number from 1, object) of every line that is not blank.
+
+    Raises:
+      DataError: a line that is no JSON object, named `file:line`.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(
+                    f"{name}:{number}: expected a JSON object, got {line.strip()[:60]!r} ({error})"
+                ) from error
+            if not isinstance(row, dict):
+                raise DataError(f"{name}:{number}: expected a JSON object, got {type(row).__name__}")
+            yield number, row
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}:{number + 1}: expected UTF-8 text ({error})") from error
+
+
+def read_examples(path: pathlib.Path | str) -> list[tuple[str, str]]:
+    """The (input, target) pairs of a file, `-` for standard input.
+
+    Raises:
+      DataError: no such file, no line, or a line without the strings `input` and `target`.
+    """
+    rows = [(_text(row, "input", at), _text(row, "target", at)) for at, row in _rows_of(path)]
+    if not rows:
+        raise DataError(f"{path}: expected at least one example, got none")
+    return rows
+
+
+def read_inputs(path: pathlib.Path | str) -> list[str]:
+    """The inputs of a file, `-` for standard input; other keys are left alone.
+
+    Raises:
+      DataError: no such file, no line, or a line without the string `input`.
+    """
+    rows = [_text(row, "input", at) for at, row in _rows_of(path)]
+    if not rows:
+        raise DataError(f"{path}: expected at least one input, got none")
+    return rows
+
+
+def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
+    """The tokenised examples of files; a line without `task` belongs to the task named as its file (without suffix)."""
+    for path in paths:
+        for at, row in _rows_of(path):
+            task = _text(row, "task", at) if "task" in row else pathlib.Path(path).stem
+            target = _text(row, "target", at)
+            references = _texts(row, "references", at)
+            example = Example(
+                tokenise(_text(row, "input", at), vocabulary),
+                tokenise(target, vocabulary),
+                tuple(tokenise(option, vocabulary) for option in _texts(row, "options", at)),
+                references if not references or target in references else (target, *references),
+            )
+            definition = _text(row, "definition", at) if "definition" in row else ""
+            yield StreamedExample(task, example, TaskInfo(definition=tokenise(definition, vocabulary)))
+
+
+def jsonl_source(*paths: pathlib.Path | str, vocabulary: Vocabulary) -> InMemorySource:
+    """The examples of one or several files as an `ExampleSource`.
+
+    Raises:
+      DataError: an absent file, a broken line, or no line at all; file and line are named.
+    """
+    return InMemorySource.from_stream(jsonl_stream(paths, vocabulary), vocabulary)
+
+
+def _rows_of(path: pathlib.Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (`file:line`, object)."""
+    if str(path) == "-":
+        for number, row in read_rows(sys.stdin, "standard input"):
+            yield f"standard input:{number}", row
+        return
+    try:
+        with pathlib.Path(path).open(encoding="utf-8") as file:
+            for number, row in read_rows(file, str(path)):
+                yield f"{path}:{number}", row
+    except OSError as error:
+        raise DataError(f"{path}: expected a file of JSON lines, cannot read it ({error.strerror})") from error
+
+
+def _text(row: dict[str, Any], key: str, at: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        got = f"{type(value).__name__} {value!r:.40}" if key in row else f"the keys {sorted(row)[:8]}"
+        raise DataError(f"{at}: expected a string {key!r}, got {got}")
+    return value
+
+
+def _texts(row: dict[str, Any], key: str, at: str) -> tuple[str, ...]:
+    value = row.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise DataError(f"{at}: expected a list of strings {key!r}, got {value!r:.60}")
+    return tuple(value)

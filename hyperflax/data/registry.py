@@ -1,0 +1,179 @@
+"""What can be trained on, by name: sources registered here, token caches, and whatever seqio knows.
+
+A module with a function `register()` makes tasks known; it is named on the command line (`--module my_pkg.my_tasks`) or
+announced by an installed package as an entry point of the group `hyperflax.tasks`.
+
+>>> from hyperflax.data.examples import InMemorySource
+>>> from hyperflax.data.vocabularies import Bytes
+>>> def load(vocabulary):
+...     return InMemorySource.from_strings({"upper": [("a", "A"), ("b", "B")]}, vocabulary or Bytes())
+>>> register_source("doc_upper", {"train": load}, description="letters in capitals")
+>>> load_source("doc_upper").sizes.tolist()
+[2]
+>>> unregister_source("doc_upper")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+
+from hyperflax.data.cache_format import MANIFEST
+from hyperflax.data.cache_source import CachedSource
+from hyperflax.data.examples import ExampleSource
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import ConfigError, DataError, MissingExtraError
+
+ENTRY_POINTS = "hyperflax.tasks"
+_LOG = logging.getLogger("hyperflax.data")
+
+# (vocabulary or None for the source's own) -> source
+Loader = Callable[[Vocabulary | None], ExampleSource]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceEntry:
+    """A registered source.
+
+    Attributes:
+      name: what `--mixture` says.
+      splits: a loader for each split.
+      description: one line for `hyperflax tasks`.
+      sizes: `() -> {split: (tasks, examples)}`, or None if only loading would tell.
+    """
+
+    name: str
+    splits: Mapping[str, Loader]
+    description: str = ""
+    sizes: Callable[[], Mapping[str, tuple[int, int]]] | None = None
+
+
+_SOURCES: dict[str, SourceEntry] = {}
+_REGISTERED: set[str] = set()
+
+
+def register_source(
+    name: str,
+    splits: Mapping[str, Loader],
+    *,
+    description: str = "",
+    sizes: Callable[[], Mapping[str, tuple[int, int]]] | None = None,
+    replace: bool = False,
+) -> None:
+    """Makes a source known under a name; see `SourceEntry`.
+
+    Raises:
+      ConfigError: the name is taken and `replace` is False, or there is no split.
+    """
+    if name in _SOURCES and not replace:
+        raise ConfigError(
+            f"source '{name}': expected a new name, it is registered already (replace=True overwrites it)"
+        )
+    if not splits:
+        raise ConfigError(f"source '{name}': expected at least one split")
+    _SOURCES[name] = SourceEntry(name, dict(splits), description, sizes)
+
+
+def unregister_source(name: str) -> None:
+    """Forgets a source."""
+    _SOURCES.pop(name, None)
+
+
+def sources() -> dict[str, SourceEntry]:
+    """The registered sources by name."""
+    return dict(sorted(_SOURCES.items()))
+
+
+def register_modules(modules: Iterable[str | ModuleType] = (), *, entry_points: bool = True) -> None:
+    """Imports task modules and calls their `register()`, once in a process.
+
+    Modules without `register` are imported only: a seqio user's module registers its Tasks on import.
+
+    Args:
+      modules: names or modules.
+      entry_points: also those that installed packages announce; one that cannot be imported is left out with a
+        warning.
+
+    Raises:
+      ConfigError: no such module.
+      MissingExtraError: a named module needs seqio or TensorFlow, which is not installed.
+    """
+    if entry_points:
+        for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+            if point.value in _REGISTERED:
+                continue
+            try:
+                target = point.load()
+                (target.register if isinstance(target, ModuleType) else target)()
+            except ImportError as error:
+                _LOG.warning("entry point %s = %s of %s is left out: %s", point.name, point.value, ENTRY_POINTS, error)
+                continue
+            _REGISTERED.add(point.value)
+    for module in modules:
+        name = module if isinstance(module, str) else module.__name__
+        if name in _REGISTERED:
+            continue
+        loaded = _import(module) if isinstance(module, str) else module
+        if register := getattr(loaded, "register", None):
+            register()
+        _REGISTERED.add(name)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.partition(".")[0] in ("seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"):
+            raise MissingExtraError(missing, "seqio") from error
+        if name == missing or name.startswith(missing + "."):
+            raise ConfigError(
+                f"module '{name}': expected an importable Python module, there is none of that name"
+            ) from error
+        raise
+
+
+def load_source(
+    name: str,
+    split: str = "train",
+    *,
+    vocabulary: Vocabulary | None = None,
+    cache_dirs: Sequence[pathlib.Path | str] = (),
+) -> ExampleSource:
+    """The examples behind a name.
+
+    Args:
+      name: a token cache's folder, a registered source, or a seqio Task or Mixture; tried in this order.
+      split: of it. A folder may be one cache, whatever its split, or hold one cache a split.
+      vocabulary: expected; registered sources tokenise with it, the others must have been made with it.
+      cache_dirs: folders with caches as `name/split`, looked up before anything else.
+
+    Raises:
+      DataError: nothing of that name, no such split, or another vocabulary.
+      MissingExtraError: only seqio may know the name, and it is not installed.
+    """
+    for folder in [pathlib.Path(name), *(pathlib.Path(parent) / name for parent in cache_dirs)]:
+        for place in (folder / split, folder):
+            if (place / MANIFEST).is_file():
+                return _checked(CachedSource(place), name, vocabulary)
+    if entry := _SOURCES.get(name):
+        if split not in entry.splits:
+            raise DataError(f"source '{name}': expected a split out of {sorted(entry.splits)}, got '{split}'")
+        return _checked(entry.splits[split](vocabulary), name, vocabulary)
+    if importlib.util.find_spec("seqio") is None:
+        raise MissingExtraError(f"'{name}' is no token cache and none of {sorted(_SOURCES)}; seqio", "seqio")
+    from hyperflax.data import seqio_source
+
+    return _checked(seqio_source.load_seqio(name, split), name, vocabulary)
+
+
+def _checked(source: ExampleSource, name: str, vocabulary: Vocabulary | None) -> ExampleSource:
+    if vocabulary is not None and source.vocabulary != vocabulary:
+        raise DataError(f"'{name}': expected tokens of {vocabulary!r}, it has those of {source.vocabulary!r}")
+    return source

@@ -1,0 +1,210 @@
+"""Any registered seqio Task or Mixture as a stream of tokenised examples. The only file here that imports seqio.
+
+A Task with `inputs` and `targets`, as T5 users have it, is one task. With a string feature `task` it carries as many
+tasks as that feature has values; `definition` and `category` (strings), `positive_inputs` and `positive_targets`
+(string lists, of the task) and `references` and `options` (string lists, of the example) are read where present. A
+Mixture is its Tasks with their rates; the tasks inside a Task with a `task` feature are then named `TASK/task`.
+
+>>> source = load_seqio("my_task", split="train")    # doctest: +SKIP
+>>> source.task_names                                # doctest: +SKIP
+('my_task',)
+"""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.vocabularies import EOS_ID, Bytes, SentencePiece, Vocabulary
+from hyperflax.errors import DataError, MissingExtraError
+
+
+class SeqioStream(NamedTuple):
+    """Examples on their way out of seqio.
+
+    Attributes:
+      vocabulary: of the tokens, without TensorFlow.
+      group_rates: a Mixture's rates in the order of its Tasks; None for a Task.
+      examples: read when iterated over.
+    """
+
+    vocabulary: Vocabulary
+    group_rates: list[float] | None
+    examples: Iterator[StreamedExample]
+
+
+def import_seqio() -> Any:
+    """The seqio module, with TensorFlow kept off the accelerator.
+
+    Raises:
+      MissingExtraError: seqio or TensorFlow is not installed.
+    """
+    try:
+        import seqio
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "seqio", "seqio") from error
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError as error:  # its devices are in use already; too late to change, harmless without a GPU
+        if tf.config.get_visible_devices("GPU"):
+            raise DataError(
+                "TensorFlow holds the GPU already; import hyperflax.data.seqio_source before using it"
+            ) from error
+    return seqio
+
+
+def read_seqio(
+    name: str, split: str = "train", *, sequence_length: Mapping[str, int] | None = None, seed: int | None = None
+) -> SeqioStream:
+    """Opens a registered Task or Mixture.
+
+    Args:
+      name: of the Task or Mixture.
+      split: of it.
+      sequence_length: passed to preprocessors that need one. seqio trims examples to it; without it nothing is trimmed.
+      seed: for preprocessors that draw. (seqio passes it to a function data source, too, which must then take one.)
+
+    Raises:
+      DataError: no such name, split or feature; a vocabulary that is neither sentencepiece nor bytes.
+      MissingExtraError: seqio is not installed.
+    """
+    seqio = import_seqio()
+    try:
+        provider = seqio.get_mixture_or_task(name)
+    except ValueError as error:
+        raise DataError(f"'{name}': expected a registered seqio Task or Mixture ({error})") from error
+    mixture = isinstance(provider, seqio.Mixture)
+    tasks = list(provider.tasks) if mixture else [provider]
+    for task in tasks:
+        if split not in task.splits:
+            raise DataError(f"seqio Task '{task.name}': expected a split out of {sorted(task.splits)}, got '{split}'")
+        for feature in ("inputs", "targets"):
+            if feature not in task.output_features:
+                found = sorted(task.output_features)
+                raise DataError(f"seqio Task '{task.name}': expected the features inputs and targets, got {found}")
+    vocabulary = _vocabulary(tasks)
+    rates = [float(provider.get_rate(task)) for task in tasks] if mixture else None
+
+    def examples() -> Iterator[StreamedExample]:
+        for group, task in enumerate(tasks):
+            dataset = task.get_dataset(
+                sequence_length=sequence_length, split=split, shuffle=False, seed=seed, try_in_mem_cache=False
+            )
+            prefix = f"{task.name}/" if len(tasks) > 1 else ""
+            yield from _examples(dataset.as_numpy_iterator(), task, vocabulary, prefix, group)
+
+    return SeqioStream(vocabulary, rates, examples())
+
+
+def load_seqio(name: str, split: str = "train", **options: Any) -> InMemorySource:
+    """A registered Task or Mixture in memory; options and errors as `read_seqio`."""
+    vocabulary, rates, examples = read_seqio(name, split, **options)
+    return InMemorySource.from_stream(examples, vocabulary, rates)
+
+
+def list_seqio() -> list[tuple[str, str, str, int | None, int | None, str]]:
+    """(name, split, kind, tasks, examples, description) of every registered Task and Mixture, without reading data."""
+    seqio = import_seqio()
+    rows: list[tuple[str, str, str, int | None, int | None, str]] = []
+    for name in sorted(seqio.TaskRegistry.names()):
+        task = seqio.TaskRegistry.get(name)
+        for split in sorted(task.splits):
+            rows.append((name, split, "seqio task", None, task.num_input_examples(split), ""))
+    for name in sorted(seqio.MixtureRegistry.names()):
+        mixture = seqio.MixtureRegistry.get(name)
+        for split in sorted(mixture.splits):
+            counts = [task.num_input_examples(split) for task in mixture.tasks if split in task.splits]
+            total = None if None in counts else sum(counts)
+            rows.append((name, split, "seqio mixture", None, total, f"{len(mixture.tasks)} seqio Tasks"))
+    return rows
+
+
+def _examples(
+    rows: Iterable[Mapping[str, Any]], task: Any, vocabulary: Vocabulary, prefix: str, group: int
+) -> Iterator[StreamedExample]:
+    """Converts the rows of one seqio Task."""
+    infos: dict[str, TaskInfo] = {}
+    strip = {name: bool(task.output_features[name].add_eos) for name in ("inputs", "targets")}
+    for index, row in enumerate(rows):
+        inputs, targets = (_ids(row[name], strip[name], task.name, index, name) for name in ("inputs", "targets"))
+        name = prefix + _text(row["task"]) if "task" in row else task.name
+        if name not in infos:
+            infos[name] = _info(row, vocabulary)
+        options = tuple(tokenise(text, vocabulary) for text in _texts(row.get("options")))
+        example = Example(inputs, targets, options, tuple(_texts(row.get("references"))))
+        yield StreamedExample(name, example, infos[name], group)
+
+
+def _ids(tokens: Any, strip: bool, task: str, index: int, feature: str) -> np.ndarray:
+    """int32 tokens without the end of sequence that seqio put there."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 1 or tokens.dtype.kind != "i":
+        raise DataError(
+            f"seqio Task '{task}', example {index}: expected '{feature}' to be a row of token ids, "
+            f"got {tokens.dtype} {tokens.shape}"
+        )
+    if strip and len(tokens) and tokens[-1] == EOS_ID:
+        tokens = tokens[:-1]
+    return tokens.astype(np.int32)
+
+
+def _info(row: Mapping[str, Any], vocabulary: Vocabulary) -> TaskInfo:
+    pairs = zip(_texts(row.get("positive_inputs")), _texts(row.get("positive_targets")), strict=True)
+    return TaskInfo(
+        definition=tokenise(_text(row.get("definition", b"")), vocabulary),
+        positives=tuple(Example(tokenise(a, vocabulary), tokenise(b, vocabulary)) for a, b in pairs),
+        category=_text(row.get("category", b"")),
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _texts(values: Any) -> list[str]:
+    return [] if values is None else [_text(value) for value in np.asarray(values, object).tolist()]
+
+
+def _vocabulary(tasks: list[Any]) -> Vocabulary:
+    """The one vocabulary of all inputs and targets."""
+    found = [task.output_features[feature].vocabulary for task in tasks for feature in ("inputs", "targets")]
+    if any(other != found[0] for other in found):
+        names = [task.name for task in tasks]
+        raise DataError(f"seqio Tasks {names[:5]}: expected one vocabulary for inputs and targets, got several")
+    return convert_vocabulary(found[0])
+
+
+def convert_vocabulary(vocabulary: Any) -> Vocabulary:
+    """Our vocabulary with the ids of a `seqio.SentencePieceVocabulary` or `seqio.ByteVocabulary`.
+
+    Raises:
+      DataError: another class, overridden normalisation, or sentinels in another order than T5's.
+    """
+    seqio = import_seqio()
+    if isinstance(vocabulary, seqio.ByteVocabulary):
+        return Bytes(extra_ids=vocabulary.extra_ids)
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        raise DataError(f"expected a SentencePieceVocabulary or ByteVocabulary, got {type(vocabulary).__name__}")
+    file = vocabulary.sentencepiece_model_file
+    if pathlib.Path(file).is_file():
+        ours = SentencePiece(file, extra_ids=vocabulary.extra_ids)
+    else:
+        import tensorflow as tf
+
+        with tempfile.TemporaryDirectory() as folder:  # a bucket's file: read once, kept in memory
+            copy = pathlib.Path(folder) / pathlib.PurePosixPath(file).name
+            copy.write_bytes(tf.io.gfile.GFile(file, "rb").read())
+            ours = SentencePiece(copy, extra_ids=vocabulary.extra_ids)
+    for probe in ("The house is wonderful.", "<extra_id_0> Ünïcode  ﬁ", "a\tb\n1,234"):
+        if (expected := list(vocabulary.encode(probe))) != ours.encode(probe):
+            raise DataError(
+                f"{file}: expected T5's normalisation and order of sentinels; seqio encodes {probe!r} as {expected}, "
+                f"the model alone as {ours.encode(probe)}"
+            )
+    return ours

@@ -1,0 +1,235 @@
+"""Super-NaturalInstructions (Wang et al. 2022) from a checkout of its official repository.
+
+Expected under the root: `tasks/*.json`, one file a task, and `splits/default/{train,test}_tasks.txt`, one task name a
+line. Official rules kept here: of a test task only the first 100 instances count; the definition is the first one
+listed. An instance's target is its first output, all its outputs are accepted answers.
+
+Reading needs neither seqio nor TensorFlow:
+
+```
+export HYPERFLAX_NATURAL_INSTRUCTIONS=~/natural-instructions
+hyperflax tasks --module hyperflax_tasks.natural_instructions
+```
+
+The same examples as seqio Tasks, for T5X and other seqio users: `hyperflax_tasks.seqio_tasks`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from hyperflax.data import registry
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.vocabularies import SentencePiece, Vocabulary
+from hyperflax.errors import ConfigError, DataError
+
+ROOT_VARIABLE = "HYPERFLAX_NATURAL_INSTRUCTIONS"
+VOCABULARY_VARIABLE = "HYPERFLAX_VOCABULARY"
+SPLITS = ("train", "test")
+OFFICIAL_TEST_INSTANCES = 100
+
+
+class TaskFile(NamedTuple):
+    """One task file.
+
+    Attributes:
+      name: of the file, without suffix.
+      definition, category: the first ones listed.
+      positives: (input, output) demonstrations.
+      instances: (input, outputs) pairs; at least one output each.
+    """
+
+    name: str
+    definition: str
+    category: str
+    positives: tuple[tuple[str, str], ...]
+    instances: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def read_task_file(path: pathlib.Path | str) -> TaskFile:
+    """Reads one `tasks/*.json`. White space around texts is dropped.
+
+    Raises:
+      DataError: an absent file, broken JSON (with its line), a missing key, no instance, an instance without input or
+        output (with its line).
+    """
+    path = pathlib.Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a Natural Instructions task file, cannot read it ({error})") from error
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: expected JSON, {error.msg} at column {error.colno}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:1: expected a JSON object, got {type(row).__name__}")
+    for key in ("Definition", "Categories", "Positive Examples", "Instances"):
+        if not isinstance(row.get(key), list | str):
+            raise DataError(f"{path}: expected the keys of a Natural Instructions task, '{key}' is missing")
+    if not row["Instances"]:
+        raise DataError(f"{path}: expected at least one instance, got none")
+    return TaskFile(
+        name=path.stem,
+        definition=_first(row["Definition"]).strip(),
+        category=_first(row["Categories"]).strip(),
+        positives=tuple(_positive(item, path, text, n) for n, item in enumerate(row["Positive Examples"])),
+        instances=tuple(_instance(item, path, text, n) for n, item in enumerate(row["Instances"])),
+    )
+
+
+def _first(value: list[str] | str) -> str:
+    return value if isinstance(value, str) else value[0] if value else ""
+
+
+def _positive(item: Any, path: pathlib.Path, text: str, number: int) -> tuple[str, str]:
+    source = item.get("input") if isinstance(item, dict) else None
+    target = item.get("output") if isinstance(item, dict) else None
+    if isinstance(target, list) and target:  # a few files list the output
+        target = target[0]
+    if not isinstance(source, str) or not isinstance(target, str):
+        raise DataError(f"{_place(path, text, item)}: positive example {number}: expected an input and an output")
+    return source.strip(), target.strip()
+
+
+def _instance(item: Any, path: pathlib.Path, text: str, number: int) -> tuple[str, tuple[str, ...]]:
+    source = item.get("input") if isinstance(item, dict) else None
+    outputs = item.get("output") if isinstance(item, dict) else None
+    outputs = [outputs] if isinstance(outputs, str) else outputs
+    fine = isinstance(source, str) and isinstance(outputs, list) and all(isinstance(o, str) for o in outputs)
+    if not fine or not outputs:  # an output may be empty: some tasks remove characters
+        raise DataError(f"{_place(path, text, item)}: instance {number}: expected an input and at least one output")
+    return source.strip(), tuple(output.strip() for output in outputs)
+
+
+def _place(path: pathlib.Path, text: str, item: Any) -> str:
+    """`file:line` of an item with an id, else the file."""
+    name = item.get("id") if isinstance(item, dict) else None
+    at = text.find(json.dumps(name)) if name else -1
+    return str(path) if at < 0 else f"{path}:{text.count(chr(10), 0, at) + 1}"
+
+
+def task_files(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
+    """The task files of a split, in the order of its list.
+
+    Raises:
+      DataError: no such split, an absent list, or a listed task without a file (with its line).
+    """
+    root = pathlib.Path(root)
+    if split not in SPLITS:
+        raise DataError(f"Natural Instructions: expected a split out of {SPLITS}, got '{split}'")
+    listing = root / "splits" / "default" / f"{split}_tasks.txt"
+    try:
+        lines = listing.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{listing}: expected the official list of {split} tasks, cannot read it ({error.strerror})"
+        ) from error
+    paths = []
+    for number, line in enumerate(lines, start=1):
+        if name := line.strip():
+            path = root / "tasks" / f"{name}.json"
+            if not path.is_file():
+                raise DataError(f"{listing}:{number}: expected the task file {path}, there is none")
+            paths.append(path)
+    if not paths:
+        raise DataError(f"{listing}: expected at least one task name, got none")
+    return paths
+
+
+def read_split(root: pathlib.Path | str, split: str, max_instances: int | None = None) -> Iterator[TaskFile]:
+    """The tasks of a split, with at most `max_instances` instances each; test tasks never more than their first 100."""
+    most = max_instances if split != "test" else min(OFFICIAL_TEST_INSTANCES, max_instances or OFFICIAL_TEST_INSTANCES)
+    for path in task_files(root, split):
+        task = read_task_file(path)
+        yield task._replace(instances=task.instances[:most])
+
+
+def natural_instructions_source(
+    root: pathlib.Path | str, split: str, vocabulary: Vocabulary, max_instances: int | None = None
+) -> InMemorySource:
+    """The tasks of a split as an `ExampleSource`, tokenised; definition and positives are in every task's info.
+
+    Raises:
+      DataError: see `task_files` and `read_task_file`.
+    """
+    return InMemorySource.from_stream(_stream(root, split, vocabulary, max_instances), vocabulary)
+
+
+def _stream(
+    root: pathlib.Path | str, split: str, vocabulary: Vocabulary, max_instances: int | None
+) -> Iterator[StreamedExample]:
+    def tokens(pair: tuple[str, str], references: Sequence[str] = ()) -> Example:
+        return Example(tokenise(pair[0], vocabulary), tokenise(pair[1], vocabulary), (), tuple(references))
+
+    for task in read_split(root, split, max_instances):
+        info = TaskInfo(tokenise(task.definition, vocabulary), tuple(map(tokens, task.positives)), task.category)
+        for source, outputs in task.instances:
+            yield StreamedExample(task.name, tokens((source, outputs[0]), outputs), info)
+
+
+def find_root(root: pathlib.Path | str | None = None) -> pathlib.Path:
+    """The checkout: the argument, else the environment variable.
+
+    Raises:
+      ConfigError: neither is given, or it is no folder.
+    """
+    found = root or os.environ.get(ROOT_VARIABLE)
+    if not found:
+        raise ConfigError(f"Natural Instructions: set {ROOT_VARIABLE} to a checkout of allenai/natural-instructions")
+    if not pathlib.Path(found).is_dir():
+        raise ConfigError(f"Natural Instructions: expected a checkout at {found}, there is no such folder")
+    return pathlib.Path(found)
+
+
+def find_vocabulary(vocabulary: Vocabulary | None = None) -> Vocabulary:
+    """The vocabulary: the argument, else T5's from the file that the environment variable names.
+
+    Raises:
+      ConfigError: neither is given.
+    """
+    if vocabulary is not None:
+        return vocabulary
+    if file := os.environ.get(VOCABULARY_VARIABLE):
+        return SentencePiece(file)
+    raise ConfigError(f"Natural Instructions: give a vocabulary, or set {VOCABULARY_VARIABLE} to T5's spiece.model")
+
+
+def register(
+    root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None, max_instances: int | None = None
+) -> None:
+    """Registers `natural_instructions_train` (split train) and `natural_instructions_test` (split test).
+
+    Args:
+      root: of the checkout; by default what `HYPERFLAX_NATURAL_INSTRUCTIONS` says.
+      vocabulary: if a run gives none; by default T5's, from the file that `HYPERFLAX_VOCABULARY` names.
+      max_instances: kept of a task.
+
+    Raises:
+      ConfigError: no root.
+    """
+    found = find_root(root)
+    for split in SPLITS:
+        registry.register_source(
+            f"natural_instructions_{split}",
+            {split: _loader(found, split, vocabulary, max_instances)},
+            description=f"Super-NaturalInstructions, English default split, {split} tasks",
+            sizes=_sizes(found, split, max_instances),
+            replace=True,
+        )
+
+
+def _loader(root: pathlib.Path, split: str, default: Vocabulary | None, most: int | None) -> registry.Loader:
+    return lambda vocabulary: natural_instructions_source(root, split, find_vocabulary(vocabulary or default), most)
+
+
+def _sizes(root: pathlib.Path, split: str, most: int | None) -> Callable[[], dict[str, tuple[int, int]]]:
+    def count() -> dict[str, tuple[int, int]]:
+        sizes = [len(task.instances) for task in read_split(root, split, most)]
+        return {split: (len(sizes), sum(sizes))}
+
+    return count

@@ -1,0 +1,133 @@
+"""hyperflax's data as seqio Tasks, for T5X and for everyone whose pipeline is seqio.
+
+`register()` adds, as far as the data is there:
+
+- `natural_instructions_train`, `natural_instructions_test`: features inputs, targets and the strings task, definition,
+  category, positive_inputs, positive_targets, references. `HYPERFLAX_NATURAL_INSTRUCTIONS` and `HYPERFLAX_VOCABULARY`
+  say where checkout and vocabulary are.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hyperflax_tasks import natural_instructions as ni
+
+from hyperflax.data.examples import tokenise
+from hyperflax.data.seqio_source import import_seqio
+from hyperflax.data.vocabularies import Bytes, SentencePiece, Vocabulary
+from hyperflax.errors import ConfigError
+
+
+def register() -> None:
+    """Registers every Task whose data is there."""
+    if os.environ.get(ni.ROOT_VARIABLE):
+        register_natural_instructions()
+
+
+def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
+    """The seqio vocabulary with the same ids.
+
+    Raises:
+      ConfigError: neither `SentencePiece` nor `Bytes`.
+    """
+    seqio = import_seqio()
+    if isinstance(vocabulary, SentencePiece):
+        return seqio.SentencePieceVocabulary(str(vocabulary.file), extra_ids=vocabulary.extra_ids)
+    if isinstance(vocabulary, Bytes):
+        return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
+    raise ConfigError(f"expected a SentencePiece or Bytes vocabulary, got {vocabulary!r}")
+
+
+def register_natural_instructions(
+    root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None, max_instances: int | None = None
+) -> None:
+    """Registers Super-NaturalInstructions' two Tasks; arguments as `natural_instructions.register`.
+
+    Raises:
+      ConfigError: no root, no vocabulary.
+      MissingExtraError: seqio is not installed.
+    """
+    found, vocabulary = ni.find_root(root), ni.find_vocabulary(vocabulary)
+    text, texts = ("task", "definition", "category"), ("positive_inputs", "positive_targets", "references")
+    for split in ni.SPLITS:
+
+        def rows(split: str = split) -> Iterator[dict[str, Any]]:
+            for task in ni.read_split(found, split, max_instances):
+                of_task = {
+                    "task": task.name,
+                    "definition": task.definition,
+                    "category": task.category,
+                    "positive_inputs": [a for a, _ in task.positives],
+                    "positive_targets": [b for _, b in task.positives],
+                }
+                for source, outputs in task.instances:
+                    yield {"inputs": source, "targets": outputs[0], "references": list(outputs), **of_task}
+
+        def count(split: str = split) -> int:
+            return sum(len(task.instances) for task in ni.read_split(found, split, max_instances))
+
+        add_text_task(f"natural_instructions_{split}", split, rows, count, vocabulary, text, texts)
+
+
+def add_text_task(
+    name: str,
+    split: str,
+    rows: Callable[[], Iterator[Mapping[str, Any]]],
+    count: Callable[[], int],
+    vocabulary: Vocabulary,
+    text_features: Sequence[str] = (),
+    list_features: Sequence[str] = (),
+) -> None:
+    """Adds a seqio Task over an iterator of texts; `inputs` and `targets` end with end of sequence, as T5X expects.
+
+    The texts are tokenised here, not by TensorFlow's ops: those bring an older sentencepiece, which breaks ties another
+    way ("###" is `#`, `##` here and `##`, `#` there), and a run must see the same ids with and without seqio. The texts
+    stay in the features as `inputs_pretokenized` and `targets_pretokenized`.
+
+    Args:
+      name: of the Task; one that is registered already is replaced.
+      split: its only split.
+      rows: `() -> iterator` of dicts with the strings inputs and targets and the other features.
+      count: `() -> examples`, called when somebody asks.
+      vocabulary: of inputs and targets.
+      text_features: further string features. list_features: string lists.
+
+    Raises:
+      MissingExtraError: seqio is not installed.
+    """
+    seqio = import_seqio()
+    import tensorflow as tf
+
+    names = ("inputs", "targets")
+    signature = {key: tf.TensorSpec((None,), tf.int32) for key in names}
+    signature |= {key: tf.TensorSpec((), tf.string) for key in (*(f"{n}_pretokenized" for n in names), *text_features)}
+    signature |= {key: tf.TensorSpec((None,), tf.string) for key in list_features}
+
+    def tokenised() -> Iterator[dict[str, Any]]:
+        for row in rows():
+            texts = {f"{key}_pretokenized": row[key] for key in names}
+            yield {**row, **texts, **{key: tokenise(row[key], vocabulary) for key in names}}
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+        del split, shuffle_files, seed  # one split, one order
+        return tf.data.Dataset.from_generator(tokenised, output_signature=signature)
+
+    class Counted(seqio.FunctionDataSource):
+        def num_input_examples(self, split: str) -> int:
+            return counted()
+
+    counted = functools.cache(count)
+    feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary), add_eos=True)
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(
+        name,
+        source=Counted(dataset_fn, splits=[split]),
+        preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos_after_trim],
+        output_features={"inputs": feature, "targets": feature},
+    )
