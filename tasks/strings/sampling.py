@@ -35,17 +35,17 @@ ONLY_FOR = {
     "thousands": _NUMBERS, "decimals": _NUMBERS, "comma": _NUMBERS, "date": _DATES,
     "clock": frozenset({"time", "time12", "datetime"}), "pad": frozenset({"number", "ticket", "size", "code", "serial"}),
     "pattern": frozenset({"phone", "intphone", "ssn", "card", "isodate", "eudate", "usdate", "invoice", "number"}),
-    "spread": frozenset({"name", "fullname", "code", "serial", "number", "invoice", "phrase", "time", "headline", "serial", "camel", "card", "price"}),
+    "spread": frozenset({"name", "fullname", "code", "serial", "number", "phrase", "time", "headline", "camel", "price"}),
 }  # fmt: skip
 
 # Users cut first, rearrange, then decorate: how a step of one family (row) makes later ones (columns, in the order of
 # FAMILIES: select, reorder, recase, join, add, reformat) less likely.
 AFTER = {
     "select": (0.5, 1.0, 1.0, 1.0, 1.0, 1.0),
-    "reorder": (0.08, 0.08, 1.0, 0.15, 1.0, 0.1),
+    "reorder": (0.08, 0.0, 1.0, 0.06, 1.0, 0.1),
     "recase": (0.35, 0.6, 0.04, 0.8, 1.0, 0.3),
-    "join": (0.1, 0.1, 1.0, 0.25, 1.0, 0.3),
-    "add": (0.01, 0.01, 0.04, 0.01, 0.08, 0.01),
+    "join": (0.08, 0.06, 1.0, 0.15, 1.0, 0.3),
+    "add": (0.002, 0.0, 0.04, 0.005, 0.1, 0.002),
     "reformat": (0.1, 0.15, 0.7, 0.4, 1.0, 0.05),
 }
 
@@ -106,5 +106,5 @@ def _weight(operation: Operation, kind: str, column: Column, steps: list[Step], 
     if operation.family == "add" and left > 1:
         weight *= 0.15
     if any(s.name == operation.name for s in steps):
-        weight *= 0.3
+        weight *= 0.3 if operation.family == "select" else 0.0
     return weight
