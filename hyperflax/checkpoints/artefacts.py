@@ -122,10 +122,14 @@ def save_adapter(
       CheckpointError: the directory may not be replaced, or the metadata are not what the schema asks for.
     """
     spec.validate(adapters)
+    try:
+        origin = configs.to_json(metadata)
+    except TypeError as error:
+        raise CheckpointError(f"{directory}: metadata: {error}") from error
     document = {
         "format": ADAPTER_FORMAT,
         "schema_version": ADAPTER_VERSION,
-        **configs.to_json(metadata),
+        **origin,
         "fingerprint": fingerprint(rounded(adapters, dtype)),
         "spec": spec.to_json(),
     }

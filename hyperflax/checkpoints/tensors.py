@@ -24,8 +24,7 @@ from hyperflax.types import PyTree
 
 StorageDtype = Literal["bfloat16"]
 
-_FORMAT = "hyperflax-tree"
-_ROUNDED = "rounded_from_float32"
+_ROUNDED = "hyperflax_rounded_from_float32"
 
 
 def rounded(tree: PyTree, dtype: StorageDtype | None) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def save_tree(path: pathlib.Path | str, tree: PyTree, *, dtype: StorageDtype | N
     narrowed = [name for name, array in arrays.items() if dtype is not None and array.dtype == np.float32]
     for name in narrowed:
         arrays[name] = arrays[name].astype(ml_dtypes.bfloat16)
-    metadata = {"format": _FORMAT, **({_ROUNDED: json.dumps(narrowed)} if narrowed else {})}
+    metadata = {_ROUNDED: json.dumps(narrowed)} if narrowed else None  # one key: safetensors shuffles several
     with atomic_file(path) as temporary:
         try:
             save_file(arrays, temporary, metadata=metadata)
@@ -116,7 +115,7 @@ def _tensor(file: Any, path: pathlib.Path, name: str) -> np.ndarray:
 
 def _narrowed(path: pathlib.Path, metadata: dict[str, str]) -> list[str]:
     """Names of the leaves that were float32 before they were stored."""
-    if metadata.get("format") != _FORMAT or _ROUNDED not in metadata:
+    if _ROUNDED not in metadata:
         return []
     try:
         names = json.loads(metadata[_ROUNDED])
