@@ -74,7 +74,11 @@ def decode(
       HyperflaxError: shapes that do not fit; the message says which.
     """
     tokens = jnp.asarray(encoder_input_tokens)
-    _check(tokens, adapters, max_length, model, method)
+    check_inputs(tokens, adapters)
+    if max_length < 1:
+        raise ConfigError(f"decode: expected max_length >= 1, got {max_length}")
+    if isinstance(method, Beam) and 2 * method.num_decodes > model.config.vocab_size:
+        raise ConfigError(f"decode: {method} needs a vocabulary of at least {2 * method.num_decodes}")
     lead = tokens.shape[:-1]
     if adapters is None:
         tokens = tokens.reshape(-1, tokens.shape[-1])
@@ -115,11 +119,8 @@ def _decode(
     return sample(session, prompt, method, rng, eos_id)
 
 
-def _check(tokens: Array, adapters: PyTree | None, max_length: int, model: T5, method: Method) -> None:
-    if max_length < 1:
-        raise ConfigError(f"decode: expected max_length >= 1, got {max_length}")
-    if isinstance(method, Beam) and 2 * method.num_decodes > model.config.vocab_size:
-        raise ConfigError(f"decode: {method} needs a vocabulary of at least {2 * method.num_decodes}")
+def check_inputs(tokens: Array, adapters: PyTree | None) -> None:
+    """Raises HyperflaxError where encoder inputs and adapters do not go together, naming the leaf."""
     if tokens.ndim < 2:
         raise HyperflaxError(f"encoder_input_tokens: expected [..., example, source], got shape {tokens.shape}")
     if adapters is None or tokens.ndim == 2:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.models.t5 import T5
 from hyperflax.types import T5Config
 
 TINY = T5Config(
@@ -39,3 +42,11 @@ def model_inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def assert_close(actual: Any, expected: Any) -> None:
     """The tolerance stated beside the goldens: |d| <= 1e-3 * (1e-3 + |x|)."""
     np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=1e-3, atol=1e-6)
+
+
+def random_params(config: T5Config, seed: int = 0) -> dict[str, Any]:
+    """Parameters with no zero and no one among them."""
+    tokens = jnp.ones((1, 4), jnp.int32)
+    shapes = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)

@@ -23,14 +23,6 @@ from tests.models import t5_cases as cases
 SHALLOW_DECODER = cases.MICRO.replace(num_encoder_layers=3)
 
 
-def random_params(config: T5Config, seed: int = 0) -> dict:
-    """Parameters with no zero and no one among them."""
-    tokens = jnp.ones((1, 4), jnp.int32)
-    shapes = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)["params"]
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-
-
 def batch() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     tokens = rng.integers(1, 64, (2, 9)).astype(np.int32)
@@ -46,7 +38,7 @@ def batch() -> dict[str, np.ndarray]:
 def test_scanned_layers_give_the_same_logits_and_gradients(relative_bias: str, remat: bool) -> None:
     config = SHALLOW_DECODER.replace(relative_bias=relative_bias, remat=remat)
     scanned = config.replace(scan_layers=True)
-    params = random_params(config)
+    params = cases.random_params(config)
     spec = build_spec((LoRA(rank=2, sites=("*",)), Prefix(length=3, position_bias="preceding")), config)
     adapters = jax.tree.map(lambda x: x + 0.1, spec.materialise(spec.init(jax.random.key(1))))
 
@@ -69,7 +61,7 @@ def test_scanned_layers_give_the_same_logits_and_gradients(relative_bias: str, r
 def test_scanned_init_has_the_stacked_shapes(relative_bias: str) -> None:
     config = SHALLOW_DECODER.replace(relative_bias=relative_bias)
     tokens = jnp.ones((1, 4), jnp.int32)
-    stacked = trees.flatten(stack_layers(random_params(config), config))
+    stacked = trees.flatten(stack_layers(cases.random_params(config), config))
     init = jax.jit(T5(config.replace(scan_layers=True)).init)(jax.random.key(0), tokens, tokens)["params"]
     assert {path: x.shape for path, x in trees.flatten(init).items()} == {p: x.shape for p, x in stacked.items()}
     assert ("encoder/relpos_bias/rel_embedding" in stacked) == (relative_bias == "shared")
@@ -86,7 +78,7 @@ def test_unstacking_is_the_inverse(goldens: pathlib.Path) -> None:
 
 
 def test_a_wrong_number_of_layers_is_named() -> None:
-    params = random_params(cases.MICRO)
+    params = cases.random_params(cases.MICRO)
     with pytest.raises(CheckpointError, match=r"encoder/layers/.*expected layers 0 to 2, got \[0, 1\]"):
         stack_layers(params, SHALLOW_DECODER)
     with pytest.raises(CheckpointError, match=r"encoder/layers/.*expected 3 layers on axis 1"):
