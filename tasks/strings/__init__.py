@@ -5,6 +5,7 @@
 'ANN.LEE'
 """
 
+from .handwritten import HandwrittenTask, load_handwritten
 from .inputs import TYPES, pool, probes
 from .operations import FAMILIES, OPERATIONS
 from .programs import Program, Step, parse
@@ -15,9 +16,11 @@ __all__ = [
     "FAMILIES",
     "OPERATIONS",
     "TYPES",
+    "HandwrittenTask",
     "Program",
     "Split",
     "Step",
+    "load_handwritten",
     "load_split",
     "make_examples",
     "parse",
