@@ -2,6 +2,8 @@
 
 `register()` adds, as far as the data is there:
 
+- `strings_train`, `strings_held_out`: the embedded default data; features inputs, targets and the strings task and
+  definition. Bytes.
 - `natural_instructions_train`, `natural_instructions_test`: features inputs, targets and the strings task, definition,
   category, positive_inputs, positive_targets, references. `HYPERFLAX_NATURAL_INSTRUCTIONS` and `HYPERFLAX_VOCABULARY`
   say where checkout and vocabulary are.
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hyperflax_tasks import natural_instructions as ni
+from hyperflax_tasks.strings import load_split, make_examples
 
 from hyperflax.data.examples import tokenise
 from hyperflax.data.seqio_source import import_seqio
@@ -25,8 +28,29 @@ from hyperflax.errors import ConfigError
 
 def register() -> None:
     """Registers every Task whose data is there."""
+    register_strings()
     if os.environ.get(ni.ROOT_VARIABLE):
         register_natural_instructions()
+
+
+def register_strings(examples: int = 40) -> None:
+    """Registers the strings Tasks with so many examples of every program.
+
+    Raises:
+      MissingExtraError: seqio is not installed.
+    """
+    for split, pool in (("train", "train"), ("held_out", "eval")):
+
+        def rows(split: str = split, pool: str = pool) -> Iterator[dict[str, Any]]:
+            for program in getattr(load_split(), split):
+                text = program.instruction
+                for source, target in make_examples(program, 0, examples, pool):
+                    yield {"inputs": source, "targets": target, "task": text, "definition": text}
+
+        def count(split: str = split) -> int:
+            return examples * len(getattr(load_split(), split))
+
+        add_text_task(f"strings_{split}", split, rows, count, Bytes(), ("task", "definition"))
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> Any:

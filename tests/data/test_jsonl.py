@@ -1,0 +1,75 @@
+"""A user's files: what is read, and every problem named by file and line."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+
+import pytest
+
+from hyperflax.data.jsonl import jsonl_source, read_examples, read_inputs
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import DataError
+
+
+def write(path: pathlib.Path, *rows: object) -> pathlib.Path:
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_examples_and_inputs(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"input": "é", "target": "E"}, "", {"input": "b", "target": "", "note": 1})
+    assert read_examples(path) == [("é", "E"), ("b", "")]
+    assert read_inputs(path) == ["é", "b"]
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"input": "a"}\n{"input": 3}\n'))
+    with pytest.raises(DataError, match=r"^standard input:2: expected a string 'input', got int 3"):
+        read_inputs("-")
+
+
+def test_a_file_of_several_tasks(tmp_path: pathlib.Path) -> None:
+    path = write(
+        tmp_path / "mine.jsonl",
+        {"task": "up", "input": "a", "target": "A", "definition": "capitals"},
+        {"input": "x", "target": "y", "references": ["z"], "options": ["y", "z"]},
+        {"task": "up", "input": "b", "target": "B"},
+    )
+    vocabulary = Bytes()
+    source = jsonl_source(path, vocabulary=vocabulary)
+    assert source.task_names == ("up", "mine")
+    assert source.sizes.tolist() == [2, 1]
+    assert vocabulary.decode(source.info(0).definition) == "capitals"
+    example = source.example(1, 0)
+    assert example.references == ("y", "z")
+    assert [vocabulary.decode(option) for option in example.options] == ["y", "z"]
+    assert vocabulary.decode(source.example(0, 1).targets) == "B"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'input': 1}", r"bad\.jsonl:2: expected a JSON object, got \"\{'input'"),
+        ("[1]", r"bad\.jsonl:2: expected a JSON object, got list"),
+        ({"input": "a"}, r"bad\.jsonl:2: expected a string 'target', got the keys \['input'\]"),
+        ({"input": "a", "target": ["b"]}, r"bad\.jsonl:2: expected a string 'target', got list \['b'\]"),
+        ({"input": "a", "target": "b", "references": "c"}, r"bad\.jsonl:2: expected a list of strings 'references'"),
+    ],
+)
+def test_broken_lines_are_named(tmp_path: pathlib.Path, line: object, message: str) -> None:
+    path = write(tmp_path / "bad.jsonl", {"input": "a", "target": "b"}, line)
+    with pytest.raises(DataError, match=message):
+        jsonl_source(path, vocabulary=Bytes())
+
+
+def test_bad_files_are_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.jsonl: expected a file of JSON lines, cannot read it \(No such file"):
+        read_examples(tmp_path / "absent.jsonl")
+    with pytest.raises(DataError, match=r"empty\.jsonl: expected at least one example, got none"):
+        read_examples(write(tmp_path / "empty.jsonl", ""))
+    (tmp_path / "latin.jsonl").write_bytes('{"input": "a"}\n{"input": "é"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.jsonl:\d: expected UTF-8 text"):
+        read_inputs(tmp_path / "latin.jsonl")

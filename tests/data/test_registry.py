@@ -1,0 +1,131 @@
+"""Names, modules and commands: what is found where, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pathlib
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from hyperflax.data import commands, registry
+from hyperflax.data.cache_source import CachedSource
+from hyperflax.data.episodes import EpisodeConfig, Episodes
+from hyperflax.data.examples import InMemorySource
+from hyperflax.data.vocabularies import Bytes, Vocabulary
+from hyperflax.errors import ConfigError, DataError, MissingExtraError
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+def letters(vocabulary: Vocabulary | None) -> InMemorySource:
+    return InMemorySource.from_strings({"upper": [(c, c.upper()) for c in "abcdefgh"]}, vocabulary or Bytes())
+
+
+@pytest.fixture
+def upper() -> Iterator[str]:
+    registry.register_source("test_upper", {"train": letters}, sizes=lambda: {"train": (1, 8)}, description="capitals")
+    yield "test_upper"
+    registry.unregister_source("test_upper")
+
+
+def test_a_registered_source_is_found(upper: str) -> None:
+    assert registry.load_source(upper).task_names == ("upper",)
+    with pytest.raises(DataError, match=r"source 'test_upper': expected a split out of \['train'\], got 'test'"):
+        registry.load_source(upper, "test")
+    with pytest.raises(ConfigError, match="'test_upper': expected a new name"):
+        registry.register_source(upper, {"train": letters})
+
+
+def test_a_cache_is_found_by_its_folder_or_by_name(upper: str, tmp_path: pathlib.Path) -> None:
+    manifest = commands.cache_mixture(upper, tmp_path / "caches" / upper / "train")
+    assert manifest["origin"] == {"mixture": upper, "split": "train", "modules": []}
+    folder = tmp_path / "caches" / upper
+    for found in (
+        registry.load_source(str(folder / "train")),
+        registry.load_source(str(folder)),
+        registry.load_source(upper, cache_dirs=[tmp_path / "caches"]),
+    ):
+        assert isinstance(found, CachedSource)
+    with pytest.raises(
+        DataError, match=r"expected tokens of Bytes\(extra_ids=7\), it has those of Bytes\(extra_ids=125\)"
+    ):
+        registry.load_source(str(folder), vocabulary=Bytes(extra_ids=7))
+
+
+def test_without_seqio_an_unknown_name_is_answered_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'hyperflax\[seqio\]'"):
+        registry.load_source("no_such_mixture")
+
+
+def test_modules_are_registered_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "once_tasks.py").write_text("calls = []\ndef register():\n    calls.append(1)\n")
+    (tmp_path / "needs_seqio.py").write_text("import tensorflow_text_absent.x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.register_modules(["once_tasks"])
+    registry.register_modules(["once_tasks"])
+    assert sys.modules["once_tasks"].calls == [1]
+    with pytest.raises(ConfigError, match="module 'no_such_module': expected an importable Python module"):
+        registry.register_modules(["no_such_module"])
+    with pytest.raises(ModuleNotFoundError, match="tensorflow_text_absent"):  # the module's own business
+        registry.register_modules(["needs_seqio"])
+
+
+def test_a_module_that_needs_seqio_is_answered_with_the_command(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wants_seqio.py").write_text("import seqio\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "seqio", None)
+    with pytest.raises(MissingExtraError, match=r"seqio is needed here.*pip install 'hyperflax\[seqio\]'"):
+        registry.register_modules(["wants_seqio"])
+
+
+def test_entry_points_are_discovered(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    plugin, calls = ModuleType("hyperflax_test_plugin"), []
+    plugin.register = lambda: calls.append("module")
+    plugin.other = lambda: calls.append("function")
+    monkeypatch.setitem(sys.modules, "hyperflax_test_plugin", plugin)
+    values = {"a": "hyperflax_test_plugin", "b": "hyperflax_test_plugin:other", "c": "hyperflax_absent_plugin"}
+    points = [importlib.metadata.EntryPoint(name, value, "hyperflax.tasks") for name, value in values.items()]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points if group == "hyperflax.tasks" else [])
+    registry.register_modules()
+    assert calls == ["module", "function"]
+    assert "entry point c = hyperflax_absent_plugin of hyperflax.tasks is left out" in caplog.text
+
+
+def test_the_listing_shows_sizes(upper: str) -> None:
+    row = next(row for row in commands.list_tasks() if row.name == upper)
+    assert row[:5] == (upper, "train", "source", 1, 8)
+    table = commands.format_listing([row, row._replace(name="x", tasks=None, examples=1234567)])
+    assert table.splitlines() == [
+        "name        split  kind    tasks   examples  description",
+        "test_upper  train  source      1          8  capitals",
+        "x           train  source      ?  1,234,567  capitals",
+    ]
+
+
+def test_a_cache_is_read_with_neither_tensorflow_nor_seqio(upper: str, tmp_path: pathlib.Path) -> None:
+    commands.cache_mixture(upper, tmp_path / "cache")
+    code = f"""
+        import sys
+        sys.modules.update(dict.fromkeys(["tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text"]))
+        import numpy as np
+        from hyperflax.data.cache_source import CachedSource
+        from hyperflax.data.episodes import EpisodeConfig, Episodes
+        from hyperflax.data.prefetch import PrefetchedBatches
+        episodes = Episodes(CachedSource({str(tmp_path / "cache")!r}), EpisodeConfig(shots=2, examples=3), seed=5)
+        np.savez({str(tmp_path / "batch.npz")!r}, **PrefetchedBatches(episodes).batch(3))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=REPOSITORY)
+    expected = Episodes(letters(None), EpisodeConfig(shots=2, examples=3), seed=5).batch(3)
+    with np.load(tmp_path / "batch.npz") as found:
+        assert set(found) == set(expected)
+        for key, value in expected.items():
+            np.testing.assert_array_equal(found[key], value)

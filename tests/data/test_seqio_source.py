@@ -1,0 +1,228 @@
+"""seqio Tasks and Mixtures as sources: same ids as seqio, same episodes as every other way."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hyperflax_tasks import natural_instructions as ni
+from hyperflax_tasks import seqio_tasks
+
+from hyperflax.data import commands, registry
+from hyperflax.data.cache_source import CachedSource
+from hyperflax.data.episodes import EpisodeConfig, Episodes
+from hyperflax.data.examples import ExampleSource
+from hyperflax.data.seqio_source import convert_vocabulary, list_seqio, load_seqio
+from hyperflax.data.vocabularies import Bytes, SentencePiece
+from hyperflax.errors import DataError
+
+seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: pip install 'hyperflax[seqio]'")
+
+CONFIG = EpisodeConfig(tasks_per_batch=4, shots=2, examples=2, support_length=64)
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    """Forgets what a test registers."""
+    before = set(seqio.TaskRegistry.names()), set(seqio.MixtureRegistry.names())
+    yield
+    for kind, names in zip((seqio.TaskRegistry, seqio.MixtureRegistry), before, strict=True):
+        for name in set(kind.names()) - names:
+            kind.remove(name)
+
+
+@pytest.fixture
+def model(data_dir: pathlib.Path) -> str:
+    return str(data_dir / "vocab" / "spiece.model")
+
+
+def add(name: str, rows: list[dict[str, object]], vocabulary: object, **feature: object) -> None:
+    """A Task as T5 users write it: strings from somewhere, tokenised by seqio, end of sequence appended."""
+
+    def dataset_fn(split: str, shuffle_files: bool) -> tf.data.Dataset:
+        del split, shuffle_files
+        return tf.data.Dataset.from_tensor_slices({key: [row[key] for row in rows] for key in rows[0]})
+
+    features = {key: seqio.Feature(vocabulary=vocabulary, **feature) for key in ("inputs", "targets")}
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset_fn, splits=["train"], num_input_examples={"train": len(rows)}),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features=features,
+    )
+
+
+def pairs(letter: str, count: int = 9) -> list[dict[str, object]]:
+    return [{"inputs": f"{letter} {i} is small", "targets": f"{letter.upper()}{i}"} for i in range(count)]
+
+
+TEXTS = [
+    "The house is wonderful.",
+    "",
+    "Ünïcode — “quotes” ﬁ",
+    "a  b\tc\nd",
+    "<extra_id_0> x <extra_id_7>",
+    "##",
+    "1,234",
+]
+
+
+@pytest.mark.parametrize("extra_ids", [0, 100])
+def test_sentencepiece_ids_are_seqios(model: str, extra_ids: int) -> None:
+    theirs, ours = seqio.SentencePieceVocabulary(model, extra_ids=extra_ids), SentencePiece(model, extra_ids=extra_ids)
+    assert ours.vocab_size == theirs.vocab_size
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids == list(theirs.encode(text))
+        assert ours.decode([*ids, 1, 5]) == theirs.decode([*ids, 1, 5])
+    assert ours.decode([5, 99_999, 6]) == theirs.decode([5, 99_999, 6])
+    assert convert_vocabulary(theirs) == ours
+
+
+def test_byte_ids_are_seqios() -> None:
+    theirs, ours = seqio.ByteVocabulary(extra_ids=125), Bytes()
+    assert ours.vocab_size == theirs.vocab_size == 384
+    for text in TEXTS:
+        assert ours.encode(text) == list(theirs.encode(text))
+    for ids in ([100, 383, 101, 1, 102], [0, 2, 200], [0xC3 + 3]):
+        assert ours.decode(ids) == theirs.decode(ids)
+    assert convert_vocabulary(theirs) == ours
+
+
+@pytest.mark.usefixtures("clean")
+def test_an_existing_t5_task_is_one_task(model: str) -> None:
+    add("plain_t5", pairs("a"), seqio.SentencePieceVocabulary(model))
+    source, t5 = load_seqio("plain_t5"), SentencePiece(model, extra_ids=0)
+    assert source.task_names == ("plain_t5",)
+    assert source.example(0, 3).inputs.tolist() == t5.encode("a 3 is small")  # in file order, without end of sequence
+    assert source.example(0, 3).targets.tolist() == t5.encode("A3")
+    assert registry.load_source("plain_t5").sizes.tolist() == [9]
+    assert ("plain_t5", "train", "seqio task", None, 9, "") in list_seqio()
+
+
+@pytest.mark.usefixtures("clean")
+def test_without_end_of_sequence_nothing_is_stripped() -> None:
+    vocabulary = seqio.PassThroughVocabulary(size=99)
+    with pytest.raises(DataError, match="expected a SentencePieceVocabulary or ByteVocabulary, got PassThrough"):
+        convert_vocabulary(vocabulary)
+    add("no_eos", pairs("a"), seqio.ByteVocabulary(extra_ids=125), add_eos=False)
+    assert load_seqio("no_eos").example(0, 0).targets.tolist() == Bytes().encode("A0")
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_task_feature_makes_many_tasks() -> None:
+    rows = [{**row, "task": f"t{i % 2}", "definition": f"do {i % 2}"} for i, row in enumerate(pairs("a", 8))]
+    add("many", rows, seqio.ByteVocabulary(extra_ids=125))
+    source = load_seqio("many")
+    assert source.task_names == ("t0", "t1")
+    assert source.sizes.tolist() == [4, 4]
+    assert Bytes().decode(source.info(1).definition) == "do 1"
+    assert Bytes().decode(source.example(1, 1).inputs) == "a 3 is small"
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_mixture_keeps_its_rates() -> None:
+    vocabulary = seqio.ByteVocabulary(extra_ids=125)
+    add("mix_a", pairs("a"), vocabulary)
+    add("mix_b", [{**row, "task": "inner"} for row in pairs("b")], vocabulary)
+    seqio.MixtureRegistry.add("mix", [("mix_a", 1.0), ("mix_b", 3)])
+    source = load_seqio("mix")
+    assert source.task_names == ("mix_a", "mix_b/inner")
+    assert source.groups.tolist() == [0, 1]
+    assert source.group_rates.tolist() == [1.0, 3.0]
+    assert Episodes(source, CONFIG).plan.cumulative.tolist() == [0.25, 1.0]
+    assert ("mix", "train", "seqio mixture", None, 18, "2 seqio Tasks") in list_seqio()
+
+
+@pytest.mark.usefixtures("clean")
+def test_what_cannot_be_read_is_named(model: str) -> None:
+    add("bytes_task", pairs("a"), seqio.ByteVocabulary())
+    with pytest.raises(DataError, match=r"seqio Task 'bytes_task': expected a split out of \['train'\], got 'test'"):
+        load_seqio("bytes_task", "test")
+    with pytest.raises(DataError, match="'no_such_task': expected a registered seqio Task or Mixture"):
+        load_seqio("no_such_task")
+    features = {
+        "inputs": seqio.Feature(vocabulary=seqio.ByteVocabulary()),
+        "targets": seqio.Feature(vocabulary=seqio.SentencePieceVocabulary(model)),
+    }
+    task = seqio.TaskRegistry.get("bytes_task")
+    seqio.TaskRegistry.add("two", source=task.source, preprocessors=task.preprocessors, output_features=features)
+    with pytest.raises(DataError, match=r"seqio Tasks \['two'\]: expected one vocabulary"):
+        load_seqio("two")
+
+
+def assert_same_episodes(*sources: ExampleSource, config: EpisodeConfig) -> None:
+    for step in (0, 5):
+        first, *others = [Episodes(source, config, seed=2).batch(step) for source in sources]
+        for other in others:
+            for key, value in first.items():
+                np.testing.assert_array_equal(value, other[key])
+
+
+@pytest.mark.usefixtures("clean")
+def test_seqio_and_its_cache_give_the_same_episodes(tmp_path: pathlib.Path) -> None:
+    rows = [{**row, "task": f"t{i % 3}", "category": "c"} for i, row in enumerate(pairs("a", 30))]
+    add("to_cache", rows, seqio.ByteVocabulary(extra_ids=125))
+    manifest = commands.cache_mixture("to_cache", tmp_path / "cache")
+    assert (manifest["num_tasks"], manifest["num_examples"]) == (3, 30)
+    cached = CachedSource(tmp_path / "cache", verify=True)
+    assert cached.info(2).category == "c"
+    assert_same_episodes(load_seqio("to_cache"), cached, config=CONFIG)
+
+
+@pytest.mark.usefixtures("clean")
+def test_natural_instructions_as_seqio_tasks_and_without_seqio_agree(materialised: pathlib.Path, tmp_path) -> None:
+    """Some real tasks, definition and positives included; "##" is what sentencepiece releases disagree about."""
+    real, root = materialised / "natural-instructions", tmp_path / "ni"
+    (root / "splits" / "default").mkdir(parents=True)
+    (root / "tasks").mkdir()
+    names = [path.stem for path in ni.task_files(real, "train")[::90]]
+    for split in ni.SPLITS:
+        (root / f"splits/default/{split}_tasks.txt").write_text("\n".join(names))
+    for name in names:
+        row = json.loads((real / "tasks" / f"{name}.json").read_text())
+        row["Instances"] = row["Instances"][:30]
+        row["Instances"][0]["input"] += " ### !!!!!!"
+        (root / "tasks" / f"{name}.json").write_text(json.dumps(row))
+    t5 = SentencePiece(materialised / "vocab" / "spiece.model")
+    seqio_tasks.register_natural_instructions(root, t5)
+    assert seqio.TaskRegistry.get("natural_instructions_train").num_input_examples("train") == 30 * len(names)
+    ours = ni.natural_instructions_source(root, "train", t5)
+    theirs = load_seqio("natural_instructions_train")
+    config = EpisodeConfig(
+        tasks_per_batch=8,
+        shots=2,
+        examples=2,
+        support_length=1024,
+        inputs_length=768,
+        targets_length=128,
+        support_layout="joint",
+        definition="both",
+        positives="support",
+        too_long="truncate",
+    )
+    assert_same_episodes(ours, theirs, config=config)
+    for task in range(len(names)):
+        assert [e.references for e in ours.examples(task, range(30))] == [
+            e.references for e in theirs.examples(task, range(30))
+        ]
+        assert (theirs.info(task).category, len(theirs.info(task).positives)) == (
+            ours.info(task).category,
+            len(ours.info(task).positives),
+        )
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_registered_text_task_feeds_t5x_as_any_other() -> None:
+    """seqio's own converter accepts it: token ids with end of sequence, the features that T5X expects."""
+    rows = [{"inputs": "ab", "targets": "c", "task": "t"}]
+    seqio_tasks.add_text_task("texts", "train", lambda: iter(rows), lambda: 1, Bytes(), ("task",))
+    lengths = {"inputs": 4, "targets": 3}
+    dataset = seqio.get_mixture_or_task("texts").get_dataset(lengths, split="train", shuffle=False)
+    batch = next(seqio.EncDecFeatureConverter(pack=False)(dataset, task_feature_lengths=lengths).as_numpy_iterator())
+    assert batch["encoder_input_tokens"].tolist() == [100, 101, 1, 0]
+    assert batch["decoder_target_tokens"].tolist() == [102, 1, 0]
