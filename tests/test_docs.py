@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
 import re
 import sys
@@ -16,6 +17,10 @@ import pytest
 from hyperflax import trees
 from hyperflax.adapters import AdapterSpec, build_spec, check_base, interpolate, merge
 from hyperflax.adapters.kinds import KINDS
+from hyperflax.data import registry
+from hyperflax.data.episodes import EpisodeConfig, Episodes
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import DataError
 from hyperflax.types import T5Config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -66,6 +71,7 @@ def test_named_files_exist(page: pathlib.Path):
     [
         ("add_an_adapter_kind.md", "hyperflax/adapters/kinds.py", 0),
         ("add_an_adapter_kind.md", "hyperflax/models/layers.py", 1),
+        ("add_a_hypernetwork.md", "hyperflax/hypermodel.py", 0),
     ],
 )
 def test_shown_changes_start_from_the_code(page: str, file: str, number: int):
@@ -108,3 +114,29 @@ def test_the_guide_s_hypernetwork_works(guide: types.ModuleType):
     for array in trees.flatten(many).values():
         np.testing.assert_allclose(array[0], array[1], rtol=1e-5, atol=1e-6)  # a bag has no order
     assert any(np.abs(array[0] - array[2]).max() > 1e-3 for array in trees.flatten(many).values())
+
+
+@pytest.mark.parametrize("guide", ["add_a_task.md"], indirect=True)
+def test_the_guide_s_own_jsonl_becomes_trainable(guide: types.ModuleType):
+    folder = pathlib.Path(guide.__file__).parent
+    shown = blocks("add_a_task.md", "json")[0].splitlines()
+    more = [
+        json.dumps({"task": task, "input": f"{x} {y}", "target": target})
+        for x, y in zip("abcdef", "uvwxyz", strict=True)
+        for task, target in (("initials", f"{x.upper()}. {y.upper()}."), ("surname", y))
+    ]
+    (folder / "train.jsonl").write_text("\n".join([*shown, *more]), "utf-8")
+    (folder / "test.jsonl").write_text("\n".join([*shown, "{broken"]), "utf-8")
+    registry.register_modules([guide], entry_points=False)
+    try:
+        source = registry.load_source("my_tasks")
+        assert source.task_names == ("initials", "surname")
+        assert source.sizes.tolist() == [7, 7]
+        assert Bytes().decode(source.info(0).definition) == "Write the initials."
+        batch = Episodes(source, EpisodeConfig(tasks_per_batch=3, shots=2, examples=4), seed=0).batch(0)
+        assert batch["support_tokens"].shape == (3, 2, 128)
+        assert batch["decoder_target_tokens"].shape == (3, 4, 64)
+        with pytest.raises(DataError, match=r"test\.jsonl:3: expected a JSON object"):
+            registry.load_source("my_tasks", "test")
+    finally:
+        registry.unregister_source("my_tasks")
