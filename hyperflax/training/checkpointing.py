@@ -108,7 +108,11 @@ class Checkpoints:
         return restored, dict(found["host"])
 
     def parameters(self, step: int | None = None) -> PyTree:
-        """Returns the parameters alone, a nested dict of numpy arrays; needs no template.
+        """Returns the parameters of a checkpoint, the latest if `step` is None: a nested dict of numpy arrays."""
+        return self.arrays(step)["params"]
+
+    def arrays(self, step: int | None = None) -> PyTree:
+        """Returns all arrays of a checkpoint as a nested dict of numpy arrays; needs no template.
 
         Raises:
           CheckpointError: there is no such checkpoint.
@@ -119,7 +123,7 @@ class Checkpoints:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_host_device()), dict(metadata)
         )
         found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return jax.tree.map(np.asarray, found["state"]["params"])
+        return jax.tree.map(np.asarray, found["state"])
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -143,12 +147,13 @@ class Checkpoints:
     def _check(self, wanted: Mapping[str, Any], step: int) -> None:
         where = f"{self.directory}/{PREFIX}_{step}"
         saved = {path: tuple(leaf.shape) for path, leaf in _metadata_leaves(self._manager.item_metadata(step)["state"])}
-        for path, leaf in wanted.items():
+        for path in sorted(wanted, key=_parameters_first):
+            leaf = wanted[path]
             if path not in saved:
                 raise CheckpointError(f"{where}: '{path}' is missing; expected shape {tuple(leaf.shape)}")
             if saved[path] != tuple(leaf.shape):
                 raise CheckpointError(f"{where}: '{path}' should be {tuple(leaf.shape)}, the file has {saved[path]}")
-        if extra := sorted(set(saved) - set(wanted)):
+        if extra := sorted(set(saved) - set(wanted), key=_parameters_first):
             raise CheckpointError(f"{where}: '{extra[0]}' is not in this model or optimizer ({len(extra)} such)")
 
 
@@ -156,6 +161,11 @@ def _named_leaves(state: PyTree) -> list[tuple[str, Any]]:
     """[(path, leaf)] in jax's order; attributes, dict keys and tuple indices alike become parts of the path."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return [(jax.tree_util.keystr(path, simple=True, separator=trees.SEPARATOR), leaf) for path, leaf in leaves]
+
+
+def _parameters_first(path: str) -> tuple[bool, str]:
+    """Sorting key: an optimizer slot that does not fit says less than the parameter that it belongs to."""
+    return not path.startswith("params"), path
 
 
 def _metadata_leaves(metadata: Any) -> list[tuple[str, Any]]:

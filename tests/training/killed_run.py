@@ -1,0 +1,76 @@
+"""Trains a micro T5 with dropout, for the tests that kill it. Run as: python killed_run.py MODEL_DIR [KILL]
+
+KILL is `batch:N`, SIGKILL when the batch of step N is asked for, or `save:N`, SIGKILL while checkpoint N is written.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+
+from hyperflax.models.t5 import T5
+from hyperflax.objectives import T5Objective
+from hyperflax.training import loss_evaluator, make_optimizer, train, warmup_cosine
+from hyperflax.types import T5Config
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Batches:
+    def __init__(self, kill_at: int = -1):
+        self.kill_at = kill_at
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        if step == self.kill_at:
+            die()
+        rng = np.random.default_rng([5, step])
+        tokens = rng.integers(2, 32, (4, 6)).astype(np.int32)
+        shifted = np.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+        weights = rng.integers(0, 2, (4, 6)).astype(np.float32)
+        return {
+            "encoder_input_tokens": tokens,
+            "decoder_input_tokens": shifted,
+            "decoder_target_tokens": tokens,
+            "decoder_loss_weights": weights,
+        }
+
+
+def kill_while_saving(directory: pathlib.Path, step: int) -> None:
+    while not any("tmp" in path.name for path in directory.glob(f"checkpoint_{step}*")):
+        time.sleep(0.0005)
+    die()
+
+
+def main(directory: str, kill: str = "batch:-1") -> None:
+    how, step = kill.split(":")
+    if how == "save":
+        watched = pathlib.Path(directory) / "checkpoints"
+        threading.Thread(target=kill_while_saving, args=(watched, int(step)), daemon=True).start()
+    objective = T5Objective(
+        T5(T5Config(vocab_size=32, emb_dim=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1, head_dim=8,
+                    mlp_dim=16, dropout_rate=0.2))
+    )  # fmt: skip
+    train(
+        objective=objective,
+        optimizer=make_optimizer("adamw", warmup_cosine(0.01, 3, 20)),
+        batches=Batches(int(step) if how == "batch" else -1),
+        model_dir=directory,
+        total_steps=20,
+        log_period=3,
+        save_period=5,
+        eval_period=10,
+        evaluator=loss_evaluator(objective, Batches(), num_batches=2, first_batch=100),
+        progress=False,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

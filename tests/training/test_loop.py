@@ -1,0 +1,170 @@
+"""The host loop: rows, curve, stops and restarts within one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hyperflax import trees
+from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
+from hyperflax.training import loss_evaluator, make_optimizer, train
+from hyperflax.training.run_log import RunLog, Sums, plot_curve, read_rows
+
+OPTIMIZER = make_optimizer("adamw", 0.05)
+
+
+def rows_of(directory):
+    """The rows without what the clock says."""
+    clock = ("seconds", "tokens_per_second")
+    return [{k: v for k, v in row.items() if k not in clock} for row in read_rows(directory / "metrics.jsonl")]
+
+
+def run(table, batches, directory, **options):
+    options = {"total_steps": 10, "log_period": 4, "save_period": 5, "progress": False} | options
+    return train(objective=table, optimizer=OPTIMIZER, batches=batches, model_dir=directory, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing:
+    """Batches that do something at one step."""
+
+    inner: object
+    at: int
+    action: object
+
+    def batch(self, step):
+        if step == self.at:
+            self.action()
+        return self.inner.batch(step)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, table, copy_batches):
+    directory = tmp_path_factory.mktemp("unbroken")
+    evaluator = loss_evaluator(table, copy_batches, num_batches=2, first_batch=1000)
+    return run(table, copy_batches, directory, evaluator=evaluator, eval_period=5), directory
+
+
+def assert_same_end(state, wanted):
+    assert int(state.step) == int(wanted.step)
+    for found, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(found, leaf)
+
+
+def test_a_run_learns_and_leaves_its_files(unbroken):
+    state, directory = unbroken
+    assert int(state.step) == 10
+    rows = rows_of(directory)
+    assert [(row["step"], row["kind"]) for row in rows] == [
+        (0, "initial"), (4, "train"), (5, "eval"), (8, "train"), (10, "train"), (10, "eval")
+    ]  # fmt: skip
+    assert rows[-1]["loss"] < rows[2]["loss"] < rows[0]["loss"]
+    assert all(row["skipped_steps"] == 0 for row in rows if row["kind"] == "train")
+    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == ["checkpoint_10", "checkpoint_5"]
+    assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((directory / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_row_is_the_weighted_mean_of_its_steps(unbroken, table, copy_batches):
+    """Over steps 1 to 4: the sum of the losses over the sum of the weights, each at its own step's parameters."""
+    from hyperflax.training.state import create_state
+    from hyperflax.training.step import make_train_step
+
+    step = jax.jit(make_train_step(table, OPTIMIZER))
+    init_key, key = jax.random.split(jax.random.key(0))
+    state = create_state(table.init(init_key, {}), OPTIMIZER)
+    total = weight = 0.0
+    for i in range(4):
+        state, metrics = step(state, None, copy_batches.batch(i), key)
+        total, weight = total + float(metrics["loss"][0]), weight + float(metrics["loss"][1])
+    row = rows_of(unbroken[1])[1]
+    assert row["step"] == 4
+    np.testing.assert_allclose(row["loss"], total / weight, rtol=1e-6)
+
+
+def test_time_limit_saves_and_the_next_call_goes_on(tmp_path, unbroken, table, copy_batches):
+    evaluator = loss_evaluator(table, copy_batches, num_batches=2, first_batch=1000)
+    options = {"evaluator": evaluator, "eval_period": 5}
+    for expected in (1, 2):
+        assert int(run(table, copy_batches, tmp_path, max_seconds=0.0, **options).step) == expected
+    state = run(table, copy_batches, tmp_path, **options)
+    assert_same_end(state, unbroken[0])
+    assert rows_of(tmp_path) == rows_of(unbroken[1])
+    assert_same_end(run(table, copy_batches, tmp_path, **options), unbroken[0])
+    assert rows_of(tmp_path) == rows_of(unbroken[1])
+
+
+def test_sigterm_saves_and_exits_with_code_zero(tmp_path, unbroken, table, copy_batches):
+    killing = Failing(copy_batches, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_info:
+        run(table, killing, tmp_path, save_period=0)
+    assert exit_info.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert 3 <= int(saved.name.removeprefix("checkpoint_")) <= 9
+    assert_same_end(run(table, copy_batches, tmp_path), unbroken[0])
+
+
+def test_an_error_of_the_data_surfaces(tmp_path, table, copy_batches):
+    def fail():
+        raise DataError("corpus.jsonl line 12: broken json")
+
+    with pytest.raises(DataError, match="line 12"):
+        run(table, Failing(copy_batches, 3, fail), tmp_path)
+
+
+def test_a_run_of_another_seed_is_refused(tmp_path, table, copy_batches):
+    run(table, copy_batches, tmp_path, total_steps=1)
+    with pytest.raises(CheckpointError, match="holds a run of seed 0, got seed 1"):
+        run(table, copy_batches, tmp_path, seed=1)
+
+
+def test_a_run_that_diverged_says_so(tmp_path, table, copy_batches):
+    poisoned = {"table": {"embedding": jnp.full((32, 32), jnp.nan), "bias": jnp.zeros(32)}}
+    with pytest.raises(HyperflaxError, match="none of the 4 steps up to step 4 had a finite gradient"):
+        run(table, copy_batches, tmp_path, initial_params=poisoned)
+
+
+def test_initial_parameters_survive_the_run(tmp_path, table, copy_batches, table_params):
+    before = jax.tree.map(np.array, table_params)
+    run(table, copy_batches, tmp_path, total_steps=2, initial_params=table_params)
+    for path, leaf in trees.flatten(before).items():
+        np.testing.assert_array_equal(trees.flatten(table_params)[path], leaf)
+
+
+def test_settings_are_checked(tmp_path, table, copy_batches):
+    for name, value in (("total_steps", 0), ("log_period", 0), ("save_period", -1)):
+        with pytest.raises(ConfigError, match=f"train.{name}"):
+            run(table, copy_batches, tmp_path, **{name: value})
+
+
+def test_rows_after_the_resume_step_and_a_torn_line_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "kind": "train"}\n{"step": 4, "kind": "train"}\n{"step": 6, "ki')
+    with RunLog(tmp_path, resume_step=3) as log:
+        log.write(4, "train", {"loss": 1.5, "bad": float("nan")})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 2, "kind": "train"}, {"step": 4, "kind": "train", "loss": 1.5}
+    ]  # fmt: skip
+    with RunLog(tmp_path):
+        pass
+    assert path.read_text() == ""
+    assert plot_curve(tmp_path) is None
+
+
+def test_sums_survive_json():
+    sums = Sums()
+    sums.add({"loss": (np.float32(0.1), np.float32(3.0)), "skipped_steps": (1.0, 1.0), "empty": (0.0, 0.0)})
+    copy = Sums(json.loads(json.dumps(sums.pairs)), sums.steps)
+    for one in (sums, copy):
+        one.add({"loss": (np.float32(0.7), np.float32(5.0)), "skipped_steps": (1.0, 1.0), "empty": (0.0, 0.0)})
+    assert sums.means() == copy.means() == {"loss": (float(np.float32(0.1)) + float(np.float32(0.7))) / 8,
+                                            "skipped_steps": 2.0}  # fmt: skip
