@@ -144,14 +144,16 @@ def load_source(
     split: str = "train",
     *,
     vocabulary: Vocabulary | None = None,
+    modules: Sequence[str] = (),
     cache_dirs: Sequence[pathlib.Path | str] = (),
 ) -> ExampleSource:
-    """The examples behind a name.
+    """The examples behind a name. In a gin file: `source = @registry.load_source()`.
 
     Args:
       name: a token cache's folder, a registered source, or a seqio Task or Mixture; tried in this order.
       split: of it. A folder may be one cache, whatever its split, or hold one cache a split.
       vocabulary: expected; registered sources tokenise with it, the others must have been made with it.
+      modules: to register first, see `register_modules`.
       cache_dirs: folders with caches as `name/split`, looked up before anything else.
 
     Raises:
@@ -162,6 +164,7 @@ def load_source(
         for place in (folder / split, folder):
             if (place / MANIFEST).is_file():
                 return _checked(CachedSource(place), name, vocabulary)
+    register_modules(modules)
     if entry := _SOURCES.get(name):
         if split not in entry.splits:
             raise DataError(f"source '{name}': expected a split out of {sorted(entry.splits)}, got '{split}'")
