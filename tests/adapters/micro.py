@@ -22,16 +22,18 @@ CONFIG = T5Config(
     num_buckets=8,
     max_distance=20,
 )
+# For what has to be compiled, and that is most of the time.
+SHALLOW = CONFIG.replace(num_encoder_layers=1, num_decoder_layers=2)
 
 KINDS = {
     "lora_query_value": (LoRA(rank=2, alpha=4.0),),
     "lora_all_sites": (LoRA(rank=3, alpha=2.0, sites=("*",)),),
     "lora_some_sites_and_layers": (LoRA(rank=2, sites=("decoder/*/out", "*/wo"), layers=(1,)),),
-    "lora_two_ranks": (LoRA(rank=1, layers=(0,)), LoRA(rank=4, layers=(1, 2))),
+    "lora_two_ranks": (LoRA(rank=1, layers=(0,)), LoRA(rank=4, layers=(1,))),
     "prefix_zero": (Prefix(length=3),),
     "prefix_preceding": (Prefix(length=4, position_bias="preceding"),),
     "prefix_some_sites": (Prefix(length=2, sites=("encoder/attention", "decoder/enc*")),),
-    "prefix_some_layers": (Prefix(length=2, position_bias="preceding", sites=("decoder/*",), layers=(0, 2)),),
+    "prefix_some_layers": (Prefix(length=2, position_bias="preceding", sites=("decoder/*",), layers=(1,)),),
     "lora_and_prefix": (LoRA(rank=2, sites=("*/key", "*/mlp/*")), Prefix(length=3, position_bias="preceding")),
     # Self-attentions alone: cross-attention has one kind of prefix only.
     "both_position_biases": (
