@@ -100,7 +100,10 @@ class HypermodelObjective:
 
     def _adapters(self, params: PyTree, episode: Batch, key: Array | None) -> PyTree:
         rngs = None if key is None else {"dropout": key}
-        return self.hypernetwork.apply({"params": params}, episode, enable_dropout=key is not None, rngs=rngs)
+        adapters = self.hypernetwork.apply({"params": params}, episode, enable_dropout=key is not None, rngs=rngs)
+        # Shapes only, so free under jit; flax would ignore a leaf that no layer reads.
+        self.hypernetwork.spec.validate(adapters)
+        return adapters
 
     def _score(self, logits: Array, batch: Batch) -> LossOutput:
         return scored_metrics(

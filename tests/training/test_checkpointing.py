@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_named(tmp_path):
             checkpoints.restore(create_state(wide, adamw()))
         with pytest.raises(CheckpointError, match="'params/encoder/scale' is not in this model"):
             checkpoints.restore(create_state({"encoder": {"kernel": jnp.zeros((3, 4))}}, adamw()))
-        with pytest.raises(CheckpointError, match=r"'opt_state/0/v.*' is missing"):
+        with pytest.raises(CheckpointError, match="'opt_state/0/count' is missing"):
             checkpoints.restore(create_state(PARAMS, adafactor()))
         with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
             checkpoints.parameters(5)
