@@ -13,7 +13,7 @@ import numpy as np
 
 from hyperflax.data.episode_config import EpisodeConfig, in_inputs, in_support
 from hyperflax.data.examples import ExampleSource, TaskInfo
-from hyperflax.data.rendering import SENTINELS
+from hyperflax.data.rendering import SENTINELS, support_definition
 from hyperflax.errors import DataError
 
 _LOG = logging.getLogger("hyperflax.data")
@@ -108,7 +108,7 @@ def usable_info(info: TaskInfo, config: EpisodeConfig, name: str) -> tuple[TaskI
     if in_support(config.positives):
         kept = []
         for number, positive in enumerate(info.positives):
-            size = len(positive.inputs) + len(positive.targets) + SENTINELS + 1
+            size = len(positive.inputs) + len(positive.targets) + support_overhead(info, config)
             if size <= config.support_length:
                 kept.append(positive)
             elif config.too_long == "error":
@@ -122,7 +122,7 @@ def usable_info(info: TaskInfo, config: EpisodeConfig, name: str) -> tuple[TaskI
 
 def fitting(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig, name: str) -> np.ndarray:
     """bool `[examples]`: which of a task's examples fit as demonstration and as scored example alike."""
-    support, scored = fitting_support(lengths, config), fitting_scored(lengths, info, config)
+    support, scored = fitting_support(lengths, info, config), fitting_scored(lengths, info, config)
     fits = support & scored
     if config.too_long == "error" and not fits.all():
         index = int(np.argmin(fits))
@@ -135,11 +135,17 @@ def fitting(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig, name: st
     return fits
 
 
-def fitting_support(lengths: np.ndarray, config: EpisodeConfig) -> np.ndarray:
-    """bool `[examples]`: which fit a support row of their own."""
+def support_overhead(info: TaskInfo, config: EpisodeConfig) -> int:
+    """Tokens of a support row beside a demonstration's own: sentinels, end, and a definition in the same row."""
+    definition = support_definition(info, config) if config.support_layout == "joint" else None
+    return SENTINELS + 1 + (0 if definition is None else len(definition))
+
+
+def fitting_support(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig) -> np.ndarray:
+    """bool `[examples]`: which fit a support row, with no other demonstration in it."""
     if config.shots == 0 or not in_support(config.demonstrations):
         return np.ones(len(lengths), bool)
-    return lengths.sum(axis=1) + SENTINELS + 1 <= config.support_length
+    return lengths.sum(axis=1) + support_overhead(info, config) <= config.support_length
 
 
 def fitting_scored(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig) -> np.ndarray:

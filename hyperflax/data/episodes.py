@@ -148,7 +148,7 @@ def evaluation_episode(
         raise DataError(f"task '{name}': {problem}")
     lengths = source.lengths(task)
     can_score = fitting_scored(lengths, info, config)
-    can_show = fitting_support(lengths, config)
+    can_show = fitting_support(lengths, info, config)
     if config.too_long == "error" and not can_score.all():
         index = int(np.argmin(can_score))
         raise DataError(

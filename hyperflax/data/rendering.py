@@ -89,13 +89,26 @@ def fill_episode(
     shots = [render(example, sentinels) for example in support]
     positives = [render(example, sentinels) for example in info.positives[: config.num_positives]]
     before = _demonstrations(positives, shots, config, in_support)
-    definition = info.definition if in_support(config.definition) else None
+    definition = support_definition(info, config)
     _fill_support(arrays["support_tokens"][at], definition, before, config, name)
     context = _demonstrations(positives, shots, config, in_inputs)
     definition = info.definition if in_inputs(config.definition) else None
     for row, example in enumerate(scored):
         _fill_inputs(arrays["encoder_input_tokens"][at][row], example, definition, context, sentinels, config, name)
         _fill_row(arrays["decoder_target_tokens"][at][row], example.targets, config, f"task '{name}': targets")
+
+
+def support_definition(info: TaskInfo, config: EpisodeConfig) -> np.ndarray | None:
+    """The definition as it stands in the support; None if it does not.
+
+    Where definitions may be cut, one that shares its row with demonstrations gets at most half of it.
+    """
+    if not in_support(config.definition):
+        return None
+    shared = config.support_layout == "joint" and (in_support(config.demonstrations) or in_support(config.positives))
+    if config.too_long != "truncate" or not shared:
+        return info.definition
+    return info.definition[: config.support_length // 2]
 
 
 def render(example: Example, sentinels: tuple[int, int]) -> np.ndarray:
@@ -125,10 +138,10 @@ def _fill_support(rows: np.ndarray, definition, demonstrations: list, config: Ep
             _fill_row(row, tokens, config, name)
         return
     pieces = [] if definition is None else [definition]
-    used = sum(map(len, pieces)) + 1
+    used = alone = sum(map(len, pieces)) + 1
     for number, tokens in enumerate(demonstrations):
-        if len(tokens) >= rows.shape[1]:
-            raise _too_long(name, number, len(tokens) + 1, rows.shape[1])
+        if alone + len(tokens) > rows.shape[1]:
+            raise _too_long(name, number, alone + len(tokens), rows.shape[1])
         if used + len(tokens) <= rows.shape[1]:
             pieces.append(tokens)
             used += len(tokens)
@@ -141,9 +154,14 @@ def _fill_inputs(row, example: Example, definition, context: list, sentinels, co
     if definition is None and not context:
         _fill_row(row, example.inputs, config, f"task '{name}': inputs")
         return
-    last = np.concatenate([sentinels[:1], example.inputs, sentinels[1:]]).astype(np.int32)
-    pieces = [] if definition is None else [definition]
-    used = sum(map(len, pieces)) + len(last) + 1
+    inputs, room = example.inputs, len(row) - SENTINELS - 1
+    definition = inputs[:0] if definition is None else definition
+    if config.too_long == "truncate" and len(definition) + len(inputs) > room:
+        # Both are cut at their end, so that the input, and the sentinel that asks for its target, stay visible.
+        definition = definition[: max(room - len(inputs), room // 2)]
+        inputs = inputs[: room - len(definition)]
+    last = np.concatenate([sentinels[:1], inputs, sentinels[1:]]).astype(np.int32)
+    pieces, used = [definition], len(definition) + len(last) + 1
     for tokens in context:
         if used + len(tokens) <= len(row):
             pieces.append(tokens)
@@ -163,6 +181,6 @@ def _fill_row(row: np.ndarray, tokens: np.ndarray, config: EpisodeConfig, name: 
 
 def _too_long(name: str, number: int, size: int, room: int) -> DataError:
     return DataError(
-        f"task '{name}', demonstration {number}: expected at most {room} tokens, sentinels and end of sequence "
-        f"included, got {size}; demonstrations are never truncated"
+        f"task '{name}', demonstration {number}: expected at most {room} tokens, sentinels, end of sequence and a "
+        f"definition in the same row included, got {size}; demonstrations are never truncated"
     )

@@ -132,6 +132,37 @@ def test_joint_row_packs_whole_demonstrations_up_to_the_budget() -> None:
     assert arrays["support_tokens"].tolist() == [[70, 71, S0, 50, S1, 60, 1, 0, 0, 0, 0]]
 
 
+def test_a_definition_in_the_same_row_counts() -> None:
+    config = layout(support_layout="joint", definition="support", support_length=7)
+    with pytest.raises(DataError, match=r"demonstration 1: expected at most 7 tokens.* got 8"):
+        episode_arrays([PAIR, OTHER], [PAIR], config, Bytes(), INFO)
+    source = InMemorySource([TaskExamples("a", [PAIR, PAIR, OTHER, PAIR], INFO)], Bytes())
+    with pytest.raises(DataError, match="task 'a', example 2: 2 tokens of input and 1 of target"):
+        make_plan(source, config)
+    assert make_plan(source, config.replace(too_long="skip")).eligible[0].tolist() == [0, 1, 3]
+    # With definitions cut, half of the row is left to demonstrations.
+    long = INFO._replace(definition=np.arange(70, 90))
+    cut = config.replace(too_long="truncate", support_length=10)
+    assert episode_arrays([PAIR], [PAIR], cut, Bytes(), long)["support_tokens"].tolist() == [
+        [70, 71, 72, 73, 74, S0, 50, S1, 60, 1]
+    ]
+
+
+def test_truncation_keeps_definition_input_and_sentinels() -> None:
+    config = layout(definition="inputs", demonstrations="support", too_long="truncate", inputs_length=9)
+    long = Example(np.arange(50, 60), np.array([61]))
+    for definition, expected in (
+        ([70, 71], [70, 71, S0, 50, 51, 52, 53, S1, 1]),
+        ([70, 71, 72, 73, 74], [70, 71, 72, S0, 50, 51, 52, S1, 1]),
+    ):
+        info = TaskInfo(definition=np.array(definition))
+        assert episode_arrays([PAIR], [long], config, Bytes(), info)["encoder_input_tokens"].tolist() == [expected]
+    info = TaskInfo(definition=np.arange(70, 80))
+    assert episode_arrays([PAIR], [PAIR], config, Bytes(), info)["encoder_input_tokens"].tolist() == [
+        [70, 71, 72, 73, 74, S0, 50, S1, 1]
+    ]
+
+
 def test_context_stands_before_the_inputs_where_asked() -> None:
     config = layout(definition="inputs", positives="none", demonstrations="both")
     arrays = episode_arrays([PAIR], [OTHER], config, Bytes(), INFO)

@@ -1,0 +1,58 @@
+"""The embedded data by name, and as seqio Tasks."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hyperflax_tasks import seqio_tasks, strings_tasks
+from hyperflax_tasks.strings import load_split, make_examples
+
+from hyperflax.data import registry
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import DataError
+
+
+@pytest.fixture
+def registered():
+    before = registry.sources().get("strings")
+    strings_tasks.register(examples=5)
+    yield
+    registry.unregister_source("strings")
+    if before:
+        registry.register_source("strings", before.splits, description=before.description, sizes=before.sizes)
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_source_holds_every_held_out_program():
+    source = registry.load_source("strings", "held_out")
+    programs = load_split().held_out
+    assert source.task_names == tuple(program.instruction for program in programs)
+    assert set(source.sizes.tolist()) == {5}
+    expected = make_examples(programs[7], 0, 5, "eval")
+    found = [(Bytes().decode(e.inputs), Bytes().decode(e.targets)) for e in source.examples(7, range(5))]
+    assert found == expected
+    assert registry.sources()["strings"].sizes()["held_out"] == (len(programs), 5 * len(programs))
+    with pytest.raises(DataError, match=r"source 'strings': expected Bytes\(extra_ids=125\), got Bytes\(extra_ids=0\)"):
+        registry.load_source("strings", "held_out", vocabulary=Bytes(extra_ids=0))
+
+
+def test_the_seqio_tasks_hold_the_same_examples():
+    seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
+    from hyperflax.data.seqio_source import read_seqio
+
+    seqio_tasks.register_strings(examples=3)
+    try:
+        stream = read_seqio("strings_held_out", "held_out")
+        rows = list(itertools.islice(stream.examples, 7))
+        programs = load_split().held_out[:3]
+        assert [row.task for row in rows] == [programs[i // 3].instruction for i in range(7)]
+        pairs = [pair for program in programs for pair in make_examples(program, 0, 3, "eval")][:7]
+        decode = stream.vocabulary.decode
+        assert [(decode(row.example.inputs), decode(row.example.targets)) for row in rows] == pairs
+        assert decode(rows[0].info.definition) == programs[0].instruction
+        task = seqio.TaskRegistry.get("strings_held_out")
+        assert task.num_input_examples("held_out") == 3 * len(load_split().held_out)
+    finally:
+        for split in ("train", "held_out"):
+            seqio.TaskRegistry.remove(f"strings_{split}")
