@@ -31,6 +31,8 @@ class MissingExtraError(HyperflaxError, ImportError):
     """An optional dependency is absent; the message holds the pip command that brings it."""
 
     def __init__(self, module: str, extra: str):
-        super().__init__(f"{module} is needed here and is not installed. Install it with: pip install 'hyperflax[{extra}]'")
+        super().__init__(
+            f"{module} is needed here and is not installed. Install it with: pip install 'hyperflax[{extra}]'"
+        )
         self.module = module
         self.extra = extra
