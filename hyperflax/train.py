@@ -189,6 +189,6 @@ def train(
 
 
 if __name__ == "__main__":
-    from hyperflax.cli.main import main
+    from hyperflax.cli.gin_main import main
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(main("hyperflax.train.train", sys.argv[1:]))

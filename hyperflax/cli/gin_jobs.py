@@ -7,7 +7,6 @@ model.
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import pathlib
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import gin
 
+from hyperflax.data import registry
 from hyperflax.errors import ConfigError
 
 PACKAGE = "hyperflax_gin_configs"
@@ -44,7 +44,7 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="a module of your own to import first; repeatable",
+        help="a module of your own whose tasks are registered first; repeatable",
     )
 
 
@@ -57,8 +57,7 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
     """
     if not arguments.gin_file:
         raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
-    for module in arguments.module:
-        importlib.import_module(module)
+    registry.register_modules(arguments.module)
     gin.clear_config()
     for path in filter(None, arguments.gin_search_paths.split(",")):
         gin.add_config_file_search_path(path)

@@ -38,7 +38,7 @@ def category_means(report: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """The page for a valid report."""
     tasks = "1 task" if report["n_tasks"] == 1 else f"{report['n_tasks']} tasks"
-    parts = [f"# {report['metric']} over {tasks}", *_notes(report), _conditions(report)]
+    parts = [f"# {report['metric']} over {tasks}", *_notes(report), conditions_table(report)]
     if report["differences"]:
         lines = [_difference(report, row) for row in report["differences"]]
         parts += ["## Differences", "Paired by task, with 95% bootstrap intervals over tasks.", "\n".join(lines)]
@@ -56,7 +56,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _conditions(report: Mapping[str, Any]) -> str:
+def conditions_table(report: Mapping[str, Any]) -> str:
     counts = [row.get("n_examples") for row in report["per_task"]]
     # The mean over examples (what some official scripts print) is another figure only where tasks differ in size.
     weigh = None not in counts and len(set(counts)) > 1

@@ -1,0 +1,41 @@
+"""`hyperflax adapt`: a few examples in, an adapter directory out."""
+
+from __future__ import annotations
+
+import argparse
+
+from hyperflax.cli.models import add_model_argument
+
+DESCRIPTION = """Turn a few examples of a task into an adapter for the model's frozen T5, in one forward pass.
+
+  printf '%s\\n' '{"input": "ada lovelace", "target": "Lovelace, A."}' \\
+                '{"input": "alan turing", "target": "Turing, A."}' > names.jsonl
+  hyperflax adapt --model strings --examples names.jsonl --out names_adapter
+  echo '{"input": "grace hopper"}' | hyperflax predict --model strings --adapter names_adapter --inputs -
+
+--refine adds gradient steps on the same examples afterwards: slower by a second or so, and usually better.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_argument(parser)
+    parser.add_argument(
+        "--examples", required=True, metavar="FILE.jsonl", help='one {"input": ..., "target": ...} a line; - is stdin'
+    )
+    parser.add_argument("--out", required=True, metavar="ADAPTER_DIR", help="folder to write; must not exist yet")
+    parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="Adam steps on the examples (default 0)")
+    parser.add_argument("--definition", metavar="TEXT", help="the task's instruction, for models that read one")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from hyperflax.checkpoints.artefacts import save_adapter
+    from hyperflax.data.jsonl import read_examples
+    from hyperflax.hypermodel import load
+
+    examples = read_examples(arguments.examples)
+    model = load(arguments.model)
+    adapter = model.adapt(examples, refine_steps=arguments.refine, definition=arguments.definition)
+    save_adapter(arguments.out, adapter.tree, adapter.spec, adapter.metadata)
+    values = adapter.spec.num_parameters
+    print(f"{arguments.out}: adapter of {values:,} values from {len(examples)} examples, for model {model.parts.id}")
+    return 0

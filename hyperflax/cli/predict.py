@@ -1,0 +1,49 @@
+"""`hyperflax predict`: a model, with or without an adapter, on new inputs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from hyperflax.cli.models import add_model_argument
+
+DESCRIPTION = """Run a model's frozen T5 on inputs, with an adapter or bare.
+
+  hyperflax predict --model strings --adapter names_adapter --inputs new.jsonl --out answers.jsonl
+
+Inputs are lines {"input": ...}; the answers are lines {"input": ..., "prediction": ...} in the same order. An adapter
+made for another base model is refused.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_argument(parser)
+    parser.add_argument("--adapter", metavar="ADAPTER_DIR", help="from `hyperflax adapt`; without it the model is bare")
+    parser.add_argument("--inputs", required=True, metavar="FILE.jsonl", help='one {"input": ...} a line; - is stdin')
+    parser.add_argument("--out", metavar="FILE.jsonl", help="where to write the answers; default stdout")
+    parser.add_argument("--max_length", type=int, metavar="TOKENS", help="most tokens of an answer")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from hyperflax.data.jsonl import read_inputs
+    from hyperflax.hypermodel import load
+    from hyperflax.infer import infer, predictions
+
+    if arguments.max_length is not None and arguments.max_length < 1:
+        from hyperflax.errors import ConfigError
+
+        raise ConfigError(f"--max_length: expected at least 1, got {arguments.max_length}")
+    if arguments.out:
+        infer(
+            model=load(arguments.model),
+            inputs=arguments.inputs,
+            out=arguments.out,
+            adapter=arguments.adapter,
+            max_length=arguments.max_length,
+        )
+        return 0
+    texts = read_inputs(arguments.inputs)
+    for row in predictions(load(arguments.model), texts, arguments.adapter, arguments.max_length):
+        sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return 0

@@ -1,0 +1,217 @@
+"""The conditions of a report, as functions that run a hypermodel: bare, instruction, in context, generated, refined,
+their controls, and the nearest training task.
+
+A condition takes a batch of evaluation tasks and answers with one list of predictions per task. All of them decode
+greedily with the same base model; they differ in what stands in its input and which adapters it carries.
+
+>>> held_out = HeldOut.from_source(source, model.config.episodes)
+>>> conditions = Conditions(model, held_out, refine_steps=10)
+>>> table = evaluate_conditions(held_out.tasks, conditions.pick("bare", "generated", "shuffled_support"), "exact_match")
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import Example, ExampleSource
+from hyperflax.data.rendering import episode_arrays
+from hyperflax.errors import ConfigError
+from hyperflax.evaluation.controls import shuffled_support
+from hyperflax.evaluation.held_out import HeldOut, TaskTokens
+from hyperflax.evaluation.runner import Condition, EvaluationTask
+from hyperflax.objectives.token_loss import token_loss
+from hyperflax.types import PyTree
+
+if TYPE_CHECKING:
+    from hyperflax.hypermodel import Hypermodel
+
+STEP = 32  # arrays are cut to a multiple of this many columns, so that few shapes are compiled
+
+
+class Conditions:
+    """Conditions of one hypermodel over one set of held-out tasks.
+
+    Args:
+      model: the hypermodel.
+      held_out: the tasks.
+      refine_steps: Adam steps of the refined conditions.
+      learning_rate: of those steps.
+      seed: of the derangement behind the shuffled-support control.
+      neighbours: training tasks for `nearest_task`; without them that condition is not to be had.
+      num_neighbours: how many of their tasks have a stored adapter.
+    """
+
+    def __init__(
+        self,
+        model: Hypermodel,
+        held_out: HeldOut,
+        *,
+        refine_steps: int = 10,
+        learning_rate: float = 1e-3,
+        seed: int = 0,
+        neighbours: ExampleSource | None = None,
+        num_neighbours: int = 256,
+    ):
+        self.model, self.held_out = model, held_out
+        self.refine_steps, self.learning_rate = refine_steps, learning_rate
+        self._donors = shuffled_support([task.name for task in held_out.tasks], seed)
+        self._neighbours, self._num_neighbours = neighbours, num_neighbours
+        self._all: dict[str, Condition] = {
+            "bare": self.bare,
+            "instruction": self.instruction,
+            "in_context": self.in_context,
+            "generated": self.generated,
+            "refined": self.refined,
+            "shuffled_support": functools.partial(self.generated, shuffled=True),
+            "shuffled_support_refined": functools.partial(self.refined, shuffled=True),
+        }
+        if neighbours is not None:
+            self._all["nearest_task"] = self.nearest_task
+
+    def pick(self, *names: str) -> dict[str, Condition]:
+        """Returns the named conditions; all that can be had if none is named.
+
+        Raises:
+          ConfigError: a name that is not among them.
+        """
+        if unknown := set(names) - set(self._all):
+            raise ConfigError(f"conditions: expected some of {sorted(self._all)}, got {sorted(unknown)}")
+        return {name: self._all[name] for name in names or self._all}
+
+    # Conditions
+
+    def bare(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
+        """The base model on the input alone."""
+        return self._decode(batch, self._config(batch), None)
+
+    def instruction(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
+        """The base model with the task's definition before the input."""
+        longest = max(len(self._tokens(task).info.definition) for task in batch)
+        config = self._config(batch).replace(definition="inputs")
+        return self._decode(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
+
+    def in_context(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
+        """The base model with the support before the input."""
+        config = self._config(batch).replace(demonstrations="inputs")
+        longest = max(sum(len(e.inputs) + len(e.targets) + 2 for e in self._tokens(task).support) for task in batch)
+        return self._decode(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
+
+    def generated(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
+        """Adapters as generated."""
+        return self._decode(batch, self._config(batch), self._generate(batch, shuffled))
+
+    def refined(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
+        """Generated adapters after some steps on the support that they were generated from."""
+        support = [self._tokens(task, shuffled).support for task in batch]
+        adapters, _ = self.model.refine(
+            self._generate(batch, shuffled), self._as_examples(support), self.refine_steps, self.learning_rate
+        )
+        return self._decode(batch, self._config(batch), adapters)
+
+    def nearest_task(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
+        """For each task the stored adapter, of all training tasks', with the lowest loss on the support."""
+        chosen = []
+        for task in batch:
+            examples = self._as_examples([self._tokens(task).support])
+            losses = [np.asarray(self._losses(adapters, examples)) for adapters in self._stored]
+            index = int(np.argmin(np.concatenate(losses)))
+            block, row = divmod(index, len(losses[0]))
+            chosen.append(jax.tree.map(lambda leaf, row=row: leaf[row], self._stored[block]))
+        return self._decode(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
+
+    # Their parts
+
+    def _tokens(self, task: EvaluationTask, shuffled: bool = False) -> TaskTokens:
+        return self.held_out.tokens[self._donors[task.name] if shuffled else task.name]
+
+    def _config(self, batch: Sequence[EvaluationTask]) -> EpisodeConfig:
+        config = self.model.config.episodes
+        shots = max(len(tokens.support) for tokens in self.held_out.tokens.values())
+        return config.replace(
+            shots=max(shots, 1),
+            min_shots=None,
+            examples=max(len(self._tokens(task).scored) for task in batch),
+            too_long="truncate",
+        )
+
+    def _arrays(self, batch: Sequence[EvaluationTask], config: EpisodeConfig, shuffled: bool) -> dict[str, np.ndarray]:
+        vocabulary = self.model.config.vocabulary
+        rows = []
+        for task in batch:
+            given = self._tokens(task, shuffled)
+            rows.append(
+                episode_arrays(given.support, self._tokens(task).scored, config, vocabulary, given.info, task.name)
+            )
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _generate(self, batch: Sequence[EvaluationTask], shuffled: bool) -> PyTree:
+        arrays = self._arrays(batch, self._config(batch), shuffled)
+        return self.model.generate({"support_tokens": trim(arrays["support_tokens"])})
+
+    def _decode(
+        self, batch: Sequence[EvaluationTask], config: EpisodeConfig, adapters: PyTree | None
+    ) -> list[list[str]]:
+        inputs = trim(self._arrays(batch, config, False)["encoder_input_tokens"])
+        if adapters is None:
+            # One adapter-free batch of rows: the task axis means nothing to the bare model.
+            out = self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)
+        else:
+            out = self.model.decode(inputs, adapters)
+        decode = self.model.config.vocabulary.decode
+        return [
+            [decode(row.tolist()) for row in rows[: len(task.inputs)]] for task, rows in zip(batch, out, strict=True)
+        ]
+
+    def _as_examples(self, supports: Sequence[Sequence[Example]]) -> dict[str, np.ndarray]:
+        """Every task's support as scored examples, [task, example, length]."""
+        config = self.model.config.episodes
+        most = max(map(len, supports))
+        config = config.replace(
+            examples=most, demonstrations="none", definition="none", positives="none", too_long="truncate"
+        )
+        rows = [episode_arrays((), support, config, self.model.config.vocabulary) for support in supports]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
+
+    @functools.cached_property
+    def _stored(self) -> list[PyTree]:
+        """Adapters generated for training tasks, in blocks of equal size."""
+        neighbours = HeldOut.from_source(
+            self._neighbours, self.model.config.episodes, examples=1, tasks=self._num_neighbours
+        )
+        others = Conditions(self.model, neighbours)
+        size = 32
+        whole = len(neighbours.tasks) // size * size
+        if whole == 0:
+            raise ConfigError(f"nearest_task: expected at least {size} training tasks, got {len(neighbours.tasks)}")
+        return [others._generate(neighbours.tasks[i : i + size], False) for i in range(0, whole, size)]
+
+    @functools.cached_property
+    def _losses(self) -> Callable[[PyTree, Any], jax.Array]:
+        model = self.model.model
+
+        @jax.jit
+        def losses(params: PyTree, adapters: PyTree, examples: dict[str, jax.Array]) -> jax.Array:
+            def one(adapter: PyTree) -> jax.Array:
+                names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+                logits = model.apply({"params": params, "adapters": adapter}, *(examples[name] for name in names))
+                loss = token_loss(logits, examples["decoder_target_tokens"], examples["decoder_loss_weights"])
+                return loss.loss_sum / loss.weight_sum
+
+            return jax.vmap(one)(adapters)
+
+        return lambda adapters, examples: losses(
+            self.model.base_params, adapters, {name: leaf[0] for name, leaf in examples.items()}
+        )
+
+
+def trim(tokens: np.ndarray) -> np.ndarray:
+    """Cuts trailing columns that are padding in every row, down to a multiple of `STEP`."""
+    used = int(np.flatnonzero(tokens.reshape(-1, tokens.shape[-1]).any(axis=0)).max(initial=0)) + 1
+    return tokens[..., : min(-(-used // STEP) * STEP, tokens.shape[-1])]
