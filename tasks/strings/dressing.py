@@ -74,18 +74,23 @@ _BRACKETS = (
     ("!", "!"), ("$", "$"), (":", ":"), ("((", "))"), ("^", "^"),
 )  # fmt: skip
 _TEXT_PREFIXES = (
-    "Dr. ", "Mr. ", "Ms. ", "Hello ", "Dear ", "Re: ", "the ", "The ", "@", "#", "- ", "* ", "> ", "user_", "www.", "new ",
-    "to ", "by ", "Name: ", "c/o ", "Attn: ", "!", "$", "~", "/", "my-", "x-", "To: ", "Hi ", "No ", "re:", "+", "_", ".",
+    "Dr. ", "Mr. ", "Ms. ", "Hello ", "Dear ", "Re: ", "the ", "The ", "@", "#", "- ", "* ", "> ", "user_", "www.",
+    "new ", "to ", "by ", "Name: ", "c/o ", "Attn: ", "!", "$", "~", "/", "my-", "x-", "To: ", "Hi ", "No ", "re:",
+    "+", "_", ".",
 )  # fmt: skip
 _TEXT_SUFFIXES = (
-    "!", "?", ".", ",", ":", ";", " Inc.", " Ltd", "...", "@acme.com", "@mail.com", "@corp.org", ".com", ".org", ".txt",
-    ".pdf", ".jpg", "_v2", "_final", " Jr.", " PhD", " LLC", " (new)", " *", "/", "-", "_", "s", "'s", " Co.", ".io", "-old",
-    ".csv", " team", "!!", " ok", "@x.io", ".net", " & co", ".md",
+    "!", "?", ".", ",", ":", ";", " Inc.", " Ltd", "...", "@acme.com", "@mail.com", "@corp.org", ".com", ".org",
+    ".txt", ".pdf", ".jpg", "_v2", "_final", " Jr.", " PhD", " LLC", " (new)", " *", "/", "-", "_", "s", "'s",
+    " Co.", ".io", "-old", ".csv", " team", "!!", " ok", "@x.io", ".net", " & co", ".md",
 )  # fmt: skip
-_DIGIT_PREFIXES = ("#", "No. ", "$", "ID", "ID-", "+", "+1 ", "0", "00", "1-", "Nr. ", "~", "-", "EUR ", "€", "x", "Tel: ", "Q",
-                   "US$", "v", "20", "Room ", "A", "#0", ">", "=")  # fmt: skip
-_DIGIT_SUFFIXES = ("%", " USD", " EUR", ".00", ".0", " kg", " km", "th", "+", " pcs", " h", "0", "00", "x", " units", "-", "/",
-                   "k", " $", " €", " cm", "px", "°", " AD", "!", ".", ":", " m", "st")  # fmt: skip
+_DIGIT_PREFIXES = (
+    "#", "No. ", "$", "ID", "ID-", "+", "+1 ", "0", "00", "1-", "Nr. ", "~", "-", "EUR ", "€", "x", "Tel: ", "Q",
+    "US$", "v", "20", "Room ", "A", "#0", ">", "=",
+)  # fmt: skip
+_DIGIT_SUFFIXES = (
+    "%", " USD", " EUR", ".00", ".0", " kg", " km", "th", "+", " pcs", " h", "0", "00", "x", " units", "-", "/", "k",
+    " $", " €", " cm", "px", "°", " AD", "!", ".", ":", " m", "st",
+)  # fmt: skip
 
 
 def _random_constant(draw: Draw, at_front: bool) -> str:
@@ -155,22 +160,67 @@ OPERATIONS = (
     Operation("upper", "recase", "", str.upper, no_params(lambda c: c.has_letters), always(2.6), "capitals"),
     Operation("lower", "recase", "", str.lower, no_params(lambda c: c.has_letters), always(2.6), "lower case"),
     Operation("title", "recase", "", title, no_params(lambda c: c.has_letters), always(2.2), "each word capitalised"),
-    Operation("sentence", "recase", "", sentence, no_params(lambda c: c.has_letters), always(1.2),
-              "a capital first, then lower case"),
-    Operation("cap", "recase", "", cap, no_params(lambda c: c.has_letters), lambda c: 0.7, "a capital first, the rest kept"),
-    Operation("camel", "recase", "", camel, no_params(lambda c: c.has_letters and c.least_parts > 1), always(0.8),
-              "words run together, capitals inside"),
-    Operation("pascal", "recase", "", pascal, no_params(lambda c: c.has_letters and c.least_parts > 1), always(0.8),
-              "words run together, each capitalised"),
-    Operation("upword", "recase", "n", up_word,
-              lambda c, d: (d.choice((1, 2, -1) if c.most_words > 2 else (1, 2)),) if c.spaced and c.has_letters else None,
-              lambda c: 1.2 if c.least_words > 1 else 0.0, "the n-th word in capitals"),
+    Operation(
+        "sentence",
+        "recase",
+        "",
+        sentence,
+        no_params(lambda c: c.has_letters),
+        always(1.2),
+        "a capital first, then lower case",
+    ),
+    Operation(
+        "cap", "recase", "", cap, no_params(lambda c: c.has_letters), lambda c: 0.7, "a capital first, the rest kept"
+    ),
+    Operation(
+        "camel",
+        "recase",
+        "",
+        camel,
+        no_params(lambda c: c.has_letters and c.least_parts > 1),
+        always(0.8),
+        "words run together, capitals inside",
+    ),
+    Operation(
+        "pascal",
+        "recase",
+        "",
+        pascal,
+        no_params(lambda c: c.has_letters and c.least_parts > 1),
+        always(0.8),
+        "words run together, each capitalised",
+    ),
+    Operation(
+        "upword",
+        "recase",
+        "n",
+        up_word,
+        lambda c, d: (d.choice((1, 2, -1) if c.most_words > 2 else (1, 2)),) if c.spaced and c.has_letters else None,
+        lambda c: 1.2 if c.least_words > 1 else 0.0,
+        "the n-th word in capitals",
+    ),
     Operation("prefix", "add", "s", prefix, _prefix, always(1.7), "a constant in front"),
     Operation("suffix", "add", "s", suffix, _suffix, always(1.7), "a constant at the end"),
     Operation("wrap", "add", "ss", wrap, _wrap, always(1.2), "constants on both sides"),
-    Operation("each", "add", "ss", each, _each, lambda c: 0.8 if c.least_words > 1 else 0.0,
-              "constants on both sides of each word"),
-    Operation("twice", "add", "s", twice, lambda c, d: (d.choice(("-", " ", "/", "_", ", ", ":", "", ".", " & ", "=")),),
-              lambda c: 0.35 if c.longest <= 12 else 0.0, "the string twice, with a mark between"),
-    Operation("pad", "add", "n", pad, _pad, lambda c: 4.0 if c.shortest < c.longest else 0.8, "zeros in front, up to n digits"),
-)  # fmt: skip
+    Operation(
+        "each",
+        "add",
+        "ss",
+        each,
+        _each,
+        lambda c: 0.8 if c.least_words > 1 else 0.0,
+        "constants on both sides of each word",
+    ),
+    Operation(
+        "twice",
+        "add",
+        "s",
+        twice,
+        lambda c, d: (d.choice(("-", " ", "/", "_", ", ", ":", "", ".", " & ", "=")),),
+        lambda c: 0.35 if c.longest <= 12 else 0.0,
+        "the string twice, with a mark between",
+    ),
+    Operation(
+        "pad", "add", "n", pad, _pad, lambda c: 4.0 if c.shortest < c.longest else 0.8, "zeros in front, up to n digits"
+    ),
+)

@@ -23,7 +23,7 @@ Examples = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class HandwrittenTask:
-    """A task with its name, what the user wants in words, the examples he shows and those he wants done."""
+    """A task with its name, what the user wants in words, the examples shown and those to be done."""
 
     name: str
     intent: str

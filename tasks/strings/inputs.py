@@ -18,6 +18,7 @@ from collections.abc import Callable
 from hyperflax.errors import DataError
 
 from . import lexicon as lex
+from .handwritten import load_handwritten
 from .lexicon import Draw
 
 MAX_BYTES = 64
@@ -276,7 +277,8 @@ def probes(kind: str) -> tuple[str, ...]:
 def pool(kind: str, name: str = "train") -> tuple[str, ...]:
     """The fixed inputs from which examples are drawn: `train` (about 4,000) or `eval` (about 1,000), disjoint.
 
-    Both leave the probes out. Times of day are few (1,440): about 900 and 400.
+    Both leave the probes out; `train` also leaves out the inputs of the hand-written tasks. Times of day are few
+    (1,440): about 900 and 400.
     """
     if name not in POOL_SIZE:
         raise DataError(f"pool {name!r}: expected 'train' or 'eval'")
@@ -285,4 +287,5 @@ def pool(kind: str, name: str = "train") -> tuple[str, ...]:
         size = _SMALL_EVAL.get(kind, POOL_SIZE["eval"])
         return _distinct(kind, Draw(f"hyperflax strings eval {kind}"), size, seen)
     seen.update(pool(kind, "eval"))
+    seen.update(text for task in load_handwritten() for text, _ in task.support + task.test)
     return _distinct(kind, Draw(f"hyperflax strings train {kind}"), POOL_SIZE["train"], seen)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
+from collections.abc import Callable
 
 from hyperflax.errors import DataError
 
@@ -69,13 +71,17 @@ class Program:
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The ordered pairs of adjacent operations."""
         names = [step.name for step in self.steps]
-        return tuple(zip(names, names[1:], strict=False))
+        return tuple(itertools.pairwise(names))
+
+    @functools.cached_property
+    def _calls(self) -> tuple[tuple[Callable[..., str | None], Params], ...]:
+        return tuple((OPERATIONS[step.name].apply, step.params) for step in self.steps)
 
     def try_run(self, text: str) -> str | None:
         """The output, or None where an operation makes no sense or the output is empty or too long."""
         out: str | None = text
-        for step in self.steps:
-            out = OPERATIONS[step.name].apply(out, *step.params)
+        for apply, params in self._calls:
+            out = apply(out, *params)
             if not out:
                 return None
         return out if len(out) <= MAX_BYTES // 4 or len(out.encode()) <= MAX_BYTES else None
@@ -122,9 +128,10 @@ def parse(instruction: str) -> Program:
 
     `parse(p.instruction) == p` for every program, and `parse(text).instruction == text` for every text it accepts.
     """
-    (kind, *extra), *groups = _split_steps(instruction) or [[]]
-    if extra or kind not in TYPES:
-        raise DataError(f"instruction {instruction!r}: expected an input type first, got {' '.join([kind, *extra])!r}")
+    head, *groups = _split_steps(instruction)
+    kind = " ".join(head)
+    if kind not in TYPES:
+        raise DataError(f"instruction {instruction!r}: expected an input type first, got {kind!r}")
     if not 1 <= len(groups) <= MAX_DEPTH:
         raise DataError(f"instruction {instruction!r}: expected 1 to {MAX_DEPTH} operations, got {len(groups)}")
     program = Program(kind, tuple(_parse_step(tokens, instruction) for tokens in groups))

@@ -19,10 +19,11 @@ _SHAPES = {
     "dmy": re.compile(r"\d\d?\.\d\d?\.\d{4}|\d\d? [A-Z][a-z]+ \d{4}"),
 }
 _FORMATS = (
-    "dd/mm/yyyy", "mm/dd/yyyy", "yyyy-mm-dd", "dd.mm.yyyy", "d Month yyyy", "Month d, yyyy", "d Mon yyyy", "Mon d, yyyy",
-    "dd-Mon-yy", "Month yyyy", "Mon yyyy", "Month", "Mon", "mm/yy", "yyyymmdd", "d Month", "Mon d", "Qq yyyy", "m/d/yy",
-    "dd-mm-yyyy", "yyyy/mm/dd", "d.m.yy", "Mon-yy", "yyyy Mon dd", "yy-mm", "dd Mon", "MON yyyy", "dd MON yy", "mm-dd-yy",
-    "Month d", "yyyy/mm", "yyyy.mm.dd", "d/m/yyyy", "ddmmyy", "Mon 'yy", "yyyy-Mon", "mm/yyyy", "yyyy (Mon)", "d.m.",
+    "dd/mm/yyyy", "mm/dd/yyyy", "yyyy-mm-dd", "dd.mm.yyyy", "d Month yyyy", "Month d, yyyy", "d Mon yyyy",
+    "Mon d, yyyy", "dd-Mon-yy", "Month yyyy", "Mon yyyy", "Month", "Mon", "mm/yy", "yyyymmdd", "d Month", "Mon d",
+    "Qq yyyy", "m/d/yy", "dd-mm-yyyy", "yyyy/mm/dd", "d.m.yy", "Mon-yy", "yyyy Mon dd", "yy-mm", "dd Mon",
+    "MON yyyy", "dd MON yy", "mm-dd-yy", "Month d", "yyyy/mm", "yyyy.mm.dd", "d/m/yyyy", "ddmmyy", "Mon 'yy",
+    "yyyy-Mon", "mm/yyyy", "yyyy (Mon)", "d.m.",
 )  # fmt: skip
 
 
@@ -49,8 +50,8 @@ def date(text: str, order: str, form: str) -> str | None:
         return None
     year, month, day = got
     name = MONTHS[month - 1]
-    values = {"yyyy": f"{year}", "yy": f"{year % 100:02d}", "Month": name, "Mon": name[:3], "MON": name[:3].upper(),
-              "mm": f"{month:02d}", "m": f"{month}", "dd": f"{day:02d}", "d": f"{day}", "q": f"{(month + 2) // 3}"}  # fmt: skip
+    values = {"yyyy": f"{year}", "yy": f"{year % 100:02d}", "Month": name, "Mon": name[:3], "MON": name[:3].upper()}
+    values |= {"mm": f"{month:02d}", "m": f"{month}", "dd": f"{day:02d}", "d": f"{day}", "q": f"{(month + 2) // 3}"}
     return _DATE_FIELD.sub(lambda match: values[match[0]], form)
 
 
@@ -139,13 +140,27 @@ def _clock(column: Column, draw: Draw) -> Params | None:
 
 
 _PATTERNS = {
-    10: ("(###) ###-####", "###-###-####", "###.###.####", "+1 ### ### ####", "### ### ####", "###/#######", "(###)#######",
-         "+1-###-###-####", "### #######", "1 (###) ### ####", "## ## ## ## ##", "###-#######", "[###] ###-####", "### - ### - ####"),
-    9: ("###-##-####", "### ### ###", "### ## ####", "###.###.###", "#########", "##-#######", "###/##/####"),
-    8: ("####-##-##", "## ## ## ##", "####/####", "##.##.####", "#### ####", "####.##.##", "##-##-####"),
-    16: ("####-####-####-####", "####.####.####.####", "####/####/####/####", "######## ########", "####_####_####_####"),
-    4: ("##:##", "##-##", "##.##", "##/##", "# ###", "##h##"),
-    12: ("####-##-## ##:##", "######-######", "#### #### ####", "###-###-###-###"),
+    10: (
+        "(###) ###-####", "###-###-####", "###.###.####", "+1 ### ### ####", "### ### ####", "###/#######",
+        "(###)#######", "+1-###-###-####", "### #######", "1 (###) ### ####", "## ## ## ## ##", "###-#######",
+        "[###] ###-####", "### - ### - ####",
+    ),
+    9: (
+        "###-##-####", "### ### ###", "### ## ####", "###.###.###", "#########", "##-#######", "###/##/####",
+    ),
+    8: (
+        "####-##-##", "## ## ## ##", "####/####", "##.##.####", "#### ####", "####.##.##", "##-##-####",
+    ),
+    16: (
+        "####-####-####-####", "####.####.####.####", "####/####/####/####", "######## ########",
+        "####_####_####_####",
+    ),
+    4: (
+        "##:##", "##-##", "##.##", "##/##", "# ###", "##h##",
+    ),
+    12: (
+        "####-##-## ##:##", "######-######", "#### #### ####", "###-###-###-###",
+    ),
 }  # fmt: skip
 
 
@@ -190,21 +205,72 @@ def _on_numbers(high: float) -> Callable[[Column], float]:
 
 
 OPERATIONS = (
-    Operation("date", "reformat", "ss", date, _date, lambda c: 20.0 if c.has_digits else 0.0,
-              "a date, read in one order of year, month and day, in another form"),
-    Operation("clock", "reformat", "n", clock, _clock, lambda c: 8.0 if c.has_digits else 0.0,
-              "a time of day on the 12-hour or the 24-hour clock"),
-    Operation("pattern", "reformat", "s", pattern, _pattern, lambda c: 4.0 if c.has_digits else 0.0,
-              "the digits written into a form"),
-    Operation("hide", "reformat", "sn", hide, _mask, lambda c: 1.5 if c.has_digits else 0.4,
-              "letters and digits masked, all but the last n"),
-    Operation("show", "reformat", "sn", show, _mask, lambda c: 0.8 if c.has_digits else 0.4,
-              "letters and digits masked, all but the first n"),
+    Operation(
+        "date",
+        "reformat",
+        "ss",
+        date,
+        _date,
+        lambda c: 20.0 if c.has_digits else 0.0,
+        "a date, read in one order of year, month and day, in another form",
+    ),
+    Operation(
+        "clock",
+        "reformat",
+        "n",
+        clock,
+        _clock,
+        lambda c: 8.0 if c.has_digits else 0.0,
+        "a time of day on the 12-hour or the 24-hour clock",
+    ),
+    Operation(
+        "pattern",
+        "reformat",
+        "s",
+        pattern,
+        _pattern,
+        lambda c: 4.0 if c.has_digits else 0.0,
+        "the digits written into a form",
+    ),
+    Operation(
+        "hide",
+        "reformat",
+        "sn",
+        hide,
+        _mask,
+        lambda c: 1.5 if c.has_digits else 0.4,
+        "letters and digits masked, all but the last n",
+    ),
+    Operation(
+        "show",
+        "reformat",
+        "sn",
+        show,
+        _mask,
+        lambda c: 0.8 if c.has_digits else 0.4,
+        "letters and digits masked, all but the first n",
+    ),
     Operation("thousands", "reformat", "s", thousands, _thousands, always(3.0), "digits grouped in threes"),
-    Operation("decimals", "reformat", "n", decimals, lambda c, d: (d.choice((0, 1, 2, 2, 3)),), _on_numbers(2.0),
-              "a number with n decimals, cut off or filled with zeros"),
-    Operation("comma", "reformat", "", comma_decimal, no_params(_is_number), _on_numbers(4.0), "point and comma exchanged"),
+    Operation(
+        "decimals",
+        "reformat",
+        "n",
+        decimals,
+        lambda c, d: (d.choice((0, 1, 2, 2, 3)),),
+        _on_numbers(2.0),
+        "a number with n decimals, cut off or filled with zeros",
+    ),
+    Operation(
+        "comma", "reformat", "", comma_decimal, no_params(_is_number), _on_numbers(4.0), "point and comma exchanged"
+    ),
     Operation("unpad", "reformat", "", unpad, no_params(_padded), always(2.0), "zeros in front of numbers left out"),
-    Operation("clip", "reformat", "n", clip, lambda c, d: (d.between(1, 4),) if c.has_letters else None,
-              lambda c: 0.8 if c.least_words > 1 else 0.1, "each word cut to n characters"),
-)  # fmt: skip
+    Operation(
+        "clip",
+        "reformat",
+        "n",
+        clip,
+        lambda c, d: (d.between(1, 4),) if c.has_letters else None,
+        lambda c: 0.8 if c.least_words > 1 else 0.1,
+        "each word cut to n characters",
+    ),
+)

@@ -22,21 +22,27 @@ MAX_SHARE = 0.35
 # How often users meet the types; the others count 1.
 TYPE_WEIGHTS = {
     "name": 1.8, "rawname": 1.2, "fullname": 1.2, "lastfirst": 1.2, "phrase": 1.5, "headline": 1.3, "email": 1.4,
-    "workemail": 1.3, "file": 1.3, "phone": 1.2, "address": 1.2, "code": 1.2, "place": 1.1, "time": 0.4, "time12": 0.4,
-    "number": 0.6, "size": 0.5, "price": 0.6, "ssn": 0.6, "intphone": 0.7, "card": 0.6, "measure": 0.7, "route": 0.7,
-    "slug": 0.8, "snake": 0.8, "camel": 0.8, "semilist": 0.7, "serial": 0.8, "invoice": 0.8, "usdate": 0.9, "eudate": 0.9,
-    "longdate": 0.9, "uslongdate": 0.9, "datetime": 0.9, "amount": 0.8,
+    "workemail": 1.3, "file": 1.3, "phone": 1.2, "address": 1.2, "code": 1.2, "place": 1.1, "time": 0.4,
+    "time12": 0.4, "number": 0.6, "size": 0.5, "price": 0.6, "ssn": 0.6, "intphone": 0.7, "card": 0.6,
+    "measure": 0.7, "route": 0.7, "slug": 0.8, "snake": 0.8, "camel": 0.8, "semilist": 0.7, "serial": 0.8,
+    "invoice": 0.8, "usdate": 0.9, "eudate": 0.9, "longdate": 0.9, "uslongdate": 0.9, "datetime": 0.9, "amount": 0.8,
 }  # fmt: skip
 
 _NUMBERS = frozenset({"amount", "price", "number", "measure"})
 _DATES = frozenset({"isodate", "usdate", "eudate", "longdate", "uslongdate", "datetime"})
 # Operations that would be nonsense elsewhere.
 ONLY_FOR = {
-    "thousands": _NUMBERS, "decimals": _NUMBERS, "comma": _NUMBERS, "date": _DATES,
-    "clock": frozenset({"time", "time12", "datetime"}), "pad": frozenset({"number", "ticket", "size", "code", "serial"}),
+    "thousands": _NUMBERS,
+    "decimals": _NUMBERS,
+    "comma": _NUMBERS,
+    "date": _DATES,
+    "clock": frozenset({"time", "time12", "datetime"}),
+    "pad": frozenset({"number", "ticket", "size", "code", "serial"}),
     "pattern": frozenset({"phone", "intphone", "ssn", "card", "isodate", "eudate", "usdate", "invoice", "number"}),
-    "spread": frozenset({"name", "fullname", "code", "serial", "number", "phrase", "time", "headline", "camel", "price"}),
-}  # fmt: skip
+    "spread": frozenset(
+        {"name", "fullname", "code", "serial", "number", "phrase", "time", "headline", "camel", "price"}
+    ),
+}
 
 # Users cut first, rearrange, then decorate: how a step of one family (row) makes later ones (columns, in the order of
 # FAMILIES: select, reorder, recase, join, add, reformat) less likely.
@@ -101,7 +107,7 @@ def _weight(operation: Operation, kind: str, column: Column, steps: list[Step], 
     if operation.name in ONLY_FOR and kind not in ONLY_FOR[operation.name]:
         return 0.0
     weight = operation.weight(column)
-    for family in {OPERATIONS[s.name].family for s in steps}:
+    for family in dict.fromkeys(OPERATIONS[s.name].family for s in steps):
         weight *= AFTER[family][FAMILIES.index(operation.family)]
     if operation.family == "add" and left > 1:
         weight *= 0.15

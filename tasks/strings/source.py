@@ -33,13 +33,12 @@ def make_examples(program: Program, seed: int | str, n: int, inputs: str = "trai
     """
     texts = pool(program.kind, inputs)
     draw = Draw(f"{program.instruction}\n{seed}")
-    order = range(len(texts))
     chosen: list[Example] = []
     repeated: list[Example] = []
     outputs: set[str] = set()
     used: set[int] = set()
     for _ in range(4 * n + 40):
-        i = draw.below(len(order))
+        i = draw.below(len(texts))
         if i in used:
             continue
         used.add(i)

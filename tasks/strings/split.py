@@ -176,20 +176,30 @@ def _take(programs: list[Program], quota: Sequence[int]) -> list[Program]:
     return taken
 
 
-def build(seed: int = SEED, attempts: int = 36000, num_train: int = NUM_TRAIN) -> Split:
-    """Draws the split; see the module's docstring. Pure in its arguments."""
+def build(
+    seed: int = SEED,
+    attempts: int = 36000,
+    num_train: int = NUM_TRAIN,
+    old_pairs: Sequence[int] = HELD_OUT_OLD_PAIRS,
+    new_pairs: Sequence[int] = HELD_OUT_NEW_PAIRS,
+) -> Split:
+    """Draws the split; see the module's docstring. Pure in its arguments.
+
+    Args:
+      seed: of all draws.
+      attempts: how many candidates are drawn; too few for the numbers below raise `DataError`.
+      num_train: training programs, by depth in the shares `DEPTH_MIX`.
+      old_pairs, new_pairs: by depth, held-out programs without and with an operation pair that training lacks.
+    """
     draw = Draw(f"hyperflax strings split {seed}")
     quota = [round(num_train * share) for share in DEPTH_MIX]
-    wanted = [
-        n + n // 20 + 3 * old + 5 * new
-        for n, old, new in zip(quota, HELD_OUT_OLD_PAIRS, HELD_OUT_NEW_PAIRS, strict=True)
-    ]
+    wanted = [n + n // 20 + 3 * old + 5 * new for n, old, new in zip(quota, old_pairs, new_pairs, strict=True)]
     programs = popular(distinct(shortened(draw_candidates(draw, attempts))), wanted, draw)
-    reserved = reserve_pairs(programs, draw, 4 * sum(HELD_OUT_NEW_PAIRS))
+    reserved = reserve_pairs(programs, draw, 4 * sum(new_pairs))
     new = [p for p in programs if not reserved.isdisjoint(p.pairs)]
     old = [p for p in programs if reserved.isdisjoint(p.pairs)]
     spread = Counter(p.pipeline for p in old)
-    chosen = {p.pipeline for p in _candidates_for_held_out(old, spread)}
+    chosen = {p.pipeline for p in _candidates_for_held_out(old, spread, old_pairs)}
     train = [p for p in old if p.pipeline not in chosen]
     clean = []
     for group in (new, [p for p in old if p.pipeline in chosen]):
@@ -200,16 +210,14 @@ def build(seed: int = SEED, attempts: int = 36000, num_train: int = NUM_TRAIN) -
     known = {pair for p in train for pair in p.pairs}
     new = [p for p in clean[0] if used.issuperset(s.name for s in p.steps)]
     old = [p for p in clean[1] if known.issuperset(p.pairs)]
-    held_out = [(p, True) for p in _take(new, HELD_OUT_NEW_PAIRS)] + [
-        (p, False) for p in _take(old, HELD_OUT_OLD_PAIRS)
-    ]
+    held_out = [(p, True) for p in _take(new, new_pairs)] + [(p, False) for p in _take(old, old_pairs)]
     held_out.sort(key=lambda item: item[0].instruction)
     return Split(tuple(train), tuple(p for p, _ in held_out), tuple(flag for _, flag in held_out))
 
 
-def _candidates_for_held_out(programs: list[Program], spread: Counter[str]) -> list[Program]:
+def _candidates_for_held_out(programs: list[Program], spread: Counter[str], quota: Sequence[int]) -> list[Program]:
     """Twice as many as needed by depth, of pipelines that few types share."""
-    left = [2 * n for n in HELD_OUT_OLD_PAIRS]
+    left = [2 * n for n in quota]
     chosen = []
     for p in programs:
         if left[p.depth - 1] > 0 and spread[p.pipeline] <= 3:
