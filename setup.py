@@ -74,7 +74,10 @@ setup(
     },
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["hyperflax = hyperflax.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["hyperflax = hyperflax.cli.main:main"],
+        "hyperflax.tasks": ["strings = hyperflax_tasks.strings_tasks:register"],
+    },
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -162,9 +162,8 @@ def _show_adapter(live: Hypermodel, shipped: Hypermodel, out: pathlib.Path) -> N
     for text, live_answer, answer in columns:
         print(f"  asked   {text!r:24} -> shipped {answer!r:20} live {live_answer!r}")
     save_adapter(out / "adapter", adapter.tree, adapter.spec, adapter.metadata, overwrite=True)
-    print(
-        f"\nThe adapter ({adapter.spec.num_parameters:,} values, {milliseconds:.0f} ms with compilation) is in "
-        f"{out}/adapter. Try it:\n"
-        f'  echo \'{{"input": "Ada Lovelace"}}\' | hyperflax predict --model strings --adapter {out}/adapter --inputs -\n'
-        f"Report and plots: {out}/report.md, {out}/report.png, {out}/loss.png"
-    )
+    values = adapter.spec.num_parameters
+    print(f"\nThe adapter: {values:,} values, made in {milliseconds:.0f} ms with compilation. Try it:")
+    print('  echo \'{"input": "Ada Lovelace"}\' \\')
+    print(f"    | hyperflax predict --model strings --adapter {out}/adapter --inputs -")
+    print(f"Report and plots: {out}/report.md, {out}/report.png, {out}/loss.png")

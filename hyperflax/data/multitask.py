@@ -1,8 +1,8 @@
 """Tasks as plain (inputs, targets) pairs: what a base model, or a plain T5 as reference system, is trained on.
 
 `TaskPairs` shows a task's definition, some of its examples, both or neither before the input, as an `EpisodeConfig`
-says, rendered exactly as evaluation renders them. `Induction` asks for the definition behind a handful of examples. Both
-are pair sources for `PackedBatches`:
+says, rendered exactly as evaluation renders them. `Induction` asks for the definition behind a handful of examples.
+Both are pair sources for `PackedBatches`:
 
 >>> config = EpisodeConfig(shots=4, min_shots=1, examples=1, demonstrations="inputs", inputs_length=256)
 >>> batches = PackedBatches(TaskPairs(source, config), batch_size=16, inputs_length=512, targets_length=96, seed=0)

@@ -1,8 +1,8 @@
 """Refining: a few optimizer steps on generated adapters, on the very examples that they were generated from.
 
-A generated adapter is a starting point that generalises; some Adam steps on its own support bring the rest (HyperTuning,
-section 5: generated parameters as initialisation). Many tasks are refined at once: the loss is the sum over tasks of
-each task's mean token loss, and Adam works element by element, so every task is refined as if it were alone.
+A generated adapter is a starting point that generalises; some Adam steps on its own support bring the rest
+(HyperTuning, section 5: generated parameters as initialisation). Many tasks are refined at once: the loss is the sum
+over tasks of each task's mean token loss, and Adam works element by element, so every task is refined as if alone.
 """
 
 from __future__ import annotations

@@ -1,0 +1,138 @@
+"""A hypermodel whole: text in, adapter out, text out; on disk and back; wrong adapters and bad examples refused."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import hyperflax
+from hyperflax import trees
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.lora import LoRA
+from hyperflax.checkpoints.artefacts import load_adapter, save_adapter
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
+from hyperflax.hypermodel import Hypermodel, HypermodelConfig
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.types import T5Config
+
+T5 = T5Config(
+    vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=2
+)
+EXAMPLES = [("ab", "AB"), ("cd", "CD"), ("efg", "EFG")]
+
+
+@pytest.fixture(scope="module")
+def model() -> Hypermodel:
+    config = HypermodelConfig(
+        base=T5,
+        spec=build_spec(LoRA(rank=2), T5),
+        hypernetwork=HyperT5Config(t5=T5, heads=HeadsConfig(hidden=8)),
+        episodes=EpisodeConfig(shots=2, examples=2, support_length=16, inputs_length=8, targets_length=8),
+        vocabulary=Bytes(),
+    )
+    base, hypernetwork = config.build()
+    tokens = np.ones((1, 4), np.int32)
+    frozen = jax.jit(base.init)(jax.random.key(0), tokens, tokens)["params"]
+    episode = {"support_tokens": np.ones((2, 8), np.int32)}
+    params = nn.unbox(jax.jit(hypernetwork.init)(jax.random.key(1), episode)["params"])
+    # Away from the start, where adapters do nothing that could be seen.
+    noise = jax.tree.map(lambda x: 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return Hypermodel(config, frozen, jax.tree.map(lambda a, b: a + b, params, noise), name="micro")
+
+
+def same(a, b) -> bool:
+    a, b = trees.flatten(a), trees.flatten(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
+
+
+def test_an_adapter_fits_its_spec_and_says_where_it_comes_from(model: Hypermodel) -> None:
+    adapter = model.adapt(EXAMPLES)
+    model.config.spec.validate(adapter.tree)
+    assert adapter.metadata.base_fingerprint == model.base_fingerprint
+    assert adapter.metadata.hypermodel == model.parts.id
+    assert adapter.metadata.refine_steps == 0
+    assert same(adapter.tree, model.adapt([{"input": x, "target": y} for x, y in EXAMPLES]).tree)
+    assert not same(adapter.tree, model.adapt(EXAMPLES[:2]).tree)
+
+
+def test_adapters_change_predictions_and_each_input_is_answered_alone(model: Hypermodel) -> None:
+    inputs = [f"x{i}" for i in range(70)]
+    adapter = model.adapt(EXAMPLES, refine_steps=3, learning_rate=0.1)
+    adapted = model.predict(inputs, adapter)
+    assert len(adapted) == 70
+    assert adapted != model.predict(inputs)
+    assert model.predict(inputs[5:6], adapter) == adapted[5:6]
+    assert model.predict([], adapter) == []
+
+
+def test_refining_lowers_the_loss_on_the_examples(model: Hypermodel) -> None:
+    arrays = model.episode(EXAMPLES, [])
+    adapters = model.generate({"support_tokens": arrays["support_tokens"][None]})
+    _, losses = model.refine(adapters, model.own_examples([EXAMPLES]), 20, 1e-2)
+    losses = np.asarray(losses)
+    assert losses.shape == (20, 1)
+    assert losses[-1, 0] < losses[0, 0]
+
+
+def test_tasks_refined_together_are_refined_alone(model: Hypermodel) -> None:
+    supports = [EXAMPLES, [("q", "r"), ("s", "t"), ("uv", "wx")]]
+    tokens = np.stack([model.episode(support, [])["support_tokens"] for support in supports])
+    adapters = model.generate({"support_tokens": tokens})
+    together, _ = model.refine(adapters, model.own_examples(supports), 5, 1e-2)
+    for index, support in enumerate(supports):
+        alone, _ = model.refine(
+            jax.tree.map(lambda x, i=index: x[i : i + 1], adapters), model.own_examples([support]), 5, 1e-2
+        )
+        for path, leaf in trees.flatten(alone).items():
+            np.testing.assert_allclose(leaf[0], trees.flatten(together)[path][index], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_on_disk_and_back(model: Hypermodel, tmp_path, dtype) -> None:
+    model.save(tmp_path / "model", dtype=dtype)
+    loaded = hyperflax.load(tmp_path / "model")
+    assert loaded.config == model.config
+    assert loaded.parts.name == "micro"
+    if dtype is None:
+        assert loaded.base_fingerprint == model.base_fingerprint
+        assert same(loaded.adapt(EXAMPLES).tree, model.adapt(EXAMPLES).tree)
+    again = hyperflax.load(tmp_path / "model")
+    adapter = loaded.adapt(EXAMPLES)
+    save_adapter(tmp_path / "adapter", adapter.tree, adapter.spec, adapter.metadata)
+    reread = load_adapter(tmp_path / "adapter")
+    assert same(reread.tree, adapter.tree)
+    assert again.predict(["ab"], reread) == loaded.predict(["ab"], adapter)
+
+
+def test_an_adapter_of_another_base_is_refused(model: Hypermodel) -> None:
+    other = Hypermodel(model.config, jax.tree.map(lambda x: x * 1.5, model.parts.base), model.parts.hypernetwork_params)
+    with pytest.raises(AdapterError, match="sha256:"):
+        other.predict(["ab"], model.adapt(EXAMPLES))
+
+
+def test_bad_examples_are_named(model: Hypermodel) -> None:
+    with pytest.raises(DataError, match="at least one"):
+        model.adapt([])
+    with pytest.raises(DataError, match="example 1: expected keys 'input' and 'target'"):
+        model.adapt([{"input": "a", "target": "b"}, {"input": "a"}])
+    with pytest.raises(DataError, match="example 0: expected an"):
+        model.adapt([("a", 3)])
+    with pytest.raises(DataError, match="demonstration 0: expected at most 16 tokens"):
+        model.adapt([("a" * 20, "b")])
+    with pytest.raises(DataError, match="input 1: inputs: expected at most 8 tokens"):
+        model.predict(["a", "b" * 20])
+    with pytest.raises(ConfigError, match="refine_steps"):
+        model.adapt(EXAMPLES, refine_steps=-1)
+
+
+def test_an_unknown_model_is_named(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="model 'no_such_model': expected a model directory"):
+        hyperflax.load("no_such_model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"hypermodel\.json"):
+        hyperflax.load(tmp_path / "empty")
