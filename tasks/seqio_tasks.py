@@ -17,13 +17,12 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hyperflax_tasks import natural_instructions as ni
-from hyperflax_tasks.strings import load_split, make_examples
-
 from hyperflax.data.examples import tokenise
 from hyperflax.data.seqio_source import import_seqio
 from hyperflax.data.vocabularies import Bytes, SentencePiece, Vocabulary
 from hyperflax.errors import ConfigError
+from hyperflax_tasks import natural_instructions as ni
+from hyperflax_tasks.strings import load_split, make_examples
 
 
 def register() -> None:

@@ -172,7 +172,7 @@ class Conditions:
     def _as_examples(self, supports: Sequence[Sequence[Example]]) -> dict[str, np.ndarray]:
         """Every task's support as scored examples, [task, example, length]."""
         config = self.model.config.episodes
-        most = max(map(len, supports))
+        most = max([1, *map(len, supports)])
         config = config.replace(
             examples=most, demonstrations="none", definition="none", positives="none", too_long="truncate"
         )

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.episode_config import EpisodeConfig, in_support
 from hyperflax.data.episodes import evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo, tokenise
+from hyperflax.data.rendering import SENTINELS
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
 from hyperflax.evaluation.runner import EvaluationTask
@@ -62,8 +63,8 @@ class HeldOut:
           tasks: only so many tasks, evenly spread over the source; all by default.
           seed, draw: which examples; `draw` changes the support alone.
           first: score each task's first examples, as Super-NaturalInstructions has it.
-          support: drawn from the task's `examples`, or the `positives` that come with it (its first K; a task without
-            any is left out).
+          support: drawn from the task's `examples`, or the `positives` that come with it (the first K that fit a row; a
+            task without any is left out, unless its definition stands in the support).
           category: of a task's name; by default what the source says.
 
         Raises:
@@ -84,9 +85,11 @@ class HeldOut:
                 problem = str(error)
                 continue
             info = source.info(number)
-            shown = info.positives[:shots] if support == "positives" else source.examples(number, episode.support)
-            if not shown:
-                problem = f"task '{episode.name}' has no positive examples"
+            shown = source.examples(number, episode.support)
+            if support == "positives":
+                shown = [p for p in info.positives if _size(p) <= config.support_length][:shots]
+            if not shown and not in_support(config.definition):
+                problem = f"task '{episode.name}' has no positive example that fits {config.support_length} tokens"
                 continue
             decode = source.vocabulary.decode
             tokens[episode.name] = TaskTokens(tuple(shown), episode.examples, info)
@@ -122,3 +125,8 @@ class HeldOut:
             for task in tasks
         }
         return cls(tuple(tasks), tokens)
+
+
+def _size(example: Example) -> int:
+    """Tokens of a rendered demonstration, end of sequence included."""
+    return len(example.inputs) + len(example.targets) + SENTINELS + 1

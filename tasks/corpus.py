@@ -1,0 +1,72 @@
+"""Plain text for pretraining: jsonl shards of `{"text": ...}`, as C4's json files are laid out.
+
+One task `text` whose examples have an empty input and a document as target; `hyperflax.data.corruption` cuts windows
+out of them. Every hundredth document is for validation.
+
+```
+export HYPERFLAX_TEXT=~/text HYPERFLAX_VOCABULARY=~/spiece.model
+hyperflax cache --module hyperflax_tasks.corpus --mixture text --out caches/text
+```
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+from hyperflax.data import registry
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.jsonl import read_rows
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import ConfigError, DataError
+
+from .natural_instructions import find_vocabulary
+
+ROOT_VARIABLE = "HYPERFLAX_TEXT"
+SPLITS = ("train", "validation")
+VALIDATION_EVERY = 100
+
+
+def text_source(root: pathlib.Path | str, split: str, vocabulary: Vocabulary) -> InMemorySource:
+    """The documents of a split, tokenised.
+
+    Raises:
+      DataError: no such split, no shard, or a line without a text (with file and line).
+    """
+    return InMemorySource.from_stream(_stream(pathlib.Path(root), split, vocabulary), vocabulary)
+
+
+def _stream(root: pathlib.Path, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
+    if split not in SPLITS:
+        raise DataError(f"text: expected a split out of {SPLITS}, got '{split}'")
+    shards = sorted(root.glob("*.jsonl"))
+    if not shards:
+        raise DataError(f"{root}: expected *.jsonl shards of documents, found none")
+    nothing, info, number = tokenise("", vocabulary), TaskInfo(), 0
+    for shard in shards:
+        with open(shard, encoding="utf-8") as lines:
+            for line, row in read_rows(lines, str(shard)):
+                number += 1
+                if not isinstance(row.get("text"), str):
+                    raise DataError(f"{shard}:{line}: expected a string 'text', got the keys {sorted(row)[:8]}")
+                if (number % VALIDATION_EVERY == 0) == (split == "validation"):
+                    yield StreamedExample("text", Example(nothing, tokenise(row["text"], vocabulary)), info)
+
+
+def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
+    """Registers `text`, splits `train` and `validation`.
+
+    Raises:
+      ConfigError: no folder, by argument or `HYPERFLAX_TEXT`.
+    """
+    found = root or os.environ.get(ROOT_VARIABLE)
+    if not found or not pathlib.Path(found).is_dir():
+        raise ConfigError(f"text: set {ROOT_VARIABLE} to a folder of jsonl shards with a 'text' each, got {found!r}")
+
+    def loader(split: str) -> registry.Loader:
+        return lambda given: text_source(found, split, find_vocabulary(given or vocabulary))
+
+    registry.register_source(
+        "text", {split: loader(split) for split in SPLITS}, description="plain documents for pretraining", replace=True
+    )
