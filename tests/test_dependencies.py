@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "objectives": BASE,
     "data": BASE | {""},
     "checkpoints": BASE | {"", "data"},
-    "evaluation": BASE | {"", "data", "checkpoints"},
+    "evaluation": BASE | {"", "objectives", "data", "checkpoints"},
     "training": BASE | SIDE | {"", "objectives"},
     "hypermodel": BASE | SIDE | {"", "objectives", "training"},
     "cli": BASE | SIDE | {"", "objectives", "training", "hypermodel", *JOBS},

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hyperflax_tasks import natural_instructions as ni
-from hyperflax_tasks import seqio_tasks
 
 from hyperflax.data import commands, registry
 from hyperflax.data.cache_source import CachedSource
@@ -18,6 +16,8 @@ from hyperflax.data.examples import ExampleSource
 from hyperflax.data.seqio_source import convert_vocabulary, list_seqio, load_seqio
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
+from hyperflax_tasks import natural_instructions as ni
+from hyperflax_tasks import seqio_tasks
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: pip install 'hyperflax[seqio]'")

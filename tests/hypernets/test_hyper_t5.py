@@ -118,7 +118,7 @@ def test_starts_from_a_t5(case) -> None:
 
 
 def test_a_batch_of_supports_is_refused(case) -> None:
-    spec, hypernet, params, _ = case
+    _, hypernet, params, _ = case
     with pytest.raises(ConfigError, match=r"expected \[rows, length\] of one task, got \(2, 3, 6\)"):
         hypernet.apply({"params": params}, {"support_tokens": np.stack([SUPPORT, SUPPORT])})
     with pytest.raises(ConfigError, match="slot_bias"):

@@ -7,12 +7,12 @@ import pathlib
 from typing import Any
 
 import pytest
-from hyperflax_tasks import natural_instructions as ni
 
 from hyperflax.data import registry
 from hyperflax.data.episodes import EpisodeConfig, Episodes, evaluation_episode
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import ConfigError, DataError
+from hyperflax_tasks import natural_instructions as ni
 
 
 def task(instances: int, **changes: Any) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import pathlib
 import re
 
 import pytest
+
+from hyperflax.errors import DataError
 from hyperflax_tasks.strings import TYPES, load_handwritten, load_split, make_examples, parse, pool, probes
 from hyperflax_tasks.strings.columns import Column
 from hyperflax_tasks.strings.inputs import generate
 from hyperflax_tasks.strings.lexicon import CITIES, FIRST_NAMES, LAST_NAMES, WORDS, Draw
-
-from hyperflax.errors import DataError
 
 SHAPES = {
     "isodate": r"\d{4}-\d\d-\d\d",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hyperflax_tasks.strings import FAMILIES, OPERATIONS, Program, Step, load_split, parse
 
 from hyperflax.errors import DataError
+from hyperflax_tasks.strings import FAMILIES, OPERATIONS, Program, Step, load_split, parse
 
 # One step, an input, and what a reader of its summary writes down. None: the step makes no sense there.
 CASES = [

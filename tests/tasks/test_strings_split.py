@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hyperflax_tasks.strings import OPERATIONS, TYPES, Program, Split, load_split, parse, probes
-from hyperflax_tasks.strings import split as splits
 
 from hyperflax.errors import DataError
+from hyperflax_tasks.strings import OPERATIONS, TYPES, Program, Split, load_split, parse, probes
+from hyperflax_tasks.strings import split as splits
 
 
 def _agreement(a: Program, b: Program) -> float:

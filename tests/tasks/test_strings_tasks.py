@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hyperflax_tasks import seqio_tasks, strings_tasks
-from hyperflax_tasks.strings import load_split, make_examples
 
 from hyperflax.data import registry
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import DataError
+from hyperflax_tasks import seqio_tasks, strings_tasks
+from hyperflax_tasks.strings import load_split, make_examples
 
 
 @pytest.fixture
