@@ -13,7 +13,6 @@ import re
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).resolve().parent
-README = ROOT / "README.md"
 VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hyperflax/__init__.py").read_text("utf-8"), re.MULTILINE)
 
 FOLDERS = {"hyperflax_tasks": "tasks", "hyperflax_gin_configs": "gin_configs"}
@@ -23,7 +22,7 @@ CORE = [
     "flax>=0.12,<0.13",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
-    "tensorstore>=0.1.80,<0.2",
+    "tensorstore>=0.1.84,<0.2",
     "safetensors>=0.7,<1",
     "sentencepiece>=0.2.1,<0.3",
     "grain>=0.2.15,<0.3",
@@ -60,7 +59,7 @@ setup(
     name="hyperflax",
     version=VERSION.group(1),
     description="Hypernetworks that read a few examples of a task and emit LoRA or prefix parameters for a frozen T5",
-    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

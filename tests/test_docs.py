@@ -62,7 +62,7 @@ def test_named_files_exist(page: pathlib.Path):
     new = {line for line in page.read_text("utf-8").splitlines() if "One file" in line or "One gin file" in line}
     for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|gin|md|sh|lock))`", page.read_text("utf-8")):
         is_new = any(path in line for line in new) or (page.stem.startswith("add_") and "gin_configs" in path)
-        rooms = (REPOSITORY, REPOSITORY / "hyperflax", page.parent)
+        rooms = (REPOSITORY, REPOSITORY / "hyperflax", REPOSITORY / "gin_configs", page.parent)
         assert is_new or any((room / path).exists() for room in rooms), f"{page.name} names {path}"
 
 
