@@ -25,6 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.data.commands import cache_mixture
 
     manifest = cache_mixture(arguments.mixture, arguments.out, split=arguments.split, modules=arguments.module)
-    tasks = len(manifest["tasks"]) if isinstance(manifest.get("tasks"), list) else manifest.get("num_tasks", "")
-    print(f"{arguments.out}: {arguments.mixture}/{arguments.split}, {tasks} tasks, {len(manifest['shards'])} shards")
+    size = sum(entry["bytes"] for entry in manifest["files"]) / 2**20
+    print(
+        f"{arguments.out}: {arguments.mixture}/{arguments.split}, {manifest['num_tasks']:,} tasks, "
+        f"{manifest['num_examples']:,} examples, {size:.1f} MiB"
+    )
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -61,10 +62,13 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
     gin.clear_config()
     for path in filter(None, arguments.gin_search_paths.split(",")):
         gin.add_config_file_search_path(path)
+    logging.getLogger().addFilter(_is_not_a_failed_look_up)
     try:
         gin.parse_config_files_and_bindings(arguments.gin_file, arguments.gin_bindings)
     except (OSError, SyntaxError, ValueError, AttributeError, ImportError) as error:
         raise ConfigError(f"gin: {error}") from error
+    finally:
+        logging.getLogger().removeFilter(_is_not_a_failed_look_up)
     try:
         job = gin.get_configurable(name)
     except ValueError as error:
@@ -74,6 +78,11 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
         return job()
     finally:
         _write_config("operative_config.gin", gin.operative_config_str)
+
+
+def _is_not_a_failed_look_up(record: logging.LogRecord) -> bool:
+    """gin logs an error for every place where a file is not, before it finds the file in the next one."""
+    return not record.getMessage().startswith("Path not found")
 
 
 def shipped_folder() -> pathlib.Path:

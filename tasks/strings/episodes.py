@@ -77,7 +77,7 @@ def base_pairs(
       shots: most examples shown at once; at least one.
       inputs_length, targets_length: bounds of a pair, in tokens.
       rates: of following an instruction, finding the instruction behind examples, continuing examples, and copying an
-        input that comes alone. The last makes the bare model's answer to a lone input a copy of it.
+        input that comes alone; 0 leaves a kind out. The last makes the bare model answer a lone input with a copy.
     """
     tasks = source(split, examples)
     config = EpisodeConfig(
@@ -87,10 +87,17 @@ def base_pairs(
         inputs_length=inputs_length,
         targets_length=targets_length,
         support_length=inputs_length,
+        too_long="skip",
         demonstrations="inputs",
     )
-    follow = TaskPairs(tasks, config.replace(shots=0, min_shots=0, demonstrations="none", definition="inputs"))
-    return MixedPairs((follow, Induction(tasks, config), TaskPairs(tasks, config), _Copy(tasks)), rates)
+    kinds = (
+        lambda: TaskPairs(tasks, config.replace(shots=0, min_shots=0, demonstrations="none", definition="inputs")),
+        lambda: Induction(tasks, config),
+        lambda: TaskPairs(tasks, config),
+        lambda: _Copy(tasks),
+    )
+    chosen = [(kind(), rate) for kind, rate in zip(kinds, rates, strict=True) if rate]
+    return MixedPairs(*zip(*chosen, strict=True))
 
 
 class _Copy:
