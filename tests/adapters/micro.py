@@ -32,8 +32,10 @@ KINDS = {
     "lora_two_ranks": (LoRA(rank=1, layers=(0,)), LoRA(rank=4, layers=(1,))),
     "prefix_zero": (Prefix(length=3),),
     "prefix_preceding": (Prefix(length=4, position_bias="preceding"),),
-    "prefix_some_sites": (Prefix(length=2, sites=("encoder/attention", "decoder/enc*")),),
-    "prefix_some_layers": (Prefix(length=2, position_bias="preceding", sites=("decoder/*",), layers=(1,)),),
+    "prefix_some_sites_and_layers": (
+        Prefix(length=1, sites=("encoder/attention",), layers=(0,)),
+        Prefix(length=2, position_bias="preceding", sites=("decoder/*",), layers=(1,)),
+    ),
     "lora_and_prefix": (LoRA(rank=2, sites=("*/key", "*/mlp/*")), Prefix(length=3, position_bias="preceding")),
     # Self-attentions alone: cross-attention has one kind of prefix only.
     "both_position_biases": (
