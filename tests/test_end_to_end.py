@@ -211,7 +211,7 @@ def test_errors_end_a_command_with_one_line(workspace: pathlib.Path, capsys) -> 
 def test_evaluate_writes_a_report_with_controls(workspace: pathlib.Path, capsys) -> None:
     out = workspace / "report"
     arguments = ["evaluate", "--model", str(workspace / "hyper" / "model"), "--mixture", "toy", "--out", str(out)]
-    arguments += ["--module", "toy_tasks_module", "--examples", "3", "--refine", "1"]
+    arguments += ["--module", "toy_tasks_module", "--examples", "3", "--refine", "1", "--neighbours", "train"]
     assert main(arguments) == 0
     report = read_report(out / "report.json")
     assert report["n_tasks"] == 3
@@ -224,7 +224,7 @@ def test_evaluate_writes_a_report_with_controls(workspace: pathlib.Path, capsys)
         "shuffled_support",
         "shuffled_support_refined",
     }
-    assert set(report["conditions"]) == names
+    assert set(report["conditions"]) == names | {"nearest_task"}
     assert (out / "report.png").is_file()
     assert "generated" in capsys.readouterr().out
 

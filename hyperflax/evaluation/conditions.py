@@ -32,6 +32,7 @@ from hyperflax.types import PyTree
 if TYPE_CHECKING:
     from hyperflax.hypermodel import Hypermodel
 
+BLOCK = 32  # stored adapters whose losses are computed at once
 STEP = 32  # arrays are cut to a multiple of this many columns, so that few shapes are compiled
 
 
@@ -122,7 +123,7 @@ class Conditions:
             examples = self._as_examples([self._tokens(task).support])
             losses = [np.asarray(self._losses(adapters, examples)) for adapters in self._stored]
             index = int(np.argmin(np.concatenate(losses)))
-            block, row = divmod(index, len(losses[0]))
+            block, row = divmod(index, BLOCK)
             chosen.append(jax.tree.map(lambda leaf, row=row: leaf[row], self._stored[block]))
         return self._decode(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
 
@@ -181,16 +182,13 @@ class Conditions:
 
     @functools.cached_property
     def _stored(self) -> list[PyTree]:
-        """Adapters generated for training tasks, in blocks of equal size."""
+        """Adapters generated for training tasks, `BLOCK` at a time; the last block may have fewer."""
         neighbours = HeldOut.from_source(
             self._neighbours, self.model.config.episodes, examples=1, tasks=self._num_neighbours
         )
         others = Conditions(self.model, neighbours)
-        size = 32
-        whole = len(neighbours.tasks) // size * size
-        if whole == 0:
-            raise ConfigError(f"nearest_task: expected at least {size} training tasks, got {len(neighbours.tasks)}")
-        return [others._generate(neighbours.tasks[i : i + size], False) for i in range(0, whole, size)]
+        tasks = neighbours.tasks
+        return [others._generate(tasks[i : i + BLOCK], False) for i in range(0, len(tasks), BLOCK)]
 
     @functools.cached_property
     def _losses(self) -> Callable[[PyTree, Any], jax.Array]:

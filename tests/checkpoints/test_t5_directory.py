@@ -1,0 +1,66 @@
+"""The T5 directory, and finding a base model in any of its forms."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from hyperflax import trees
+from hyperflax.checkpoints.t5_directory import load_base, save_t5
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import CheckpointError
+from hyperflax.models.t5 import T5
+from hyperflax.types import T5Config
+
+CONFIG = T5Config(
+    vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    tokens = np.ones((1, 2), np.int32)
+    return jax.tree.map(np.asarray, jax.jit(T5(CONFIG).init)(jax.random.key(0), tokens, tokens)["params"])
+
+
+def test_what_is_saved_is_loaded(params, tmp_path) -> None:
+    save_t5(tmp_path / "t5", params, CONFIG, Bytes(), results={"loss": 1.5})
+    loaded = trees.flatten(load_base(tmp_path / "t5", CONFIG))
+    for path, leaf in trees.flatten(params).items():
+        np.testing.assert_array_equal(loaded[path], leaf)
+
+
+def test_another_shape_lists_the_leaves_that_differ(params, tmp_path) -> None:
+    save_t5(tmp_path / "t5", params, CONFIG, Bytes())
+    with pytest.raises(CheckpointError, match="mlp/wi_0/kernel") as error:
+        load_base(tmp_path / "t5", CONFIG.replace(mlp_dim=16))
+    assert "mlp/wo/kernel" in str(error.value)
+    with pytest.raises(CheckpointError, match="mlp"):
+        save_t5(tmp_path / "other", params, CONFIG.replace(mlp_dim=16), Bytes())
+    assert not (tmp_path / "other").exists()
+
+
+def test_damaged_weights_are_refused(params, tmp_path) -> None:
+    save_t5(tmp_path / "t5", params, CONFIG, Bytes())
+    file = tmp_path / "t5" / "t5.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"t5\.safetensors"):
+        load_base(tmp_path / "t5", CONFIG)
+
+
+def test_a_t5x_checkpoint_is_a_base(materialised) -> None:
+    folder = materialised / "t5x" / "checkpoints"
+    micro = T5Config(
+        vocab_size=64, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=2
+    )
+    found = [path for path in folder.rglob("checkpoint") if path.is_file() and "micro_legacy_f32" in str(path)]
+    params = load_base(found[0].parent, micro)
+    assert trees.flatten(params)["token_embedder/embedding"].shape == (64, 16)
+
+
+def test_nothing_there_is_said(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="expected a T5 directory"):
+        load_base(tmp_path / "nothing", CONFIG)
