@@ -1,18 +1,22 @@
-"""Registers the embedded default data: source `strings`, splits `train` and `held_out`. Needs neither seqio nor a file.
+"""Registers the embedded default data; needs neither seqio nor a file, and is known without being named.
+
+`strings`, splits `train` and `held_out`: generated programs. `strings_handwritten`, split `test`: tasks typed by hand,
+whose support stands among their positives:
 
 ```
-hyperflax tasks --module hyperflax_tasks.strings_tasks
+hyperflax evaluate --model strings --mixture strings_handwritten --split test --support positives --out reports/hand
 ```
 """
 
 from __future__ import annotations
 
 from hyperflax.data import registry
-from hyperflax.data.examples import InMemorySource
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo, tokenise
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import DataError
 
 from .strings.episodes import SplitName, source
+from .strings.handwritten import Examples, load_handwritten
 from .strings.split import load_split
 
 SPLITS: tuple[SplitName, ...] = ("train", "held_out")
@@ -25,6 +29,13 @@ def register(examples: int = 40) -> None:
         {split: _loader(split, examples) for split in SPLITS},
         description="text transformations as spreadsheet users know them; a task is a program",
         sizes=lambda: _sizes(examples),
+        replace=True,
+    )
+    registry.register_source(
+        "strings_handwritten",
+        {"test": _handwritten},
+        description="tasks as a spreadsheet user types them; for evaluation only",
+        sizes=lambda: {"test": (len(load_handwritten()), sum(len(task.test) for task in load_handwritten()))},
         replace=True,
     )
 
@@ -41,3 +52,24 @@ def _loader(split: SplitName, examples: int) -> registry.Loader:
 def _sizes(examples: int) -> dict[str, tuple[int, int]]:
     programs = {"train": load_split().train, "held_out": load_split().held_out}
     return {split: (len(found), examples * len(found)) for split, found in programs.items()}
+
+
+def _handwritten(vocabulary: Vocabulary | None) -> InMemorySource:
+    if vocabulary not in (None, Bytes()):
+        raise DataError(f"source 'strings_handwritten': expected {Bytes()!r}, got {vocabulary!r}")
+    tokens = Bytes()
+
+    def examples(pairs: Examples) -> list[Example]:
+        return [Example(tokenise(x, tokens), tokenise(y, tokens)) for x, y in pairs]
+
+    return InMemorySource(
+        (
+            TaskExamples(
+                task.name,
+                examples(task.test),
+                TaskInfo(definition=tokenise(task.intent, tokens), positives=tuple(examples(task.support))),
+            )
+            for task in load_handwritten()
+        ),
+        tokens,
+    )
