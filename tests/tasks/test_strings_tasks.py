@@ -10,7 +10,7 @@ from hyperflax.data import registry
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import DataError
 from hyperflax_tasks import seqio_tasks, strings_tasks
-from hyperflax_tasks.strings import load_split, make_examples
+from hyperflax_tasks.strings import load_handwritten, load_split, make_examples
 
 
 @pytest.fixture
@@ -56,3 +56,16 @@ def test_the_seqio_tasks_hold_the_same_examples():
     finally:
         for split in ("train", "held_out"):
             seqio.TaskRegistry.remove(f"strings_{split}")
+
+
+@pytest.mark.usefixtures("registered")
+def test_hand_written_tasks_keep_their_support_apart():
+    source = registry.load_source("strings_handwritten", "test")
+    assert len(source.task_names) == 30
+    decode = Bytes().decode
+    for number, task in enumerate(load_handwritten()):
+        info = source.info(number)
+        assert tuple((decode(e.inputs), decode(e.targets)) for e in info.positives) == task.support
+        scored = source.examples(number, range(int(source.sizes[number])))
+        assert tuple((decode(e.inputs), decode(e.targets)) for e in scored) == task.test
+        assert not {x for x, _ in task.support} & {x for x, _ in task.test}

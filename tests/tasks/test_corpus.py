@@ -1,0 +1,48 @@
+"""Plain text: shards of documents, a fixed validation share, bad lines named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hyperflax.data import registry
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import ConfigError, DataError
+from hyperflax_tasks import corpus
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for shard in range(2):
+        rows = [{"text": f"document {shard * 150 + i}"} for i in range(150)]
+        (tmp_path / f"docs-{shard:05d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_every_hundredth_document_is_for_validation(shards) -> None:
+    corpus.register(shards, Bytes())
+    try:
+        train, validation = (registry.load_source("text", split) for split in ("train", "validation"))
+    finally:
+        registry.unregister_source("text")
+    decode = Bytes().decode
+    texts = [decode(validation.example(0, i).targets) for i in range(int(validation.sizes[0]))]
+    assert texts == ["document 99", "document 199", "document 299"]
+    assert train.sizes.tolist() == [297]
+    assert all(len(train.example(0, i).inputs) == 0 for i in range(297))
+
+
+def test_bad_text_is_named(shards, tmp_path, monkeypatch) -> None:
+    with open(shards / "docs-00001.jsonl", "a") as file:
+        file.write('{"txt": "misspelt"}\n')
+    with pytest.raises(DataError, match=r"docs-00001\.jsonl:151: expected a string 'text'"):
+        corpus.text_source(shards, "train", Bytes())
+    with pytest.raises(DataError, match="expected a split"):
+        corpus.text_source(shards, "test", Bytes())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="found none"):
+        corpus.text_source(tmp_path / "empty", "train", Bytes())
+    monkeypatch.delenv("HYPERFLAX_TEXT", raising=False)
+    with pytest.raises(ConfigError, match="HYPERFLAX_TEXT"):
+        corpus.register()
