@@ -6,9 +6,10 @@ keys. Two slots of the `adapters` collection put extra keys and values in front 
 holds `key` and `value` [length, heads, head_dim] and, if some positions are to be ignored, `mask` [length] (1 = keep).
 An absent slot leaves exactly the bare computation.
 
-Decoding lays keys out as [rows, heads, positions, width, head_dim]: matrix multiplications need no transpose, and a new
-token is one contiguous `dynamic_update_slice`. `width` is 1, or the number of beams that share a row; then each beam
-attends to all of them and a mask keeps its own ancestors, so beams are never reordered in memory.
+Decoding lays keys out as [rows, heads, positions * width, head_dim]: matrix multiplications need no transpose, and a
+new token is one `dynamic_update_slice` that nothing reshapes afterwards (a reshaped use would make XLA copy the cache
+in every step). `width` is 1, or the number of beams that share a row; then each beam attends to all of them and a mask
+keeps its own ancestors, so beams are never reordered in memory.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Attention(nn.Module):
         prefixes = self._prefixes()
         empty = jnp.zeros((rows, length, cfg.num_heads, cfg.head_dim), cfg.dtype)
         cache = {name: self._prepend(prefixes, name, empty).swapaxes(1, 2) for name in ("key", "value")}
-        return {name: jnp.repeat(x[:, :, :, None], width, axis=3) for name, x in cache.items()}
+        return {name: jnp.repeat(x, width, axis=2) for name, x in cache.items()}
 
     def start_cross(self, source: Array) -> dict[str, Array]:
         """Computes the keys and values of `source` [batch, keys, emb] once, prefixes in front.
@@ -93,7 +94,7 @@ class Attention(nn.Module):
 
         Args:
           x: [example, decodes, emb], one token of each decode.
-          cache: `key`, `value` [rows, heads, prefix + length, width, head_dim] with rows x width = example x decodes.
+          cache: `key`, `value` [rows, heads, (prefix + length) * width, head_dim], rows * width = example * decodes.
           bias: the stack's bias, for the position `bias.index`.
           ancestors: with width > 1, int32 [rows, width, length]: which of the row's `width` places holds a decode's
             token at each position.
@@ -101,22 +102,23 @@ class Attention(nn.Module):
         Returns:
           [example, decodes, emb] and the new cache.
         """
-        rows, heads, keys, width, head_dim = cache["key"].shape
+        rows, heads, places, head_dim = cache["key"].shape
+        width = x.shape[0] * x.shape[1] // rows
         prefixes = self._prefixes()
-        prefix_length = keys - bias.length
+        prefix_length = places // width - bias.length
         new = {}
         for name, projection in (("key", self.key), ("value", self.value)):
-            y = projection(x).reshape(rows, width, heads, head_dim).swapaxes(1, 2)[:, :, None]
-            new[name] = write_position(cache[name], y, prefix_length + bias.index, axis=2)
+            y = projection(x).reshape(rows, width, heads, head_dim).swapaxes(1, 2)
+            new[name] = write_position(cache[name], y, (prefix_length + bias.index) * width, axis=2)
         q = self.query(x).reshape(rows, width, heads, head_dim).swapaxes(1, 2)
-        # The last two axes of both: [keys, places].
-        position_bias = self._bias(prefixes, bias)[..., None]
-        mask = (jnp.arange(bias.length) <= bias.index)[None, None, None]
-        mask = self._mask(prefixes, mask, bias.length)[..., None]
+        position_bias = jnp.repeat(self._bias(prefixes, bias), width, axis=-1)
+        mask = self._mask(prefixes, (jnp.arange(bias.length) <= bias.index)[None, None, None], bias.length)
+        mask = jnp.repeat(mask, width, axis=-1)
         if ancestors is not None:
             ancestors = jnp.pad(ancestors, ((0, 0), (0, 0), (prefix_length, 0)))
-            mask = mask & (ancestors[:, None, :, :, None] == jnp.arange(width))
-        y = self._attend(q, new["key"], new["value"], position_bias, mask)
+            own = ancestors[..., None] == jnp.arange(width)
+            mask = mask & own.reshape(rows, 1, width, places)
+        y = self._attend(q, new, position_bias, mask)
         return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1)), new
 
     def step_cross(self, x: Array, cache: Mapping[str, Array], mask: Array) -> Array:
@@ -131,20 +133,14 @@ class Attention(nn.Module):
           [example, decodes, emb].
         """
         q = self._split(self.query(x)).swapaxes(1, 2)
-        mask = self._mask(self._prefixes(), mask, mask.shape[-1])[..., None]
-        y = self._attend(q, cache["key"][..., None, :], cache["value"][..., None, :], None, mask)
+        mask = self._mask(self._prefixes(), mask, mask.shape[-1])
+        y = self._attend(q, cache, None, mask)
         return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
-    def _attend(self, q: Array, k: Array, v: Array, bias: Array | None, mask: Array) -> Array:
-        """q [rows, heads, queries, d]; k, v [rows, heads, keys, places, d] -> [rows, heads, queries, d]."""
-        rows, heads, keys, places, head_dim = k.shape
-        k, v = (x.reshape(rows, heads, keys * places, head_dim) for x in (k, v))
-
-        def flat(x: Array) -> Array:
-            return jnp.broadcast_to(x, (*x.shape[:-2], keys, places)).reshape(*x.shape[:-2], keys * places)
-
-        weights = self._weights("rhqd,rhkd->rhqk", q, k, None if bias is None else flat(bias), flat(mask))
-        return jnp.einsum("rhqk,rhkd->rhqd", weights, v)
+    def _attend(self, q: Array, cache: Mapping[str, Array], bias: Array | None, mask: Array) -> Array:
+        """q [rows, heads, queries, head_dim] over a cache [rows, heads, keys, head_dim] -> the shape of q."""
+        weights = self._weights("rhqd,rhkd->rhqk", q, cache["key"], bias, mask)
+        return jnp.einsum("rhqk,rhkd->rhqd", weights, cache["value"])
 
     # Shared by both ways
 

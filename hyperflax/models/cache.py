@@ -11,7 +11,7 @@ from hyperflax.types import Array
 
 
 def write_position(cache: Array, update: Array, index: Array, axis: int) -> Array:
-    """Returns `cache` with `update` (size 1 on `axis`) written at `index`, one scalar shared by all rows.
+    """Returns `cache` with `update` written from `index` on `axis` on; the index is one scalar, shared by all rows.
 
     JAX turns a `dynamic_update_slice` under `vmap` into a scatter, although an index that is not mapped over leaves it
     a `dynamic_update_slice` of one more dimension. That is what this function does: it stays an update in place.

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hyperflax.adapters.lora import lora_delta
+from hyperflax.models.matmul import project
 from hyperflax.types import Array, T5Config
 
 Initializer = Callable[..., Array]
@@ -60,7 +61,7 @@ class Projection(nn.Module):
         """[..., in] -> [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         x = jnp.asarray(x, self.dtype)
-        y = x @ jnp.asarray(kernel, self.dtype)
+        y = project(x, jnp.asarray(kernel, self.dtype))
         slot = self.get_variable("adapters", "lora")
         return y if slot is None else y + lora_delta(x, slot)
 

@@ -120,10 +120,15 @@ def choose(logits: Array, method: Greedy | Sample, rng: Array) -> tuple[Array, A
     greedy = isinstance(method, Greedy) or method.temperature <= MIN_TEMPERATURE
     rescale = isinstance(method, Sample) and method.rescale_log_probs
     if greedy:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        largest = jnp.max(logits, axis=-1)
+        # The first of the largest, in two plain reductions: `argmax` is a scalar loop on CPU.
+        places = jnp.where(
+            logits == largest[..., None], jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape[-1]
+        )
+        token = jnp.min(places, axis=-1)
         if rescale:  # the distribution drawn from is certain
             return token, jnp.zeros(token.shape, jnp.float32)
-        return token, jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+        return token, largest - jax.nn.logsumexp(logits, axis=-1)
     scaled = logits / method.temperature
     if method.topk:
         scaled = keep_topk(scaled, method.topk)
