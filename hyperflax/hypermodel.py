@@ -67,6 +67,8 @@ class HypermodelConfig:
 
     def __post_init__(self) -> None:
         check_spec(self.spec, self.base)
+        if self.base.scan_layers or self.hypernetwork.t5.scan_layers:
+            raise ConfigError("HypermodelConfig: expected unrolled layers, got scan_layers=True")
         for name, vocab_size in (("base", self.base.vocab_size), ("hypernetwork.t5", self.hypernetwork.t5.vocab_size)):
             if vocab_size < self.vocabulary.vocab_size:
                 raise ConfigError(

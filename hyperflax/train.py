@@ -71,6 +71,10 @@ class PlainT5:
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.config.scan_layers:
+            raise ConfigError("PlainT5.config: expected unrolled layers, got scan_layers=True")
+
     @property
     def objective(self) -> T5Objective:
         return T5Objective(T5(self.config), z_loss=self.z_loss, label_smoothing=self.label_smoothing)

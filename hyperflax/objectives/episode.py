@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hyperflax.adapters.layers import arrange
 from hyperflax.errors import DataError
 from hyperflax.objectives.language_model import apply_t5, axes_of
 from hyperflax.objectives.normalisation import target_weights
@@ -75,7 +76,7 @@ class HypermodelObjective:
         episodes = episodes_of(batch)
 
         def one_task(episode: Batch, scored: Batch, key: Array | None) -> Array:
-            adapters = self._adapters(params, episode, key)
+            adapters = arrange(self._adapters(params, episode, key), self.hypernetwork.spec, self.model.config)
             base_key = None if key is None or not self.base_dropout else jax.random.fold_in(key, 1)
             return apply_t5(self.model, {"params": frozen, "adapters": adapters}, scored, base_key)
 

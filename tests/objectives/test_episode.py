@@ -17,6 +17,7 @@ from hyperflax.errors import AdapterError, DataError
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.hypernets.table import Table
+from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.objectives import HypermodelObjective, T5Objective, token_loss
 from hyperflax.objectives.protocol import Objective
@@ -188,3 +189,20 @@ def test_bad_batches_and_adapters_are_named(hyper, params, frozen):
         HypermodelObjective(MODEL, Misspelt(SPEC)).generate(
             Table(SPEC).init(jax.random.key(0), {"task_index": 0})["params"], BATCH
         )
+
+
+def test_a_scanned_base_reads_the_adapters_too() -> None:
+    deep = dataclasses.replace(BASE, num_encoder_layers=2, num_decoder_layers=2)
+    spec = build_spec(LoRA(rank=2), deep)
+    hypernetwork = HyperT5(HyperT5Config(t5=BASE, heads=HeadsConfig(hidden=8)), spec)
+    plain = {name: BATCH[name][0] for name in BATCH if name not in ("support_tokens", "task_index")}
+    frozen = jax.jit(T5Objective(T5(deep)).init)(jax.random.key(1), plain)
+    unrolled = HypermodelObjective(T5(deep), hypernetwork)
+    params = jax.jit(unrolled.init)(jax.random.key(2), BATCH)
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    scanned_config = dataclasses.replace(deep, scan_layers=True)
+    scanned = HypermodelObjective(T5(scanned_config), hypernetwork)
+    expected, bare = unrolled.loss(params, frozen, BATCH, None)[0], unrolled.bare(frozen, BATCH)["loss"][0]
+    loss = scanned.loss(params, stack_layers(frozen, scanned_config), BATCH, None)[0]
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert abs(float(loss - bare)) > 1e-3 * float(bare)
