@@ -60,10 +60,13 @@ class Projection(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[..., in] -> [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        x = jnp.asarray(x, self.dtype)
-        y = project(x, jnp.asarray(kernel, self.dtype))
+        # Rows are flattened for the slot as well: see `matmul.py`.
+        rows = jnp.asarray(x, self.dtype).reshape(-1, x.shape[-1])
+        y = project(rows, jnp.asarray(kernel, self.dtype))
         slot = self.get_variable("adapters", "lora")
-        return y if slot is None else y + lora_delta(x, slot)
+        if slot is not None:
+            y = y + lora_delta(rows, slot)
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class RMSNorm(nn.Module):

@@ -20,6 +20,7 @@ from hyperflax.models.beam import Beam
 from hyperflax.models.decoding import decode
 from hyperflax.models.sampling import Greedy, Sample, keep_topk, keep_topp
 from hyperflax.models.scoring import score_options
+from hyperflax.models.session import cast_kernels
 from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from tests.models import t5_cases as cases
@@ -203,6 +204,16 @@ def test_scores_of_options_are_those_of_each_alone(kind: str | None) -> None:
             log_probs = np.take_along_axis(teacher_forced(tokens[task], target, own), target[..., None], -1)[..., 0]
             expected = np.sum(log_probs * (target > 0), axis=1)
             np.testing.assert_allclose(scores[task, :, option], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_casting_kernels_beforehand_changes_nothing(tied: bool) -> None:
+    config = CONFIG.replace(dtype="bfloat16", logits_via_embedding=tied)
+    weights = cases.random_params(config)
+    before = cast_kernels(weights, config)
+    assert before["encoder"]["layers_0"]["mlp"]["wo"]["kernel"].dtype == jnp.bfloat16
+    logits = [_log_probs(T5(config), {"params": p}, source(2), source(2, seed=1)) for p in (weights, before)]
+    np.testing.assert_array_equal(*logits)
 
 
 def test_excluding_tokens() -> None:
