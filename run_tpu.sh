@@ -145,7 +145,7 @@ for file in "${gin_files[@]}"; do
   fi
   flags+=("--gin_file=$file")
 done
-flags+=(${arguments[@]+"${arguments[@]}"})
+flags+=(--multiprocess ${arguments[@]+"${arguments[@]}"})
 
 if $install; then
   [[ -z $setup ]] || on_hosts "$setup"

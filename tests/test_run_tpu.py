@@ -83,7 +83,7 @@ def test_every_host_installs_and_runs_the_same(hosts: pathlib.Path, tmp_path: pa
             "./hyperflax-1-py3-none-any.whl[tpu,seqio]",
         ]
         assert (folder / "python-hyperflax.train").read_text().splitlines() == [
-            *("-m", "hyperflax.train", "--gin_file=runs/shipped.gin", "--gin_file=my run.gin"),
+            *("-m", "hyperflax.train", "--gin_file=runs/shipped.gin", "--gin_file=my run.gin", "--multiprocess"),
             *("--gin.MODEL_DIR='gs://bucket/a b'", "--gin.NAMES=['it''s', \"$HOME\"]", "--module=my_pkg.my_tasks"),
         ]
         assert (folder / "run.log").read_text() == f"running on {folder}\n"
@@ -115,7 +115,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(hosts: pathlib.Path):
         *("gcloud", "compute", "tpus", "tpu-vm", "ssh", "slice-1"),
         *("--zone=zone-a", "--project=my-project", "--internal-ip", "--worker=0"),
         "--command=set -o pipefail; cd hyperflax-run && .venv/bin/python -m hyperflax.train --gin_file=runs/a.gin "
-        "--gin.STEPS=3 2>&1 | tee -a run.log",
+        "--multiprocess --gin.STEPS=3 2>&1 | tee -a run.log",
     ]
 
 

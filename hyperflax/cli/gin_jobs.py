@@ -41,6 +41,11 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
         "--gin_search_paths", default="", metavar="P,P", help="folders to look for gin files and includes in"
     )
     parser.add_argument(
+        "--multiprocess",
+        action="store_true",
+        help="join the other hosts first (jax.distributed.initialize); a TPU slice or Slurm tells where they are",
+    )
+    parser.add_argument(
         "--module",
         action="append",
         default=[],
@@ -58,6 +63,10 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
     """
     if not arguments.gin_file:
         raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
+    if arguments.multiprocess:
+        import jax
+
+        jax.distributed.initialize()
     registry.register_modules(arguments.module)
     gin.clear_config()
     for path in filter(None, arguments.gin_search_paths.split(",")):
