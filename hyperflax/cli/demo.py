@@ -31,6 +31,12 @@ INPUTS = ["Barbara Liskov", "Donald Knuth", "Radia Perlman", "Frances Allen"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="strings",
+        metavar="NAME_OR_DIR",
+        help="whose base model is used, and which stands beside the live one as `shipped` (default: strings)",
+    )
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder for the results (default: demo)")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"training steps (default {STEPS})")
     parser.add_argument("--tasks", type=int, default=64, metavar="N", help="held-out tasks to score (default 64)")
@@ -45,11 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"demo: expected --steps of at least 1 and --tasks of at least 2, got {arguments.steps}, {arguments.tasks}"
         )
     out = pathlib.Path(arguments.out)
-    shipped = load("strings")
+    shipped = load(arguments.model)
     _show_bare(shipped)
     live = _train(shipped, arguments.steps, out)
     _score(live, shipped, arguments.tasks, out, arguments.steps)
-    _show_adapter(live, shipped, out)
+    _show_adapter(live, shipped, out, arguments.model)
     return 0
 
 
@@ -147,7 +153,7 @@ def _score(live: Hypermodel, shipped: Hypermodel, tasks: int, out: pathlib.Path,
     print(conditions_table(report))
 
 
-def _show_adapter(live: Hypermodel, shipped: Hypermodel, out: pathlib.Path) -> None:
+def _show_adapter(live: Hypermodel, shipped: Hypermodel, out: pathlib.Path, name: str) -> None:
     """One adapter at work, and saved."""
     from hyperflax.checkpoints.artefacts import save_adapter
 
@@ -165,5 +171,5 @@ def _show_adapter(live: Hypermodel, shipped: Hypermodel, out: pathlib.Path) -> N
     values = adapter.spec.num_parameters
     print(f"\nThe adapter: {values:,} values, made in {milliseconds:.0f} ms with compilation. Try it:")
     print('  echo \'{"input": "Ada Lovelace"}\' \\')
-    print(f"    | hyperflax predict --model strings --adapter {out}/adapter --inputs -")
+    print(f"    | hyperflax predict --model {name} --adapter {out}/adapter --inputs -")
     print(f"Report and plots: {out}/report.md, {out}/report.png, {out}/loss.png")
