@@ -26,7 +26,14 @@ from hyperflax.adapters.layers import arrange
 from hyperflax.errors import DataError
 from hyperflax.objectives.language_model import apply_t5, axes_of
 from hyperflax.objectives.normalisation import target_weights
-from hyperflax.objectives.protocol import SCORED, LossOutput, Metrics, check_batch, scored_metrics
+from hyperflax.objectives.protocol import (
+    SCORED,
+    LossOutput,
+    Metrics,
+    check_batch,
+    mesh_batch_axes,
+    scored_metrics,
+)
 from hyperflax.types import Array, Batch, PyTree
 
 EPISODE = ("support_tokens", "task_index")
@@ -41,7 +48,6 @@ class HypermodelObjective:
       hypernetwork: a linen module with a `spec`, called with one task's episode (see `hypernets.protocol`).
       z_loss, label_smoothing: of the token loss.
       base_dropout: dropout inside the frozen model, too; by default only the hypernetwork's.
-      spmd_axis_name: mesh axes that the task axis lives on, when either module has sharding constraints of its own.
     """
 
     model: nn.Module
@@ -49,7 +55,6 @@ class HypermodelObjective:
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     base_dropout: bool = False
-    spmd_axis_name: tuple[str, ...] | None = None
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
         """Returns a hypernetwork's parameters from scratch."""
@@ -104,6 +109,10 @@ class HypermodelObjective:
         adapters = self.hypernetwork.apply({"params": params}, episode, enable_dropout=key is not None, rngs=rngs)
         # Shapes only, so free under jit; flax would ignore a leaf that no layer reads.
         self.hypernetwork.spec.validate(adapters)
+        if mesh_batch_axes():
+            # Adapters lie where their task's examples do. Left to itself, XLA's partitioner has split them over the
+            # model axis and got the gradient of the heads wrong (jax 0.10, one task per shard).
+            adapters = jax.lax.with_sharding_constraint(adapters, jax.sharding.PartitionSpec())
         return adapters
 
     def _score(self, logits: Array, batch: Batch) -> LossOutput:
@@ -112,7 +121,7 @@ class HypermodelObjective:
         )
 
     def _over_tasks(self, fn: Any) -> Any:
-        return jax.vmap(fn, spmd_axis_name=self.spmd_axis_name)
+        return jax.vmap(fn, spmd_axis_name=mesh_batch_axes() or None)
 
 
 def episodes_of(batch: Mapping[str, Array]) -> dict[str, Array]:

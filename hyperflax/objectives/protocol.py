@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,6 +25,8 @@ from hyperflax.types import Array, Batch, PyTree
 Metrics: TypeAlias = dict[str, tuple[Array, Array]]
 LossOutput: TypeAlias = tuple[Array, Array, Metrics]
 
+# Mesh axes that the leading axis of a batch is split over, where a mesh is in use.
+BATCH_AXES = ("data", "fsdp")
 SCORED = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 PACKING = ("encoder_segment_ids", "encoder_positions", "decoder_segment_ids", "decoder_positions")
 
@@ -93,3 +96,8 @@ def check_batch(batch: Mapping[str, Any], names: tuple[str, ...], dims: int) -> 
     sizes = {name: np.shape(batch[name])[0] for name in names}
     if len(set(sizes.values())) > 1:
         raise DataError(f"batch: the leading axis differs between features: {sizes}")
+
+
+def mesh_batch_axes() -> tuple[str, ...]:
+    """Returns the axes of `BATCH_AXES` that the mesh in use has, or () where none is (see `jax.set_mesh`)."""
+    return tuple(axis for axis in BATCH_AXES if axis in jax.sharding.get_abstract_mesh().axis_names)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from hyperflax.errors import ConfigError
+from hyperflax.models.stacking import LAYER_AXIS
 from hyperflax.training.adafactor import scale_by_adafactor
 from hyperflax.types import Array, PyTree
 
@@ -90,6 +91,8 @@ def adafactor(
 ) -> Optimizer:
     """Adafactor (Shazeer and Stern 2018) as T5X runs it; the arguments are those of `scale_by_adafactor`.
 
+    Scanned layers are factored, clipped and scaled one by one, so that a scanned model trains like an unrolled one.
+
     Args:
       learning_rate: relative to each parameter's size where `multiply_by_parameter_scale`.
       beta1: momentum over the finished updates, learning rate included; None keeps none.
@@ -108,6 +111,7 @@ def adafactor(
             clipping_threshold=clipping_threshold,
             min_dim_size_to_factor=min_dim_size_to_factor,
             factored=factored,
+            layer_axis=_scanned_layers,
         ),
         optax.scale_by_learning_rate(schedule),
         *momentum,
@@ -148,3 +152,8 @@ def _clipping(clip_norm: float | None) -> list[optax.GradientTransformation]:
     if not clip_norm > 0:
         raise ConfigError(f"clip_norm: expected a positive number or None, got {clip_norm!r}")
     return [optax.clip_by_global_norm(clip_norm)]
+
+
+def _scanned_layers(path: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
+    """The axis over which a scanned T5 stacks its layers; unrolled ones are called layers_0, layers_1, ..."""
+    return LAYER_AXIS if "layers" in path and len(shape) > LAYER_AXIS else None

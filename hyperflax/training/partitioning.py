@@ -24,14 +24,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from hyperflax import trees
 from hyperflax.errors import ConfigError
 from hyperflax.models.axes import parameter_axes
-from hyperflax.objectives.protocol import Objective
+from hyperflax.objectives.protocol import BATCH_AXES, Metrics, Objective
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.state import TrainState, create_state, start_from
 from hyperflax.training.step import Step
 from hyperflax.types import Array, Batch, PyTree
 
 MESH_AXES = ("data", "fsdp", "model")
-BATCH_AXES = ("data", "fsdp")
 
 Rules: TypeAlias = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -198,13 +197,13 @@ class Partitioner:
         Raises:
           ConfigError: the leading axis does not divide.
         """
-        sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
         parts = int(np.prod([self.mesh.shape[name] for name in BATCH_AXES]))
         for name, feature in batch.items():
             if np.shape(feature)[0] % parts:
                 raise ConfigError(
                     f"batch feature '{name}': {np.shape(feature)[0]} rows do not divide over {parts} data shards"
                 )
+        sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
         if jax.process_count() == 1:
             return jax.device_put(dict(batch), sharding)
         return {
@@ -215,7 +214,14 @@ class Partitioner:
     def compile(self, step: Step, state: TrainState) -> Step:
         """Returns the step jitted for states placed like `state`, whose buffers it takes over."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        return jax.jit(step, donate_argnums=(0,), out_shardings=(shardings, self.replicated))
+        compiled = jax.jit(step, donate_argnums=(0,), out_shardings=(shardings, self.replicated))
+
+        def on_mesh(state: TrainState, frozen: PyTree, batch: Batch, rng: Array) -> tuple[TrainState, Metrics]:
+            # What the objective and the step say about batch axes refers to this mesh.
+            with jax.set_mesh(self.mesh):
+                return compiled(state, frozen, batch, rng)
+
+        return on_mesh
 
 
 def _t5_axes(path: str) -> tuple[str, ...] | None:

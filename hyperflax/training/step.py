@@ -10,12 +10,14 @@ the step number, and its metrics do not count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from hyperflax.errors import ConfigError
 from hyperflax.objectives.normalisation import (
@@ -25,7 +27,7 @@ from hyperflax.objectives.normalisation import (
     check_factor,
     normalise,
 )
-from hyperflax.objectives.protocol import Metrics, Objective
+from hyperflax.objectives.protocol import Metrics, Objective, mesh_batch_axes
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.state import TrainState
 from hyperflax.types import Array, Batch, PyTree
@@ -118,13 +120,17 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     Part i takes rows i, i + parts, ...: each device keeps its own rows when the leading axis is sharded.
 
     Raises:
-      ConfigError: the leading axis does not divide.
+      ConfigError: the leading axis does not divide, or a part's does not over the mesh in use.
     """
+    axes = mesh_batch_axes()
+    shards = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
 
     def split(name: str, feature: Array) -> Array:
         size = feature.shape[0]
-        if size % parts:
-            raise ConfigError(f"microbatches: {parts} does not divide the {size} rows of batch feature '{name}'")
-        return jnp.swapaxes(jnp.reshape(feature, (size // parts, parts, *feature.shape[1:])), 0, 1)
+        if size % (parts * shards):
+            over = f" over {shards} data shards" if shards > 1 else ""
+            raise ConfigError(f"microbatches: {parts} does not divide the {size} rows of batch feature '{name}'{over}")
+        feature = jnp.swapaxes(jnp.reshape(feature, (size // parts, parts, *feature.shape[1:])), 0, 1)
+        return jax.lax.with_sharding_constraint(feature, PartitionSpec(None, axes)) if axes else feature
 
     return {name: split(name, feature) for name, feature in batch.items()}

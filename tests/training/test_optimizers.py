@@ -93,20 +93,20 @@ def test_adafactor_first_step_is_the_sign_times_the_parameter_scale():
     np.testing.assert_allclose(update["w"], [-0.01 * rms, 0.01 * rms, -0.01 * rms], rtol=1e-5)
 
 
-def test_adafactor_stacked_layers_equal_layers_alone():
-    from hyperflax.training.adafactor import scale_by_adafactor
-
+def test_adafactor_treats_scanned_layers_like_layers_alone():
     rng = np.random.default_rng(0)
-    param, grad = rng.normal(size=(2, 8, 3, 6)).astype(np.float32)
-    alone = scale_by_adafactor(min_dim_size_to_factor=4)
-    stacked = scale_by_adafactor(min_dim_size_to_factor=4, layer_axis=lambda path, shape: 1)
-    found, state = stacked.update({"w": grad}, stacked.init({"w": param}), {"w": param})
-    assert state.v_row["w"].shape == (3, 6)
-    assert state.v_col["w"].shape == (8, 3)
+    param, grad = rng.normal(size=(2, 8, 3, 6)).astype(np.float32) * np.asarray([1, 5, 0.1])[:, None]
+    optimizer = adafactor(0.1, min_dim_size_to_factor=4)
+    scanned = {"encoder": {"layers": {"kernel": param}}}
+    found, state = optimizer.update({"encoder": {"layers": {"kernel": grad}}}, optimizer.init(scanned), scanned)
+    assert state[0].v_row["encoder"]["layers"]["kernel"].shape == (3, 6)
+    assert state[0].v_col["encoder"]["layers"]["kernel"].shape == (8, 3)
     for layer in range(3):
-        one = {"w": param[:, layer]}
-        wanted, _ = alone.update({"w": grad[:, layer]}, alone.init(one), one)
-        np.testing.assert_allclose(found["w"][:, layer], wanted["w"], rtol=1e-5)
+        one = {"encoder": {f"layers_{layer}": {"kernel": param[:, layer]}}}
+        gradient = {"encoder": {f"layers_{layer}": {"kernel": grad[:, layer]}}}
+        wanted, _ = optimizer.update(gradient, optimizer.init(one), one)
+        wanted = wanted["encoder"][f"layers_{layer}"]["kernel"]
+        np.testing.assert_allclose(found["encoder"]["layers"]["kernel"][:, layer], wanted, rtol=1e-5)
 
 
 def test_adamw_first_step_by_hand():
