@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -48,6 +49,7 @@ class Checkpoints:
         read_only: bool = False,
     ) -> None:
         self.directory = os.path.abspath(os.fspath(directory))
+        self._asynchronous = asynchronous and not read_only
         if read_only and not os.path.isdir(self.directory):
             raise CheckpointError(f"{self.directory}: no such folder of checkpoints")
         options = ocp.CheckpointManagerOptions(
@@ -56,7 +58,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=asynchronous and not read_only,
+            enable_async_checkpointing=self._asynchronous,
         )
         # Named handlers, or a manager that has not written yet cannot say what a checkpoint holds.
         handlers = {"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}
@@ -76,6 +78,9 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
+        if self._asynchronous and jax.default_backend() == "cpu":
+            # On CPU the writer reads the very buffers that the next step takes over.
+            state = jax.tree.map(jnp.copy, state)
         items = ocp.args.Composite(state=ocp.args.StandardSave(_to_dict(state)), host=ocp.args.JsonSave(dict(host)))
         self._manager.save(step, args=items, force=True)
 

@@ -63,7 +63,7 @@ class Run:
             self._restore_host(host)
             return
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
-        self._log_initial(objective, partitioner.place_batch(batch))
+        self._log_initial(objective, partitioner.place_batch(batch), partitioner.replicated)
 
     def did(self, metrics: Metrics, tokens: int) -> bool:
         """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it.
@@ -138,7 +138,7 @@ class Run:
         self._earlier_seconds = float(host["seconds"])
         self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
 
-    def _log_initial(self, objective: Objective, batch: Mapping) -> None:
+    def _log_initial(self, objective: Objective, batch: Mapping, replicated: jax.sharding.Sharding) -> None:
         def initial(params: PyTree, frozen: PyTree, batch: Mapping) -> Metrics:
             return {
                 **objective.loss(params, frozen, batch, None)[2],
@@ -146,7 +146,8 @@ class Run:
             }
 
         sums = Sums()
-        sums.add(jax.device_get(jax.jit(initial)(self.state.params, self.frozen, batch)))
+        initial = jax.jit(initial, out_shardings=replicated)
+        sums.add(jax.device_get(initial(self.state.params, self.frozen, batch)))
         self._log.write(0, "initial", sums.means())
 
     def _collect(self) -> None:

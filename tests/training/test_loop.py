@@ -15,6 +15,7 @@ import pytest
 from hyperflax import trees
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.training import loss_evaluator, make_optimizer, train
+from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.run_log import RunLog, Sums, plot_curve, read_rows
 
 OPTIMIZER = make_optimizer("adamw", 0.05)
@@ -99,6 +100,17 @@ def test_time_limit_saves_and_the_next_call_goes_on(tmp_path, unbroken, table, c
     assert rows_of(tmp_path) == rows_of(unbroken[1])
     assert_same_end(run(table, copy_batches, tmp_path, **options), unbroken[0])
     assert rows_of(tmp_path) == rows_of(unbroken[1])
+
+
+def test_checkpoints_written_in_the_background_are_the_same(tmp_path, unbroken, table, copy_batches):
+    assert_same_end(run(table, copy_batches, tmp_path, async_checkpoints=True), unbroken[0])
+    for step in (5, 10):
+        found, wanted = (
+            trees.flatten(Checkpoints(path / "checkpoints", read_only=True).arrays(step))
+            for path in (tmp_path, unbroken[1])
+        )
+        for path, leaf in wanted.items():
+            np.testing.assert_array_equal(found[path], leaf, err_msg=f"{step} {path}")
 
 
 def test_sigterm_saves_and_exits_with_code_zero(tmp_path, unbroken, table, copy_batches):
