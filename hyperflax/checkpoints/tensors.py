@@ -65,10 +65,15 @@ def save_tree(path: pathlib.Path | str, tree: PyTree, *, dtype: StorageDtype | N
         arrays[name] = arrays[name].astype(ml_dtypes.bfloat16)
     metadata = {_ROUNDED: json.dumps(narrowed)} if narrowed else None  # one key: safetensors shuffles several
     with atomic_file(path) as temporary:
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode
+        )  # what the user's umask gives; safetensors writes files that nobody else may read
         try:
             save_file(arrays, temporary, metadata=metadata)
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: not written, {error}") from error
+        temporary.chmod(mode)
 
 
 def load_tree(path: pathlib.Path | str) -> dict[str, Any]:

@@ -158,3 +158,9 @@ def test_changed_bytes(saved, data):
         pass
     finally:
         saved.write_bytes(original)
+
+
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+    save_tree(tmp_path / "a.safetensors", {"w": np.zeros(2, np.float32)})
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
