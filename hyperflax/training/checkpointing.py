@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from hyperflax import trees
 from hyperflax.errors import CheckpointError
@@ -52,6 +51,10 @@ class Checkpoints:
         self._asynchronous = asynchronous and not read_only
         if read_only and not os.path.isdir(self.directory):
             raise CheckpointError(f"{self.directory}: no such folder of checkpoints")
+        # Imported late: Orbax takes seconds, and who only adapts or predicts comes past this module.
+        import orbax.checkpoint as ocp
+
+        self._args = ocp.args
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             step_prefix=PREFIX,
@@ -81,7 +84,9 @@ class Checkpoints:
         if self._asynchronous and jax.default_backend() == "cpu":
             # On CPU the writer reads the very buffers that the next step takes over.
             state = jax.tree.map(jnp.copy, state)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_to_dict(state)), host=ocp.args.JsonSave(dict(host)))
+        items = self._args.Composite(
+            state=self._args.StandardSave(_to_dict(state)), host=self._args.JsonSave(dict(host))
+        )
         self._manager.save(step, args=items, force=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
@@ -104,8 +109,8 @@ class Checkpoints:
             )
             for path, leaf in wanted.items()
         }
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(trees.unflatten(abstract)), host=ocp.args.JsonRestore()
+        items = self._args.Composite(
+            state=self._args.StandardRestore(trees.unflatten(abstract)), host=self._args.JsonRestore()
         )
         found = self._manager.restore(step, args=items)
         leaves = trees.flatten(found["state"])
@@ -127,7 +132,7 @@ class Checkpoints:
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_host_device()), dict(metadata)
         )
-        found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        found = self._manager.restore(step, args=self._args.Composite(state=self._args.StandardRestore(abstract)))
         return jax.tree.map(np.asarray, found["state"])
 
     def close(self) -> None:
