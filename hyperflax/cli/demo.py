@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import pathlib
 import shutil
 import tempfile
@@ -50,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"demo: expected --steps of at least 1 and --tasks of at least 2, got {arguments.steps}, {arguments.tasks}"
         )
+    # Short rows leave long examples out, which is no news to a newcomer.
+    logging.getLogger("hyperflax.data").setLevel(logging.ERROR)
     out = pathlib.Path(arguments.out)
     shipped = load(arguments.model)
     _show_bare(shipped)
