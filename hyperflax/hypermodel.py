@@ -351,7 +351,8 @@ def load(name_or_directory: pathlib.Path | str) -> Hypermodel:
         path = shipped / path.name
     if not path.is_dir():
         names = sorted(p.name for p in shipped.glob("*") if (p / "hypermodel.json").is_file())
-        raise CheckpointError(f"model '{name_or_directory}': expected a model directory or one of {names}")
+        shipping = f"one of {names}" if names else "(none ships with this version; docs/strings.md trains one)"
+        raise CheckpointError(f"model '{name_or_directory}': expected a model directory or {shipping}")
     return Hypermodel.from_directory(path)
 
 
