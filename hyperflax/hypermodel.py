@@ -20,8 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from hyperflax import configs
+from hyperflax import configs, trees
 from hyperflax.adapters.kinds import check_base as check_spec
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
@@ -322,10 +323,6 @@ class Hypermodel:
     def _check_hypernetwork(self, where: str) -> None:
         """Refuses hypernetwork parameters that are not those of the configuration, before anything runs."""
         episode = {"support_tokens": jnp.zeros((1, 4), jnp.int32), "task_index": jnp.zeros((), jnp.int32)}
-        from flax import linen as nn
-
-        from hyperflax import trees
-
         expected = trees.flatten(nn.unbox(jax.eval_shape(self.hypernetwork.init, jax.random.key(0), episode)["params"]))
         found = trees.flatten(self.parts.hypernetwork_params)
         problems = [f"{path}: missing" for path in sorted(expected.keys() - found.keys())]

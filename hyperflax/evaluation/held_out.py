@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 from hyperflax.data.episode_config import EpisodeConfig, in_support
 from hyperflax.data.episodes import evaluation_episode
-from hyperflax.data.examples import Example, ExampleSource, TaskInfo, tokenise
+from hyperflax.data.examples import Example, ExampleSource, TaskInfo
 from hyperflax.data.rendering import SENTINELS
-from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
 from hyperflax.evaluation.runner import EvaluationTask
 
@@ -108,23 +107,6 @@ class HeldOut:
                 f"evaluation: expected at least 2 tasks with enough examples, got {len(chosen)} ({problem})"
             )
         return cls(tuple(chosen), tokens)
-
-    @classmethod
-    def from_text(cls, tasks: Sequence[EvaluationTask], vocabulary: Vocabulary) -> HeldOut:
-        """Takes tasks that are given as text, such as hand-written ones."""
-
-        def example(inputs: str, target: str) -> Example:
-            return Example(tokenise(inputs, vocabulary), tokenise(target, vocabulary))
-
-        tokens = {
-            task.name: TaskTokens(
-                support=tuple(example(x, y) for x, y in task.support),
-                scored=tuple(example(x, y[0]) for x, y in zip(task.inputs, task.references, strict=True)),
-                info=TaskInfo(definition=tokenise(task.instruction, vocabulary)),
-            )
-            for task in tasks
-        }
-        return cls(tuple(tasks), tokens)
 
 
 def _size(example: Example) -> int:
