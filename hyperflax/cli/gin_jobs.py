@@ -15,6 +15,7 @@ from typing import Any
 
 import gin
 
+from hyperflax.cli.models import add_module_argument
 from hyperflax.data import registry
 from hyperflax.errors import ConfigError
 
@@ -45,13 +46,7 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="join the other hosts first (jax.distributed.initialize); a TPU slice or Slurm tells where they are",
     )
-    parser.add_argument(
-        "--module",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module of your own whose tasks are registered first; repeatable",
-    )
+    add_module_argument(parser)
 
 
 def run_job(name: str, arguments: argparse.Namespace) -> Any:

@@ -149,7 +149,7 @@ class Heads(nn.Module):
         name = group.name
         kernel_in = self.param(
             f"{name}_in",
-            nn.with_logical_partitioning(stacked_normal(1.0 / math.sqrt(emb)), ("head", "embed", "mlp")),
+            nn.with_logical_partitioning(nn.initializers.normal(1.0 / math.sqrt(emb)), ("head", "embed", "mlp")),
             (heads, emb, hidden),
         )
         bias_in = self.param(
@@ -185,11 +185,6 @@ def normalise(states: Array, epsilon: float = 1e-6) -> Array:
     """RMS norm over the last axis, computed in float32."""
     wide = states.astype(jnp.float32)
     return (wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)).astype(states.dtype)
-
-
-def stacked_normal(std: float):
-    """Initialiser: N(0, std^2), for kernels whose leading axis counts heads and must not enter the fan."""
-    return nn.initializers.normal(std)
 
 
 def columns_normal(sizes: list[int], stds: list[float]):
