@@ -165,12 +165,12 @@ class Heads(nn.Module):
         rows = rows if heads > 1 else rows.reshape(1, -1, emb)
         states = nn.gelu(rows @ kernel_in.astype(rows.dtype) + bias_in[:, None].astype(rows.dtype))
         values = (states @ kernel_out.astype(rows.dtype)).reshape(len(group.layers), group.slots, sum(sizes))
-        raw, start = {}, 0
-        for column, size in enumerate(sizes):
-            for row, leaves in enumerate(group.leaves):
-                leaf = leaves[column]
-                raw[leaf.path] = to_leaf(values[row, :, start : start + size], leaf)
-            start += size
+        # `split`, not slices: its gradient is one concatenation, that of n slices is n full-size arrays, summed.
+        columns = jax.lax.split(values, sizes, axis=2)
+        raw = {}
+        for column, leaves in zip(columns, zip(*group.leaves, strict=True), strict=True):
+            for layer, leaf in zip(jnp.unstack(column), leaves, strict=True):
+                raw[leaf.path] = to_leaf(layer, leaf)
         return raw
 
 
