@@ -28,6 +28,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.checkpoints.model_directory import ModelParts, collect_files, load_model_directory, save_model_directory
+from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.batches import text_batch
@@ -323,16 +324,9 @@ class Hypermodel:
     def _check_hypernetwork(self, where: str) -> None:
         """Refuses hypernetwork parameters that are not those of the configuration, before anything runs."""
         episode = {"support_tokens": jnp.zeros((1, 4), jnp.int32), "task_index": jnp.zeros((), jnp.int32)}
-        expected = trees.flatten(nn.unbox(jax.eval_shape(self.hypernetwork.init, jax.random.key(0), episode)["params"]))
-        found = trees.flatten(self.parts.hypernetwork_params)
-        problems = [f"{path}: missing" for path in sorted(expected.keys() - found.keys())]
-        problems += [f"{path}: not expected" for path in sorted(found.keys() - expected.keys())]
-        problems += [
-            f"{path}: expected {expected[path].shape}, found {found[path].shape}"
-            for path in sorted(expected.keys() & found.keys())
-            if expected[path].shape != found[path].shape
-        ]
-        if problems:
+        fresh = nn.unbox(jax.eval_shape(self.hypernetwork.init, jax.random.key(0), episode)["params"])
+        expected = {path: leaf.shape for path, leaf in trees.flatten(fresh).items()}
+        if problems := leaf_problems(self.parts.hypernetwork_params, expected):
             raise CheckpointError(f"{where}: the hypernetwork's parameters do not fit: " + "; ".join(problems))
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from tqdm import tqdm
 
 from hyperflax.checkpoints.artefacts import load_adapter
-from hyperflax.checkpoints.files import atomic_file
 from hyperflax.data.jsonl import read_inputs
+from hyperflax.files import atomic_file
 from hyperflax.hypermodel import ROWS, Hypermodel
 
 

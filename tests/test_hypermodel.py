@@ -13,8 +13,11 @@ from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter, save_adapter
 from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import InMemorySource
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
+from hyperflax.evaluation import conditions
+from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
@@ -136,3 +139,36 @@ def test_an_unknown_model_is_named(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"hypermodel\.json"):
         hyperflax.load(tmp_path / "empty")
+
+
+def test_the_nearest_task_has_the_lowest_loss_on_the_support(model: Hypermodel, monkeypatch) -> None:
+    monkeypatch.setattr(conditions, "BLOCK", 2)  # three blocks of stored adapters, the last with one
+    rules = {"upper": str.upper, "double": lambda w: w + w, "first": lambda w: w[0], "last": lambda w: w[-1:] * 3}
+    rules |= {"same": str.lower}
+    words = [a + b + c for a in "abc" for b in "de" for c in "fg"]
+
+    def source(names):
+        return InMemorySource.from_strings({n: [(w, rules[n](w)) for w in words] for n in names}, Bytes())
+
+    held_out = HeldOut.from_source(source(["upper", "first", "double"]), model.config.episodes, examples=2, seed=1)
+    stored = HeldOut.from_source(source(rules), model.config.episodes, examples=1)
+    adapters = [model.adapt(task.support).tree for task in stored.tasks]
+
+    def loss(adapter, support) -> float:
+        arrays = {name: leaf[0] for name, leaf in model.own_examples([support]).items()}
+        tokens = [arrays[name] for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")]
+        logits = model.model.apply({"params": model.base_params, "adapters": adapter}, *tokens)
+        chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[2][..., None], axis=-1)[..., 0]
+        return -float((chosen * arrays["decoder_loss_weights"]).sum() / arrays["decoder_loss_weights"].sum())
+
+    expected, picked = [], set()
+    for task in held_out.tasks:
+        losses = [loss(adapter, task.support) for adapter in adapters]
+        picked.add(int(np.argmin(losses)))
+        arrays = model.episode(task.support, [(x, "") for x in task.inputs])
+        tree = jax.tree.map(lambda leaf: leaf[None], adapters[int(np.argmin(losses))])
+        out = model.decode(conditions.trim(arrays["encoder_input_tokens"])[None], tree)[0]
+        expected.append([model.config.vocabulary.decode(row.tolist()) for row in out])
+    found = conditions.Conditions(model, held_out, neighbours=source(rules)).nearest_task(held_out.tasks)
+    assert found == expected
+    assert len(picked) > 1

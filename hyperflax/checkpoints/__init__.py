@@ -3,7 +3,7 @@
 - `t5x`, `t5x_index`, `zarr`: T5X's legacy checkpoints, read without T5X or TensorFlow.
 - `shapes`: whether parameters fit a T5, and which T5 they make.
 - `fingerprint`: which base model, which examples.
-- `files`, `tensors`: writing that survives interruption; nested trees in safetensors files.
+- `tensors`: nested trees in safetensors files (written by way of `hyperflax.files`).
 - `artefacts`, `model_directory`: the two directories that users keep, an adapter and a hypermodel.
 """
 

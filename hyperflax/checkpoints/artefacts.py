@@ -14,21 +14,19 @@ directory put together from two others is refused. The model directory is in `mo
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import pathlib
-import platform
 from typing import Annotated, Any
 
 import msgspec
 
-import hyperflax
 from hyperflax import configs
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.checkpoints.files import atomic_directory, read_schema, write_json
 from hyperflax.checkpoints.fingerprint import PATTERN, fingerprint
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError
+from hyperflax.files import atomic_directory, read_schema, write_json
 from hyperflax.types import PyTree
+from hyperflax.versions import versions
 
 Fingerprint = Annotated[str, msgspec.Meta(pattern=PATTERN)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -36,14 +34,6 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 ADAPTER_FORMAT = "hyperflax-adapter"
 ADAPTER_VERSION = 1
 _JSON, _WEIGHTS = "adapter.json", "adapter.safetensors"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, hyperflax and the packages that compute."""
-    found = {"python": platform.python_version(), "hyperflax": hyperflax.__version__}
-    for package in ("jax", "flax", "numpy", "safetensors"):
-        found[package] = importlib.metadata.version(package)
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

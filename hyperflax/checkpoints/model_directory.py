@@ -25,13 +25,14 @@ import msgspec
 
 from hyperflax import configs
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json, spec_from, versions
-from hyperflax.checkpoints.files import atomic_directory, read_bytes, read_schema, write_json
+from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json, spec_from
 from hyperflax.checkpoints.fingerprint import PREFIX, fingerprint
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.files import atomic_directory, read_bytes, read_schema, write_json
 from hyperflax.types import PyTree, T5Config
+from hyperflax.versions import versions
 
 MODEL_FORMAT = "hyperflax-hypermodel"
 MODEL_VERSION = 1

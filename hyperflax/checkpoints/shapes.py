@@ -64,7 +64,11 @@ def _layer_shapes(config: T5Config, stack: str) -> dict[str, Shape]:
 
 def shape_problems(params: PyTree, config: T5Config) -> list[str]:
     """Returns one line for each missing, unexpected or wrongly shaped leaf; none if `params` fits `config`."""
-    expected = expected_shapes(config)
+    return leaf_problems(params, expected_shapes(config))
+
+
+def leaf_problems(params: PyTree, expected: Mapping[str, Shape]) -> list[str]:
+    """Returns one line for each leaf of `params` that is missing, unexpected or has another shape than `expected`."""
     found = {path: tuple(np.shape(leaf)) for path, leaf in trees.flatten(params).items()}
     problems = []
     for path in sorted(expected.keys() | found.keys()):

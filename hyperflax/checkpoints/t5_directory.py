@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperflax import configs
-from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json, versions
-from hyperflax.checkpoints.files import atomic_directory, read_schema, write_json
+from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.model_directory import collect_files, load_model_directory
 from hyperflax.checkpoints.shapes import check_shapes
@@ -24,7 +23,9 @@ from hyperflax.checkpoints.t5x import read_t5x_checkpoint
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError
+from hyperflax.files import atomic_directory, read_schema, write_json
 from hyperflax.types import PyTree, T5Config
+from hyperflax.versions import versions
 
 T5_FORMAT = "hyperflax-t5"
 T5_VERSION = 1

@@ -18,9 +18,9 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from hyperflax.checkpoints.files import read_bytes
 from hyperflax.checkpoints.zarr import dtype_of
 from hyperflax.errors import CheckpointError
+from hyperflax.files import read_bytes
 
 NEWEST_VERSION = 3
 _FILE = "checkpoint"

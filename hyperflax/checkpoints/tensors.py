@@ -17,9 +17,9 @@ import ml_dtypes
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.checkpoints.files import atomic_file, require_file
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.errors import CheckpointError, HyperflaxError
+from hyperflax.files import atomic_file, require_file
 from hyperflax.types import PyTree
 
 StorageDtype = Literal["bfloat16"]

@@ -18,6 +18,7 @@ import gin
 from hyperflax.cli.models import add_module_argument
 from hyperflax.data import registry
 from hyperflax.errors import ConfigError
+from hyperflax.files import atomic_file
 
 PACKAGE = "hyperflax_gin_configs"
 
@@ -110,6 +111,5 @@ def _write_config(name: str, content: Callable[..., str]) -> None:
     except ValueError:
         return
     if isinstance(model_dir, str):
-        folder = pathlib.Path(model_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content(max_line_length=120))
+        with atomic_file(pathlib.Path(model_dir) / name) as temporary:
+            temporary.write_text(content(max_line_length=120))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from hyperflax.cli import gin_jobs
 from hyperflax.cli.bindings import split_bindings
-from hyperflax.errors import HyperflaxError
+from hyperflax.cli.exit_codes import exit_code
 
 
 def main(function: str, argv: Sequence[str]) -> int:
     """Runs the gin-configured `function`, a dotted name; returns an exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m {function.rpartition('.')[0]}", allow_abbrev=False)
     gin_jobs.add_gin_arguments(parser)
-    try:
-        argv, bindings = split_bindings(argv)
-        gin_jobs.run_job(function, parser.parse_args(argv, argparse.Namespace(gin_bindings=bindings)))
-    except HyperflaxError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def run() -> None:
+        rest, bindings = split_bindings(argv)
+        gin_jobs.run_job(function, parser.parse_args(rest, argparse.Namespace(gin_bindings=bindings)))
+
+    return exit_code(parser.prog, run)

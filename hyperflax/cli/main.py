@@ -1,8 +1,7 @@
 """`hyperflax COMMAND ...`: one file per command in this folder, imported only when its command runs.
 
 A command module has `HELP` (one line), `DESCRIPTION` (what it does, with an example), `add_arguments(parser)` and
-`run(arguments) -> exit code`. Errors that hyperflax raises on purpose end the command with their message and exit code
-2; everything else is a defect and keeps its traceback.
+`run(arguments) -> exit code`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 
 import hyperflax
 from hyperflax.cli.bindings import split_bindings
-from hyperflax.errors import HyperflaxError
+from hyperflax.cli.exit_codes import exit_code
 
 COMMANDS = {
     "demo": "train a small hypermodel live and see it adapt a frozen T5 to unseen tasks (about 4 minutes)",
@@ -68,18 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses `argv` (default: the process's), runs the command and returns its exit code."""
-    command = "hyperflax"
-    try:
-        argv, bindings = split_bindings(sys.argv[1:] if argv is None else argv)
-        arguments = build_parser().parse_args(argv, argparse.Namespace(gin_bindings=bindings))
-        command = f"hyperflax {arguments.command}"
-        return arguments.run(arguments) or 0
-    except HyperflaxError as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
-        return 130
+
+    def run() -> int:
+        rest, bindings = split_bindings(sys.argv[1:] if argv is None else argv)
+        arguments = build_parser().parse_args(rest, argparse.Namespace(gin_bindings=bindings))
+        return exit_code(f"hyperflax {arguments.command}", lambda: arguments.run(arguments))
+
+    return exit_code("hyperflax", run)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ Written once, by whoever has seqio; read by `cache_source.CachedSource` wherever
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +27,7 @@ from hyperflax.data import cache_format as form
 from hyperflax.data.examples import StreamedExample
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
+from hyperflax.files import atomic_directory
 
 
 def write_cache(
@@ -61,10 +60,7 @@ def write_cache(
     out_dir = pathlib.Path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise DataError(f"{out_dir}: expected a folder that does not exist yet, or is empty")
-    temporary = out_dir.with_name(f"{out_dir.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_directory(out_dir) as temporary:
         names, count = _write_examples(stream, temporary, vocabulary, records_per_shard)
         vocabulary.write_files(temporary)
         files = [form.file_entry(path) for path in sorted(temporary.iterdir())]
@@ -87,11 +83,6 @@ def write_cache(
             "files": files,
         }
         (temporary / form.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        if out_dir.exists():
-            out_dir.rmdir()
-        temporary.rename(out_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 

@@ -5,7 +5,7 @@ adds intervals and paired differences, `write_report` and `write_plots` put it w
 knows a model: a condition is a callable from tasks to predictions.
 """
 
-from hyperflax.evaluation.controls import NearestTask, derangement, nearest_task, shuffled_support
+from hyperflax.evaluation.controls import derangement, shuffled_support
 from hyperflax.evaluation.intervals import Interval, bootstrap_difference, bootstrap_mean
 from hyperflax.evaluation.metrics import METRICS, Metric, best_options, get_metric
 from hyperflax.evaluation.plots import write_plots
@@ -21,7 +21,6 @@ __all__ = [
     "EvaluationTask",
     "Interval",
     "Metric",
-    "NearestTask",
     "ScoreTable",
     "best_options",
     "bootstrap_difference",
@@ -30,7 +29,6 @@ __all__ = [
     "derangement",
     "evaluate_conditions",
     "get_metric",
-    "nearest_task",
     "read_report",
     "run_info",
     "shuffled_support",

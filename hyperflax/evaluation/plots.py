@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyperflax.evaluation.markdown import category_means, main_condition
+from hyperflax.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -181,9 +182,5 @@ def _clean(axes: Axes, grid: str) -> None:
 
 def _save(figure: Any, path: pathlib.Path) -> None:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

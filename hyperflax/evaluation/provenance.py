@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -16,10 +15,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import hyperflax
 from hyperflax.errors import ConfigError
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "rouge-score", "seqio", "tensorflow")
+from hyperflax.versions import versions
 
 
 def command_line() -> str:
@@ -33,17 +30,6 @@ def command_line() -> str:
     if program.parent.name == "bin" and program.suffix == "":
         return shlex.join([program.name, *arguments[1:]])
     return shlex.join(["python", *arguments])
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, hyperflax and the packages that can change a figure; those not installed are left out."""
-    found = {"python": platform.python_version(), "hyperflax": hyperflax.__version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def device() -> str:

@@ -32,6 +32,7 @@ from hyperflax.evaluation.intervals import RESAMPLES, Interval, bootstrap_differ
 from hyperflax.evaluation.markdown import render_markdown
 from hyperflax.evaluation.provenance import plain_json, run_info
 from hyperflax.evaluation.schema import CONDITIONS, DIFFERENCES, validate_report
+from hyperflax.files import atomic_file
 
 __all__ = ["CONDITIONS", "DIFFERENCES", "build_report", "read_report", "run_info", "validate_report", "write_report"]
 
@@ -116,9 +117,13 @@ def write_report(report: Mapping[str, Any], out: str | os.PathLike[str]) -> path
     """
     validate_report(report)
     folder = pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _write_atomically(folder / "report.md", render_markdown(report))
+    texts = {
+        "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": render_markdown(report),
+    }
+    for name, text in texts.items():
+        with atomic_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return folder / "report.json"
 
 
@@ -139,15 +144,3 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     except ValueError as error:  # json's and our own
         raise DataError(f"{file}: {error}") from error
     return report
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hyperflax.files import atomic_file
 from hyperflax.objectives.protocol import Metrics
 
 METRICS_FILE = "metrics.jsonl"
@@ -65,11 +66,9 @@ class RunLog:
             return
         from tensorboardX import SummaryWriter
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [] if resume_step is None else [row for row in read_rows(self.path) if row["step"] <= resume_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, self.path)
+        with atomic_file(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
         purge = None if resume_step is None else resume_step + 1
         self._events = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=purge)

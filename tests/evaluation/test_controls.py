@@ -1,4 +1,4 @@
-"""The derangement of the control and the nearest-task baseline."""
+"""The derangement of the control."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import collections
 import numpy as np
 import pytest
 
-from hyperflax.errors import ConfigError, DataError
-from hyperflax.evaluation.controls import derangement, nearest_task, shuffled_support
+from hyperflax.errors import DataError
+from hyperflax.evaluation.controls import derangement, shuffled_support
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 10, 119, 1000])
@@ -42,32 +42,3 @@ def test_too_few_tasks_are_refused(tasks: list[str]) -> None:
 def test_a_repeated_task_is_refused() -> None:
     with pytest.raises(DataError, match="'b' is listed more than once"):
         shuffled_support(["a", "b", "b"])
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_nearest_task_is_the_lowest_loss(batch_size: int) -> None:
-    candidates = {f"task{i}": float(i) for i in range(10)}
-    sizes = []
-
-    def loss(adapters: list[float], support: float) -> list[float]:
-        sizes.append(len(adapters))
-        return [(adapter - support) ** 2 for adapter in adapters]
-
-    nearest = nearest_task(candidates, 6.2, loss, batch_size=batch_size)
-    assert (nearest.name, nearest.loss) == ("task6", pytest.approx(0.04))
-    assert nearest.losses == pytest.approx({name: (value - 6.2) ** 2 for name, value in candidates.items()})
-    assert sum(sizes) == 10
-    assert max(sizes) == min(batch_size, 10)
-    assert nearest_task(candidates, 6.2, loss, exclude={"task6"}).name == "task7"
-    assert nearest_task(candidates, 6.5, loss).name == "task6"  # a tie goes to the first by name
-
-
-def test_nearest_task_refuses_nonsense() -> None:
-    with pytest.raises(DataError, match="none of 1 candidates"):
-        nearest_task({"a": 0}, None, lambda adapters, _: [0.0], exclude=["a"])
-    with pytest.raises(DataError, match=r"expected shape \(2,\), got \(1,\)"):
-        nearest_task({"a": 0, "b": 1}, None, lambda adapters, _: [0.0])
-    with pytest.raises(DataError, match="'b' is NaN"):
-        nearest_task({"a": 0, "b": 1}, None, lambda adapters, _: [0.0, np.nan])
-    with pytest.raises(ConfigError, match="batch_size"):
-        nearest_task({"a": 0}, None, lambda adapters, _: [0.0], batch_size=0)

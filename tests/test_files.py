@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hyperflax.checkpoints import files
+from hyperflax import files
 from hyperflax.errors import CheckpointError
 
 
