@@ -199,7 +199,8 @@ def test_files_of_a_vocabulary_are_collected():
 
 KILLED = """
 import json, os, pathlib, signal, sys
-from hyperflax import files, load_model_directory, save_model_directory
+from hyperflax import files
+from hyperflax.checkpoints import load_model_directory, save_model_directory
 from hyperflax.errors import CheckpointError
 from tests.checkpoints.directories import base, model_parts
 
