@@ -68,7 +68,7 @@ def base_pairs(
     shots: int = 4,
     inputs_length: int = 192,
     targets_length: int = 96,
-    rates: tuple[float, float, float, float] = (0.3, 0.3, 0.36, 0.04),
+    rates: tuple[float, float, float, float] = (0.3, 0.35, 0.33, 0.02),
 ) -> MixedPairs:
     """Returns what the base model is pretrained on, a mixture of four kinds of pairs.
 
