@@ -88,25 +88,26 @@ def base_pairs(
         targets_length=targets_length,
         support_length=inputs_length,
         too_long="skip",
+        too_few="skip",
         demonstrations="inputs",
     )
     kinds = (
         lambda: TaskPairs(tasks, config.replace(shots=0, min_shots=0, demonstrations="none", definition="inputs")),
         lambda: Induction(tasks, config),
         lambda: TaskPairs(tasks, config),
-        lambda: _Copy(tasks),
+        lambda: _Copy(tasks, min(inputs_length, targets_length)),
     )
     chosen = [(kind(), rate) for kind, rate in zip(kinds, rates, strict=True) if rate]
     return MixedPairs(*zip(*chosen, strict=True))
 
 
 class _Copy:
-    """A pair source: an input alone, to be copied."""
+    """A pair source: an input alone, to be copied; of at most `length` tokens with its end of sequence."""
 
-    def __init__(self, tasks: InMemorySource):
-        self._tasks = tasks
+    def __init__(self, tasks: InMemorySource, length: int):
+        self._tasks, self._length = tasks, length
 
     def __call__(self, rng):
         task = int(rng.integers(len(self._tasks.task_names)))
         inputs = self._tasks.example(task, int(rng.integers(self._tasks.sizes[task]))).inputs
-        return [(inputs, inputs)]
+        return [(inputs, inputs)] if len(inputs) < self._length else []
