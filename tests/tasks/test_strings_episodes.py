@@ -61,7 +61,7 @@ def test_copying_repeats_its_input() -> None:
     assert all(x == y for x, y in pairs("copy", 60))
 
 
-# Bounds that many programs do not fit, and some not at all. A definition that does not fit is an error, so here it does.
+# Bounds that many programs do not fit, and some not at all; a definition that does not fit would be an error.
 @pytest.mark.parametrize(
     ("kind", "inputs_length", "targets_length"),
     [("follow", 40, 30), ("induce", 60, 96), ("continue", 90, 30), ("copy", 40, 30)],
