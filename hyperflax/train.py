@@ -103,6 +103,8 @@ class HypernetworkOf:
         or T5X checkpoint (its path).
       name: of the exported model.
       z_loss, label_smoothing: of the token loss.
+      distillation: weight of the divergence from the base model that reads the definition or the support; the
+        training episodes need a `teacher`.
     """
 
     config: HypermodelConfig
@@ -111,11 +113,18 @@ class HypernetworkOf:
     name: str = "hypermodel"
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    distillation: float = 0.0
 
     @property
     def objective(self) -> HypermodelObjective:
         base, hypernetwork = self.config.build()
-        return HypermodelObjective(base, hypernetwork, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+        return HypermodelObjective(
+            base,
+            hypernetwork,
+            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing,
+            distillation=self.distillation,
+        )
 
     @functools.cached_property
     def frozen(self) -> PyTree:

@@ -27,6 +27,9 @@ class EpisodeConfig:
         stand: in the support, before the scored inputs, both, or none. Examples that stand before the inputs are
         packed whole like a joint row; an input that follows anything is itself rendered with sentinels.
       num_positives: positives used at most.
+      teacher: what a teacher reads before the scored inputs, for distillation: the `definition`, or the K drawn
+        `demonstrations`; `none` makes no such rows. Its rows are cut where they do not fit.
+      teacher_length: tokens of a teacher's row, end of sequence included.
       task_cap: tasks are drawn in proportion to min(size, task_cap).
       too_long: what to do about an example that does not fit: `error` names it; `skip` leaves it out, counted;
         `truncate` cuts scored inputs, scored targets and definitions, and skips demonstrations, which are never cut.
@@ -49,6 +52,8 @@ class EpisodeConfig:
     positives: Place = "none"
     demonstrations: Place = "support"
     num_positives: int = 2
+    teacher: Literal["none", "definition", "demonstrations"] = "none"
+    teacher_length: int = 128
     task_cap: int = 30_000
     too_long: Literal["error", "skip", "truncate"] = "error"
     too_few: Literal["error", "skip"] = "error"
@@ -63,6 +68,7 @@ class EpisodeConfig:
             "support_length": 4,
             "inputs_length": 2,
             "targets_length": 2,
+            "teacher_length": 4,
             "num_positives": 0,
             "task_cap": 1,
             "input_sentinel": 0,
@@ -79,6 +85,7 @@ class EpisodeConfig:
             "definition": _PLACES,
             "positives": _PLACES,
             "demonstrations": _PLACES,
+            "teacher": ("none", "definition", "demonstrations"),
             "too_long": ("error", "skip", "truncate"),
             "too_few": ("error", "skip"),
         }

@@ -97,7 +97,9 @@ def usable_info(info: TaskInfo, config: EpisodeConfig, name: str) -> tuple[TaskI
     """The info without what is placed nowhere or does not fit, and why the task cannot be used ('' if it can)."""
     if config.positives == "none":
         info = info._replace(positives=())
-    if config.definition == "none":
+    if config.teacher == "definition" and not len(info.definition):
+        raise DataError(f"task '{name}': expected a definition, which the teacher is to read, there is none")
+    if config.definition == "none" and config.teacher != "definition":
         info = info._replace(definition=info.definition[:0])
     if in_support(config.definition) and (size := len(info.definition) + 1) > config.support_length:
         problem = f"definition of {size} tokens, expected at most {config.support_length} in a support row"

@@ -7,6 +7,7 @@ Phang et al. 2023, section 4):
 - task_index int32 `[task]`, the task's number in the source
 - encoder_input_tokens int32 `[task, example, inputs_length]`
 - decoder_input_tokens, decoder_target_tokens int32, decoder_loss_weights float32 `[task, example, targets_length]`
+- with a teacher, teacher_input_tokens int32 `[task, example, teacher_length]`
 
 >>> from hyperflax.data.examples import InMemorySource
 >>> from hyperflax.data.vocabularies import Bytes

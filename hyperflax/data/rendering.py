@@ -45,7 +45,8 @@ def episode_arrays(
 
     Returns:
       support_tokens int32 [rows, support_length]; encoder_input_tokens int32 [examples, inputs_length];
-      decoder_input_tokens, decoder_target_tokens int32 and decoder_loss_weights float32 [examples, targets_length].
+      decoder_input_tokens, decoder_target_tokens int32 and decoder_loss_weights float32 [examples, targets_length];
+      with a teacher, teacher_input_tokens int32 [examples, teacher_length].
 
     Raises:
       DataError: a demonstration that fits no row (whatever `config.too_long` says: a caller who wants to skip it does
@@ -59,11 +60,14 @@ def episode_arrays(
 
 def empty_arrays(config: EpisodeConfig, leading: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Zeros for `fill_episode`, with leading axes."""
-    return {
-        "support_tokens": np.zeros((*leading, config.rows, config.support_length), np.int32),
-        "encoder_input_tokens": np.zeros((*leading, config.examples, config.inputs_length), np.int32),
-        "decoder_target_tokens": np.zeros((*leading, config.examples, config.targets_length), np.int32),
+    shapes = {
+        "support_tokens": (config.rows, config.support_length),
+        "encoder_input_tokens": (config.examples, config.inputs_length),
+        "decoder_target_tokens": (config.examples, config.targets_length),
     }
+    if config.teacher != "none":
+        shapes["teacher_input_tokens"] = (config.examples, config.teacher_length)
+    return {name: np.zeros((*leading, *shape), np.int32) for name, shape in shapes.items()}
 
 
 def finish(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -96,6 +100,12 @@ def fill_episode(
     for row, example in enumerate(scored):
         _fill_inputs(arrays["encoder_input_tokens"][at][row], example, definition, context, sentinels, config, name)
         _fill_row(arrays["decoder_target_tokens"][at][row], example.targets, config, f"task '{name}': targets")
+    if config.teacher != "none":
+        told = info.definition if config.teacher == "definition" else None
+        shown = shots if config.teacher == "demonstrations" else []
+        cut = config.replace(too_long="truncate")
+        for row, example in zip(arrays["teacher_input_tokens"][at], scored, strict=False):
+            _fill_inputs(row, example, told, shown, sentinels, cut, name)
 
 
 def support_definition(info: TaskInfo, config: EpisodeConfig) -> np.ndarray | None:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.layers import arrange
 from hyperflax.errors import DataError
+from hyperflax.objectives.distillation import token_divergence
 from hyperflax.objectives.language_model import apply_t5, axes_of
 from hyperflax.objectives.normalisation import target_weights
 from hyperflax.objectives.protocol import (
@@ -37,6 +38,7 @@ from hyperflax.objectives.protocol import (
 from hyperflax.types import Array, Batch, PyTree
 
 EPISODE = ("support_tokens", "task_index")
+TEACHER = "teacher_input_tokens"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class HypermodelObjective:
       model: the base `T5`; its parameters are `loss`'s `frozen`.
       hypernetwork: a linen module with a `spec`, called with one task's episode (see `hypernets.protocol`).
       z_loss, label_smoothing: of the token loss.
+      distillation: weight of the divergence from the base model that reads a batch's `teacher_input_tokens`, beside the
+        token loss; see `objectives.distillation` and `EpisodeConfig.teacher`.
       base_dropout: dropout inside the frozen model, too; by default only the hypernetwork's.
     """
 
@@ -54,6 +58,7 @@ class HypermodelObjective:
     hypernetwork: nn.Module
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    distillation: float = 0.0
     base_dropout: bool = False
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
@@ -74,6 +79,8 @@ class HypermodelObjective:
     def loss(self, params: PyTree, frozen: PyTree, batch: Batch, rng: Array | None) -> LossOutput:
         """Returns (loss sum, weight sum, metrics) of a batch [task, example, length].
 
+        The metric `loss` is the token loss alone; with distillation, `divergence` stands beside it.
+
         Raises:
           DataError: a feature is missing or has the wrong number of dimensions.
         """
@@ -87,14 +94,19 @@ class HypermodelObjective:
 
         scored = {name: batch[name] for name in SCORED}
         logits = self._over_tasks(one_task)(episodes, scored, _keys(rng, episodes))
-        return self._score(logits, batch)
+        loss_sum, weight_sum, metrics = self._score(logits, batch)
+        if self.distillation:
+            check_batch(batch, (*SCORED, TEACHER), 3)
+            teacher = self._without_adapters(frozen, {**scored, "encoder_input_tokens": batch[TEACHER]})
+            divergence = token_divergence(teacher, logits, target_weights(batch))
+            loss_sum += self.distillation * divergence
+            metrics["divergence"] = (divergence, weight_sum)
+        return loss_sum, weight_sum, metrics
 
     def bare(self, frozen: PyTree, batch: Batch) -> Metrics:
         """Returns the metrics of the base model without adapters on the same scored examples."""
         check_batch(batch, SCORED, 3)
-        flat = {name: jnp.reshape(batch[name], (-1, batch[name].shape[-1])) for name in SCORED}
-        logits = apply_t5(self.model, {"params": frozen}, flat, None)
-        return self._score(logits.reshape(*batch["decoder_target_tokens"].shape, -1), batch)[2]
+        return self._score(self._without_adapters(frozen, batch), batch)[2]
 
     def initial_metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
         """Returns the bare model's metrics as `bare/*`: a fresh generator should cost about the same."""
@@ -114,6 +126,12 @@ class HypermodelObjective:
             # model axis and got the gradient of the heads wrong (jax 0.10, one task per shard).
             adapters = jax.lax.with_sharding_constraint(adapters, jax.sharding.PartitionSpec())
         return adapters
+
+    def _without_adapters(self, frozen: PyTree, batch: Batch) -> Array:
+        """Logits [task, example, length, vocab] of the base model."""
+        flat = {name: jnp.reshape(batch[name], (-1, batch[name].shape[-1])) for name in SCORED}
+        logits = apply_t5(self.model, {"params": frozen}, flat, None)
+        return logits.reshape(*batch["decoder_target_tokens"].shape, -1)
 
     def _score(self, logits: Array, batch: Batch) -> LossOutput:
         return scored_metrics(

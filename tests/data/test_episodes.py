@@ -173,6 +173,32 @@ def test_context_stands_before_the_inputs_where_asked() -> None:
     assert arrays["encoder_input_tokens"][0, :8].tolist() == [S0, 80, S1, 81, S0, 50, S1, 1]
 
 
+@pytest.mark.parametrize("told", ["definition", "demonstrations"])
+def test_a_teacher_reads_what_stands_before_the_inputs(told: str) -> None:
+    source = numbered_source(definitions={f"task{t}": f"rule {t}" for t in range(len(SIZES))})
+    plain = EpisodeConfig(tasks_per_batch=4, shots=2, examples=2, teacher_length=48)
+    before = plain.replace(inputs_length=48, **{told: "inputs" if told == "definition" else "both"})
+    for step in range(3):
+        batch = make_episodes(source, plain.replace(teacher=told), 0, step)
+        wanted = make_episodes(source, before, 0, step)["encoder_input_tokens"]
+        np.testing.assert_array_equal(batch["teacher_input_tokens"], wanted)
+        student = make_episodes(source, plain, 0, step)
+        assert batch.keys() - student.keys() == {"teacher_input_tokens"}
+        assert all(np.array_equal(batch[name], student[name]) for name in student)
+
+
+def test_a_teacher_row_is_cut_where_it_does_not_fit() -> None:
+    config = layout(teacher="definition", teacher_length=6)
+    arrays = episode_arrays([PAIR], [PAIR], config, Bytes(), INFO._replace(definition=np.arange(70, 90)))
+    assert arrays["teacher_input_tokens"].tolist() == [[70, 71, S0, 50, S1, 1]]
+
+
+def test_a_teacher_needs_a_definition() -> None:
+    config = EpisodeConfig(shots=2, examples=2, teacher="definition")
+    with pytest.raises(DataError, match="task 'task0': expected a definition, which the teacher is to read"):
+        make_plan(numbered_source(), config)
+
+
 def test_tasks_are_drawn_in_proportion_to_their_capped_size() -> None:
     config = EpisodeConfig(tasks_per_batch=4000, shots=1, examples=1, task_cap=10)
     counts = np.bincount(make_episodes(numbered_source(), config, 0, 0)["task_index"], minlength=3)
@@ -276,6 +302,7 @@ def test_evaluation_of_the_first_examples() -> None:
         ({"shots": 2, "min_shots": 3}, r"min_shots: expected 0 to 2 \(shots\), got 3"),
         ({"support_layout": "mixed"}, "support_layout: expected one of"),
         ({"definition": "top"}, "definition: expected one of"),
+        ({"teacher": "support"}, "teacher: expected one of"),
         ({"too_long": "cut"}, "too_long: expected one of"),
     ],
 )
