@@ -36,13 +36,14 @@ from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import episode_arrays
 from hyperflax.errors import CheckpointError, ConfigError, DataError
+from hyperflax.hypernets.hart import HART, HARTConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.models.decoding import Greedy, Method, decode
 from hyperflax.models.t5 import T5
 from hyperflax.training.refine import refine
 from hyperflax.types import PyTree, T5Config
 
-HYPERNETWORKS: Mapping[str, tuple[type, type]] = {"HyperT5": (HyperT5Config, HyperT5)}
+HYPERNETWORKS: Mapping[str, tuple[type, type]] = {"HyperT5": (HyperT5Config, HyperT5), "HART": (HARTConfig, HART)}
 REFINE_LEARNING_RATE = 1e-3
 ROWS = 64  # rows decoded at once; the last batch is padded to a power of two, so that few shapes are compiled
 
@@ -63,7 +64,7 @@ class HypermodelConfig:
 
     base: T5Config
     spec: AdapterSpec
-    hypernetwork: HyperT5Config
+    hypernetwork: HyperT5Config | HARTConfig
     episodes: EpisodeConfig
     vocabulary: vocabularies.Vocabulary
 
@@ -83,7 +84,7 @@ class HypermodelConfig:
         """Name of the hypernetwork's class in a model directory."""
         return next(name for name, (config, _) in HYPERNETWORKS.items() if isinstance(self.hypernetwork, config))
 
-    def build(self) -> tuple[T5, HyperT5]:
+    def build(self) -> tuple[T5, HyperT5 | HART]:
         """Returns the two modules."""
         return T5(self.base), HYPERNETWORKS[self.hypernetwork_class][1](self.hypernetwork, self.spec)
 

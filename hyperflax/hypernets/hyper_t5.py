@@ -76,18 +76,30 @@ class HyperT5(nn.Module):
 
     def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
         """Returns the decoder's state of every slot, [slots, emb]: what the heads read, and a task's embedding."""
-        tokens = episode["support_tokens"]
-        if tokens.ndim != 2:
-            raise ConfigError(f"support_tokens: expected [rows, length] of one task, got {tuple(tokens.shape)}")
-        encoded = self.t5.encode(tokens, enable_dropout=enable_dropout)
+        encoded, tokens = encode_support(self.t5, episode, enable_dropout=enable_dropout)
         hidden = self.t5.decode_embeddings(
             jnp.asarray(self.slots)[None],
-            encoded.reshape(1, -1, encoded.shape[-1]),
-            tokens.reshape(1, -1),
+            encoded,
+            tokens,
             bidirectional=self.config.slot_bias == "bidirectional",
             enable_dropout=enable_dropout,
         )
         return hidden[0]
+
+
+def encode_support(t5: T5, episode: Mapping[str, Array], *, enable_dropout: bool) -> tuple[Array, Array]:
+    """Encodes every row of a support alone and lays the rows end to end, for a decoder that attends to all of them.
+
+    (Fusion in decoder, Izacard and Grave 2021.)
+
+    Returns:
+      encoded [1, rows * length, emb] and the tokens [1, rows * length].
+    """
+    tokens = episode["support_tokens"]
+    if tokens.ndim != 2:
+        raise ConfigError(f"support_tokens: expected [rows, length] of one task, got {tuple(tokens.shape)}")
+    encoded = t5.encode(tokens, enable_dropout=enable_dropout)
+    return encoded.reshape(1, -1, encoded.shape[-1]), tokens.reshape(1, -1)
 
 
 def initialise_from_t5(params: PyTree, t5_params: PyTree) -> PyTree:

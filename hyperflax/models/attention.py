@@ -121,25 +121,29 @@ class Attention(nn.Module):
         y = self._attend(q, new, position_bias, mask)
         return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1)), new
 
-    def step_cross(self, x: Array, cache: Mapping[str, Array], mask: Array) -> Array:
-        """One decoding step of cross-attention; an example's decodes share its keys and values.
+    def step_cross(self, x: Array, cache: Mapping[str, Array], mask: Array, deterministic: bool = True) -> Array:
+        """Cross-attention with keys and values computed before; an example's decodes share them.
 
         Args:
-          x: [example, decodes, emb].
+          x: [example, decodes, emb]: one token of each decode, or the slots of a hypernetwork.
           cache: what `start_cross` returned.
-          mask: bool [example, 1, 1, keys].
+          mask: bool [example, 1, 1 or decodes, keys].
+          deterministic: no dropout.
 
         Returns:
           [example, decodes, emb].
         """
         q = self._split(self.query(x)).swapaxes(1, 2)
         mask = self._mask(self._prefixes(), mask, mask.shape[-1])
-        y = self._attend(q, cache, None, mask)
+        y = self._attend(q, cache, None, mask, deterministic)
         return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
-    def _attend(self, q: Array, cache: Mapping[str, Array], bias: Array | None, mask: Array) -> Array:
+    def _attend(
+        self, q: Array, cache: Mapping[str, Array], bias: Array | None, mask: Array, deterministic: bool = True
+    ) -> Array:
         """q [rows, heads, queries, head_dim] over a cache [rows, heads, keys, head_dim] -> the shape of q."""
         weights = self._weights("rhqd,rhkd->rhqk", q, cache["key"], bias, mask)
+        weights = self.dropout(weights, deterministic=deterministic)
         return jnp.einsum("rhqk,rhkd->rhqd", weights, cache["value"])
 
     # Shared by both ways

@@ -106,14 +106,20 @@ class DecoderLayer(Layer):
         self.mlp = Mlp(self.config)
 
     def __call__(self, x: Array, cache: LayerCache, context: Context) -> tuple[Array, LayerCache]:
-        """[rows, length, emb] -> the same. `rows` may be a multiple of the encoder's: several targets per input."""
+        """[rows, length, emb] -> the same. `rows` may be a multiple of the encoder's: several targets per input.
+
+        Given a cache, its `cross` part stands for `context.encoded`.
+        """
         deterministic = context.deterministic
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, y, context.mask, self.bias(context), deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.pre_cross_attention_layer_norm(x)
-        y = y.reshape(context.encoded.shape[0], -1, y.shape[-1])
-        y = self.encoder_decoder_attention(y, context.encoded, context.cross_mask, None, deterministic)
+        if cache is None:
+            y = y.reshape(context.encoded.shape[0], -1, y.shape[-1])
+            y = self.encoder_decoder_attention(y, context.encoded, context.cross_mask, None, deterministic)
+        else:
+            y = self.encoder_decoder_attention.step_cross(y, cache["cross"], context.cross_mask, deterministic)
         x = x + self.dropout(y.reshape(x.shape), deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
         return x + self.dropout(y, deterministic=deterministic), cache
@@ -207,10 +213,11 @@ class Decoder(Stack):
             self.logits_dense = Projection(cfg.vocab_size, "float32", DENSE_INIT)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
-    def __call__(self, x: Array, context: Context) -> Array:
-        """Runs all layers and the final norm."""
+    def __call__(self, x: Array, context: Context, caches: Mapping[str, LayerCache] | None = None) -> Array:
+        """Runs all layers and the final norm; `caches` from `start` save computing cross-attention's keys again."""
         deterministic = context.deterministic
-        x, _ = self.run(self.dropout(x, deterministic=deterministic), context.replace(length=x.shape[1]))
+        x = self.dropout(x, deterministic=deterministic)
+        x, _ = self.run(x, context.replace(length=x.shape[1]), caches=caches)
         return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
     def start(self, context: Context) -> dict[str, LayerCache]:

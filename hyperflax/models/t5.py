@@ -13,6 +13,8 @@ Everything is written for one task; `jax.vmap` over adapters and tokens adds the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -121,7 +123,7 @@ class T5(nn.Module):
     def decode_embeddings(
         self,
         embeddings: Array,
-        encoded: Array,
+        encoded: Array | Mapping[str, LayerCache],
         encoder_input_tokens: Array,
         *,
         causal: bool = False,
@@ -132,7 +134,8 @@ class T5(nn.Module):
 
         Args:
           embeddings: [batch, slots, emb].
-          encoded: [batch, source, emb]; several encoded rows may be laid end to end into one.
+          encoded: [batch, source, emb]; several encoded rows may be laid end to end into one. Or what `read` made of
+            it, which saves time where the decoder runs over the same source again.
           encoder_input_tokens: [batch, source], 0 where `encoded` is padding.
           causal: each slot sees only itself and those before it.
           bidirectional: position bias with T5's two-sided buckets, in the decoder's own table; otherwise one-sided
@@ -144,14 +147,19 @@ class T5(nn.Module):
           Hidden states [batch, slots, emb] after the decoder's final norm.
         """
         real = jnp.ones(embeddings.shape[:2], bool)
+        caches = encoded if isinstance(encoded, Mapping) else None
         context = Context(
             mask=masks.causal(embeddings.shape[1]) if causal else None,
-            encoded=encoded,
+            encoded=encoded if caches is None else None,
             cross_mask=masks.pairs(real, encoder_input_tokens > 0),
             bias_kind="bidirectional" if bidirectional else "causal" if causal else "none",
             deterministic=not enable_dropout,
         )
-        return self.decoder(jnp.asarray(embeddings, self.config.dtype), context)
+        return self.decoder(jnp.asarray(embeddings, self.config.dtype), context, caches)
+
+    def read(self, encoded: Array) -> dict[str, LayerCache]:
+        """Computes every decoder layer's cross-attention keys and values of `encoded` [batch, source, emb]."""
+        return self.decoder.start(Context(encoded=encoded))
 
     # Decoding with a cache; `decoding.py` is the loop around it.
 

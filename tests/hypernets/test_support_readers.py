@@ -1,4 +1,4 @@
-"""HyperT5: shapes, invariances of the support, starting point, and initialisation from a T5."""
+"""Hypernetworks that read a support: shapes, invariances, starting point, and initialisation from a T5."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.hypernets.hart import HART, HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config, initialise_from_t5
 from hyperflax.models.t5 import T5
@@ -24,10 +25,24 @@ BASE = T5Config(
 SUPPORT = np.array([[5, 6, 7, 1, 0, 0], [8, 9, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]], np.int32)
 
 
-@pytest.fixture(scope="module", params=["lora", "prefix"])
+KINDS = {"lora": LoRA(rank=2), "prefix": Prefix(length=3)}
+HEADS = HeadsConfig(hidden=16)
+# A new hypernetwork that reads a support adds a row.
+NETWORKS = {
+    "hyper_t5": lambda spec: HyperT5(HyperT5Config(t5=BASE, heads=HEADS), spec),
+    "hart": lambda spec: HART(HARTConfig(t5=BASE, heads=HEADS), spec),
+    "hart_options": lambda spec: HART(
+        HARTConfig(t5=BASE, heads=HeadsConfig(16, "shared"), order="backward", steps_per_layer=2, extra_slots=1),
+        spec,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=[(kind, name) for kind in KINDS for name in NETWORKS], ids="-".join)
 def case(request):
-    spec = build_spec(LoRA(rank=2) if request.param == "lora" else Prefix(length=3), BASE)
-    hypernet = HyperT5(HyperT5Config(t5=BASE, heads=HeadsConfig(hidden=16)), spec)
+    kind, name = request.param
+    spec = build_spec(KINDS[kind], BASE)
+    hypernet = NETWORKS[name](spec)
     params = nn.unbox(jax.jit(hypernet.init)(jax.random.key(0), {"support_tokens": SUPPORT})["params"])
     generate = jax.jit(lambda params, support: hypernet.apply({"params": params}, {"support_tokens": support}))
     return spec, hypernet, params, generate

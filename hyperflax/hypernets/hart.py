@@ -1,0 +1,111 @@
+"""HART: adapters generated layer by layer, each layer's from the states of the one before.
+
+    h_0 = slots        h_l = D(h_{l-1}, encoded support)        heads: h_l -> adapters of layer l
+
+One decoder D, without causal mask, is applied again and again, and attends to the encoded support every time. HyperT5
+asks for all layers at once and so ignores how the parameters of one layer depend on those of another (Liang et al.
+2023, HART, section 3). The recurrence is a scan, so compile time does not grow with the base model's depth, and the
+support's keys and values are computed once for all steps.
+
+The paper's text is not public. Known from reviews that quote it: the recurrence, the cross-attention at every step,
+each demonstration encoded alone. Ours to choose, hence fields: the order of layers, the decoder steps for a layer, and
+states that are carried along and that no head reads.
+
+>>> network = HART(HARTConfig(t5_config), spec)
+>>> params = network.init(rng, {"support_tokens": tokens})["params"]
+>>> adapters = network.apply({"params": params}, {"support_tokens": tokens})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.errors import ConfigError
+from hyperflax.hypernets.heads import Heads, HeadsConfig
+from hyperflax.hypernets.hyper_t5 import encode_support
+from hyperflax.models.t5 import T5
+from hyperflax.types import Array, PyTree, T5Config
+
+
+@dataclasses.dataclass(frozen=True)
+class HARTConfig:
+    """Shape of a HART.
+
+    Attributes:
+      t5: the T5 that encodes the support and whose decoder is applied again and again; need not be the base's size.
+      heads: the MLP heads; `HeadsConfig.sharing` gives every layer its own or all the same.
+      slot_bias: relative-position bias between slots, `none` or `bidirectional`.
+      order: `forward` walks the encoder's layers and then the decoder's; `backward` the other way round.
+      steps_per_layer: applications of the decoder for a layer.
+      extra_slots: states carried from layer to layer beside those that the heads read.
+    """
+
+    t5: T5Config
+    heads: HeadsConfig = dataclasses.field(default_factory=HeadsConfig)
+    slot_bias: Literal["none", "bidirectional"] = "none"
+    order: Literal["forward", "backward"] = "forward"
+    steps_per_layer: int = 1
+    extra_slots: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("slot_bias", ("none", "bidirectional")), ("order", ("forward", "backward"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"HARTConfig.{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        for name, least in (("steps_per_layer", 1), ("extra_slots", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"HARTConfig.{name}: expected at least {least}, got {getattr(self, name)!r}")
+
+
+class HART(nn.Module):
+    """Generates the adapters that `spec` describes from one task's support, one layer after the other."""
+
+    config: HARTConfig
+    spec: AdapterSpec
+
+    def setup(self) -> None:
+        self.t5 = T5(self.config.t5)
+        most = max(self.spec.num_slots(*layer) for layer in self.spec.layers())
+        self.slots = self.param(
+            "slots",
+            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("slot", "embed")),
+            (most + self.config.extra_slots, self.config.t5.emb_dim),
+        )
+        self.heads = Heads(self.config.heads, self.spec)
+
+    def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
+        """Returns the adapters for `episode["support_tokens"]` [rows, length] int32 (0 = padding)."""
+        return self.heads(self.slot_states(episode, enable_dropout=enable_dropout))
+
+    def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
+        """Returns the state of every slot of every layer, [slots, emb], in the spec's order."""
+        config = self.config
+        encoded, tokens = encode_support(self.t5, episode, enable_dropout=enable_dropout)
+        memory = self.t5.read(encoded)
+
+        def next_layer(network: HART, hidden: Array, _: None) -> tuple[Array, Array]:
+            for _ in range(config.steps_per_layer):
+                hidden = network.t5.decode_embeddings(
+                    hidden,
+                    memory,
+                    tokens,
+                    bidirectional=config.slot_bias == "bidirectional",
+                    enable_dropout=enable_dropout,
+                )
+            return hidden, hidden[0]
+
+        layers = self.spec.layers()
+        walk = nn.scan(
+            next_layer,
+            variable_broadcast="params",
+            split_rngs={"params": False, "dropout": True},
+            length=len(layers),
+            reverse=config.order == "backward",
+        )
+        _, states = walk(self, jnp.asarray(self.slots, config.t5.dtype)[None], None)
+        return jnp.concatenate([states[i, : self.spec.num_slots(*layer)] for i, layer in enumerate(layers)])
