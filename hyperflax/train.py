@@ -105,6 +105,9 @@ class HypernetworkOf:
       z_loss, label_smoothing: of the token loss.
       distillation: weight of the divergence from the base model that reads the definition or the support; the
         training episodes need a `teacher`.
+      consistency: weight of the distance between what is generated from several supports of a task; the training
+        episodes need `supports` of at least 2.
+      consistency_of: what is compared, slot `states` or `adapters`.
     """
 
     config: HypermodelConfig
@@ -114,6 +117,8 @@ class HypernetworkOf:
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     distillation: float = 0.0
+    consistency: float = 0.0
+    consistency_of: Literal["states", "adapters"] = "states"
 
     @property
     def objective(self) -> HypermodelObjective:
@@ -124,6 +129,8 @@ class HypernetworkOf:
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
             distillation=self.distillation,
+            consistency=self.consistency,
+            consistency_of=self.consistency_of,
         )
 
     @functools.cached_property

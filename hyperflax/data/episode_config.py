@@ -19,6 +19,7 @@ class EpisodeConfig:
       tasks_per_batch: episodes in a batch (the task axis).
       shots: K, support examples drawn for an episode. min_shots: if set, K is drawn uniformly from min_shots to shots.
       examples: Q, scored examples of an episode; disjoint from its support, of the same task.
+      supports: disjoint supports of an episode, for objectives that compare what is generated from them.
       support_length: tokens of a support row. inputs_length, targets_length: tokens of a scored example's encoder
         inputs and targets. End of sequence is included in all three.
       support_layout: `separate`, one row for every demonstration (and one for the definition); `joint`, one row into
@@ -44,6 +45,7 @@ class EpisodeConfig:
     shots: int = 4
     min_shots: int | None = None
     examples: int = 4
+    supports: int = 1
     support_length: int = 128
     inputs_length: int = 64
     targets_length: int = 64
@@ -65,6 +67,7 @@ class EpisodeConfig:
             "tasks_per_batch": 1,
             "shots": 0,
             "examples": 1,
+            "supports": 1,
             "support_length": 4,
             "inputs_length": 2,
             "targets_length": 2,
@@ -102,6 +105,11 @@ class EpisodeConfig:
         rows += self.num_positives if in_support(self.positives) else 0
         rows += 1 if in_support(self.definition) else 0
         return max(1, rows)
+
+    @property
+    def needed(self) -> int:
+        """Examples that an episode takes from its task."""
+        return self.supports * self.shots + self.examples
 
     @property
     def inputs_have_context(self) -> bool:

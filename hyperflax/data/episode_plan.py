@@ -161,10 +161,10 @@ def fitting_scored(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig) -
 
 def _shortage(usable: int, skipped: int, config: EpisodeConfig, name: str) -> str:
     """Why a task has too few examples, '' if it has enough."""
-    needed = config.shots + config.examples
-    if usable >= needed:
+    if usable >= config.needed:
         return ""
-    problem = f"expected at least {needed} examples (K={config.shots} + Q={config.examples}), got {usable}"
+    support = f"K={config.shots}" if config.supports == 1 else f"{config.supports} x K={config.shots}"
+    problem = f"expected at least {config.needed} examples ({support} + Q={config.examples}), got {usable}"
     if skipped:
         problem += f" and {skipped} over-long"
     if config.too_few == "error":

@@ -4,6 +4,7 @@ Batch features (METHODS of hypertuning: support and scored examples are disjoint
 Phang et al. 2023, section 4):
 
 - support_tokens int32 `[task, rows, support_length]`
+- with more than one support, other_support_tokens int32 `[task, supports - 1, rows, support_length]`
 - task_index int32 `[task]`, the task's number in the source
 - encoder_input_tokens int32 `[task, example, inputs_length]`
 - decoder_input_tokens, decoder_target_tokens int32, decoder_loss_weights float32 `[task, example, targets_length]`
@@ -28,7 +29,14 @@ from hyperflax.data.draws import stream
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episode_plan import EpisodePlan, fitting_scored, fitting_support, make_plan, usable_info
 from hyperflax.data.examples import Example, ExampleSource
-from hyperflax.data.rendering import empty_arrays, episode_arrays, fill_episode, finish
+from hyperflax.data.rendering import (
+    empty_arrays,
+    empty_others,
+    episode_arrays,
+    fill_episode,
+    fill_support,
+    finish,
+)
 from hyperflax.errors import DataError
 
 __all__ = ["EpisodeConfig", "Episodes", "EvaluationEpisode", "evaluation_episode", "make_episodes"]
@@ -89,12 +97,19 @@ def make_episodes(
         positions.append(plan.draw(draws.uniform()))
         shots.append(draws.integer(least, config.shots))
         indices = plan.eligible[positions[-1]]
-        drawn = draws.distinct(len(indices), shots[-1] + config.examples)
+        drawn = draws.distinct(len(indices), config.supports * shots[-1] + config.examples)
         requests.append((int(plan.tasks[positions[-1]]), indices[drawn].tolist()))
     arrays = empty_arrays(config, (len(rows),))
+    others = empty_others(config, (len(rows),))
     for at, examples in enumerate(source.gather(requests)):
         name, info, k = source.task_names[requests[at][0]], plan.infos[positions[at]], shots[at]
-        fill_episode(arrays, (at,), examples[:k], examples[k:], config, source.vocabulary, info, name)
+        last = k + config.examples
+        fill_episode(arrays, (at,), examples[:k], examples[k:last], config, source.vocabulary, info, name)
+        for number, support in enumerate(others[at]):
+            start = last + number * k
+            fill_support(support, examples[start : start + k], config, source.vocabulary, info, name)
+    if config.supports > 1:
+        arrays["other_support_tokens"] = others
     task_index = np.asarray([task for task, _ in requests], np.int32)
     return {**finish(arrays), "task_index": task_index}
 

@@ -70,6 +70,11 @@ def empty_arrays(config: EpisodeConfig, leading: tuple[int, ...]) -> dict[str, n
     return {name: np.zeros((*leading, *shape), np.int32) for name, shape in shapes.items()}
 
 
+def empty_others(config: EpisodeConfig, leading: tuple[int, ...]) -> np.ndarray:
+    """Zeros for the supports of an episode behind its first, with leading axes."""
+    return np.zeros((*leading, config.supports - 1, config.rows, config.support_length), np.int32)
+
+
 def finish(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Adds the decoder's inputs and weights, which follow from its targets."""
     return {**arrays, **decoder_features(arrays["decoder_target_tokens"])}
@@ -89,12 +94,8 @@ def fill_episode(
     for what, given, most in (("support", support, config.shots), ("scored", scored, config.examples)):
         if len(given) > most:
             raise DataError(f"task '{name}': expected at most {most} {what} examples, got {len(given)}")
-    sentinels = (vocabulary.sentinel(config.input_sentinel), vocabulary.sentinel(config.target_sentinel))
-    shots = [render(example, sentinels) for example in support]
-    positives = [render(example, sentinels) for example in info.positives[: config.num_positives]]
-    before = _demonstrations(positives, shots, config, in_support)
-    definition = support_definition(info, config)
-    _fill_support(arrays["support_tokens"][at], definition, before, config, name)
+    fill_support(arrays["support_tokens"][at], support, config, vocabulary, info, name)
+    sentinels, positives, shots = _rendered(support, config, vocabulary, info)
     context = _demonstrations(positives, shots, config, in_inputs)
     definition = info.definition if in_inputs(config.definition) else None
     for row, example in enumerate(scored):
@@ -106,6 +107,28 @@ def fill_episode(
         cut = config.replace(too_long="truncate")
         for row, example in zip(arrays["teacher_input_tokens"][at], scored, strict=False):
             _fill_inputs(row, example, told, shown, sentinels, cut, name)
+
+
+def fill_support(
+    rows: np.ndarray,
+    support: Sequence[Example],
+    config: EpisodeConfig,
+    vocabulary: Vocabulary,
+    info: TaskInfo,
+    name: str,
+) -> None:
+    """Writes what a hypernetwork reads into `rows` [rows, support_length]; see `episode_arrays`."""
+    _, positives, shots = _rendered(support, config, vocabulary, info)
+    _fill_support(
+        rows, support_definition(info, config), _demonstrations(positives, shots, config, in_support), config, name
+    )
+
+
+def _rendered(support: Sequence[Example], config: EpisodeConfig, vocabulary: Vocabulary, info: TaskInfo):
+    """The sentinels, and positives and support rendered with them."""
+    sentinels = (vocabulary.sentinel(config.input_sentinel), vocabulary.sentinel(config.target_sentinel))
+    positives = [render(example, sentinels) for example in info.positives[: config.num_positives]]
+    return sentinels, positives, [render(example, sentinels) for example in support]
 
 
 def support_definition(info: TaskInfo, config: EpisodeConfig) -> np.ndarray | None:

@@ -72,7 +72,11 @@ class HyperT5(nn.Module):
 
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
         """Returns the adapters for `episode["support_tokens"]` [rows, length] int32 (0 = padding)."""
-        return self.heads(self.slot_states(episode, enable_dropout=enable_dropout))
+        return self.write(self.slot_states(episode, enable_dropout=enable_dropout))
+
+    def write(self, states: Array) -> PyTree:
+        """Returns the adapters for slot states [slots, emb]."""
+        return self.heads(states)
 
     def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
         """Returns the decoder's state of every slot, [slots, emb]: what the heads read, and a task's embedding."""

@@ -27,3 +27,19 @@ class Hypernetwork(Protocol):
     spec: AdapterSpec
 
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree: ...
+
+
+@runtime_checkable
+class SupportReader(Hypernetwork, Protocol):
+    """A hypernetwork in two steps: the support becomes one state per slot, the states become adapters.
+
+    `__call__` is `write(slot_states(episode))`. Objectives that compare what is generated look at the states between.
+    """
+
+    def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
+        """Returns [slots, emb] for one task's episode."""
+        ...
+
+    def write(self, states: Array) -> PyTree:
+        """Returns the adapters for slot states [slots, emb]."""
+        ...

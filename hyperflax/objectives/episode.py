@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hyperflax.adapters.layers import arrange
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.hypernets.protocol import SupportReader
+from hyperflax.objectives.consistency import between_tasks, distance
 from hyperflax.objectives.distillation import token_divergence
 from hyperflax.objectives.language_model import apply_t5, axes_of
 from hyperflax.objectives.normalisation import target_weights
@@ -39,6 +41,7 @@ from hyperflax.types import Array, Batch, PyTree
 
 EPISODE = ("support_tokens", "task_index")
 TEACHER = "teacher_input_tokens"
+OTHERS = "other_support_tokens"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,9 @@ class HypermodelObjective:
       z_loss, label_smoothing: of the token loss.
       distillation: weight of the divergence from the base model that reads a batch's `teacher_input_tokens`, beside the
         token loss; see `objectives.distillation` and `EpisodeConfig.teacher`.
+      consistency: weight of the squared distance between what is generated from a task's first support and from its
+        `other_support_tokens`, beside the mean token loss; see `objectives.consistency` and `EpisodeConfig.supports`.
+      consistency_of: `states` of the slots, or the `adapters`.
       base_dropout: dropout inside the frozen model, too; by default only the hypernetwork's.
     """
 
@@ -59,7 +65,16 @@ class HypermodelObjective:
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     distillation: float = 0.0
+    consistency: float = 0.0
+    consistency_of: Literal["states", "adapters"] = "states"
     base_dropout: bool = False
+
+    def __post_init__(self) -> None:
+        if self.consistency_of not in ("states", "adapters"):
+            raise ConfigError(f"consistency_of: expected 'states' or 'adapters', got {self.consistency_of!r}")
+        if self.consistency and self.consistency_of == "states" and not isinstance(self.hypernetwork, SupportReader):
+            name = type(self.hypernetwork).__name__
+            raise ConfigError(f"consistency_of: {name} has no slot states, expected consistency_of='adapters'")
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
         """Returns a hypernetwork's parameters from scratch."""
@@ -79,7 +94,8 @@ class HypermodelObjective:
     def loss(self, params: PyTree, frozen: PyTree, batch: Batch, rng: Array | None) -> LossOutput:
         """Returns (loss sum, weight sum, metrics) of a batch [task, example, length].
 
-        The metric `loss` is the token loss alone; with distillation, `divergence` stands beside it.
+        The metric `loss` is the token loss alone. Beside it stand `divergence` with distillation, and with consistency
+        `within_task_distance` and `between_task_distance`.
 
         Raises:
           DataError: a feature is missing or has the wrong number of dimensions.
@@ -87,13 +103,24 @@ class HypermodelObjective:
         check_batch(batch, SCORED, 3)
         episodes = episodes_of(batch)
 
-        def one_task(episode: Batch, scored: Batch, key: Array | None) -> Array:
-            adapters = arrange(self._adapters(params, episode, key), self.hypernetwork.spec, self.model.config)
-            base_key = None if key is None or not self.base_dropout else jax.random.fold_in(key, 1)
-            return apply_t5(self.model, {"params": frozen, "adapters": adapters}, scored, base_key)
+        def one_task(episode: Batch, others: Array | None, scored: Batch, key: Array | None) -> tuple[Array, Any]:
+            generated, adapters = self._generated(params, episode, key)
+            arranged = arrange(adapters, self.hypernetwork.spec, self.model.config)
+            base_key = _fold(key, 1) if self.base_dropout else None
+            logits = apply_t5(self.model, {"params": frozen, "adapters": arranged}, scored, base_key)
+            if others is None:
+                return logits, None
+            again = [
+                self._generated(params, {**episode, "support_tokens": tokens}, _fold(key, 2 + number))[0]
+                for number, tokens in enumerate(others)
+            ]
+            return logits, (generated, distance(generated, jax.tree.map(lambda *leaves: jnp.stack(leaves), *again)))
 
         scored = {name: batch[name] for name in SCORED}
-        logits = self._over_tasks(one_task)(episodes, scored, _keys(rng, episodes))
+        if self.consistency:
+            check_batch(batch, (OTHERS,), 4)
+        others = batch[OTHERS] if self.consistency else None
+        logits, compared = self._over_tasks(one_task)(episodes, others, scored, _keys(rng, episodes))
         loss_sum, weight_sum, metrics = self._score(logits, batch)
         if self.distillation:
             check_batch(batch, (*SCORED, TEACHER), 3)
@@ -101,6 +128,11 @@ class HypermodelObjective:
             divergence = token_divergence(teacher, logits, target_weights(batch))
             loss_sum += self.distillation * divergence
             metrics["divergence"] = (divergence, weight_sum)
+        if self.consistency:
+            generated, within = compared
+            loss_sum += self.consistency * jnp.mean(within) * weight_sum
+            metrics["within_task_distance"] = (jnp.sum(within), jnp.float32(within.size))
+            metrics["between_task_distance"] = (between_tasks(generated) * within.size, jnp.float32(within.size))
         return loss_sum, weight_sum, metrics
 
     def bare(self, frozen: PyTree, batch: Batch) -> Metrics:
@@ -116,9 +148,24 @@ class HypermodelObjective:
         episode = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], episodes_of(batch))
         return self.hypernetwork.init(rng, episode)["params"]
 
+    def _generated(self, params: PyTree, episode: Batch, key: Array | None) -> tuple[PyTree, PyTree]:
+        """Returns what consistency compares and the adapters."""
+        if not self.consistency or self.consistency_of == "adapters":
+            adapters = self._adapters(params, episode, key)
+            return adapters, adapters
+        states = self._apply(params, episode, key, method="slot_states")
+        return states, self._checked(self.hypernetwork.apply({"params": params}, states, method="write"))
+
     def _adapters(self, params: PyTree, episode: Batch, key: Array | None) -> PyTree:
+        return self._checked(self._apply(params, episode, key))
+
+    def _apply(self, params: PyTree, episode: Batch, key: Array | None, method: str | None = None) -> PyTree:
         rngs = None if key is None else {"dropout": key}
-        adapters = self.hypernetwork.apply({"params": params}, episode, enable_dropout=key is not None, rngs=rngs)
+        return self.hypernetwork.apply(
+            {"params": params}, episode, enable_dropout=key is not None, rngs=rngs, method=method
+        )
+
+    def _checked(self, adapters: PyTree) -> PyTree:
         # Shapes only, so free under jit; flax would ignore a leaf that no layer reads.
         self.hypernetwork.spec.validate(adapters)
         if mesh_batch_axes():
@@ -148,6 +195,10 @@ def episodes_of(batch: Mapping[str, Array]) -> dict[str, Array]:
     if not episodes:
         raise DataError(f"batch: an episode has 'support_tokens' or 'task_index', got {sorted(batch)}")
     return episodes
+
+
+def _fold(key: Array | None, number: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def _keys(rng: Array | None, episodes: Mapping[str, Array]) -> Array | None:

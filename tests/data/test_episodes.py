@@ -187,6 +187,28 @@ def test_a_teacher_reads_what_stands_before_the_inputs(told: str) -> None:
         assert all(np.array_equal(batch[name], student[name]) for name in student)
 
 
+def test_other_supports_are_disjoint_and_change_nothing_else() -> None:
+    source = numbered_source((12, 20))
+    config = EpisodeConfig(tasks_per_batch=5, shots=2, examples=3, supports=3)
+    for step in range(5):
+        batch, plain = (make_episodes(source, c, 1, step) for c in (config, config.replace(supports=1)))
+        others = batch.pop("other_support_tokens")
+        assert others.shape == (5, 2, 2, config.support_length)
+        assert batch.keys() == plain.keys()
+        assert all(np.array_equal(batch[name], plain[name]) for name in plain)
+        for at in range(5):
+            shown, scored = origins(batch, at)
+            again = [origins({**batch, "support_tokens": others[:, i]}, at)[0] for i in range(2)]
+            drawn = [*shown, *scored, *again[0], *again[1]]
+            assert len(drawn) == len(set(drawn)) == 9
+            assert len({text.split(",")[0] for text in drawn}) == 1  # all of one task
+
+
+def test_several_supports_need_more_examples() -> None:
+    with pytest.raises(DataError, match=r"expected at least 7 examples \(2 x K=2 \+ Q=3\), got 6"):
+        make_plan(numbered_source(), EpisodeConfig(shots=2, examples=3, supports=2))
+
+
 def test_a_teacher_row_is_cut_where_it_does_not_fit() -> None:
     config = layout(teacher="definition", teacher_length=6)
     arrays = episode_arrays([PAIR], [PAIR], config, Bytes(), INFO._replace(definition=np.arange(70, 90)))

@@ -1,0 +1,35 @@
+"""Consistency: what is generated for one task should not depend on which of its examples were shown.
+
+    mean over the task's other supports s of  mean((g(first support) - g(s))^2)
+
+g is the hypernetwork's slot states or the adapters themselves. (Liang et al. 2023, HART: parameters generated from
+different demonstrations of a task are pulled together. The distance is not published; mean squared differences are
+ours.) The same distance between different tasks stands beside it in the metrics: a generator that ignores its support
+is perfectly consistent, and its distance between tasks is zero.
+
+>>> distance(first, others)    # trees of leaves [...] and [others, ...]
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from hyperflax.types import Array, PyTree
+
+
+def distance(first: PyTree, others: PyTree) -> Array:
+    """Returns the mean squared difference over all values, a float32 scalar.
+
+    Args:
+      first: a tree of arrays.
+      others: the same tree, each leaf with leading axes more; the mean goes over those as well.
+    """
+    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a.astype(jnp.float32) - b)), first, others)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(others))
+    return sum(jax.tree.leaves(squares)) / sizes
+
+
+def between_tasks(generated: PyTree) -> Array:
+    """Returns the distance of every task's values from the next task's; leaves [task, ...]."""
+    return distance(generated, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), generated))
