@@ -43,7 +43,10 @@ from hyperflax.models.t5 import T5
 from hyperflax.training.refine import refine
 from hyperflax.types import PyTree, T5Config
 
-HYPERNETWORKS: Mapping[str, tuple[type, type]] = {"HyperT5": (HyperT5Config, HyperT5), "HART": (HARTConfig, HART)}
+HYPERNETWORKS: Mapping[str, tuple[type, type]] = {
+    "HyperT5": (HyperT5Config, HyperT5),
+    "HART": (HARTConfig, HART),
+}
 REFINE_LEARNING_RATE = 1e-3
 ROWS = 64  # rows decoded at once; the last batch is padded to a power of two, so that few shapes are compiled
 

@@ -21,7 +21,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-WORDS = {"types", "errors", "trees", "configs"}
+WORDS = {"types", "errors", "trees", "configs", "files", "versions"}
 BASE = WORDS | {"adapters", "models", "hypernets"}
 SIDE = {"data", "checkpoints", "evaluation"}
 
@@ -34,6 +34,8 @@ MAY_IMPORT = {
     "trees": WORDS,
     "types": WORDS,
     "configs": WORDS,
+    "files": WORDS,
+    "versions": {""},
     "adapters": WORDS,
     "models": WORDS | {"adapters"},
     "hypernets": WORDS | {"adapters", "models"},

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from hyperflax.cli.gin_jobs import shipped_folder, shipped_runs
-from hyperflax.hypernets.hyper_t5 import HyperT5
+from hyperflax.hypermodel import HYPERNETWORKS
 from hyperflax.models.t5 import T5
 
 MODELS = sorted(path.name for path in shipped_folder().glob("models/*.gin"))
+HYPERNETS = sorted(path.name for path in shipped_folder().glob("hypernets/*.gin"))
 ADAPTERS = sorted(path.name for path in shipped_folder().glob("adapters/*.gin") if path.stem != "lora_all")
 REQUIRED = ["MODEL_DIR = 'x'", "INITIAL_CHECKPOINT_PATH = 'x'", "VOCABULARY_FILE = 'x'", "EVAL_OUTPUT_DIR = 'x'"]
 
@@ -48,16 +49,19 @@ def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "adapter"),
-    [(model, "lora_all.gin") for model in MODELS] + [("strings.gin", adapter) for adapter in ADAPTERS],
+    ("model", "adapter", "hypernet"),
+    [(model, "lora_all.gin", hypernet) for model in MODELS for hypernet in HYPERNETS]
+    + [("strings.gin", adapter, hypernet) for adapter in ADAPTERS for hypernet in HYPERNETS],
 )
-def test_every_model_and_every_adapter_is_built(model: str, adapter: str) -> None:
-    parse(f"models/{model}", f"adapters/{adapter}", "hypernets/hyper_t5.gin")
+def test_every_model_adapter_and_hypernetwork_is_built(model: str, adapter: str, hypernet: str) -> None:
+    parse(f"models/{model}", f"adapters/{adapter}", f"hypernets/{hypernet}")
     config, spec, hypernetwork = (value_of(name) for name in ("T5_CONFIG", "ADAPTER_SPEC", "HYPERNETWORK"))
     tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     base = T5(config)
     params = jax.eval_shape(base.init, jax.random.key(0), tokens, tokens)["params"]
-    net = HyperT5(hypernetwork, spec)
+    net = next(network for config, network in HYPERNETWORKS.values() if isinstance(hypernetwork, config))(
+        hypernetwork, spec
+    )
     variables = jax.eval_shape(net.init, jax.random.key(0), {"support_tokens": tokens})
     adapters = jax.eval_shape(net.apply, variables, {"support_tokens": tokens})
     spec.validate(adapters)
