@@ -16,6 +16,7 @@ import pytest
 
 from hyperflax import trees
 from hyperflax.adapters import AdapterSpec, build_spec, check_base, interpolate, merge
+from hyperflax.adapters.diagnostics import diagnostics
 from hyperflax.adapters.kinds import KINDS
 from hyperflax.data import registry
 from hyperflax.data.episodes import EpisodeConfig, Episodes
@@ -105,6 +106,9 @@ def test_the_guide_s_adapter_kind_works(guide: types.ModuleType, monkeypatch: py
     slot = {"l": trees.flatten(mixed)[f"{path}/scaling/l"]}
     np.testing.assert_allclose(guide.scaled(x, slot), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(guide.scaled(x, {"l": jnp.zeros((2, 12))}), x)
+    of_layer = [leaf for leaf in trees.flatten(adapters[0]).items() if leaf[0].startswith("encoder/layers_0")]
+    norm = sum(np.sum(value**2) for _, value in of_layer) ** 0.5
+    np.testing.assert_allclose(diagnostics(adapters[0], spec)["encoder_0"].norm, norm, rtol=1e-4)
 
 
 @pytest.mark.parametrize("guide", ["add_a_hypernetwork.md"], indirect=True)

@@ -42,6 +42,11 @@ class KindConfig(abc.ABC):
         """Settings of size 1 that together reach every place where the kind can stand."""
 
     @staticmethod
+    @abc.abstractmethod
+    def singular_values(slot: Mapping[str, Any]) -> Array:
+        """Returns those of the matrix that the slot stands for, one per rank or position, largest first."""
+
+    @staticmethod
     def merge_slot(kernel: Array, slot: Mapping[str, Any]) -> Array:
         """Returns the kernel that alone does what `kernel` and `slot` did."""
         raise NotImplementedError

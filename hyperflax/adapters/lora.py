@@ -88,6 +88,13 @@ class LoRA(KindConfig):
         return (cls(rank=1, sites=("*",)),)
 
     @staticmethod
+    def singular_values(slot: Mapping[str, Any]) -> Array:
+        """Returns those of `a b`, at most [rank], by way of the triangular factors of both, never `a b` itself."""
+        a, b = (jnp.asarray(slot[name], jnp.float32) for name in ("a", "b"))
+        upper_a, upper_b = jnp.linalg.qr(a, mode="r"), jnp.linalg.qr(b.T, mode="r")
+        return jnp.linalg.svd(upper_a @ upper_b.T, compute_uv=False)
+
+    @staticmethod
     def merge_slot(kernel: Array, slot: Mapping[str, Any]) -> Array:
         """Returns `kernel + a b`, summed in float32 and given in the kernel's dtype."""
         delta = jnp.asarray(slot["a"], jnp.float32) @ jnp.asarray(slot["b"], jnp.float32)

@@ -22,14 +22,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
 
 from hyperflax.adapters.checks import is_int, is_number
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.sites import attentions, check_places, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import ConfigError
-from hyperflax.types import T5Config
+from hyperflax.types import Array, T5Config
 
 READERS = {"zero": "prefix", "preceding": "preceding_prefix"}
 CROSS_ATTENTION = "encoder_decoder_attention"
@@ -81,6 +83,15 @@ class Prefix(KindConfig):
 
     def resized(self, slots: int) -> Prefix:
         return dataclasses.replace(self, length=slots)
+
+    @staticmethod
+    def singular_values(slot: Mapping[str, Any]) -> Array:
+        """Returns those of the positions' keys and values side by side, [length]; a masked position counts as zero."""
+        rows = jnp.concatenate([slot[name].reshape(slot[name].shape[0], -1) for name in ("key", "value")], axis=-1)
+        if "mask" in slot:
+            rows = rows * slot["mask"][:, None]
+        # Length by length: a prefix has far fewer positions than a position has values.
+        return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(rows @ rows.T)[::-1], 0.0))
 
     @classmethod
     def catalogue(cls) -> tuple[Prefix, ...]:

@@ -1,0 +1,88 @@
+"""Norm and effective rank: singular values against numpy's of the dense matrix, and closed forms."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hyperflax import trees
+from hyperflax.adapters.diagnostics import diagnostics, effective_rank
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.prefix import Prefix
+from hyperflax.errors import AdapterError
+from tests.adapters.micro import CONFIG, KINDS, random_tree
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("rows", "rank", "columns"), [(12, 3, 8), (12, 8, 8), (4, 6, 9), (5, 1, 5)])
+def test_lora_has_the_singular_values_of_its_product(rows: int, rank: int, columns: int) -> None:
+    slot = {"a": normal(rows, rank), "b": normal(rank, columns)}
+    found = np.asarray(LoRA.singular_values(slot))
+    wanted = np.linalg.svd(slot["a"].astype(np.float64) @ slot["b"], compute_uv=False)
+    np.testing.assert_allclose(found, wanted[: len(found)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(wanted[len(found) :], 0, atol=1e-6)
+
+
+def test_a_prefix_has_the_singular_values_of_its_unmasked_positions() -> None:
+    key, value = normal(5, 2, 4), normal(5, 2, 4)
+    mask = np.array([0, 1, 1, 0, 1], np.float32)
+    dense = np.concatenate([key.reshape(5, 8), value.reshape(5, 8)], axis=1)
+    np.testing.assert_allclose(
+        Prefix.singular_values({"key": key, "value": value}), np.linalg.svd(dense, compute_uv=False), rtol=1e-4
+    )
+    masked = np.asarray(Prefix.singular_values({"key": key, "value": value, "mask": mask}))
+    np.testing.assert_allclose(masked[:3], np.linalg.svd(dense[mask > 0], compute_uv=False), rtol=1e-4)
+    np.testing.assert_allclose(masked[3:], 0, atol=2e-3)  # roots of rounding errors of the squares
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [([2.0, 2.0, 2.0], 3.0), ([7.0, 0.0, 0.0], 1.0), ([0.0, 0.0], 0.0), ([3.0, 1.0], 4 / 3**0.75)],
+)
+def test_effective_rank_in_closed_form(values: list[float], wanted: float) -> None:
+    assert float(effective_rank(jnp.array(values))) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_layers_are_told_apart() -> None:
+    spec = build_spec(LoRA(rank=2, sites=("*/query", "*/value")), CONFIG)
+    tree = spec.flatten(random_tree(spec, 0))
+    for path in tree:
+        if path.startswith("encoder/layers_0") and path.endswith("/b"):
+            tree[path] = np.zeros_like(tree[path])
+    found = diagnostics(trees.unflatten(tree), spec)
+    assert set(found) == {f"{stack}_{layer}" for stack, layer in spec.layers()}
+    assert (float(found["encoder_0"].norm), float(found["encoder_0"].effective_rank)) == (0.0, 0.0)
+    squares = 0.0
+    for path, leaf in tree.items():
+        if path.startswith("decoder/layers_0") and path.endswith("/a"):
+            squares += np.sum((np.asarray(leaf, np.float64) @ tree[path[:-1] + "b"]) ** 2)
+    assert float(found["decoder_0"].norm) == pytest.approx(squares**0.5, rel=1e-4)
+    assert 1.0 < float(found["decoder_0"].effective_rank) <= 2.0 + 1e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_has_them_under_jit_and_vmap(name: str) -> None:
+    spec = build_spec(KINDS[name], CONFIG)
+    one = random_tree(spec, 0)
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), one)
+    found = jax.jit(jax.vmap(lambda tree: diagnostics(tree, spec)))(many)
+    alone = diagnostics(one, spec)
+    for layer, (norm, rank) in found.items():
+        np.testing.assert_allclose(norm[0], alone[layer].norm, rtol=1e-3)
+        np.testing.assert_allclose(rank[0], alone[layer].effective_rank, rtol=1e-3)
+        assert float(norm[1]) > 1.5 * float(norm[0])
+        assert float(rank[0]) >= 1.0
+
+
+def test_a_tree_of_another_spec_is_refused() -> None:
+    spec = build_spec(LoRA(rank=2), CONFIG)
+    with pytest.raises(AdapterError):
+        diagnostics(random_tree(build_spec(LoRA(rank=3), CONFIG), 0), spec)
