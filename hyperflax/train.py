@@ -42,6 +42,11 @@ class Trainable(Protocol):
     def objective(self) -> Objective: ...
 
     @property
+    def validation_objective(self) -> Objective:
+        """What validation measures: the token loss alone, whatever else training adds to it."""
+        ...
+
+    @property
     def frozen(self) -> PyTree: ...
 
     def initial_params(self, fresh: PyTree) -> PyTree:
@@ -78,6 +83,10 @@ class PlainT5:
     @property
     def objective(self) -> T5Objective:
         return T5Objective(T5(self.config), z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+
+    @property
+    def validation_objective(self) -> T5Objective:
+        return self.objective
 
     @property
     def frozen(self) -> None:
@@ -133,6 +142,10 @@ class HypernetworkOf:
             consistency_of=self.consistency_of,
         )
 
+    @property
+    def validation_objective(self) -> HypermodelObjective:
+        return dataclasses.replace(self.objective, distillation=0.0, consistency=0.0)
+
     @functools.cached_property
     def frozen(self) -> PyTree:
         return load_base(self.base_checkpoint, self.config.base)
@@ -182,7 +195,9 @@ def train(
     if not model_dir:
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
     objective = model.objective
-    evaluator = loss_evaluator(objective, validation, validation_batches) if validation is not None else None
+    evaluator = None
+    if validation is not None:
+        evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
     latest: dict[str, Any] = {}
 
     def evaluate(params: PyTree, frozen: PyTree, step: int) -> dict[str, float]:

@@ -174,6 +174,33 @@ def test_a_run_leaves_its_log_its_configuration_and_its_model(workspace: pathlib
     assert initial["loss"] == pytest.approx(initial["bare/loss"], rel=0.02)
 
 
+def test_training_may_add_terms_that_validation_does_not_measure(workspace: pathlib.Path) -> None:
+    training = "training/episode_config.EpisodeConfig"
+    bindings = {
+        "MODEL_DIR": f"{workspace}/consistent",
+        "INITIAL_CHECKPOINT_PATH": f"{workspace}/base/model",
+        "TRAIN_STEPS": 2,
+        "train.train.batches": "@training/episodes.Episodes()",
+        "train.train.validation": "@validation/episodes.Episodes()",
+        "train.train.validation_batches": 1,
+        f"{training}.teacher": "'definition'",
+        f"{training}.supports": 2,
+        "train.HypernetworkOf.distillation": 0.5,
+        "train.HypernetworkOf.consistency": 0.1,
+    }
+    flags = [f"--gin.{name}={value}" for name, value in bindings.items()]
+    flags += ["--module=toy_tasks_module", f"--gin_search_paths={workspace}"]
+    assert main(["train", "--gin_file=hypermodel.gin", *flags]) == 0
+    rows = [json.loads(line) for line in (workspace / "consistent" / "metrics.jsonl").read_text().splitlines()]
+    added = {"divergence", "within_task_distance", "between_task_distance"}
+    trained, validated = rows[-2:]
+    assert added < trained.keys()
+    assert "loss" in validated
+    assert not added & validated.keys()
+    episodes = hyperflax.load(workspace / "consistent" / "model").config.episodes
+    assert (episodes.teacher, episodes.supports) == ("none", 1)
+
+
 def test_adapt_and_predict(workspace: pathlib.Path, capsys) -> None:
     model = str(workspace / "hyper" / "model")
     examples = write_lines(
