@@ -85,7 +85,7 @@ class HypermodelConfig:
     @property
     def hypernetwork_class(self) -> str:
         """Name of the hypernetwork's class in a model directory."""
-        return next(name for name, (config, _) in HYPERNETWORKS.items() if isinstance(self.hypernetwork, config))
+        return next(name for name, (config, _) in HYPERNETWORKS.items() if type(self.hypernetwork) is config)
 
     def build(self) -> tuple[T5, HyperT5 | HART]:
         """Returns the two modules."""

@@ -12,7 +12,6 @@ values):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -41,12 +40,14 @@ def diagnostics(adapters: PyTree, spec: AdapterSpec) -> dict[str, LayerDiagnosti
       AdapterError: the tree does not fit the spec.
     """
     spec.validate(adapters)
-    flat: Mapping[str, Array] = spec.flatten(adapters)
+    slots: dict[str, dict[str, Array]] = {}
+    for path, value in spec.flatten(adapters).items():
+        slot, _, name = path.rpartition("/")
+        slots.setdefault(slot, {})[name] = value
     values: dict[str, list[Array]] = {}
     for path, leaves in groups(spec).items():
-        slot = {name.rpartition("/")[2]: leaf for name, leaf in flat.items() if name.rpartition("/")[0] == path}
         layer = f"{leaves[0].stack}_{leaves[0].layer}"
-        values.setdefault(layer, []).append(kind_of(leaves[0]).singular_values(slot))
+        values.setdefault(layer, []).append(kind_of(leaves[0]).singular_values(slots[path]))
     return {
         layer: LayerDiagnostics(
             jnp.sqrt(sum(jnp.sum(jnp.square(s)) for s in found)),

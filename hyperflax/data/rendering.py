@@ -94,8 +94,9 @@ def fill_episode(
     for what, given, most in (("support", support, config.shots), ("scored", scored, config.examples)):
         if len(given) > most:
             raise DataError(f"task '{name}': expected at most {most} {what} examples, got {len(given)}")
-    fill_support(arrays["support_tokens"][at], support, config, vocabulary, info, name)
     sentinels, positives, shots = _rendered(support, config, vocabulary, info)
+    shown = _demonstrations(positives, shots, config, in_support)
+    _fill_support(arrays["support_tokens"][at], support_definition(info, config), shown, config, name)
     context = _demonstrations(positives, shots, config, in_inputs)
     definition = info.definition if in_inputs(config.definition) else None
     for row, example in enumerate(scored):
@@ -103,10 +104,10 @@ def fill_episode(
         _fill_row(arrays["decoder_target_tokens"][at][row], example.targets, config, f"task '{name}': targets")
     if config.teacher != "none":
         told = info.definition if config.teacher == "definition" else None
-        shown = shots if config.teacher == "demonstrations" else []
+        seen = shots if config.teacher == "demonstrations" else []
         cut = config.replace(too_long="truncate")
         for row, example in zip(arrays["teacher_input_tokens"][at], scored, strict=False):
-            _fill_inputs(row, example, told, shown, sentinels, cut, name)
+            _fill_inputs(row, example, told, seen, sentinels, cut, name)
 
 
 def fill_support(
@@ -119,9 +120,8 @@ def fill_support(
 ) -> None:
     """Writes what a hypernetwork reads into `rows` [rows, support_length]; see `episode_arrays`."""
     _, positives, shots = _rendered(support, config, vocabulary, info)
-    _fill_support(
-        rows, support_definition(info, config), _demonstrations(positives, shots, config, in_support), config, name
-    )
+    shown = _demonstrations(positives, shots, config, in_support)
+    _fill_support(rows, support_definition(info, config), shown, config, name)
 
 
 def _rendered(support: Sequence[Example], config: EpisodeConfig, vocabulary: Vocabulary, info: TaskInfo):

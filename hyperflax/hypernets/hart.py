@@ -25,66 +25,42 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
-from hyperflax.hypernets.heads import Heads, HeadsConfig
-from hyperflax.hypernets.hyper_t5 import encode_support
-from hyperflax.models.t5 import T5
-from hyperflax.types import Array, PyTree, T5Config
+from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config, encode_support
+from hyperflax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class HARTConfig:
-    """Shape of a HART.
+class HARTConfig(HyperT5Config):
+    """Shape of a HART: that of a HyperT5, whose decoder is applied again and again, and how it walks the layers.
 
     Attributes:
-      t5: the T5 that encodes the support and whose decoder is applied again and again; need not be the base's size.
-      heads: the MLP heads; `HeadsConfig.sharing` gives every layer its own or all the same.
-      slot_bias: relative-position bias between slots, `none` or `bidirectional`.
       order: `forward` walks the encoder's layers and then the decoder's; `backward` the other way round.
       steps_per_layer: applications of the decoder for a layer.
       extra_slots: states carried from layer to layer beside those that the heads read.
     """
 
-    t5: T5Config
-    heads: HeadsConfig = dataclasses.field(default_factory=HeadsConfig)
-    slot_bias: Literal["none", "bidirectional"] = "none"
     order: Literal["forward", "backward"] = "forward"
     steps_per_layer: int = 1
     extra_slots: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("slot_bias", ("none", "bidirectional")), ("order", ("forward", "backward"))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"HARTConfig.{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        super().__post_init__()
+        if self.order not in ("forward", "backward"):
+            raise ConfigError(f"HARTConfig.order: expected 'forward' or 'backward', got {self.order!r}")
         for name, least in (("steps_per_layer", 1), ("extra_slots", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"HARTConfig.{name}: expected at least {least}, got {getattr(self, name)!r}")
 
 
-class HART(nn.Module):
+class HART(HyperT5):
     """Generates the adapters that `spec` describes from one task's support, one layer after the other."""
 
     config: HARTConfig
-    spec: AdapterSpec
 
-    def setup(self) -> None:
-        self.t5 = T5(self.config.t5)
-        most = max(self.spec.num_slots(*layer) for layer in self.spec.layers())
-        self.slots = self.param(
-            "slots",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("slot", "embed")),
-            (most + self.config.extra_slots, self.config.t5.emb_dim),
-        )
-        self.heads = Heads(self.config.heads, self.spec)
-
-    def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
-        """Returns the adapters for `episode["support_tokens"]` [rows, length] int32 (0 = padding)."""
-        return self.write(self.slot_states(episode, enable_dropout=enable_dropout))
-
-    def write(self, states: Array) -> PyTree:
-        """Returns the adapters for slot states [slots, emb]."""
-        return self.heads(states)
+    def num_slots(self) -> int:
+        """As many as the layer with most, and the extra ones."""
+        return max(self.spec.num_slots(*layer) for layer in self.spec.layers()) + self.config.extra_slots
 
     def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
         """Returns the state of every slot of every layer, [slots, emb], in the spec's order."""

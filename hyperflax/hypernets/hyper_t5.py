@@ -52,7 +52,8 @@ class HyperT5Config:
 
     def __post_init__(self) -> None:
         if self.slot_bias not in ("none", "bidirectional"):
-            raise ConfigError(f"HyperT5Config.slot_bias: expected 'none' or 'bidirectional', got {self.slot_bias!r}")
+            name = type(self).__name__
+            raise ConfigError(f"{name}.slot_bias: expected 'none' or 'bidirectional', got {self.slot_bias!r}")
 
 
 class HyperT5(nn.Module):
@@ -66,9 +67,13 @@ class HyperT5(nn.Module):
         self.slots = self.param(
             "slots",
             nn.with_logical_partitioning(nn.initializers.normal(1.0), ("slot", "embed")),
-            (total_slots(self.spec), self.config.t5.emb_dim),
+            (self.num_slots(), self.config.t5.emb_dim),
         )
         self.heads = Heads(self.config.heads, self.spec)
+
+    def num_slots(self) -> int:
+        """How many slot embeddings are learned: one for every slot of the spec."""
+        return total_slots(self.spec)
 
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
         """Returns the adapters for `episode["support_tokens"]` [rows, length] int32 (0 = padding)."""

@@ -8,6 +8,8 @@ The behaviour of a program is its outputs on the 64 fixed probes of its input ty
 3. Some rarer ordered pairs of operations are reserved: training has no program in which they follow each other.
 4. Held-out programs are drawn: a third contain a reserved pair. A held-out pipeline is in training under no type, and a
    held-out program agrees with no training pipeline *of any type* on 90% of its own probes.
+5. Training grows (`grow`): more programs, without a reserved pair, that break none of these promises, so that a model
+   meets many compositions of the same operations.
 
 The result is stored beside this file (`train.txt`, `heldout.txt`, one instruction a line; held-out lines that contain a
 reserved pair start with `+ `), because drawing takes minutes and reading takes none. `python -m
@@ -36,6 +38,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 AGREE = 58  # of 64 probes: the first number that is at least 90%
 DISTINCT = 48  # 75%
 NUM_TRAIN = 12000
+NUM_GROWN = 36000
 DEPTH_MIX = (0.20, 0.40, 0.27, 0.13)
 HELD_OUT_OLD_PAIRS = (120, 150, 92, 38)  # by depth
 HELD_OUT_NEW_PAIRS = (0, 90, 70, 40)
@@ -99,24 +102,32 @@ def shortened(candidates: list[Candidate]) -> list[Candidate]:
     return list(found.values())
 
 
-def distinct(candidates: Iterable[Candidate]) -> list[tuple[int, Program]]:
-    """One program, the simplest, of each behaviour, and how often that behaviour was drawn."""
+def distinct(candidates: Iterable[Candidate], known: Iterable[Program] = ()) -> list[tuple[int, Program]]:
+    """One program, the simplest, of each behaviour that no `known` program has, and how often it was drawn."""
     ids = _Ids()
     kept: dict[str, list[Program]] = defaultdict(list)
     drawn: Counter[Program] = Counter()
     table: dict[str, np.ndarray] = {}
+
+    def keep(program: Program, row: np.ndarray) -> None:
+        n = len(kept[program.kind])
+        if n == len(table.setdefault(program.kind, np.zeros((1024, NUM_PROBES), np.int32))):
+            table[program.kind] = np.concatenate([table[program.kind], np.zeros_like(table[program.kind])])
+        table[program.kind][n] = row
+        kept[program.kind].append(program)
+
+    old = set(known)
+    for program in sorted(old, key=simplicity):
+        keep(program, ids.row(map(program.run, probes(program.kind))))
     for times, program, outputs in sorted(candidates, key=lambda item: simplicity(item[1])):
-        kind = program.kind
-        rows = table.setdefault(kind, np.zeros((8192, NUM_PROBES), np.int32))
-        row, n = ids.row(outputs), len(kept[kind])
-        agree = (rows[:n] == row).sum(1)
-        if n and agree.max() >= DISTINCT:
-            drawn[kept[kind][agree.argmax()]] += times
+        row, mine = ids.row(outputs), kept[program.kind]
+        agree = (table[program.kind][: len(mine)] == row).sum(1) if mine else np.zeros(1, np.int32)
+        if agree.max() >= DISTINCT:
+            drawn[mine[agree.argmax()]] += times
             continue
-        rows[n] = row
         drawn[program] += times
-        kept[kind].append(program)
-    return [(drawn[p], p) for programs in kept.values() for p in programs if drawn[p]]
+        keep(program, row)
+    return [(drawn[p], p) for programs in kept.values() for p in programs if drawn[p] and p not in old]
 
 
 def popular(programs: list[tuple[int, Program]], quota: list[int], draw: Draw) -> list[Program]:
@@ -140,10 +151,12 @@ def reserve_pairs(programs: list[Program], draw: Draw, wanted: int) -> set[Pair]
     return chosen
 
 
-def collisions(held_out: list[Program], train: Iterable[Program], kinds: Iterable[str] | None = None) -> list[bool]:
-    """For each held-out program: does a training pipeline, of whatever type, agree with it on 90% of its probes?"""
+def collisions(
+    held_out: Sequence[Program], train: Iterable[Program], kinds: Iterable[str] | None = None
+) -> set[tuple[Program, str]]:
+    """The held-out programs and training pipelines, of whatever type, that agree on 90% of the program's probes."""
     steps = {p.pipeline: p for p in train}.values()
-    hit = [False] * len(held_out)
+    hits: set[tuple[Program, str]] = set()
     for kind in sorted({p.kind for p in held_out} if kinds is None else set(kinds)):
         mine = [i for i, p in enumerate(held_out) if p.kind == kind]
         if not mine:
@@ -160,8 +173,8 @@ def collisions(held_out: list[Program], train: Iterable[Program], kinds: Iterabl
                     break
             else:
                 for i in np.flatnonzero((rows == row).sum(1) >= AGREE):
-                    hit[mine[i]] = True
-    return hit
+                    hits.add((held_out[mine[i]], pipeline.pipeline))
+    return hits
 
 
 def _take(programs: list[Program], quota: Sequence[int]) -> list[Program]:
@@ -203,8 +216,8 @@ def build(
     train = [p for p in old if p.pipeline not in chosen]
     clean = []
     for group in (new, [p for p in old if p.pipeline in chosen]):
-        hits = collisions(group, train)
-        clean.append([p for p, hit in zip(group, hits, strict=True) if not hit])
+        hit = {program for program, _ in collisions(group, train)}
+        clean.append([p for p in group if p not in hit])
     train = sorted(_take(train, quota), key=lambda p: p.instruction)
     used = {s.name for p in train for s in p.steps}
     known = {pair for p in train for pair in p.pairs}
@@ -213,6 +226,33 @@ def build(
     held_out = [(p, True) for p in _take(new, new_pairs)] + [(p, False) for p in _take(old, old_pairs)]
     held_out.sort(key=lambda item: item[0].instruction)
     return Split(tuple(train), tuple(p for p, _ in held_out), tuple(flag for _, flag in held_out))
+
+
+def grow(split: Split, seed: int = SEED, attempts: int = 110000, num_train: int = NUM_GROWN) -> Split:
+    """Adds training programs to a split, up to `num_train`; the held-out ones stay. Pure in its arguments.
+
+    A new program behaves unlike every training program of its type (75%), has no pair that only held-out programs have,
+    and its pipeline is neither a held-out one nor agrees with one (90%, whatever the type).
+
+    Args:
+      split: what to start from.
+      seed, attempts: as in `build`.
+      num_train: training programs in all, the new ones by depth in the shares `DEPTH_MIX`.
+    """
+    draw = Draw(f"hyperflax strings growth {seed}")
+    reserved = {pair for p in split.held_out for pair in p.pairs} - {pair for p in split.train for pair in p.pairs}
+    taken = {p.pipeline for p in split.held_out}
+    candidates = [
+        candidate
+        for candidate in shortened(draw_candidates(draw, attempts))
+        if reserved.isdisjoint(candidate[1].pairs) and candidate[1].pipeline not in taken
+    ]
+    fresh = distinct(candidates, split.train)
+    hit = {pipeline for _, pipeline in collisions(split.held_out, [p for _, p in fresh])}
+    quota = [round((num_train - len(split.train)) * share) for share in DEPTH_MIX]
+    new = popular([(times, p) for times, p in fresh if p.pipeline not in hit], quota, draw)
+    train = sorted((*split.train, *new), key=lambda p: p.instruction)
+    return split._replace(train=tuple(train))
 
 
 def _candidates_for_held_out(programs: list[Program], spread: Counter[str], quota: Sequence[int]) -> list[Program]:
@@ -264,9 +304,10 @@ def check(split: Split, kinds: Iterable[str] | None = None) -> None:
             raise DataError(f"split: `{program.instruction}` has an operation that training lacks")
         if new == pairs.issuperset(program.pairs):
             raise DataError(f"split: `{program.instruction}` is marked wrongly for new operation pairs")
-    hits = collisions(list(split.held_out), split.train, kinds)
-    if any(hits):
-        raise DataError(f"split: `{split.held_out[hits.index(True)].instruction}` behaves as a training pipeline does")
+    hits = collisions(split.held_out, split.train, kinds)
+    if hits:
+        program, pipeline = min(hits, key=lambda hit: (hit[0].instruction, hit[1]))
+        raise DataError(f"split: `{program.instruction}` behaves as the training pipeline `{pipeline}` does")
 
 
 def main() -> None:
@@ -275,7 +316,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the draw (default {SEED})")
     args = parser.parse_args()
     if not args.check:
-        save(build(args.seed))
+        save(grow(build(args.seed), args.seed))
         load_split.cache_clear()
     split = load_split()
     check(split)

@@ -91,8 +91,8 @@ def test_the_program_does_not_grow_with_depth() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"order": "inward"}, "HARTConfig.order: expected one of"),
-        ({"slot_bias": "causal"}, "HARTConfig.slot_bias: expected one of"),
+        ({"order": "inward"}, "HARTConfig.order: expected 'forward' or 'backward'"),
+        ({"slot_bias": "causal"}, "HARTConfig.slot_bias: expected 'none' or 'bidirectional'"),
         ({"steps_per_layer": 0}, "HARTConfig.steps_per_layer: expected at least 1, got 0"),
         ({"extra_slots": -1}, "HARTConfig.extra_slots: expected at least 0, got -1"),
     ],

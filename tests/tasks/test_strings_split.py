@@ -19,16 +19,16 @@ def _agreement(a: Program, b: Program) -> float:
 
 def test_sizes_and_mix() -> None:
     split = load_split()
-    assert 8000 <= len(split.train) <= 12000
+    assert len(split.train) == splits.NUM_GROWN
     assert len(split.held_out) == len(split.held_out_new_pair) == 600
     assert sum(split.held_out_new_pair) == 200
     assert [Counter(p.depth for p in split.held_out)[d] for d in (1, 2, 3, 4)] == [120, 240, 162, 78]
-    assert [Counter(p.depth for p in split.train)[d] for d in (1, 2, 3, 4)] == [2400, 4800, 3240, 1560]
+    assert [Counter(p.depth for p in split.train)[d] for d in (1, 2, 3, 4)] == [7200, 14400, 9720, 4680]
     assert {p.kind for p in split.train} == set(TYPES)
     assert len({p.kind for p in split.held_out}) >= 40
     assert {s.name for p in split.train for s in p.steps} == set(OPERATIONS)
     stored = sum((splits.HERE / name).stat().st_size for name in ("train.txt", "heldout.txt"))
-    assert stored < 600_000
+    assert stored < 1_500_000
 
 
 def test_pairs_of_operations() -> None:
@@ -78,7 +78,7 @@ def test_collisions_count_agreement_on_the_held_out_types_probes() -> None:
     held_out = [parse('name | words "$2, $1"'), parse("name | word 2")]
     train = [parse('route | swap " " | replace " " ", "'), parse("email | upper")]
     assert _agreement(held_out[0], Program("name", train[0].steps)) == 1.0
-    assert splits.collisions(held_out, train) == [True, False]
+    assert splits.collisions(held_out, train) == {(held_out[0], train[0].pipeline)}
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,19 @@ def test_broken_promises_are_found(small: Split) -> None:
         splits.check(Split(small.train, small.held_out, tuple(not f for f in small.held_out_new_pair)), ())
     moved = next(p for p in small.train if p.kind == "phrase" and p.depth == 2 and p.steps[-1].name == "suffix")
     leak = Program("headline", moved.steps)
-    with pytest.raises(DataError, match="behaves as a training pipeline"):
+    with pytest.raises(DataError, match="behaves as the training pipeline"):
         splits.check(Split(small.train, (leak,), (False,)))
+
+
+def test_training_grows_and_every_promise_holds(small: Split) -> None:
+    grown = splits.grow(small, seed=1, attempts=1500, num_train=1100)
+    splits.check(grown)
+    assert set(small.train) < set(grown.train)
+    assert len(set(grown.train)) == 1100
+    assert grown[1:] == small[1:], "the held-out programs stay"
+    assert splits.grow(small, seed=1, attempts=1500, num_train=1100) == grown
+    with pytest.raises(DataError, match="too few programs by depth"):
+        splits.grow(small, attempts=100, num_train=1100)
 
 
 def test_save_and_load(small: Split, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
