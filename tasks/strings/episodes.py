@@ -19,6 +19,8 @@ from hyperflax.data.multitask import Induction, TaskPairs
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError
 
+from .inputs import TYPES
+from .programs import MAX_DEPTH
 from .source import make_examples
 from .split import load_split
 
@@ -26,22 +28,35 @@ SplitName = Literal["train", "held_out"]
 
 
 @functools.lru_cache(maxsize=4)
-def source(split: SplitName = "train", examples: int = 40, tasks: int | None = None, seed: int = 0) -> InMemorySource:
+def source(
+    split: SplitName = "train",
+    examples: int = 40,
+    tasks: int | None = None,
+    seed: int = 0,
+    kinds: tuple[str, ...] | None = None,
+    max_depth: int = MAX_DEPTH,
+) -> InMemorySource:
     """Returns the programs of a split with `examples` examples each.
 
     Args:
       split: `train` or `held_out`.
       examples: of every program.
-      tasks: only so many programs, evenly spread over the split; all by default.
+      tasks: only so many programs, evenly spread over the chosen ones; all by default.
       seed: of the examples.
+      kinds: only programs on these input types; all by default.
+      max_depth: only programs of at most so many operations.
 
     Raises:
-      ConfigError: another split, or a number that is not positive.
+      ConfigError: another split, an unknown input type, or a number that is not positive.
     """
-    if split not in ("train", "held_out") or examples < 1 or (tasks is not None and tasks < 1):
-        got = (split, examples, tasks)
+    if split not in ("train", "held_out") or min(examples, tasks or 1, max_depth) < 1 or tasks == 0:
+        got = (split, examples, tasks, max_depth)
         raise ConfigError(f"strings source: expected split 'train' or 'held_out' and positive sizes, got {got}")
-    programs = load_split().train if split == "train" else load_split().held_out
+    unknown = sorted(set(kinds or ()).difference(TYPES))
+    if unknown or kinds == ():
+        raise ConfigError(f"strings source: expected kinds among {', '.join(TYPES)}, got {unknown or kinds}")
+    everything = load_split().train if split == "train" else load_split().held_out
+    programs = tuple(p for p in everything if p.depth <= max_depth and (kinds is None or p.kind in kinds))
     if tasks is not None and tasks < len(programs):
         programs = tuple(programs[i * len(programs) // tasks] for i in range(tasks))
     vocabulary = Bytes()
