@@ -16,10 +16,13 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
+from hyperflax import trees
+from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
+from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.t5_directory import load_base, save_t5
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data.vocabularies import Vocabulary
-from hyperflax.errors import ConfigError
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.models.t5 import T5
@@ -109,7 +112,8 @@ class HypernetworkOf:
       config: base model, adapters, hypernetwork, episodes and vocabulary.
       base_checkpoint: the frozen T5: a T5 directory, a model directory or a T5X checkpoint.
       start: the hypernetwork's own T5 starts as a copy of the base (`base`), at random (`random`), or from another T5
-        or T5X checkpoint (its path).
+        or T5X checkpoint (its path), and the rest of it anew; the path of a model directory, such as hyperpretraining
+        leaves, starts the whole hypernetwork from the one in it.
       name: of the exported model.
       z_loss, label_smoothing: of the token loss.
       distillation: weight of the divergence from the base model that reads the definition or the support; the
@@ -153,6 +157,8 @@ class HypernetworkOf:
     def initial_params(self, fresh: PyTree) -> PyTree:
         if self.start == "random":
             return fresh
+        if self.start != "base" and is_model_directory(self.start):
+            return _trained_hypernetwork(self.start, fresh)
         t5 = self.frozen if self.start == "base" else load_base(self.start, self.config.hypernetwork.t5)
         return initialise_from_t5(fresh, t5)
 
@@ -161,6 +167,19 @@ class HypernetworkOf:
     ) -> None:
         model = Hypermodel(self.config, self.frozen, params, name=self.name, results=results)
         model.save(directory, dtype=dtype, overwrite=True)
+
+
+def _trained_hypernetwork(directory: str, fresh: PyTree) -> PyTree:
+    """Returns the parameters of the hypernetwork in a model directory.
+
+    Raises:
+      CheckpointError: they are not those of `fresh`; every leaf that is missing, too much or of another shape is listed.
+    """
+    params = load_model_directory(directory).hypernetwork_params
+    expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
+    if problems := leaf_problems(params, expected):
+        raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))
+    return params
 
 
 def train(
