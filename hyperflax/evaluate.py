@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from hyperflax import configs
+from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.t5_directory import load_base
 from hyperflax.data.examples import ExampleSource
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.held_out import HeldOut
@@ -38,6 +41,9 @@ def evaluate(
     first: bool = False,
     seed: int = 0,
     neighbours: ExampleSource | None = None,
+    shared: str | None = None,
+    mtf: str | None = None,
+    mtf_zero_shot: bool = False,
     batch_size: int = 16,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -56,6 +62,10 @@ def evaluate(
       support, first: see `HeldOut.from_source`.
       seed: of examples and of the shuffled-support control.
       neighbours: training tasks for the condition `nearest_task`.
+      shared: adapter directory for the condition `shared`, as `train.SharedAdapter` leaves it.
+      mtf: for the condition `mtf`, a T5 of the base model's shape and vocabulary that was fine-tuned on the training
+        tasks, as `train.PlainT5` leaves it. Before the input it reads what the hypernetwork reads as support.
+      mtf_zero_shot: of that it reads the definition alone.
       batch_size: tasks at once.
       progress: show a progress bar.
 
@@ -68,6 +78,8 @@ def evaluate(
     held_out = HeldOut.from_source(
         source, episodes, examples=examples, tasks=tasks, seed=seed, first=first, support=support
     )
+    adapter = load_adapter(shared) if shared else None
+    fine_tuned = model.with_base(load_base(mtf, model.config.base)) if mtf else None
     runnable = Conditions(
         model,
         held_out,
@@ -75,6 +87,9 @@ def evaluate(
         learning_rate=learning_rate,
         seed=seed,
         neighbours=neighbours,
+        shared=adapter,
+        mtf=fine_tuned,
+        mtf_zero_shot=mtf_zero_shot,
     )
     config = {
         "model": model.parts.id,
@@ -89,6 +104,10 @@ def evaluate(
         "learning_rate": learning_rate,
         "seed": seed,
     }
+    if adapter is not None:
+        config["shared"] = fingerprint(adapter.tree)
+    if fine_tuned is not None:
+        config |= {"mtf": fine_tuned.base_fingerprint, "mtf_zero_shot": mtf_zero_shot}
     table = evaluate_conditions(
         held_out.tasks,
         runnable.pick(*conditions),

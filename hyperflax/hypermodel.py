@@ -163,6 +163,10 @@ class Hypermodel:
         """Writes a model directory; in bfloat16 it takes half the space and holds rounded values."""
         save_model_directory(directory, self.parts, dtype=dtype, overwrite=overwrite)
 
+    def with_base(self, base_params: PyTree) -> Hypermodel:
+        """Returns the same hypernetwork on another base model of the same shape."""
+        return Hypermodel(self.config, base_params, self.parts.hypernetwork_params, name=self.parts.name)
+
     @property
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen T5, which its adapters name as their base."""

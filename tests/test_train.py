@@ -11,6 +11,8 @@ import pytest
 from hyperflax import trees
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
+from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
@@ -22,7 +24,7 @@ from hyperflax.hypermodel import HypermodelConfig, load
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.t5 import T5
-from hyperflax.train import HypernetworkOf, train
+from hyperflax.train import HypernetworkOf, SharedAdapter, train
 from hyperflax.training.optimizers import adamw
 from hyperflax.types import PyTree, T5Config
 
@@ -95,3 +97,15 @@ def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyp
     model = HypernetworkOf(config(rank=3), base, start=hyperpretrained)
     with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 16\), found \(4, 16\)"):
         model.initial_params(fresh(model))
+
+
+def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_path: pathlib.Path) -> None:
+    model = SharedAdapter(BASE, config().spec, base)
+    episodes = EPISODES.replace(shots=0, demonstrations="none")
+    adapter = load_adapter(run(model, Episodes(TASKS, episodes), tmp_path, steps=2))
+    assert adapter.spec == config().spec
+    assert adapter.metadata.base_fingerprint == fingerprint(model.frozen)
+    assert adapter.metadata.provenance["results"]["steps"] == 2
+    # `b` starts at zero and moves by at most 0.01 in each of two Adam steps; alpha / rank = 4 is in what layers read.
+    moved = [np.abs(leaf).max() for path, leaf in trees.flatten(adapter.tree).items() if path.endswith("/b")]
+    assert 0.04 * 0.9 < min(moved) <= max(moved) < 0.08 * 1.01

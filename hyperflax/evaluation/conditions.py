@@ -1,8 +1,9 @@
 """The conditions of a report, as functions that run a hypermodel: bare, instruction, in context, generated, refined,
-their controls, and the nearest training task.
+their controls, the nearest training task, a shared adapter, and a fine-tuned base model.
 
 A condition takes a batch of evaluation tasks and answers with one list of predictions per task. All of them decode
-greedily with the same base model; they differ in what stands in its input and which adapters it carries.
+greedily with the same base model (`mtf` with one of its own); they differ in what stands in its input and which
+adapters it carries.
 
 >>> held_out = HeldOut.from_source(source, model.config.episodes)
 >>> conditions = Conditions(model, held_out, refine_steps=10)
@@ -19,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, ExampleSource
 from hyperflax.data.rendering import episode_arrays
@@ -47,6 +50,12 @@ class Conditions:
       seed: of the derangement behind the shuffled-support control.
       neighbours: training tasks for `nearest_task`; without them that condition is not to be had.
       num_neighbours: how many of their tasks have a stored adapter.
+      shared: the adapter behind the condition `shared`; it must fit the model's base.
+      mtf: the model whose base is the one behind the condition `mtf`, of the same shape and vocabulary as `model`'s.
+      mtf_zero_shot: that one is not shown the support's examples.
+
+    Raises:
+      AdapterError: the shared adapter was made for another base model.
     """
 
     def __init__(
@@ -59,6 +68,9 @@ class Conditions:
         seed: int = 0,
         neighbours: ExampleSource | None = None,
         num_neighbours: int = 256,
+        shared: Adapter | None = None,
+        mtf: Hypermodel | None = None,
+        mtf_zero_shot: bool = False,
     ):
         self.model, self.held_out = model, held_out
         self.refine_steps, self.learning_rate = refine_steps, learning_rate
@@ -75,6 +87,14 @@ class Conditions:
         }
         if neighbours is not None:
             self._all["nearest_task"] = self.nearest_task
+        if shared is not None:
+            check_base(shared, model.base_fingerprint)
+            check_spec(shared.spec, model.config.base)
+            self._all["shared"] = functools.partial(self.shared, shared.tree)
+        if mtf is not None:
+            # Whatever a condition does with a model, this one does with the fine-tuned base.
+            fine_tuned = Conditions(mtf, held_out)
+            self._all["mtf"] = functools.partial(fine_tuned.with_support_in_inputs, zero_shot=mtf_zero_shot)
 
     def pick(self, *names: str) -> dict[str, Condition]:
         """Returns the named conditions; all that can be had if none is named.
@@ -104,6 +124,25 @@ class Conditions:
         longest = max(sum(len(e.inputs) + len(e.targets) + 2 for e in self._tokens(task).support) for task in batch)
         return self._decode(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
 
+    def with_support_in_inputs(self, batch: Sequence[EvaluationTask], zero_shot: bool = False) -> list[list[str]]:
+        """The base model with all that a hypernetwork reads before the input: definition, positives, examples.
+
+        Zero-shot leaves the examples out.
+        """
+        config = self._config(batch)
+        places = {name: getattr(config, name) for name in ("definition", "positives", "demonstrations")}
+        places = {name: "none" if place == "none" else "inputs" for name, place in places.items()}
+        if zero_shot:
+            places |= {"positives": "none", "demonstrations": "none"}
+        config = config.replace(**places)
+
+        def room(task: EvaluationTask) -> int:
+            given = self._tokens(task)
+            shown = (*given.info.positives[: config.num_positives], *given.support)
+            return len(given.info.definition) + sum(len(e.inputs) + len(e.targets) + 2 for e in shown)
+
+        return self._decode(batch, config.replace(inputs_length=config.inputs_length + max(map(room, batch)) + 4), None)
+
     def generated(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
         """Adapters as generated."""
         return self._decode(batch, self._config(batch), self._generate(batch, shuffled))
@@ -126,6 +165,11 @@ class Conditions:
             block, row = divmod(index, BLOCK)
             chosen.append(jax.tree.map(lambda leaf, row=row: leaf[row], self._stored[block]))
         return self._decode(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
+
+    def shared(self, adapter: PyTree, batch: Sequence[EvaluationTask]) -> list[list[str]]:
+        """The same adapter for every task."""
+        adapters = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (len(batch), *leaf.shape)), adapter)
+        return self._decode(batch, self._config(batch), adapters)
 
     # Their parts
 
