@@ -40,6 +40,7 @@ def evaluate(
     support: Literal["examples", "positives"] = "examples",
     first: bool = False,
     seed: int = 0,
+    supports: int = 1,
     neighbours: ExampleSource | None = None,
     shared: str | None = None,
     mtf: str | None = None,
@@ -61,6 +62,7 @@ def evaluate(
       refine_steps, learning_rate: of the refined conditions.
       support, first: see `HeldOut.from_source`.
       seed: of examples and of the shuffled-support control.
+      supports: parts that each task's support is read in, see `Hypermodel.adapt`; with `shots` above those of training.
       neighbours: training tasks for the condition `nearest_task`.
       shared: adapter directory for the condition `shared`, as `train.SharedAdapter` leaves it.
       mtf: for the condition `mtf`, a T5 of the base model's shape and vocabulary that was fine-tuned on the training
@@ -75,9 +77,13 @@ def evaluate(
     began = time.monotonic()
     episodes = model.config.episodes
     episodes = episodes if shots is None else episodes.replace(shots=shots, min_shots=None)
-    held_out = HeldOut.from_source(
-        source, episodes, examples=examples, tasks=tasks, seed=seed, first=first, support=support
-    )
+
+    def held_out_tasks(draw: int) -> HeldOut:
+        return HeldOut.from_source(
+            source, episodes, examples=examples, tasks=tasks, seed=seed, draw=draw, first=first, support=support
+        )
+
+    held_out = held_out_tasks(0)
     adapter = load_adapter(shared) if shared else None
     fine_tuned = model.with_base(load_base(mtf, model.config.base)) if mtf else None
     runnable = Conditions(
@@ -86,6 +92,7 @@ def evaluate(
         refine_steps=refine_steps,
         learning_rate=learning_rate,
         seed=seed,
+        supports=supports,
         neighbours=neighbours,
         shared=adapter,
         mtf=fine_tuned,
@@ -104,6 +111,8 @@ def evaluate(
         "learning_rate": learning_rate,
         "seed": seed,
     }
+    if supports > 1:
+        config["supports"] = supports
     if adapter is not None:
         config["shared"] = fingerprint(adapter.tree)
     if fine_tuned is not None:
@@ -117,7 +126,11 @@ def evaluate(
         config=config,
         progress=progress,
     )
-    report = table.report(run_info(config, seconds=time.monotonic() - began))
+    figures = None
+    if "generated" in table.scores:
+        # The positives that come with a task are one support; there is no other to compare it with.
+        figures = runnable.adapter_figures(held_out_tasks(1) if support == "examples" else None)
+    report = table.report(run_info(config, seconds=time.monotonic() - began), adapters=figures)
     write_report(report, out)
     write_plots(report, out)
     return report

@@ -240,3 +240,56 @@ def test_a_shared_adapter_serves_every_task(model: Hypermodel, monkeypatch: pyte
         conditions.Conditions(
             model.with_base(jax.tree.map(lambda x: x * 2, model.parts.base)), held_out, shared=adapter
         )
+
+
+def test_several_supports_are_averaged_in_slot_states(model: Hypermodel) -> None:
+    pairs = [*EXAMPLES, ("hi", "HI"), ("jk", "JK")]
+    parts = [pairs[0::2], pairs[1::2]]
+
+    @jax.jit
+    def write_mean(params, supports):
+        apply = model.hypernetwork.apply
+        states = [apply({"params": params}, {"support_tokens": rows}, method="slot_states") for rows in supports]
+        return apply({"params": params}, (states[0] + states[1]) / 2, method="write")
+
+    # Three examples in the first support, two in the second, whose last row is padding.
+    supports = [model.episode(part, [], shots=3)["support_tokens"] for part in parts]
+    assert [(rows != 0).any(axis=1).sum() for rows in supports] == [3, 2]
+    expected = trees.flatten(write_mean(model.hypernetwork_params, supports))
+    for path, leaf in trees.flatten(model.adapt(pairs, supports=2).tree).items():
+        np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="supports: expected 1 to 3, the number of examples, got 4"):
+        model.adapt(EXAMPLES, supports=4)
+
+
+def test_figures_of_adapters_are_means_over_all_evaluated_tasks(
+    model: Hypermodel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "BLOCK", 2)  # two tasks, then the third alone
+    held_out = told(model)
+    spec, shapes = model.config.spec, []
+
+    def generate(episodes):
+        """Adapters whose every value is the mean token of the support."""
+        tokens = episodes["support_tokens"]
+        shapes.append(tokens.shape)
+        means = tokens.reshape(len(tokens), -1).mean(axis=1)
+        flat = {leaf.path: np.stack([np.full(leaf.shape, m, np.float32) for m in means]) for leaf in spec.leaves}
+        return trees.unflatten(flat)
+
+    monkeypatch.setattr(model, "generate", generate)
+    runnable = conditions.Conditions(model, held_out, supports=2)
+    figures = runnable.adapter_figures(held_out)
+    assert [shape[:3] for shape in shapes[::2]] == [
+        (2, 2, 1),
+        (1, 2, 1),
+    ]  # two supports with a row for one example each
+    assert figures["within_task_distance"] == 0.0
+    tokens = [runnable._generate([task], False) for task in held_out.tasks]
+    values = [float(next(iter(trees.flatten(tree).values())).flat[0]) for tree in tokens]
+    assert figures["between_task_distance"] == pytest.approx((values[0] - values[1]) ** 2, rel=1e-4)
+    # a b with equal entries v has one singular value: rank v^2 sqrt(inputs * outputs), here 2 * 16 v^2 for each of the
+    # four projections of two decoder attentions.
+    norms = [2 * 16 * value**2 * np.sqrt(4) for value in values]
+    assert figures["norm/decoder_1"] == pytest.approx(np.mean(norms), rel=1e-4)
+    assert figures["effective_rank/decoder_1"] == pytest.approx(1.0, abs=1e-3)

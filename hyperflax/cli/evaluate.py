@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--conditions", nargs="+", default=[], metavar="NAME", help="default: all that can be had")
     parser.add_argument("--shots", type=int, metavar="K", help="examples in the support; default as in training")
+    parser.add_argument("--supports", type=int, default=1, metavar="N", help="read the support in N parts (default 1)")
     parser.add_argument("--examples", type=int, default=12, metavar="Q", help="scored examples per task (default 12)")
     parser.add_argument("--tasks", type=int, metavar="N", help="only N tasks, evenly spread; default all")
     parser.add_argument("--refine", type=int, default=10, metavar="STEPS", help="steps of the refined conditions (10)")
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         first=arguments.first,
         seed=arguments.seed,
         neighbours=source(arguments.neighbours) if arguments.neighbours else None,
+        supports=arguments.supports,
         shared=arguments.shared,
         mtf=arguments.mtf,
         mtf_zero_shot=arguments.mtf_zero_shot,
