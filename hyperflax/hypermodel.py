@@ -34,7 +34,7 @@ from hyperflax.data import vocabularies
 from hyperflax.data.batches import text_batch
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, TaskInfo, tokenise
-from hyperflax.data.rendering import episode_arrays
+from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.hypernets.hart import HART, HARTConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
@@ -163,6 +163,10 @@ class Hypermodel:
         """Writes a model directory; in bfloat16 it takes half the space and holds rounded values."""
         save_model_directory(directory, self.parts, dtype=dtype, overwrite=overwrite)
 
+    def with_base(self, base_params: PyTree) -> Hypermodel:
+        """Returns the same hypernetwork on another base model of the same shape."""
+        return Hypermodel(self.config, base_params, self.parts.hypernetwork_params, name=self.parts.name)
+
     @property
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen T5, which its adapters name as their base."""
@@ -176,6 +180,7 @@ class Hypermodel:
         *,
         refine_steps: int = 0,
         definition: str | None = None,
+        supports: int = 1,
         learning_rate: float = REFINE_LEARNING_RATE,
     ) -> Adapter:
         """Generates an adapter from examples in one forward pass.
@@ -184,6 +189,8 @@ class Hypermodel:
           examples: (input, target) pairs, or mappings with `input` and `target`; at least one.
           refine_steps: Adam steps on the same examples afterwards.
           definition: the task's instruction, for models whose episodes have one.
+          supports: the examples are dealt out to so many supports, each is read alone, and the adapter is written from
+            the mean of their slot states: for more examples than one support holds, or than training showed at once.
           learning_rate: of the refining steps.
 
         Raises:
@@ -194,8 +201,11 @@ class Hypermodel:
             raise DataError("examples: expected at least one (input, target) pair, got none")
         if refine_steps < 0:
             raise ConfigError(f"refine_steps: expected 0 or more, got {refine_steps}")
-        arrays = self.episode(pairs, [], definition=definition)
-        adapters = self.generate({"support_tokens": arrays["support_tokens"][None]})
+        if not 1 <= supports <= len(pairs):
+            raise ConfigError(f"supports: expected 1 to {len(pairs)}, the number of examples, got {supports}")
+        dealt = deal(pairs, supports)
+        rows = [self.episode(part, [], definition, shots=len(dealt[0]))["support_tokens"] for part in dealt]
+        adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
         if refine_steps:
             adapters, _ = self.refine(adapters, self.own_examples([pairs]), refine_steps, learning_rate)
         tree = jax.tree.map(lambda leaf: np.asarray(leaf[0]), adapters)
@@ -252,12 +262,16 @@ class Hypermodel:
     # Arrays in, arrays out
 
     def episode(
-        self, support: Sequence[tuple[str, str]], scored: Sequence[tuple[str, str]], definition: str | None = None
+        self,
+        support: Sequence[tuple[str, str]],
+        scored: Sequence[tuple[str, str]],
+        definition: str | None = None,
+        shots: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Returns one episode's arrays from text; as many shots as `support` has, not only those of training."""
+        """Returns one episode's arrays from text, with room for as many shots as `support` has, at least `shots`."""
         vocabulary = self.config.vocabulary
         config = self.config.episodes
-        config = config.replace(shots=max(len(support), config.shots), examples=max(len(scored), 1))
+        config = config.replace(shots=max(len(support), shots, config.shots), examples=max(len(scored), 1))
         info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else None
         shown, asked = ([_example(pair, vocabulary) for pair in pairs] for pairs in (support, scored))
         return episode_arrays(shown, asked, config, vocabulary, info, "examples")
@@ -278,7 +292,11 @@ class Hypermodel:
         return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
     def generate(self, episodes: Mapping[str, Any]) -> PyTree:
-        """Returns the adapters, leaves [task, ...], of `support_tokens` [task, rows, length]."""
+        """Returns the adapters, leaves [task, ...], of `support_tokens` [task, rows, length].
+
+        Several supports of each task, [task, supports, rows, length], are each read alone, and the adapters are written
+        from the mean of their slot states.
+        """
         episodes = {name: jnp.asarray(episodes[name]) for name in ("support_tokens", "task_index") if name in episodes}
         return self._generate(self.hypernetwork_params, episodes)
 
@@ -304,9 +322,15 @@ class Hypermodel:
 
     @functools.cached_property
     def _generate(self):
-        return jax.jit(
-            lambda params, episodes: jax.vmap(lambda one: self.hypernetwork.apply({"params": params}, one))(episodes)
-        )
+        def one(params: PyTree, episode: Mapping[str, jax.Array]) -> PyTree:
+            apply = functools.partial(self.hypernetwork.apply, {"params": params})
+            if episode["support_tokens"].ndim == 2:
+                return apply(episode)
+            supports = ({**episode, "support_tokens": rows} for rows in episode["support_tokens"])
+            states = [apply(support, method="slot_states") for support in supports]
+            return apply(sum(states) / len(states), method="write")
+
+        return jax.jit(jax.vmap(one, in_axes=(None, 0)))
 
     @functools.cached_property
     def _refine(self):

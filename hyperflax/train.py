@@ -1,8 +1,9 @@
 """Training jobs: `python -m hyperflax.train --gin_file=F --gin.MODEL_DIR="'runs/x'"`, as T5X users type it.
 
-A run file binds the arguments of `train`. What is trained is one of two: `PlainT5`, a T5 that learns from (inputs,
-targets) pairs, or `HypernetworkOf`, a hypernetwork that learns to write adapters for a frozen T5. Both go through the
-same loop, and both leave a directory `MODEL_DIR/model` that the next job, `hyperflax.load` or `hyperflax adapt` takes.
+A run file binds the arguments of `train`. What is trained is one of three: `PlainT5`, a T5 that learns from (inputs,
+targets) pairs; `HypernetworkOf`, a hypernetwork that learns to write adapters for a frozen T5; `SharedAdapter`, one
+adapter for all tasks. All go through the same loop and leave a directory `MODEL_DIR/model` that the next job,
+`hyperflax.load` or `hyperflax adapt` takes.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
+from hyperflax import trees
+from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
+from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.t5_directory import load_base, save_t5
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data.vocabularies import Vocabulary
-from hyperflax.errors import ConfigError
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
+from hyperflax.hypernets.table import Table
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.episode import HypermodelObjective
 from hyperflax.objectives.language_model import T5Objective
@@ -109,7 +118,8 @@ class HypernetworkOf:
       config: base model, adapters, hypernetwork, episodes and vocabulary.
       base_checkpoint: the frozen T5: a T5 directory, a model directory or a T5X checkpoint.
       start: the hypernetwork's own T5 starts as a copy of the base (`base`), at random (`random`), or from another T5
-        or T5X checkpoint (its path).
+        or T5X checkpoint (its path), and the rest of it anew; the path of a model directory, such as hyperpretraining
+        leaves, starts the whole hypernetwork from the one in it.
       name: of the exported model.
       z_loss, label_smoothing: of the token loss.
       distillation: weight of the divergence from the base model that reads the definition or the support; the
@@ -153,6 +163,8 @@ class HypernetworkOf:
     def initial_params(self, fresh: PyTree) -> PyTree:
         if self.start == "random":
             return fresh
+        if self.start != "base" and is_model_directory(self.start):
+            return _trained_hypernetwork(self.start, fresh)
         t5 = self.frozen if self.start == "base" else load_base(self.start, self.config.hypernetwork.t5)
         return initialise_from_t5(fresh, t5)
 
@@ -161,6 +173,66 @@ class HypernetworkOf:
     ) -> None:
         model = Hypermodel(self.config, self.frozen, params, name=self.name, results=results)
         model.save(directory, dtype=dtype, overwrite=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedAdapter:
+    """One adapter for a frozen T5, trained on the examples of all tasks: the baseline that reads no support.
+
+    What is exported is an adapter directory, for `hyperflax evaluate --shared` and `hyperflax predict --adapter`.
+
+    Attributes:
+      base: shape of the frozen T5.
+      spec: what is trained for it.
+      base_checkpoint: the frozen T5, see `HypernetworkOf`. The adapter fits this base alone, so to be compared with a
+        hypermodel that was exported in bfloat16, it is trained on the base in that model directory.
+      z_loss, label_smoothing: of the token loss.
+    """
+
+    base: T5Config
+    spec: AdapterSpec
+    base_checkpoint: str
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_spec(self.spec, self.base)
+
+    @property
+    def objective(self) -> HypermodelObjective:
+        table = Table(self.spec, shared=True)
+        return HypermodelObjective(T5(self.base), table, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+
+    @property
+    def validation_objective(self) -> HypermodelObjective:
+        return self.objective
+
+    @functools.cached_property
+    def frozen(self) -> PyTree:
+        return load_base(self.base_checkpoint, self.base)
+
+    def initial_params(self, fresh: PyTree) -> PyTree:
+        return fresh
+
+    def export(
+        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+    ) -> None:
+        adapters = Table(self.spec, shared=True).apply({"params": params}, {})
+        metadata = AdapterMetadata(base_fingerprint=fingerprint(self.frozen), provenance={"results": results})
+        save_adapter(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
+
+
+def _trained_hypernetwork(directory: str, fresh: PyTree) -> PyTree:
+    """Returns the parameters of the hypernetwork in a model directory.
+
+    Raises:
+      CheckpointError: they are not those of `fresh`; lists every leaf that is missing, too much or of another shape.
+    """
+    params = load_model_directory(directory).hypernetwork_params
+    expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
+    if problems := leaf_problems(params, expected):
+        raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))
+    return params
 
 
 def train(
@@ -179,7 +251,7 @@ def train(
     """Runs a training job and exports the result; a job whose `model_dir` has a checkpoint goes on from there.
 
     Args:
-      model: `PlainT5` or `HypernetworkOf`.
+      model: `PlainT5`, `HypernetworkOf` or `SharedAdapter`.
       batches: of training data, `.batch(step)`.
       optimizer: see `make_optimizer`.
       total_steps: length of the whole run.

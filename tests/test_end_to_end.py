@@ -197,6 +197,7 @@ def test_training_may_add_terms_that_validation_does_not_measure(workspace: path
     assert added < trained.keys()
     assert "loss" in validated
     assert not added & validated.keys()
+    assert {"adapters/norm/encoder_0", "adapters/effective_rank/decoder_0"} < validated.keys()
     episodes = hyperflax.load(workspace / "consistent" / "model").config.episodes
     assert (episodes.teacher, episodes.supports) == ("none", 1)
 
@@ -253,6 +254,8 @@ def test_evaluate_writes_a_report_with_controls(workspace: pathlib.Path, capsys)
     }
     assert set(report["conditions"]) == names | {"nearest_task"}
     assert (out / "report.png").is_file()
+    assert (out / "adapters.png").is_file()
+    assert {"norm/encoder_0", "within_task_distance", "between_task_distance"} < report["adapters"].keys()
     assert "generated" in capsys.readouterr().out
 
 

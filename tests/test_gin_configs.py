@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import gin
 import jax
 import jax.numpy as jnp
 import pytest
 
+from hyperflax.adapters.kinds import check_base
 from hyperflax.cli.gin_jobs import shipped_folder, shipped_runs
 from hyperflax.hypermodel import HYPERNETWORKS
 from hyperflax.models.t5 import T5
 
 MODELS = sorted(path.name for path in shipped_folder().glob("models/*.gin"))
 HYPERNETS = sorted(path.name for path in shipped_folder().glob("hypernets/*.gin"))
-ADAPTERS = sorted(path.name for path in shipped_folder().glob("adapters/*.gin") if path.stem != "lora_all")
+ADAPTERS = sorted(path.name for path in shipped_folder().glob("adapters/*.gin"))
 REQUIRED = ["MODEL_DIR = 'x'", "INITIAL_CHECKPOINT_PATH = 'x'", "VOCABULARY_FILE = 'x'", "EVAL_OUTPUT_DIR = 'x'"]
+TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
 
 
 def probe(value):
@@ -42,28 +47,55 @@ def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
     text = (shipped_folder() / run.removeprefix("hyperflax_gin_configs/")).read_text()
     header = text.partition("from __gin__")[0]
     assert f"--gin_file={run}" in header
-    assert "cores" in header
+    assert re.search("cores|H200", header)
+    assert "hour" in header
     parse(run.removeprefix("hyperflax_gin_configs/"))
     if "train" in header:
         assert gin.query_parameter("TRAIN_STEPS/gin.macro.value") > 0
+    if "HYPERNETWORK" in gin.config_str():
+        check_base(value_of("ADAPTER_SPEC"), value_of("T5_CONFIG"))
+        assert value_of("HYPERNETWORK").t5 == value_of("T5_CONFIG")
 
 
-@pytest.mark.parametrize(
-    ("model", "adapter", "hypernet"),
-    [(model, "lora_all.gin", hypernet) for model in MODELS for hypernet in HYPERNETS]
-    + [("strings.gin", adapter, hypernet) for adapter in ADAPTERS for hypernet in HYPERNETS],
-)
-def test_every_model_adapter_and_hypernetwork_is_built(model: str, adapter: str, hypernet: str) -> None:
-    parse(f"models/{model}", f"adapters/{adapter}", f"hypernets/{hypernet}")
+def test_a_later_model_file_changes_the_size_of_a_run() -> None:
+    parse("runs/natural_instructions_hart.gin", "models/t5_1_1_tiny.gin")
+    config = value_of("T5_CONFIG")
+    assert (config.emb_dim, config.num_encoder_layers, config.dtype) == (8, 2, "bfloat16")
+    assert value_of("HYPERNETWORK").t5 == config
+    check_base(value_of("ADAPTER_SPEC"), config)
+
+
+def test_a_hypernetwork_may_have_another_size_than_the_base() -> None:
+    parse("models/t5_mini.gin", "hypernets/hyper_t5.gin")
+    with gin.unlock_config():
+        gin.parse_config("hypernetwork/types.T5Config.emb_dim = 512")
+    assert value_of("HYPERNETWORK").t5 == value_of("T5_CONFIG").replace(emb_dim=512)
+    assert value_of("T5_CONFIG").emb_dim == 256
+
+
+def built(*files: str) -> tuple[T5, Any, Any]:
+    """The base model, its parameters and the adapters that the hypernetwork writes, as shapes."""
+    parse(*files)
     config, spec, hypernetwork = (value_of(name) for name in ("T5_CONFIG", "ADAPTER_SPEC", "HYPERNETWORK"))
-    tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     base = T5(config)
-    params = jax.eval_shape(base.init, jax.random.key(0), tokens, tokens)["params"]
-    net = next(network for config, network in HYPERNETWORKS.values() if isinstance(hypernetwork, config))(
-        hypernetwork, spec
-    )
-    variables = jax.eval_shape(net.init, jax.random.key(0), {"support_tokens": tokens})
-    adapters = jax.eval_shape(net.apply, variables, {"support_tokens": tokens})
+    params = jax.eval_shape(base.init, jax.random.key(0), TOKENS, TOKENS)["params"]
+    network = next(network for config, network in HYPERNETWORKS.values() if type(hypernetwork) is config)
+    episode = {"support_tokens": TOKENS}
+    adapters, _ = jax.eval_shape(network(hypernetwork, spec).init_with_output, jax.random.key(0), episode)
     spec.validate(adapters)
-    logits = jax.eval_shape(base.apply, {"params": params, "adapters": adapters}, tokens, tokens)
-    assert logits.shape == (2, 8, config.vocab_size)
+    check_base(spec, config)
+    return base, params, adapters
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_is_built(model: str) -> None:
+    base, params, _ = built(f"models/{model}", "adapters/lora_qv.gin", "hypernets/hyper_t5.gin")
+    assert params["token_embedder"]["embedding"].shape == (base.config.vocab_size, base.config.emb_dim)
+
+
+@pytest.mark.parametrize("hypernet", HYPERNETS)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_every_adapter_and_hypernetwork_is_built(adapter: str, hypernet: str) -> None:
+    base, params, adapters = built("models/strings.gin", f"adapters/{adapter}", f"hypernets/{hypernet}")
+    logits = jax.eval_shape(base.apply, {"params": params, "adapters": adapters}, TOKENS, TOKENS)
+    assert logits.shape == (2, 8, base.config.vocab_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -172,3 +174,122 @@ def test_the_nearest_task_has_the_lowest_loss_on_the_support(model: Hypermodel, 
     found = conditions.Conditions(model, held_out, neighbours=source(rules)).nearest_task(held_out.tasks)
     assert found == expected
     assert len(picked) > 1
+
+
+RULES = {"upper": str.upper, "double": lambda word: word + word, "last": lambda word: word[-1]}
+
+
+def told(model: Hypermodel) -> HeldOut:
+    """Held-out tasks with definitions, two support and two scored examples each."""
+    words = [a + b for a in "abc" for b in "def"]
+    source = InMemorySource.from_strings(
+        {name: [(word, rule(word)) for word in words] for name, rule in RULES.items()},
+        Bytes(),
+        definitions={name: name for name in RULES},
+    )
+    return HeldOut.from_source(source, model.config.episodes, examples=2, seed=1)
+
+
+def watch_decoding(monkeypatch: pytest.MonkeyPatch, model: Hypermodel) -> list[tuple]:
+    """Notes what `model` is asked to decode, without decoding."""
+    asked: list[tuple] = []
+
+    def decode(inputs, adapters=None):
+        asked.append((np.asarray(inputs), adapters))
+        return np.ones((*inputs.shape[:2], 1), np.int32)
+
+    monkeypatch.setattr(model, "decode", decode)
+    return asked
+
+
+@pytest.mark.parametrize(("definition", "zero_shot"), [("none", False), ("support", False), ("support", True)])
+def test_the_fine_tuned_base_reads_the_support_before_the_input(
+    model: Hypermodel, monkeypatch: pytest.MonkeyPatch, definition: str, zero_shot: bool
+) -> None:
+    config = dataclasses.replace(model.config, episodes=model.config.episodes.replace(definition=definition))
+    other = Hypermodel(config, jax.tree.map(lambda x: x * 1.5, model.parts.base), model.parts.hypernetwork_params)
+    held_out = told(other)
+    runnable = conditions.Conditions(other, held_out, mtf=other, mtf_zero_shot=zero_shot)
+    asked = watch_decoding(monkeypatch, other)
+    answers = runnable.pick("mtf")["mtf"](held_out.tasks)
+    assert [len(rows) for rows in answers] == [2, 2, 2]
+    ((inputs, adapters),) = asked
+    assert adapters is None
+    rows = iter(inputs.reshape(-1, inputs.shape[-1]))
+    encode, x, y = Bytes().encode, Bytes().sentinel(0), Bytes().sentinel(1)
+    for task in held_out.tasks:
+        expected = encode(task.instruction) if definition == "support" else []
+        for source, target in () if zero_shot else task.support:
+            expected += [x, *encode(source), y, *encode(target)]
+        for text in task.inputs:
+            wanted = [*expected, x, *encode(text), y, 1]
+            assert next(rows)[: len(wanted) + 1].tolist() == [*wanted, 0]
+
+
+def test_a_shared_adapter_serves_every_task(model: Hypermodel, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out, adapter = told(model), model.adapt(EXAMPLES)
+    runnable = conditions.Conditions(model, held_out, shared=adapter)
+    asked = watch_decoding(monkeypatch, model)
+    runnable.pick("shared")["shared"](held_out.tasks)
+    ((inputs, adapters),) = asked
+    assert inputs.shape[:2] == (3, 2)
+    for path, leaf in trees.flatten(adapters).items():
+        for row in leaf:
+            np.testing.assert_array_equal(row, trees.flatten(adapter.tree)[path])
+    with pytest.raises(AdapterError, match="sha256:"):
+        conditions.Conditions(
+            model.with_base(jax.tree.map(lambda x: x * 2, model.parts.base)), held_out, shared=adapter
+        )
+
+
+def test_several_supports_are_averaged_in_slot_states(model: Hypermodel) -> None:
+    pairs = [*EXAMPLES, ("hi", "HI"), ("jk", "JK")]
+    parts = [pairs[0::2], pairs[1::2]]
+
+    @jax.jit
+    def write_mean(params, supports):
+        apply = model.hypernetwork.apply
+        states = [apply({"params": params}, {"support_tokens": rows}, method="slot_states") for rows in supports]
+        return apply({"params": params}, (states[0] + states[1]) / 2, method="write")
+
+    # Three examples in the first support, two in the second, whose last row is padding.
+    supports = [model.episode(part, [], shots=3)["support_tokens"] for part in parts]
+    assert [(rows != 0).any(axis=1).sum() for rows in supports] == [3, 2]
+    expected = trees.flatten(write_mean(model.hypernetwork_params, supports))
+    for path, leaf in trees.flatten(model.adapt(pairs, supports=2).tree).items():
+        np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="supports: expected 1 to 3, the number of examples, got 4"):
+        model.adapt(EXAMPLES, supports=4)
+
+
+def test_figures_of_adapters_are_means_over_all_evaluated_tasks(
+    model: Hypermodel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "BLOCK", 2)  # two tasks, then the third alone
+    held_out = told(model)
+    spec, shapes = model.config.spec, []
+
+    def generate(episodes):
+        """Adapters whose every value is the mean token of the support."""
+        tokens = episodes["support_tokens"]
+        shapes.append(tokens.shape)
+        means = tokens.reshape(len(tokens), -1).mean(axis=1)
+        flat = {leaf.path: np.stack([np.full(leaf.shape, m, np.float32) for m in means]) for leaf in spec.leaves}
+        return trees.unflatten(flat)
+
+    monkeypatch.setattr(model, "generate", generate)
+    runnable = conditions.Conditions(model, held_out, supports=2)
+    figures = runnable.adapter_figures(held_out)
+    assert [shape[:3] for shape in shapes[::2]] == [
+        (2, 2, 1),
+        (1, 2, 1),
+    ]  # two supports with a row for one example each
+    assert figures["within_task_distance"] == 0.0
+    tokens = [runnable._generate([task], False) for task in held_out.tasks]
+    values = [float(next(iter(trees.flatten(tree).values())).flat[0]) for tree in tokens]
+    assert figures["between_task_distance"] == pytest.approx((values[0] - values[1]) ** 2, rel=1e-4)
+    # a b with equal entries v has one singular value: rank v^2 sqrt(inputs * outputs), here 2 * 16 v^2 for each of the
+    # four projections of two decoder attentions.
+    norms = [2 * 16 * value**2 * np.sqrt(4) for value in values]
+    assert figures["norm/decoder_1"] == pytest.approx(np.mean(norms), rel=1e-4)
+    assert figures["effective_rank/decoder_1"] == pytest.approx(1.0, abs=1e-3)

@@ -87,7 +87,8 @@ class Prefix(KindConfig):
     @staticmethod
     def singular_values(slot: Mapping[str, Any]) -> Array:
         """Returns those of the positions' keys and values side by side, [length]; a masked position counts as zero."""
-        rows = jnp.concatenate([slot[name].reshape(slot[name].shape[0], -1) for name in ("key", "value")], axis=-1)
+        key, value = (jnp.asarray(slot[name], jnp.float32) for name in ("key", "value"))
+        rows = jnp.concatenate([key.reshape(key.shape[0], -1), value.reshape(value.shape[0], -1)], axis=-1)
         if "mask" in slot:
             rows = rows * slot["mask"][:, None]
         # Length by length: a prefix has far fewer positions than a position has values.

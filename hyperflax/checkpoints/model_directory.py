@@ -219,6 +219,11 @@ def load_model_directory(directory: pathlib.Path | str) -> ModelParts:
     )
 
 
+def is_model_directory(path: pathlib.Path | str) -> bool:
+    """Whether a model directory, whole or damaged, stands at `path`."""
+    return (pathlib.Path(path) / _JSON).is_file()
+
+
 def collect_files(write: Callable[[pathlib.Path], None]) -> dict[str, bytes]:
     """Returns what `write` puts into the folder it is given: `collect_files(vocabulary.write_files)`."""
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from typing import Any
 from hyperflax import configs
 from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.model_directory import collect_files, load_model_directory
+from hyperflax.checkpoints.model_directory import collect_files, is_model_directory, load_model_directory
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.t5x import read_t5x_checkpoint
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
@@ -95,7 +95,7 @@ def load_base(path: pathlib.Path | str, config: T5Config) -> dict[str, Any]:
         content = read_schema(folder / _JSON, _T5File, file_format=T5_FORMAT, version=T5_VERSION)
         params = load_tree(folder / _WEIGHTS)
         check_fingerprint(folder / _WEIGHTS, params, content.fingerprint, _JSON)
-    elif (folder / "hypermodel.json").is_file():
+    elif is_model_directory(folder):
         params = load_model_directory(folder).base
     elif folder.is_dir():
         params = read_t5x_checkpoint(folder)

@@ -24,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="ADAPTER_DIR", help="folder to write; must not exist yet")
     parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="Adam steps on the examples (default 0)")
+    parser.add_argument(
+        "--supports",
+        type=int,
+        default=1,
+        metavar="N",
+        help="read the examples in N parts, for many examples (default 1)",
+    )
     parser.add_argument("--definition", metavar="TEXT", help="the task's instruction, for models that read one")
 
 
@@ -34,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     examples = read_examples(arguments.examples)
     model = load(arguments.model)
-    adapter = model.adapt(examples, refine_steps=arguments.refine, definition=arguments.definition)
+    adapter = model.adapt(
+        examples, refine_steps=arguments.refine, definition=arguments.definition, supports=arguments.supports
+    )
     save_adapter(arguments.out, adapter.tree, adapter.spec, adapter.metadata)
     values = adapter.spec.num_parameters
     print(f"{arguments.out}: adapter of {values:,} values from {len(examples)} examples, for model {model.parts.id}")

@@ -21,11 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the report; a killed run goes on in it")
     parser.add_argument("--split", default="held_out", metavar="SPLIT", help="default: held_out")
     parser.add_argument("--neighbours", metavar="SPLIT", help="split whose tasks are candidates of `nearest_task`")
+    parser.add_argument("--shared", metavar="DIR", help="adapter trained on all training tasks, for `shared`")
+    parser.add_argument("--mtf", metavar="DIR", help="T5 fine-tuned on the training tasks, for `mtf`")
+    parser.add_argument("--mtf_zero_shot", action="store_true", help="show that T5 no examples")
     parser.add_argument(
         "--metric", default="exact_match", help="exact_match (default), exact_match_normalised, rouge_l"
     )
     parser.add_argument("--conditions", nargs="+", default=[], metavar="NAME", help="default: all that can be had")
     parser.add_argument("--shots", type=int, metavar="K", help="examples in the support; default as in training")
+    parser.add_argument("--supports", type=int, default=1, metavar="N", help="read the support in N parts (default 1)")
     parser.add_argument("--examples", type=int, default=12, metavar="Q", help="scored examples per task (default 12)")
     parser.add_argument("--tasks", type=int, metavar="N", help="only N tasks, evenly spread; default all")
     parser.add_argument("--refine", type=int, default=10, metavar="STEPS", help="steps of the refined conditions (10)")
@@ -66,6 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
         first=arguments.first,
         seed=arguments.seed,
         neighbours=source(arguments.neighbours) if arguments.neighbours else None,
+        supports=arguments.supports,
+        shared=arguments.shared,
+        mtf=arguments.mtf,
+        mtf_zero_shot=arguments.mtf_zero_shot,
     )
     print(conditions_table(report))
     print(f"\nwritten: {arguments.out}/report.json, report.md, report.png")

@@ -14,6 +14,7 @@ as it saw its training examples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -142,6 +143,15 @@ def support_definition(info: TaskInfo, config: EpisodeConfig) -> np.ndarray | No
     if config.too_long != "truncate" or not shared:
         return info.definition
     return info.definition[: config.support_length // 2]
+
+
+def deal(examples: Sequence[Any], supports: int) -> list[Sequence[Any]]:
+    """Deals a task's examples out to several supports in turn; where there are too few, some are dealt twice.
+
+    >>> deal("abcde", 2), deal("ab", 3)
+    (['ace', 'bd'], ['a', 'b', 'a'])
+    """
+    return [examples[number % max(len(examples), 1) :: supports] for number in range(supports)]
 
 
 def render(example: Example, sentinels: tuple[int, int]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The conditions of a report, as functions that run a hypermodel: bare, instruction, in context, generated, refined,
-their controls, and the nearest training task.
+their controls, the nearest training task, a shared adapter, and a fine-tuned base model.
 
 A condition takes a batch of evaluation tasks and answers with one list of predictions per task. All of them decode
-greedily with the same base model; they differ in what stands in its input and which adapters it carries.
+greedily with the same base model (`mtf` with one of its own); they differ in what stands in its input and which
+adapters it carries.
 
 >>> held_out = HeldOut.from_source(source, model.config.episodes)
 >>> conditions = Conditions(model, held_out, refine_steps=10)
@@ -19,13 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, ExampleSource
-from hyperflax.data.rendering import episode_arrays
+from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.runner import Condition, EvaluationTask
+from hyperflax.objectives.generated import adapter_metrics
 from hyperflax.objectives.token_loss import token_loss
 from hyperflax.types import PyTree
 
@@ -45,8 +49,15 @@ class Conditions:
       refine_steps: Adam steps of the refined conditions.
       learning_rate: of those steps.
       seed: of the derangement behind the shuffled-support control.
+      supports: each task's examples are dealt out to so many supports, see `Hypermodel.adapt`.
       neighbours: training tasks for `nearest_task`; without them that condition is not to be had.
       num_neighbours: how many of their tasks have a stored adapter.
+      shared: the adapter behind the condition `shared`; it must fit the model's base.
+      mtf: the model whose base is the one behind the condition `mtf`, of the same shape and vocabulary as `model`'s.
+      mtf_zero_shot: that one is not shown the support's examples.
+
+    Raises:
+      AdapterError: the shared adapter was made for another base model.
     """
 
     def __init__(
@@ -57,11 +68,17 @@ class Conditions:
         refine_steps: int = 10,
         learning_rate: float = 1e-3,
         seed: int = 0,
+        supports: int = 1,
         neighbours: ExampleSource | None = None,
         num_neighbours: int = 256,
+        shared: Adapter | None = None,
+        mtf: Hypermodel | None = None,
+        mtf_zero_shot: bool = False,
     ):
         self.model, self.held_out = model, held_out
-        self.refine_steps, self.learning_rate = refine_steps, learning_rate
+        self.refine_steps, self.learning_rate, self.supports = refine_steps, learning_rate, supports
+        if supports < 1:
+            raise ConfigError(f"supports: expected at least 1, got {supports}")
         self._donors = shuffled_support([task.name for task in held_out.tasks], seed)
         self._neighbours, self._num_neighbours = neighbours, num_neighbours
         self._all: dict[str, Condition] = {
@@ -75,6 +92,14 @@ class Conditions:
         }
         if neighbours is not None:
             self._all["nearest_task"] = self.nearest_task
+        if shared is not None:
+            check_base(shared, model.base_fingerprint)
+            check_spec(shared.spec, model.config.base)
+            self._all["shared"] = functools.partial(self.shared, shared.tree)
+        if mtf is not None:
+            # Whatever a condition does with a model, this one does with the fine-tuned base.
+            fine_tuned = Conditions(mtf, held_out)
+            self._all["mtf"] = functools.partial(fine_tuned.with_support_in_inputs, zero_shot=mtf_zero_shot)
 
     def pick(self, *names: str) -> dict[str, Condition]:
         """Returns the named conditions; all that can be had if none is named.
@@ -104,6 +129,25 @@ class Conditions:
         longest = max(sum(len(e.inputs) + len(e.targets) + 2 for e in self._tokens(task).support) for task in batch)
         return self._decode(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
 
+    def with_support_in_inputs(self, batch: Sequence[EvaluationTask], zero_shot: bool = False) -> list[list[str]]:
+        """The base model with all that a hypernetwork reads before the input: definition, positives, examples.
+
+        Zero-shot leaves the examples out.
+        """
+        config = self._config(batch)
+        places = {name: getattr(config, name) for name in ("definition", "positives", "demonstrations")}
+        places = {name: "none" if place == "none" else "inputs" for name, place in places.items()}
+        if zero_shot:
+            places |= {"positives": "none", "demonstrations": "none"}
+        config = config.replace(**places)
+
+        def room(task: EvaluationTask) -> int:
+            given = self._tokens(task)
+            shown = (*given.info.positives[: config.num_positives], *given.support)
+            return len(given.info.definition) + sum(len(e.inputs) + len(e.targets) + 2 for e in shown)
+
+        return self._decode(batch, config.replace(inputs_length=config.inputs_length + max(map(room, batch)) + 4), None)
+
     def generated(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
         """Adapters as generated."""
         return self._decode(batch, self._config(batch), self._generate(batch, shuffled))
@@ -127,6 +171,30 @@ class Conditions:
             chosen.append(jax.tree.map(lambda leaf, row=row: leaf[row], self._stored[block]))
         return self._decode(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
 
+    def shared(self, adapter: PyTree, batch: Sequence[EvaluationTask]) -> list[list[str]]:
+        """The same adapter for every task."""
+        adapters = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (len(batch), *leaf.shape)), adapter)
+        return self._decode(batch, self._config(batch), adapters)
+
+    def adapter_figures(self, again: HeldOut | None = None) -> dict[str, float]:
+        """Returns figures of the adapters as generated, see `objectives.generated`.
+
+        Args:
+          again: the same tasks with other supports, for the distance within tasks.
+        """
+        spec = self.model.config.spec
+        others = None if again is None else Conditions(self.model, again, supports=self.supports)
+        figures = jax.jit(lambda adapters, more: adapter_metrics(adapters, spec, more))
+        totals: dict[str, list[float]] = {}
+        for start in range(0, len(self.held_out.tasks), BLOCK):
+            batch = self.held_out.tasks[start : start + BLOCK]
+            more = None if others is None else jax.tree.map(lambda x: x[:, None], others._generate(batch, False))
+            for name, (total, weight) in figures(self._generate(batch, False), more).items():
+                sums = totals.setdefault(name, [0.0, 0.0])
+                sums[0] += float(total)
+                sums[1] += float(weight)
+        return {name: total / weight for name, (total, weight) in totals.items()}
+
     # Their parts
 
     def _tokens(self, task: EvaluationTask, shuffled: bool = False) -> TaskTokens:
@@ -142,24 +210,38 @@ class Conditions:
             too_long="truncate",
         )
 
-    def _arrays(self, batch: Sequence[EvaluationTask], config: EpisodeConfig, shuffled: bool) -> dict[str, np.ndarray]:
-        vocabulary = self.model.config.vocabulary
+    def _arrays(self, batch: Sequence[EvaluationTask], config: EpisodeConfig) -> dict[str, np.ndarray]:
         rows = []
         for task in batch:
-            given = self._tokens(task, shuffled)
-            rows.append(
-                episode_arrays(given.support, self._tokens(task).scored, config, vocabulary, given.info, task.name)
-            )
+            given = self._tokens(task)
+            rows.append(self._episode(given.support, given.scored, config, given, task))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _generate(self, batch: Sequence[EvaluationTask], shuffled: bool) -> PyTree:
-        arrays = self._arrays(batch, self._config(batch), shuffled)
-        return self.model.generate({"support_tokens": trim(arrays["support_tokens"])})
+        config = self._config(batch)
+        config = config.replace(shots=-(-config.shots // self.supports))
+        supports = []
+        for task in batch:
+            given = self._tokens(task, shuffled)
+            parts = deal(given.support, self.supports)
+            rows = [self._episode(part, (), config, given, task)["support_tokens"] for part in parts]
+            supports.append(rows[0] if self.supports == 1 else np.stack(rows))
+        return self.model.generate({"support_tokens": trim(np.stack(supports))})
+
+    def _episode(
+        self,
+        support: Sequence[Example],
+        scored: Sequence[Example],
+        config: EpisodeConfig,
+        given: TaskTokens,
+        task: EvaluationTask,
+    ) -> dict[str, np.ndarray]:
+        return episode_arrays(support, scored, config, self.model.config.vocabulary, given.info, task.name)
 
     def _decode(
         self, batch: Sequence[EvaluationTask], config: EpisodeConfig, adapters: PyTree | None
     ) -> list[list[str]]:
-        inputs = trim(self._arrays(batch, config, False)["encoder_input_tokens"])
+        inputs = trim(self._arrays(batch, config)["encoder_input_tokens"])
         if adapters is None:
             # One adapter-free batch of rows: the task axis means nothing to the bare model.
             out = self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)

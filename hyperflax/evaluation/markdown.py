@@ -44,7 +44,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         parts += ["## Differences", "Paired by task, with 95% bootstrap intervals over tasks.", "\n".join(lines)]
     if groups := category_means(report):
         parts += ["## By category", _categories(report, groups)]
-    parts += [*_tasks(report), *_reproduce(report["run"])]
+    parts += [*_tasks(report), *_adapters(report), *_reproduce(report["run"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -101,6 +101,16 @@ def _task_table(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
     names = list(report["conditions"])
     body = [[row["task"], *(f"{row['scores'][name]:.3f}" for name in names)] for row in rows]
     return _table(["task", *names], body, right=range(1, len(names) + 1))
+
+
+def _adapters(report: Mapping[str, Any]) -> list[str]:
+    figures = report.get("adapters", {})
+    if "between_task_distance" not in figures:
+        return []
+    line = f"Mean squared difference between two tasks' adapters: {figures['between_task_distance']:.3g}"
+    if "within_task_distance" in figures:
+        line += f"; between two supports of one task: {figures['within_task_distance']:.3g}"
+    return ["## Generated adapters", f"{line}. Norms and effective ranks by layer are in adapters.png."]
 
 
 def _reproduce(run: Mapping[str, Any]) -> list[str]:

@@ -125,8 +125,28 @@ def draw_categories(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
+def draw_adapters(axes: Axes, report: Mapping[str, Any], figure: str) -> None:
+    """One point per layer, encoder before decoder: the figure `norm` or `effective_rank`, its mean over tasks."""
+    numbers: list[int] = []
+    for stack, colour, marker in (("encoder", _BLUE, "o"), ("decoder", _VERMILION, "s")):
+        start = f"{figure}/{stack}_"
+        found = {int(name.removeprefix(start)): v for name, v in report["adapters"].items() if name.startswith(start)}
+        layers = sorted(found)
+        places = range(len(numbers), len(numbers) + len(layers))
+        heights = [found[layer] for layer in layers]
+        axes.plot(places, heights, "-", marker=marker, color=colour, lw=1.9, ms=5, label=stack)
+        numbers += layers
+    axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("layer")
+    axes.set_title(f"{figure.replace('_', ' ').capitalize()} of generated adapters", loc="left")
+    axes.legend(frameon=False, fontsize=9.5)
+    _clean(axes, grid="y")
+
+
 def write_plots(report: Mapping[str, Any], out: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """Draws a valid report into `out`: `report.png`, and `categories.png` where tasks have two categories or more.
+    """Draws a valid report into `out`: `report.png`; `categories.png` where tasks have two categories or more;
+    `adapters.png` where the report has figures of generated adapters.
 
     Returns:
       The paths written.
@@ -146,7 +166,13 @@ def write_plots(report: Mapping[str, Any], out: str | os.PathLike[str]) -> list[
         figure = Figure(figsize=(7.5, 1.5 + 0.3 * len(groups)), layout="constrained")
         draw_categories(figure.subplots(), report)
         paths.append(folder / "categories.png")
-        _save(figure, paths[1])
+        _save(figure, paths[-1])
+    if "adapters" in report:
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        for axes, name in zip(figure.subplots(1, 2), ("norm", "effective_rank"), strict=True):
+            draw_adapters(axes, report, name)
+        paths.append(folder / "adapters.png")
+        _save(figure, paths[-1])
     return paths
 
 

@@ -11,7 +11,7 @@
 
 Scores go from 0 to 1. A condition's mean is the mean over tasks, each counting once however many examples it has, and
 `low` and `high` bound its 95% bootstrap interval over tasks; a difference is the mean of a - b, paired by task.
-`n_examples` and `category` are optional.
+`n_examples` and `category` are optional; so is `adapters`, figures of the generated adapters: `norm/encoder_0`, ...
 
 >>> scores = {"bare": {"t1": 0.0, "t2": 0.5}, "generated": {"t1": 1.0, "t2": 0.5}}
 >>> report = build_report("exact_match", scores, run_info({}, seconds=1.0))
@@ -52,6 +52,7 @@ def build_report(
     differences: Sequence[tuple[str, str]] | None = None,
     n_examples: Mapping[str, int] | None = None,
     categories: Mapping[str, str] | None = None,
+    adapters: Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def build_report(
       differences: pairs (a, b) of conditions to compare as a - b; by default those of `DIFFERENCES` that are there.
       n_examples: how many examples each task was scored on.
       categories: each task's category.
+      adapters: figures of the generated adapters, see `Conditions.adapter_figures`.
       resamples, seed: of the bootstrap.
 
     Raises:
@@ -106,6 +108,8 @@ def build_report(
         "per_task": per_task,
         "run": plain_json(dict(run), "run"),
     }
+    if adapters is not None:
+        report["adapters"] = {name: float(f"{value:.{_DIGITS}g}") for name, value in adapters.items()}
     validate_report(report)
     return report
 

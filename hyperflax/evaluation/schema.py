@@ -57,7 +57,7 @@ def validate_report(report: Any) -> None:
     Raises:
       DataError: it does not; the message names the place, what was expected there and what came.
     """
-    _keys(report, "report", ("metric", "n_tasks", "conditions", "differences", "per_task", "run"))
+    _keys(report, "report", ("metric", "n_tasks", "conditions", "differences", "per_task", "run"), ("adapters",))
     _expect(isinstance(report["metric"], str) and report["metric"], "metric", "a name", report["metric"])
     scores = _per_task(report["per_task"])
     n_tasks = report["n_tasks"]
@@ -79,6 +79,8 @@ def validate_report(report: Any) -> None:
         seen.add(pair)
         _interval(row, where, -1.0, [x - y for x, y in zip(scores[pair[0]], scores[pair[1]], strict=True)])
     _run(report["run"])
+    for name, value in dict(report.get("adapters", {})).items():
+        _number(value, f"adapters/{name}", 0.0, math.inf)
 
 
 def _per_task(rows: Any) -> dict[str, list[float]]:

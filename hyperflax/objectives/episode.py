@@ -1,4 +1,4 @@
-"""Hyperpretraining: a hypernetwork is scored by how well the adapters that it writes make a frozen T5 do the task.
+"""Hypertuning: a hypernetwork is scored by how well the adapters that it writes make a frozen T5 do the task.
 
     support [task, rows, length] -> hypernetwork -> adapters of each task
     inputs/targets [task, example, length] -> T5 with that task's adapters -> token loss
@@ -27,6 +27,7 @@ from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypernets.protocol import SupportReader
 from hyperflax.objectives.consistency import between_tasks, distance
 from hyperflax.objectives.distillation import token_divergence
+from hyperflax.objectives.generated import adapter_metrics
 from hyperflax.objectives.language_model import apply_t5, axes_of
 from hyperflax.objectives.normalisation import target_weights
 from hyperflax.objectives.protocol import (
@@ -143,6 +144,20 @@ class HypermodelObjective:
     def initial_metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
         """Returns the bare model's metrics as `bare/*`: a fresh generator should cost about the same."""
         return {f"bare/{name}": pair for name, pair in self.bare(frozen, batch).items()}
+
+    def validation_metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
+        """Returns the figures of the generated adapters as `adapters/*`, see `objectives.generated`.
+
+        The distance within tasks is among them where the batch has `other_support_tokens`.
+        """
+        others = None
+        if OTHERS in batch:
+            check_batch(batch, (OTHERS,), 4)
+            tokens = batch[OTHERS]
+            again = [self.generate(params, {**batch, "support_tokens": tokens[:, i]}) for i in range(tokens.shape[1])]
+            others = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *again)
+        metrics = adapter_metrics(self.generate(params, batch), self.hypernetwork.spec, others)
+        return {f"adapters/{name}": pair for name, pair in metrics.items()}
 
     def _init(self, rng: Array, batch: Batch) -> PyTree:
         episode = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], episodes_of(batch))

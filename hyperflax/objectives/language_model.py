@@ -53,6 +53,10 @@ class T5Objective:
         """Nothing to compare with: returns {}."""
         return {}
 
+    def validation_metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
+        """Nothing beside the loss: returns {}."""
+        return {}
+
     def _init(self, rng: Array, batch: Batch) -> PyTree:
         check_batch(batch, SCORED, 2)
         # One row shows every shape that the parameters depend on.

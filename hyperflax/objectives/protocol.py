@@ -47,6 +47,10 @@ class Objective(Protocol):
         """Returns what is worth reporting once, before the first step; may be empty."""
         ...
 
+    def validation_metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
+        """Returns what is worth reporting at validation beside the loss's own metrics; may be empty."""
+        ...
+
     def logical_axes(self, batch: Batch) -> PyTree:
         """Returns the tree of the parameters' logical axis names, a tuple (or None where unknown) per leaf."""
         ...

@@ -15,14 +15,17 @@ from hyperflax.types import Batch, PyTree
 
 
 def loss_evaluator(objective: Objective, batches: Batches, num_batches: int = 8, first_batch: int = 0) -> Evaluator:
-    """Returns an evaluator of the objective's own metrics, without dropout, over the same batches every time.
+    """Returns an evaluator of the objective's loss and validation metrics, over the same batches every time.
 
-    Sums and weights are added up over the batches before anything is divided.
+    There is no dropout. Sums and weights are added up over the batches before anything is divided.
     """
 
     @jax.jit
     def metrics(params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
-        return objective.loss(params, frozen, batch, None)[2]
+        return {
+            **objective.loss(params, frozen, batch, None)[2],
+            **objective.validation_metrics(params, frozen, batch),
+        }
 
     def evaluate(params: PyTree, frozen: PyTree, step: int) -> dict[str, float]:
         del step

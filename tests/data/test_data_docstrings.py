@@ -11,6 +11,7 @@ MODULES = (
     "batches",
     "cache",
     "draws",
+    "hyperpretraining",
     "episodes",
     "examples",
     "jsonl",

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hyperflax.evaluation import CONDITIONS, build_report, run_info, write_plots
-from hyperflax.evaluation.plots import draw_categories, draw_conditions, draw_tasks
+from hyperflax.evaluation.plots import draw_adapters, draw_categories, draw_conditions, draw_tasks
 
 
 def make(n_tasks: int = 20, conditions: int = 12, categories: bool = True) -> dict[str, Any]:
@@ -86,3 +86,17 @@ def test_importing_evaluation_is_light() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "numpy" in loaded
     assert not set(loaded) & {"matplotlib", "rouge_score", "nltk", "jax", "flax", "tensorflow", "seqio", "gin", "torch"}
+
+
+def test_adapters_are_drawn_layer_by_layer_encoder_first(tmp_path: pathlib.Path) -> None:
+    layers = ["decoder_0", "decoder_1", "encoder_0", "encoder_10", "encoder_2"]
+    figures = {f"norm/{layer}": float(i) for i, layer in enumerate(layers)}
+    figures |= {f"effective_rank/{layer}": 1.0 + i for i, layer in enumerate(layers)} | {"between_task_distance": 1e-7}
+    report = {**make(2, 2, categories=False), "adapters": figures}
+    axes = Figure().subplots()
+    draw_adapters(axes, report, "norm")
+    encoder, decoder = axes.lines
+    assert (list(encoder.get_xdata()), list(encoder.get_ydata())) == ([0, 1, 2], [2.0, 4.0, 3.0])
+    assert (list(decoder.get_xdata()), list(decoder.get_ydata())) == ([3, 4], [0.0, 1.0])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "10", "0", "1"]
+    assert [path.name for path in write_plots(report, tmp_path)] == ["report.png", "adapters.png"]

@@ -1,4 +1,4 @@
-"""Hyperpretraining and plain T5 losses: what is counted, what is trained, and what a task can see."""
+"""Hypertuning and plain T5 losses: what is counted, what is trained, and what a task can see."""
 
 from __future__ import annotations
 

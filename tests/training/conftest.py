@@ -55,6 +55,9 @@ class TableObjective:
     def initial_metrics(self, params, frozen, batch):
         return {}
 
+    def validation_metrics(self, params, frozen, batch):
+        return {}
+
     def loss(self, params, frozen, batch, rng):
         logits = params["table"]["embedding"][batch["encoder_input_tokens"]] + params["table"]["bias"]
         if rng is not None and self.dropout:

@@ -1,0 +1,137 @@
+"""What training starts from and what it leaves: hypernetworks from a T5, from another one, from an exported model."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from hyperflax import trees
+from hyperflax.adapters.kinds import build_spec, check_base
+from hyperflax.adapters.lora import LoRA
+from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.t5_directory import load_base, save_t5
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.episodes import Episodes
+from hyperflax.data.examples import InMemorySource
+from hyperflax.data.hyperpretraining import CACLM
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import CheckpointError
+from hyperflax.hypermodel import HypermodelConfig, load
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.models.t5 import T5
+from hyperflax.train import HypernetworkOf, SharedAdapter, train
+from hyperflax.training.optimizers import adamw
+from hyperflax.types import PyTree, T5Config
+
+BASE = T5Config(
+    vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1
+)
+WIDE = BASE.replace(emb_dim=24, num_heads=3, mlp_dim=40, num_decoder_layers=2)
+EPISODES = EpisodeConfig(tasks_per_batch=2, shots=2, examples=2, support_length=16, inputs_length=8, targets_length=8)
+WORDS = [a + b for a in "abcd" for b in "efgh"]
+TASKS = InMemorySource.from_strings(
+    {"upper": [(w, w.upper()) for w in WORDS], "double": [(w, w + w) for w in WORDS]}, Bytes()
+)
+TEXT = InMemorySource.from_strings({"text": [("", " ".join(WORDS))]}, Bytes())
+
+
+def config(t5: T5Config = BASE, rank: int = 2) -> HypermodelConfig:
+    return HypermodelConfig(
+        base=BASE,
+        spec=build_spec(LoRA(rank=rank), BASE),
+        hypernetwork=HyperT5Config(t5=t5, heads=HeadsConfig(hidden=8)),
+        episodes=EPISODES,
+        vocabulary=Bytes(),
+    )
+
+
+def t5_directory(folder: pathlib.Path, shape: T5Config, seed: int) -> str:
+    tokens = np.ones((1, 4), np.int32)
+    params = jax.jit(T5(shape).init)(jax.random.key(seed), tokens, tokens)["params"]
+    save_t5(folder, params, shape, Bytes())
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return t5_directory(tmp_path_factory.mktemp("base") / "model", BASE, 0)
+
+
+def run(model, batches, folder: pathlib.Path, steps: int = 1) -> pathlib.Path:
+    return train(
+        model=model, batches=batches, optimizer=adamw(1e-2), total_steps=steps, model_dir=str(folder), progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return t5_directory(tmp_path_factory.mktemp("wide") / "model", WIDE, 1)
+
+
+@pytest.fixture(scope="module")
+def hyperpretrained(base: str, wide: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A hypernetwork of another size than the base, started from another T5 and trained on text for a step."""
+    windows = CACLM(
+        TEXT, batch_size=2, length=24, shortest=2, support_length=22, inputs_length=8, targets_length=8, seed=1
+    )
+    return str(
+        run(HypernetworkOf(config(WIDE), base, start=wide, name="first"), windows, tmp_path_factory.mktemp("first"))
+    )
+
+
+def fresh(model: HypernetworkOf) -> PyTree:
+    """Zeros in the shapes of fresh parameters, without compiling anything."""
+    shapes = jax.eval_shape(model.objective.init, jax.random.key(3), Episodes(TASKS, EPISODES).batch(0))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def same(a: PyTree, b: PyTree) -> bool:
+    a, b = trees.flatten(a), trees.flatten(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
+
+
+def test_a_hypernetwork_starts_whole_from_a_hyperpretrained_one(base: str, hyperpretrained: str) -> None:
+    first = load(hyperpretrained)
+    assert first.parts.name == "first"
+    model = HypernetworkOf(config(WIDE), base, start=hyperpretrained)
+    assert same(model.initial_params(fresh(model)), first.parts.hypernetwork_params)
+
+
+def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyperpretrained: str) -> None:
+    model = HypernetworkOf(config(WIDE, rank=3), base, start=hyperpretrained)
+    with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 24\), found \(4, 24\)"):
+        model.initial_params(fresh(model))
+
+
+def test_an_untied_hypernetwork_starts_from_another_t5_than_the_base(base: str, wide: str) -> None:
+    model = HypernetworkOf(config(WIDE), base, start=wide)
+    started, t5 = trees.flatten(model.initial_params(fresh(model))), trees.flatten(load_base(wide, WIDE))
+    copied = {path.removeprefix("t5/"): leaf for path, leaf in started.items() if path.startswith("t5/")}
+    assert same(trees.unflatten(copied), trees.unflatten({path: t5[path] for path in copied}))
+    assert copied["token_embedder/embedding"].shape == (384, 24)
+    from_base = HypernetworkOf(config(WIDE), base)
+    with pytest.raises(CheckpointError, match="the hypernetwork expects"):
+        from_base.initial_params(fresh(from_base))
+
+
+def test_adapters_of_an_untied_hypernetwork_fit_the_base(hyperpretrained: str) -> None:
+    adapter = load(hyperpretrained).adapt([("ab", "AB"), ("cd", "CD")])
+    check_base(adapter.spec, BASE)
+    adapter.spec.validate(adapter.tree)
+
+
+def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_path: pathlib.Path) -> None:
+    model = SharedAdapter(BASE, config().spec, base)
+    episodes = EPISODES.replace(shots=0, demonstrations="none")
+    adapter = load_adapter(run(model, Episodes(TASKS, episodes), tmp_path, steps=2))
+    assert adapter.spec == config().spec
+    assert adapter.metadata.base_fingerprint == fingerprint(model.frozen)
+    assert adapter.metadata.provenance["results"]["steps"] == 2
+    # `b` starts at zero and moves by at most 0.01 in each of two Adam steps; alpha / rank = 4 is in what layers read.
+    moved = [np.abs(leaf).max() for path, leaf in trees.flatten(adapter.tree).items() if path.endswith("/b")]
+    assert 0.04 * 0.9 < min(moved) <= max(moved) < 0.08 * 1.01
