@@ -1,0 +1,139 @@
+"""MetaICL: official layout and rules, on a few lines written by hand and on the reference data."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from hyperflax.data import registry
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import ConfigError, DataError
+from hyperflax_tasks import metaicl
+
+SETTING = "non_paraphrase_to_paraphrase"
+
+
+def row(task: str, i: int, options: list[str]) -> dict[str, Any]:
+    return {"task": task, "input": f" {task} {i}", "output": options[i % len(options)], "options": options}
+
+
+def write(folder: pathlib.Path, part: str, *rows: dict[str, Any]) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{folder.name}_{part}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Two test tasks of which one is absent, two train tasks; the test task `same` classifies."""
+    root = tmp_path / "metaicl"
+    lists = {"train": ["learn", "much"], "test": ["same", "gone", "pick"]}
+    (root / "config").mkdir(parents=True)
+    (root / "config" / f"{SETTING}.json").write_text(json.dumps(lists))
+    for part, count in (("train", 2), ("dev", 1), ("test", 3)):
+        write(root / "learn", f"16_100_{part}", *(row("learn", i, ["a", "b"]) for i in range(count)))
+        for seed in metaicl.SEEDS:
+            write(root / "same", f"16_{seed}_{part}", *(row(f"same{seed}", i, ["yes", "no"]) for i in range(count)))
+            write(root / "pick", f"16_{seed}_{part}", *(row("pick", i, [f"{i}x", f"{i}y"]) for i in range(count)))
+    write(root / "much", "16384_100_train", *({"input": f"m{i}", "output": "free"} for i in range(7)))
+    return root
+
+
+def test_a_setting_lists_what_is_there_and_what_is_not(root: pathlib.Path) -> None:
+    test = metaicl.read_setting(root, SETTING, "test")
+    assert ([path.name for path in test.present], test.absent) == (["same", "pick"], ("gone",))
+    data = root / "data"  # as the official repository has it
+    data.mkdir()
+    (root / "pick").rename(data / "pick")
+    assert metaicl.read_setting(root, SETTING, "test") == ((data / "pick",), ("same", "gone"))
+
+
+def test_a_test_split_holds_the_seeds_support_and_options(root: pathlib.Path) -> None:
+    vocabulary = Bytes()
+    source = metaicl.metaicl_source(root, SETTING, "test_21", vocabulary)
+    assert (source.task_names, source.sizes.tolist()) == (("same", "pick"), [3, 3])
+    example, info = source.example(0, 1), source.info(0)
+    assert (vocabulary.decode(example.inputs), vocabulary.decode(example.targets)) == ("same21 1", "no")
+    assert [vocabulary.decode(option) for option in example.options] == ["yes", "no"]
+    assert [vocabulary.decode(positive.inputs) for positive in info.positives] == ["same21 0", "same21 1"]
+    assert [source.info(task).category for task in (0, 1)] == ["classification", "multi-choice"]
+
+
+def test_training_takes_the_large_file_or_all_of_one_seed(root: pathlib.Path) -> None:
+    source = metaicl.metaicl_source(root, SETTING, "train", Bytes())
+    assert (source.task_names, source.sizes.tolist()) == (("learn", "much"), [6, 7])
+    assert source.example(0, 0).options == ()
+
+
+def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(metaicl.ROOT_VARIABLE, raising=False)
+    with pytest.raises(
+        ConfigError, match="set HYPERFLAX_METAICL to a folder with MetaICL's tasks and config/, got None"
+    ):
+        metaicl.register()
+    monkeypatch.setenv(metaicl.ROOT_VARIABLE, str(root))
+    metaicl.register()
+    try:
+        name = f"metaicl_{SETTING}"
+        assert registry.load_source(name, "test_13", vocabulary=Bytes()).sizes.tolist() == [3, 3]
+        with pytest.raises(DataError, match=r"expected a split out of .* got 'test'"):
+            registry.load_source(name, "test", vocabulary=Bytes())
+        with pytest.raises(DataError, match=r"hr_to_lr\.json: expected the tasks of a MetaICL setting"):
+            registry.load_source("metaicl_hr_to_lr", "train", vocabulary=Bytes())
+    finally:
+        for setting in metaicl.SETTINGS:
+            registry.unregister_source(f"metaicl_{setting}")
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        ({"input": "x"}, r"expected the strings 'input' and 'output', got the keys \['input'\]"),
+        ({"input": "x", "output": "y", "options": "yes"}, r"expected a list of strings 'options', got 'yes'"),
+        ({"input": "x", "output": "y", "options": ["n", "m"]}, r"expected the output to be an option, got 'y' and"),
+    ],
+)
+def test_a_broken_line_is_named(root: pathlib.Path, broken: dict[str, Any], problem: str) -> None:
+    path = write(root / "same", "16_42_test", row("same", 0, ["yes", "no"]), broken)
+    with pytest.raises(DataError, match=rf"same_16_42_test\.jsonl:2: {problem}"):
+        metaicl.read_file(path)
+
+
+def test_what_is_missing_is_named(root: pathlib.Path) -> None:
+    write(root / "same", "16_42_test", {"input": "x", "output": "y"})
+    with pytest.raises(DataError, match=r"same_16_42_test\.jsonl: expected at least two options in every line"):
+        metaicl.metaicl_source(root, SETTING, "test_42", Bytes())
+    (root / "same" / "same_16_42_test.jsonl").unlink()
+    with pytest.raises(DataError, match=r"same_16_42_test\.jsonl: expected a file of MetaICL examples"):
+        metaicl.metaicl_source(root, SETTING, "test_42", Bytes())
+    with pytest.raises(DataError, match=r"expected a setting out of .*, got 'all_to_all', 'test'"):
+        metaicl.read_setting(root, "all_to_all", "test")
+    path = root / "config" / f"{SETTING}.json"
+    path.write_text('{"train": [\n')
+    with pytest.raises(DataError, match=rf"{SETTING}\.json:2: expected JSON"):
+        metaicl.read_setting(root, SETTING, "train")
+    path.write_text('{"train": ["nowhere"], "test": 3}')
+    with pytest.raises(DataError, match=r"expected the folder of at least one of the 1 train tasks"):
+        metaicl.read_setting(root, SETTING, "train")
+    with pytest.raises(DataError, match=r"expected a list of task names 'test', got 3"):
+        metaicl.read_setting(root, SETTING, "test")
+
+
+def test_the_reference_data(materialised: pathlib.Path, data_dir: pathlib.Path) -> None:
+    """Tasks at hand as the README counts them, sizes of the official lists, the kinds that the tasks' makers state."""
+    lists = json.loads((data_dir / "metaicl" / "settings.json").read_text())
+    assert {name: len(lists[name]["test"]) for name in metaicl.SETTINGS} == metaicl.SETTINGS
+    root = materialised / "metaicl"
+    sides = [metaicl.read_setting(root, "hr_to_lr", side) for side in ("train", "test")]
+    assert [len(side.present) for side in sides] == [15, 7]
+    stated = json.loads((data_dir / "metaicl" / "tasks_meta.json").read_text())
+    found = {}
+    for folder in sorted(path for path in root.iterdir() if path.name != "config"):
+        parts = [metaicl.read_file(metaicl.task_file(folder, f"16_87_{part}")) for part in ("train", "dev", "test")]
+        assert [len(part) for part in parts[:2]] == [metaicl.K, metaicl.K]
+        found[folder.name] = metaicl.kind([*parts[0], *parts[2]])
+    assert found == {name: task["task_type"] for name, task in stated.items()}
