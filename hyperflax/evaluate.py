@@ -2,23 +2,28 @@
 
 >>> report = evaluate(model=hyperflax.load("strings"), source=source("held_out"), out="reports/strings")
 >>> report["conditions"]["generated"]["mean"]
+
+`evaluate_suite` does it for a benchmark by the benchmark's own rules.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hyperflax import configs
 from hyperflax.data.examples import ExampleSource
-from hyperflax.evaluation.conditions import Conditions
+from hyperflax.evaluation.conditions import SUPPORT_FREE, Conditions
+from hyperflax.evaluation.contamination import check_contamination
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.report import write_report
-from hyperflax.evaluation.runner import evaluate_conditions
+from hyperflax.evaluation.runner import Condition, ScoreTable, evaluate_conditions
+from hyperflax.evaluation.suite import Suite, suite_report
 from hyperflax.hypermodel import Hypermodel
 
 
@@ -102,6 +107,139 @@ def evaluate(
     write_report(report, out)
     write_plots(report, out)
     return report
+
+
+def evaluate_suite(
+    *,
+    model: Hypermodel,
+    suite: Suite,
+    out: str,
+    conditions: Sequence[str] = (),
+    shots: int | None = None,
+    examples: int | None = None,
+    tasks: int | None = None,
+    draws: int = 1,
+    support: Literal["examples", "positives"] | None = None,
+    refine_steps: int = 10,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    trained_on: Mapping[str, ExampleSource] | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Scores a hypermodel on a benchmark suite by the suite's rules and writes one report.
+
+    Inputs that are too long are cut, never left out.
+
+    Args:
+      model, out, conditions, refine_steps, learning_rate, batch_size, progress: as in `evaluate`; by default
+        `instruction` is run only where tasks have one.
+      suite: its tasks and rules.
+      shots: support examples of a task, as far as the suite has them; by default as many as the model was trained with.
+      examples, tasks: score only so many; the report says so.
+      draws: supports of every task, over which its score is averaged.
+      support: where supports come from; by default as the suite has it.
+      seed: of drawn supports and of the shuffled-support control.
+      trained_on: `{name: what the model and its base were trained on}`, which must not hold what is evaluated.
+
+    Returns:
+      the report, see `hyperflax.evaluation.schema`.
+
+    Raises:
+      DataError: `trained_on` holds a task or an example of the suite; fewer than two tasks can be evaluated.
+    """
+    began = time.monotonic()
+    episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
+    episodes = episodes if shots is None else episodes.replace(shots=shots)
+    runs: dict[str, HeldOut] = {}
+    for label, load in suite.sources.items():
+        source = load(model.config.vocabulary)
+        for draw in range(draws):
+            name = label if draws == 1 else f"{label} draw {draw}".strip()
+            runs[name] = HeldOut.from_source(
+                source,
+                episodes,
+                examples=examples,
+                tasks=tasks,
+                seed=seed,
+                draw=draw,
+                draws=draws,
+                first=not suite.ranked,
+                support=support or suite.support,
+                ranked=suite.ranked,
+            )
+    for name, training in (trained_on or {}).items():
+        check_contamination(name, training, [task for held_out in runs.values() for task in held_out.tasks])
+    config = {
+        "model": model.parts.id,
+        "base": model.base_fingerprint,
+        "episodes": configs.to_json(episodes),
+        "suite": suite.name,
+        "tasks": tasks,
+        "examples": examples,
+        "draws": draws,
+        "support": support or suite.support,
+        "refine_steps": refine_steps,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    tables: dict[str, ScoreTable] = {}
+    for name, held_out in _common(runs).items():
+        runnable = Conditions(
+            model,
+            held_out,
+            refine_steps=refine_steps,
+            learning_rate=learning_rate,
+            seed=seed,
+            unlike=suite.grouped,
+        ).pick(*conditions)
+        if not conditions and not any(task.instruction for task in held_out.tasks):
+            del runnable["instruction"]
+        first = next(iter(tables.values()), None)
+        if first and [task.inputs for task in first.tasks] == [task.inputs for task in held_out.tasks]:
+            # These conditions read no support, and the inputs are the same: they would only say it again.
+            runnable |= {free: _repeat(first, free) for free in SUPPORT_FREE & set(runnable)}
+        tables[name] = evaluate_conditions(
+            held_out.tasks,
+            runnable,
+            suite.metric,
+            batch_size=batch_size,
+            out=out,
+            config={**config, "run": name},
+            progress=progress,
+        )
+    asked = {"tasks": tasks, "examples": examples}
+    missing = [f"only {count} {name} were asked for" for name, count in asked.items() if count is not None]
+    if suite.shots not in (None, episodes.shots):
+        missing.append(f"{episodes.shots} shots, the suite shows {suite.shots}")
+    if support not in (None, suite.support):
+        missing.append(f"the support is taken from {support}, the suite's from {suite.support}")
+    left_out = {task: reason for held_out in runs.values() for task, reason in held_out.left_out.items()}
+    missing += [f"left out: {reason}" for reason in left_out.values()]
+    report = suite_report(
+        suite,
+        tables,
+        run_info(config, seconds=time.monotonic() - began),
+        missing=missing,
+        checked_against=list(trained_on or {}),
+    )
+    write_report(report, out)
+    write_plots(report, out)
+    return report
+
+
+def _repeat(table: ScoreTable, condition: str) -> Condition:
+    """A condition that gives the answers it gave before."""
+    return lambda batch: [table.predictions[condition][task.name] for task in batch]
+
+
+def _common(runs: Mapping[str, HeldOut]) -> dict[str, HeldOut]:
+    """The runs with the tasks that all of them have."""
+    names = set.intersection(*({task.name for task in held_out.tasks} for held_out in runs.values()))
+    return {
+        label: dataclasses.replace(held_out, tasks=tuple(task for task in held_out.tasks if task.name in names))
+        for label, held_out in runs.items()
+    }
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hyperflax.data import registry
@@ -33,6 +33,7 @@ from hyperflax.data.examples import Example, InMemorySource, StreamedExample, Ta
 from hyperflax.data.jsonl import read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.suite import Suite
 
 from .natural_instructions import find_vocabulary
 
@@ -201,6 +202,34 @@ def find_root(root: pathlib.Path | str | None = None) -> pathlib.Path:
     if not found or not (pathlib.Path(found) / "config").is_dir():
         raise ConfigError(f"MetaICL: set {ROOT_VARIABLE} to a folder with MetaICL's tasks and config/, got {found!r}")
     return pathlib.Path(found)
+
+
+def suite(setting: str, root: pathlib.Path | str | None = None) -> Suite:
+    """The official evaluation of a setting: options ranked, macro-F1 or accuracy, mean over five seeds of support.
+
+    Raises:
+      ConfigError: no root.
+      DataError: see `read_setting`.
+    """
+    found = find_root(root)
+    absent = read_setting(found, setting, "test").absent
+
+    def loader(seed: int) -> Callable[[Vocabulary], InMemorySource]:
+        return lambda vocabulary: metaicl_source(found, setting, f"test_{seed}", vocabulary)
+
+    return Suite(
+        name=f"metaicl/{setting}",
+        sources={f"seed {seed}": loader(seed) for seed in SEEDS},
+        unit="test tasks",
+        official=SETTINGS[setting],
+        metric="accuracy",
+        support="positives",
+        shots=K,
+        ranked=True,
+        category_metrics={CLASSIFICATION: "macro_f1"},
+        mixed=True,
+        missing=(f"not at hand: {', '.join(absent)}",) if absent else (),
+    )
 
 
 def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:

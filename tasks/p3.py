@@ -33,6 +33,7 @@ from hyperflax.data.examples import Example, InMemorySource, StreamedExample, Ta
 from hyperflax.data.jsonl import read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.suite import Suite
 
 from .natural_instructions import find_vocabulary
 
@@ -192,6 +193,41 @@ def find_root(root: pathlib.Path | str | None = None) -> pathlib.Path:
     if not found or not pathlib.Path(found).is_dir():
         raise ConfigError(f"P3: set {ROOT_VARIABLE} to a folder of prompt-tasks, got {found!r}")
     return pathlib.Path(found)
+
+
+def suite(root: pathlib.Path | str | None = None) -> Suite:
+    """T0's main evaluation: answer choices ranked, accuracy per prompt, mean (and median) over the prompts of each of
+    the 11 data sets, mean over data sets.
+
+    The support is taken from the positives if all prompt-tasks have some, else from the validation examples, which are
+    then not scored; the report says so.
+
+    Raises:
+      ConfigError: no root.
+      DataError: see `prompt_tasks`.
+    """
+    found = find_root(root)
+    folders = prompt_tasks(found, "held_out")
+    pooled = all((folder / "train.jsonl").is_file() for folder in folders)
+    missing = [] if pooled else ["the support is taken from the validation examples, which are then not scored"]
+    for name, official in HELD_OUT.items():
+        own = [folder / "validation.jsonl" for folder in folders if data_set(folder.name) == name]
+        if own and len(own) < official.templates:
+            missing.append(f"{name}: {len(own)} of {official.templates} templates")
+        lines = [sum(1 for line in path.read_bytes().splitlines() if line.strip()) for path in own]
+        if own and max(lines) < official.examples:  # some templates apply to a part of the examples only
+            missing.append(f"{name}: {max(lines):,} of {official.examples:,} examples")
+    return Suite(
+        name="p3",
+        sources={"held_out": lambda vocabulary: p3_source(found, "held_out", vocabulary)},
+        unit="data sets",
+        official=len(HELD_OUT),
+        metric="accuracy",
+        support="positives" if pooled else "examples",
+        ranked=True,
+        grouped=True,
+        missing=tuple(missing),
+    )
 
 
 def register(

@@ -1,8 +1,9 @@
 """The conditions of a report, as functions that run a hypermodel: bare, instruction, in context, generated, refined,
 their controls, and the nearest training task.
 
-A condition takes a batch of evaluation tasks and answers with one list of predictions per task. All of them decode
-greedily with the same base model; they differ in what stands in its input and which adapters it carries.
+A condition takes a batch of evaluation tasks and answers with one list of predictions per task. All of them ask the
+same base model, which decodes greedily or, where the tasks have answer choices, picks the likeliest one; they differ in
+what stands in its input and which adapters it carries.
 
 >>> held_out = HeldOut.from_source(source, model.config.episodes)
 >>> conditions = Conditions(model, held_out, refine_steps=10)
@@ -25,6 +26,7 @@ from hyperflax.data.rendering import episode_arrays
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
+from hyperflax.evaluation.ranking import rank
 from hyperflax.evaluation.runner import Condition, EvaluationTask
 from hyperflax.objectives.token_loss import token_loss
 from hyperflax.types import PyTree
@@ -32,6 +34,7 @@ from hyperflax.types import PyTree
 if TYPE_CHECKING:
     from hyperflax.hypermodel import Hypermodel
 
+SUPPORT_FREE = frozenset({"bare", "instruction"})  # conditions that read no support
 BLOCK = 32  # stored adapters whose losses are computed at once
 STEP = 32  # arrays are cut to a multiple of this many columns, so that few shapes are compiled
 
@@ -47,6 +50,8 @@ class Conditions:
       seed: of the derangement behind the shuffled-support control.
       neighbours: training tasks for `nearest_task`; without them that condition is not to be had.
       num_neighbours: how many of their tasks have a stored adapter.
+      unlike: the shuffled support comes from a task of another category, for sources whose tasks of one category are
+        the same in other words (P3's prompts of a data set).
     """
 
     def __init__(
@@ -59,10 +64,12 @@ class Conditions:
         seed: int = 0,
         neighbours: ExampleSource | None = None,
         num_neighbours: int = 256,
+        unlike: bool = False,
     ):
         self.model, self.held_out = model, held_out
         self.refine_steps, self.learning_rate = refine_steps, learning_rate
-        self._donors = shuffled_support([task.name for task in held_out.tasks], seed)
+        groups = {task.name: task.category or task.name for task in held_out.tasks} if unlike else None
+        self._donors = shuffled_support([task.name for task in held_out.tasks], seed, groups)
         self._neighbours, self._num_neighbours = neighbours, num_neighbours
         self._all: dict[str, Condition] = {
             "bare": self.bare,
@@ -90,23 +97,23 @@ class Conditions:
 
     def bare(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model on the input alone."""
-        return self._decode(batch, self._config(batch), None)
+        return self._answer(batch, self._config(batch), None)
 
     def instruction(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model with the task's definition before the input."""
         longest = max(len(self._tokens(task).info.definition) for task in batch)
         config = self._config(batch).replace(definition="inputs")
-        return self._decode(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
+        return self._answer(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
 
     def in_context(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model with the support before the input."""
         config = self._config(batch).replace(demonstrations="inputs")
         longest = max(sum(len(e.inputs) + len(e.targets) + 2 for e in self._tokens(task).support) for task in batch)
-        return self._decode(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
+        return self._answer(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
 
     def generated(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
         """Adapters as generated."""
-        return self._decode(batch, self._config(batch), self._generate(batch, shuffled))
+        return self._answer(batch, self._config(batch), self._generate(batch, shuffled))
 
     def refined(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
         """Generated adapters after some steps on the support that they were generated from."""
@@ -114,7 +121,7 @@ class Conditions:
         adapters, _ = self.model.refine(
             self._generate(batch, shuffled), self._as_examples(support), self.refine_steps, self.learning_rate
         )
-        return self._decode(batch, self._config(batch), adapters)
+        return self._answer(batch, self._config(batch), adapters)
 
     def nearest_task(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """For each task the stored adapter, of all training tasks', with the lowest loss on the support."""
@@ -125,7 +132,7 @@ class Conditions:
             index = int(np.argmin(np.concatenate(losses)))
             block, row = divmod(index, BLOCK)
             chosen.append(jax.tree.map(lambda leaf, row=row: leaf[row], self._stored[block]))
-        return self._decode(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
+        return self._answer(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
 
     # Their parts
 
@@ -156,10 +163,17 @@ class Conditions:
         arrays = self._arrays(batch, self._config(batch), shuffled)
         return self.model.generate({"support_tokens": trim(arrays["support_tokens"])})
 
-    def _decode(
+    def _answer(
         self, batch: Sequence[EvaluationTask], config: EpisodeConfig, adapters: PyTree | None
     ) -> list[list[str]]:
         inputs = trim(self._arrays(batch, config, False)["encoder_input_tokens"])
+        if batch[0].options:
+            choices = [[example.options for example in self._tokens(task).scored] for task in batch]
+            chosen = rank(self.model, inputs, choices, adapters)
+            return [
+                [options[index] for options, index in zip(task.options, row, strict=True)]
+                for task, row in zip(batch, chosen, strict=True)
+            ]
         if adapters is None:
             # One adapter-free batch of rows: the task axis means nothing to the bare model.
             out = self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)

@@ -1,0 +1,70 @@
+"""Whether what a model was trained on holds what it is evaluated on: by the tasks' names and by their examples.
+
+An example is its normalised input and target (case and white space do not count), compared by hash, so that training
+data of any size streams through. One hit is enough: a figure on tasks that were trained on says nothing.
+
+>>> from hyperflax.data.examples import InMemorySource
+>>> from hyperflax.data.vocabularies import Bytes
+>>> seen = InMemorySource.from_strings({"capitals": [("a b", "A B")]}, Bytes())
+>>> tasks = [EvaluationTask("upper", ("A  b",), (("a b",),))]
+>>> check_contamination("mine", seen, tasks)
+Traceback (most recent call last):
+hyperflax.errors.DataError: 'mine' was trained on and holds what is evaluated: 1 example of 'upper' (in 'capitals')
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Sequence
+
+from hyperflax.data.examples import ExampleSource
+from hyperflax.errors import DataError
+from hyperflax.evaluation.runner import EvaluationTask
+
+_NAMED = 5  # offenders in the message
+
+
+def check_contamination(name: str, training: ExampleSource, tasks: Sequence[EvaluationTask]) -> None:
+    """Compares training data with evaluated tasks; every accepted answer counts as a target.
+
+    Args:
+      name: of the training data, for the message.
+      training: its examples, all of which are read.
+      tasks: with their scored examples.
+
+    Raises:
+      DataError: a task of the same name or an example of the same content; the message names them.
+    """
+    names = {full.rpartition("/")[2] for full in training.task_names} | set(training.task_names)
+    if same := [task.name for task in tasks if task.name in names]:
+        raise DataError(f"'{name}' was trained on and holds the evaluated {_tasks(same)}")
+    evaluated: dict[bytes, str] = {}
+    for task in tasks:
+        for source, answers in zip(task.inputs, task.references, strict=True):
+            evaluated.update({_content(source, answer): task.name for answer in answers})
+    decode = training.vocabulary.decode
+    hits: collections.Counter[tuple[str, str]] = collections.Counter()
+    for number, trained in enumerate(training.task_names):
+        for example in training.examples(number, range(int(training.sizes[number]))):
+            content = _content(decode(example.inputs.tolist()), decode(example.targets.tolist()))
+            if content in evaluated:
+                hits[evaluated[content], trained] += 1
+    if hits:
+        found = [
+            f"{count} example{'s' * (count > 1)} of '{a}' (in '{b}')" for (a, b), count in hits.most_common(_NAMED)
+        ]
+        more = f" and of {len(hits) - _NAMED} further pairs of tasks" if len(hits) > _NAMED else ""
+        raise DataError(f"'{name}' was trained on and holds what is evaluated: {', '.join(found)}{more}")
+
+
+def _content(source: str, target: str) -> bytes:
+    """A hash of the example; the separator stands in neither text, since white space is collapsed."""
+    text = "\n".join(" ".join(part.lower().split()) for part in (source, target))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _tasks(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"task{'s' * (len(names) > 1)} {shown}{more}"
