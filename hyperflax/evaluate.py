@@ -17,14 +17,14 @@ from typing import Any, Literal
 from hyperflax import configs
 from hyperflax.data.examples import ExampleSource
 from hyperflax.evaluation.conditions import SUPPORT_FREE, Conditions
-from hyperflax.evaluation.contamination import check_contamination
+from hyperflax.evaluation.contamination import check_contamination, check_names
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.report import write_report
 from hyperflax.evaluation.runner import Condition, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.suite import Suite, suite_report
-from hyperflax.hypermodel import Hypermodel
+from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel
 
 
 def evaluate(
@@ -146,7 +146,8 @@ def evaluate_suite(
       the report, see `hyperflax.evaluation.schema`.
 
     Raises:
-      DataError: `trained_on` holds a task or an example of the suite; fewer than two tasks can be evaluated.
+      DataError: `trained_on` holds a task or an example of the suite, or the model's own record of its training tasks
+        such a task; fewer than two tasks can be evaluated.
     """
     began = time.monotonic()
     episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
@@ -168,8 +169,10 @@ def evaluate_suite(
                 support=support or suite.support,
                 ranked=suite.ranked,
             )
+    evaluated = [task for held_out in runs.values() for task in held_out.tasks]
+    check_names(f"what '{model.parts.name}' was trained on", model.parts.provenance.get(TRAINING_TASKS, ()), evaluated)
     for name, training in (trained_on or {}).items():
-        check_contamination(name, training, [task for held_out in runs.values() for task in held_out.tasks])
+        check_contamination(name, training, evaluated)
     config = {
         "model": model.parts.id,
         "base": model.base_fingerprint,

@@ -20,7 +20,8 @@ from hyperflax.checkpoints.t5_directory import load_base, save_t5
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError
-from hyperflax.hypermodel import Hypermodel, HypermodelConfig
+from hyperflax.evaluation.contamination import name_digests, task_names
+from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.episode import HypermodelObjective
@@ -54,7 +55,12 @@ class Trainable(Protocol):
         ...
 
     def export(
-        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+        self,
+        directory: pathlib.Path,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
     ) -> None:
         """Writes what users load."""
         ...
@@ -96,8 +102,14 @@ class PlainT5:
         return load_base(self.initial_checkpoint, self.config) if self.initial_checkpoint else fresh
 
     def export(
-        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+        self,
+        directory: pathlib.Path,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
     ) -> None:
+        del provenance  # a T5 directory has no place for it
         save_t5(directory, params, self.config, self.vocabulary, results=results, dtype=dtype, overwrite=True)
 
 
@@ -157,9 +169,14 @@ class HypernetworkOf:
         return initialise_from_t5(fresh, t5)
 
     def export(
-        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+        self,
+        directory: pathlib.Path,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
     ) -> None:
-        model = Hypermodel(self.config, self.frozen, params, name=self.name, results=results)
+        model = Hypermodel(self.config, self.frozen, params, name=self.name, results=results, provenance=provenance)
         model.save(directory, dtype=dtype, overwrite=True)
 
 
@@ -219,7 +236,8 @@ def train(
     )
     directory = pathlib.Path(model_dir) / EXPORT
     params = jax.tree.map(np.asarray, jax.device_get(state.params))
-    model.export(directory, params, {"steps": int(state.step), **latest}, export_dtype)
+    results = {"steps": int(state.step), **latest}
+    model.export(directory, params, results, {TRAINING_TASKS: name_digests(task_names(batches))}, export_dtype)
     return directory
 
 

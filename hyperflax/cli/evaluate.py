@@ -87,13 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
     }
     if suite is not None:
-        named = [name.partition(":") for name in arguments.trained_on]
+        named = [(given, *given.partition(":")) for given in arguments.trained_on]
         report = evaluate_suite(
             suite=suite,
             examples=arguments.examples,
             draws=arguments.draws,
             support=arguments.support,
-            trained_on={name: source(name, split or "train") for name, _, split in named},
+            trained_on={given: source(name, split or "train") for given, name, _, split in named},
             **common,
         )
         print(coverage(report) + "\n")

@@ -1,7 +1,9 @@
 """Whether what a model was trained on holds what it is evaluated on: by the tasks' names and by their examples.
 
-An example is its normalised input and target (case and white space do not count), compared by hash, so that training
-data of any size streams through. One hit is enough: a figure on tasks that were trained on says nothing.
+A hypermodel's directory records its training tasks' names as hashes (`name_digests`), so that names are compared
+whenever a suite is evaluated; examples are compared with training data that is at hand. An example is its normalised
+input and target (case and white space do not count), compared by hash, so that training data of any size streams
+through. One hit is enough: a figure on tasks that were trained on says nothing.
 
 >>> from hyperflax.data.examples import InMemorySource
 >>> from hyperflax.data.vocabularies import Bytes
@@ -16,13 +18,15 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
 from hyperflax.evaluation.runner import EvaluationTask
 
 _NAMED = 5  # offenders in the message
+_PARTS = ("source", "sources", "stages", "batches", "pairs")  # where batches keep what they are made of
 
 
 def check_contamination(name: str, training: ExampleSource, tasks: Sequence[EvaluationTask]) -> None:
@@ -36,9 +40,7 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
     Raises:
       DataError: a task of the same name or an example of the same content; the message names them.
     """
-    names = {full.rpartition("/")[2] for full in training.task_names} | set(training.task_names)
-    if same := [task.name for task in tasks if task.name in names]:
-        raise DataError(f"'{name}' was trained on and holds the evaluated {_tasks(same)}")
+    check_names(f"'{name}' was trained on and", name_digests(training.task_names), tasks)
     evaluated: dict[bytes, str] = {}
     for task in tasks:
         for source, answers in zip(task.inputs, task.references, strict=True):
@@ -58,13 +60,35 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
         raise DataError(f"'{name}' was trained on and holds what is evaluated: {', '.join(found)}{more}")
 
 
+def check_names(who: str, digests: Iterable[str], tasks: Sequence[EvaluationTask]) -> None:
+    """Compares evaluated tasks with the names of training tasks.
+
+    Raises:
+      DataError: `who` holds a task of the same name; the message names them.
+    """
+    trained = set(digests)
+    if same := list(dict.fromkeys(task.name for task in tasks if trained & set(name_digests([task.name])))):
+        shown = ", ".join(f"'{name}'" for name in same[:_NAMED])
+        more = f" and {len(same) - _NAMED} more" if len(same) > _NAMED else ""
+        raise DataError(f"{who} holds the evaluated task{'s' * (len(same) > 1)} {shown}{more}")
+
+
+def name_digests(names: Iterable[str]) -> list[str]:
+    """Hashes of names, sorted; of a task inside a seqio Mixture (`TASK/task`) those of both forms of its name."""
+    forms = {form for name in names for form in (name, name.rpartition("/")[2])}
+    return sorted(hashlib.sha256(form.encode()).hexdigest()[:16] for form in forms)
+
+
+def task_names(batches: Any) -> set[str]:
+    """The tasks that training batches are drawn from, through stages and mixtures; empty if they tell nothing."""
+    if names := getattr(batches, "task_names", None):
+        return set(names)
+    parts = [getattr(batches, name, ()) for name in _PARTS]
+    flat = [part for given in parts for part in (given if isinstance(given, list | tuple) else (given,))]
+    return {name for part in flat for name in task_names(part)}
+
+
 def _content(source: str, target: str) -> bytes:
     """A hash of the example; the separator stands in neither text, since white space is collapsed."""
     text = "\n".join(" ".join(part.lower().split()) for part in (source, target))
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def _tasks(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_NAMED])
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"task{'s' * (len(names) > 1)} {shown}{more}"

@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hyperflax.data.corruption import MixedPairs
+from hyperflax.data.curriculum import Curriculum
+from hyperflax.data.episodes import EpisodeConfig, Episodes
 from hyperflax.data.examples import Example, InMemorySource, TaskInfo, tokenise
+from hyperflax.data.multitask import TaskPairs
+from hyperflax.data.prefetch import PrefetchedBatches
+from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import DataError
 from hyperflax.evaluate import evaluate_suite
-from hyperflax.evaluation.contamination import check_contamination
+from hyperflax.evaluation.contamination import check_contamination, check_names, name_digests, task_names
 from hyperflax.evaluation.markdown import coverage, render_markdown
 from hyperflax.evaluation.metrics import macro_f1
 from hyperflax.evaluation.report import read_report, validate_report
 from hyperflax.evaluation.runner import EvaluationTask, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.suite import Suite, suite_report
+from hyperflax.hypermodel import Hypermodel
 from tests.evaluation.micro import choice_source, hypermodel
 
 RUN = {"command": "hyperflax evaluate", "config": {}, "versions": {}, "device": "cpu", "seconds": 1.0}
@@ -193,6 +200,23 @@ def test_contamination_is_found_by_name_and_by_content() -> None:
         check_contamination("mine", trained(caps=[("AB C", " abc"), ("d", "d")], id=[("Q", "q")]), tasks)
 
 
+def test_training_batches_tell_their_tasks_through_stages_and_mixtures() -> None:
+    def source(*names: str) -> InMemorySource:
+        return InMemorySource.from_strings({name: [(f"{name}{i}", "y") for i in range(9)] for name in names}, Bytes())
+
+    first, second = (Episodes(source(*names), EpisodeConfig()) for names in (("a", "b"), ("c",)))
+    in_inputs = EpisodeConfig(demonstrations="inputs")
+    mixed = MixedPairs([TaskPairs(source("d"), in_inputs), TaskPairs(source("e"), in_inputs)], [1, 1])
+    packed = PackedBatches(mixed, batch_size=1, inputs_length=64, targets_length=64)
+    stages = Curriculum([PrefetchedBatches(first), second, packed], boundaries=[3, 6])
+    assert task_names(stages) == {"a", "b", "c", "d", "e"}
+    assert task_names(object()) == set()
+    tasks = [EvaluationTask("f", ("x",), (("y",),)), EvaluationTask("e", ("x",), (("y",),))]
+    check_names("the model", name_digests(task_names(first)), tasks)
+    with pytest.raises(DataError, match="the model holds the evaluated task 'e'"):
+        check_names("the model", name_digests(task_names(stages)), tasks)
+
+
 SETS = ("rte_a", "rte_b", "cb_a", "copa_a")
 
 
@@ -222,6 +246,13 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
     trained = InMemorySource.from_strings({"cb_a": [("x", "y")]}, Bytes())
     with pytest.raises(DataError, match="'mine' was trained on and holds the evaluated task 'cb_a'"):
         evaluate_suite(suite=toy_suite(), trained_on={"mine": trained}, **options)
+    record = {"training_tasks": name_digests(["copa_a", "imdb_x"])}
+    parts = hypermodel().parts
+    options["model"] = Hypermodel(
+        hypermodel().config, parts.base, parts.hypernetwork_params, name="seen", provenance=record
+    )
+    with pytest.raises(DataError, match="what 'seen' was trained on holds the evaluated task 'copa_a'"):
+        evaluate_suite(suite=toy_suite(), **options)
 
 
 def test_what_was_asked_for_is_said(tmp_path: pathlib.Path) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from hyperflax.data import registry
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import InMemorySource, TaskExamples
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.contamination import check_contamination
+from hyperflax.evaluation.held_out import HeldOut
 from hyperflax_tasks import metaicl
 
 SETTING = "non_paraphrase_to_paraphrase"
@@ -137,3 +141,30 @@ def test_the_reference_data(materialised: pathlib.Path, data_dir: pathlib.Path) 
         assert [len(part) for part in parts[:2]] == [metaicl.K, metaicl.K]
         found[folder.name] = metaicl.kind([*parts[0], *parts[2]])
     assert found == {name: task["task_type"] for name, task in stated.items()}
+
+
+def test_the_suite_has_five_seeds_and_names_what_is_absent(root: pathlib.Path) -> None:
+    suite = metaicl.suite(SETTING, root)
+    assert suite.missing == ("not at hand: gone",)
+    assert (suite.name, suite.official, suite.shots) == (f"metaicl/{SETTING}", 4, 16)
+    assert list(suite.sources) == ["seed 100", "seed 13", "seed 21", "seed 42", "seed 87"]
+    supports = set()
+    for load in suite.sources.values():
+        source = load(Bytes())
+        supports.add(tuple(Bytes().decode(positive.inputs) for positive in source.info(0).positives))
+    assert len(supports) == 5
+
+
+def test_the_settings_of_the_reference_data_are_clean(materialised: pathlib.Path) -> None:
+    """No test task or test example stands in the training tasks of its setting; one that is put there is found."""
+    root, seed = materialised / "metaicl", metaicl.SEEDS[1]
+    test = metaicl.metaicl_source(root, SETTING, f"test_{seed}", Bytes())
+    episodes = EpisodeConfig(shots=16, too_long="truncate", support_length=4096)
+    held_out = HeldOut.from_source(test, episodes, examples=None, support="positives", ranked=True)
+    assert [len(task.support) for task in held_out.tasks] == [16, 16]
+    assert [len(task.inputs) for task in held_out.tasks] == [376, 968]
+    train = metaicl.metaicl_source(root, SETTING, "train", Bytes())
+    check_contamination("train", train, held_out.tasks)
+    leaked = TaskExamples("leaked", [test.example(1, 7)])
+    with pytest.raises(DataError, match=r"'train' was trained on .*: 1 example of 'glue-qqp' \(in 'leaked'\)"):
+        check_contamination("train", InMemorySource([leaked], Bytes()), held_out.tasks)

@@ -137,3 +137,21 @@ def test_templates_are_those_of_t0s_list(data_dir: pathlib.Path) -> None:
     sizes |= {f"anli_dev_r{number}": sizes["anli"] for number in (1, 2, 3)}
     del sizes["anli"]
     assert {name: found.templates for name, found in p3.HELD_OUT.items()} == sizes
+
+
+def test_the_suite_says_what_is_missing_of_it(materialised: pathlib.Path) -> None:
+    found = p3.suite(materialised / "p3")
+    assert (found.official, found.unit, found.support) == (11, "data sets", "examples")
+    assert found.missing == (
+        "the support is taken from the validation examples, which are then not scored",
+        "hellaswag: 3 of 4 templates",
+        "hellaswag: 2,000 of 10,042 examples",
+    )
+
+
+def test_support_comes_from_training_examples_where_all_have_them(root: pathlib.Path) -> None:
+    found = p3.suite(root)
+    assert found.support == "positives"
+    assert found.missing == ("super_glue_rte: 1 of 10 templates", "super_glue_rte: 1 of 277 examples")
+    source = found.sources["held_out"](Bytes())
+    assert source.task_names == ("super_glue_rte_must_be_true",)
