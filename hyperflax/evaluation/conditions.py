@@ -26,7 +26,7 @@ from hyperflax.data.rendering import episode_arrays
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
-from hyperflax.evaluation.ranking import rank
+from hyperflax.evaluation.ranking import rank, slices
 from hyperflax.evaluation.runner import Condition, EvaluationTask
 from hyperflax.objectives.token_loss import token_loss
 from hyperflax.types import PyTree
@@ -174,15 +174,18 @@ class Conditions:
                 [options[index] for options, index in zip(task.options, row, strict=True)]
                 for task, row in zip(batch, chosen, strict=True)
             ]
-        if adapters is None:
-            # One adapter-free batch of rows: the task axis means nothing to the bare model.
-            out = self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)
-        else:
-            out = self.model.decode(inputs, adapters)
+        out = np.concatenate([self._decode(part, adapters)[:, :kept] for kept, part in slices(inputs)], axis=1)
         decode = self.model.config.vocabulary.decode
         return [
             [decode(row.tolist()) for row in rows[: len(task.inputs)]] for task, rows in zip(batch, out, strict=True)
         ]
+
+    def _decode(self, inputs: np.ndarray, adapters: PyTree | None) -> np.ndarray:
+        """Tokens [task, example, length]."""
+        if adapters is not None:
+            return self.model.decode(inputs, adapters)
+        # One adapter-free batch of rows: the task axis means nothing to the bare model.
+        return self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)
 
     def _as_examples(self, supports: Sequence[Sequence[Example]]) -> dict[str, np.ndarray]:
         """Every task's support as scored examples, [task, example, length]."""

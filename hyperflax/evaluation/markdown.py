@@ -22,7 +22,12 @@ def main_condition(report: Mapping[str, Any]) -> str:
 
 
 def category_means(report: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float]]]:
-    """`{category: (number of tasks, {condition: mean})}` by name; empty unless at least two categories are named."""
+    """`{category: (number of tasks, {condition: mean})}` by name; empty unless at least two categories are named.
+
+    In the report of a suite they are those of its own table, each by the metric that the suite reports for it.
+    """
+    if len(report.get("categories", ())) > 1:
+        return {row["category"]: (row["n_tasks"], row["scores"]) for row in report["categories"]}
     groups: dict[str, list[Mapping[str, float]]] = {}
     for row in report["per_task"]:
         if "category" in row:

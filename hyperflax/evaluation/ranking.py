@@ -2,7 +2,7 @@
 
 A choice's score is the sum of its tokens' log-probabilities, end of sequence included, not divided by its length (Sanh
 et al. 2022, T0's evaluation; Min et al. 2022, MetaICL's). Choices are never cut. Scored in slices of examples, so that
-the logits `[task, example, choice, length, vocabulary]` never stand in memory whole.
+neither the logits `[task, example, choice, length, vocabulary]` nor the encoder's attention stand in memory whole.
 
 >>> chosen = rank(model, inputs, choices, adapters)    # doctest: +SKIP
 >>> chosen[0][3]                                       # of task 0, example 3 # doctest: +SKIP
@@ -11,7 +11,7 @@ the logits `[task, example, choice, length, vocabulary]` never stand in memory w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Choices = Sequence[Sequence[np.ndarray]]
 
+TOKENS = 1 << 16  # of the encoder's inputs at once
 ROWS = 256  # decoder rows (task x example x choice) at once
 STEP = 8  # choices are padded to a multiple of so many tokens, so that few shapes are compiled
 
@@ -45,18 +46,31 @@ def rank(
       one list per task, one index per example; of equally likely choices the first.
     """
     tokens, exists = choice_tokens(choices, inputs.shape[1])
-    size = max(1, ROWS // (tokens.shape[0] * tokens.shape[2]))
-    size = min(size, inputs.shape[1])
-    chosen = []
-    for start in range(0, inputs.shape[1], size):
-        rows = [array[:, start : start + size] for array in (inputs, tokens, exists)]
-        short = size - rows[0].shape[1]  # the last slice gets the shape of the others
-        rows = [np.pad(array, [(0, 0), (0, short), *[(0, 0)] * (array.ndim - 2)]) for array in rows]
-        rows[2][:, size - short :] = True  # padding has to choose something, too
-        scores = score_options(model.model, model.base_params, rows[0], rows[1], adapters)
-        chosen.append(best_options(scores, rows[2])[:, : size - short])
-    table = np.concatenate(chosen, axis=1)
+    scores = [
+        np.asarray(score_options(model.model, model.base_params, *parts, adapters))[:, :kept]
+        for kept, *parts in slices(inputs, tokens, rows=ROWS // tokens.shape[2])
+    ]
+    table = best_options(np.concatenate(scores, axis=1), exists)
     return [row[: len(task)].tolist() for row, task in zip(table, choices, strict=True)]
+
+
+def slices(inputs: np.ndarray, *others: np.ndarray, rows: int | None = None) -> Iterator[tuple]:
+    """Slices along the example axis that hold at most `TOKENS` encoder tokens (and `rows` rows), but one example.
+
+    Args:
+      inputs: [task, example, source].
+      others: [task, example, ...], sliced alike.
+
+    Yields:
+      (number of examples, inputs, *others); the last slice is padded with zeros to the shape of the others.
+    """
+    tasks, examples, source = inputs.shape
+    most = TOKENS // source if rows is None else min(rows, TOKENS // source)
+    size = min(max(1, most // tasks), examples)
+    for start in range(0, examples, size):
+        parts = [array[:, start : start + size] for array in (inputs, *others)]
+        kept = parts[0].shape[1]
+        yield kept, *(np.pad(part, [(0, 0), (0, size - kept), *[(0, 0)] * (part.ndim - 2)]) for part in parts)
 
 
 def choice_tokens(choices: Sequence[Choices], examples: int) -> tuple[np.ndarray, np.ndarray]:

@@ -68,6 +68,7 @@ def generated() -> object:
 def test_the_choice_is_that_of_each_scored_alone(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bare and under a generated adapter for each task, whatever the size of a slice."""
     monkeypatch.setattr(ranking, "ROWS", rows)
+    assert len(list(ranking.slices(inputs(), rows=rows // 4))) == (1 if rows == 256 else 3)
     tokens, options, adapters = inputs(), choices(), generated()
     found = {"bare": ranking.rank(hypermodel(), tokens, options)}
     found["generated"] = ranking.rank(hypermodel(), tokens, options, adapters)
@@ -77,6 +78,19 @@ def test_the_choice_is_that_of_each_scored_alone(rows: int, monkeypatch: pytest.
             expected = [brute_force(tokens[task, row], given, adapter) for row, given in enumerate(examples)]
             assert found[name][task] == expected, name
     assert found["bare"] != found["generated"]
+
+
+def test_slices_are_of_one_shape_and_hold_every_example_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "TOKENS", 2 * TASKS * SOURCE)  # room for two examples of every task
+    tokens, other = inputs(), np.arange(TASKS * EXAMPLES).reshape(TASKS, EXAMPLES)
+    parts = list(ranking.slices(tokens, other))
+    assert [kept for kept, *_ in parts] == [2, 2, 1]
+    assert {(a.shape, b.shape) for _, a, b in parts} == {((TASKS, 2, SOURCE), (TASKS, 2))}
+    np.testing.assert_array_equal(np.concatenate([part[:, :kept] for kept, part, _ in parts], 1), tokens)
+    np.testing.assert_array_equal(np.concatenate([part[:, :kept] for kept, _, part in parts], 1), other)
+    assert not parts[-1][1][:, 1:].any()
+    monkeypatch.setattr(ranking, "TOKENS", 1)
+    assert [kept for kept, _ in ranking.slices(tokens)] == [1] * EXAMPLES
 
 
 def test_without_knowledge_the_shortest_choice_wins_and_ties_go_to_the_first() -> None:
