@@ -152,12 +152,12 @@ def evaluate_suite(
     began = time.monotonic()
     episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
     episodes = episodes if shots is None else episodes.replace(shots=shots)
+    source_of_support = support or suite.support
     runs: dict[str, HeldOut] = {}
     for label, load in suite.sources.items():
         source = load(model.config.vocabulary)
         for draw in range(draws):
-            name = label if draws == 1 else f"{label} draw {draw}".strip()
-            runs[name] = HeldOut.from_source(
+            runs[label if draws == 1 else f"{label} draw {draw}"] = HeldOut.from_source(
                 source,
                 episodes,
                 examples=examples,
@@ -166,7 +166,7 @@ def evaluate_suite(
                 draw=draw,
                 draws=draws,
                 first=not suite.ranked,
-                support=support or suite.support,
+                support=source_of_support,
                 ranked=suite.ranked,
             )
     evaluated = [task for held_out in runs.values() for task in held_out.tasks]
@@ -181,7 +181,7 @@ def evaluate_suite(
         "tasks": tasks,
         "examples": examples,
         "draws": draws,
-        "support": support or suite.support,
+        "support": source_of_support,
         "refine_steps": refine_steps,
         "learning_rate": learning_rate,
         "seed": seed,
@@ -211,24 +211,40 @@ def evaluate_suite(
             config={**config, "run": name},
             progress=progress,
         )
-    asked = {"tasks": tasks, "examples": examples}
-    missing = [f"only {count} {name} were asked for" for name, count in asked.items() if count is not None]
-    if suite.shots not in (None, episodes.shots):
-        missing.append(f"{episodes.shots} shots, the suite shows {suite.shots}")
-    if support not in (None, suite.support):
-        missing.append(f"the support is taken from {support}, the suite's from {suite.support}")
-    left_out = {task: reason for held_out in runs.values() for task, reason in held_out.left_out.items()}
-    missing += [f"left out: {reason}" for reason in left_out.values()]
     report = suite_report(
         suite,
         tables,
-        run_info(config, seconds=time.monotonic() - began),
-        missing=missing,
+        run_info({**config, "inputs_cut": _cut(runs, episodes.inputs_length)}, seconds=time.monotonic() - began),
+        missing=_missing(suite, runs, config, episodes.shots),
         checked_against=list(trained_on or {}),
     )
     write_report(report, out)
     write_plots(report, out)
     return report
+
+
+def _missing(suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], shots: int) -> list[str]:
+    """What this evaluation lacks of the suite's own, one line each."""
+    lines = [f"only {config[name]} {name} were asked for" for name in ("tasks", "examples") if config[name] is not None]
+    if suite.shots not in (None, shots):
+        lines.append(f"{shots} shots, the suite shows {suite.shots}")
+    if config["support"] != suite.support:
+        lines.append(f"the support is taken from {config['support']}, the suite's from {suite.support}")
+    supports = [len(tokens.support) for held_out in runs.values() for tokens in held_out.tokens.values()]
+    if short := sum(size < shots for size in supports):
+        lines.append(
+            f"{short} of {len(supports)} supports have fewer than {shots} shots: the others do not fit or are not there"
+        )
+    left_out = {task: reason for held_out in runs.values() for task, reason in held_out.left_out.items()}
+    return [*lines, *(f"left out: {reason}" for reason in left_out.values())]
+
+
+def _cut(runs: Mapping[str, HeldOut], length: int) -> str:
+    """How many inputs are cut, end of sequence included."""
+    sizes = [
+        len(e.inputs) + 1 for held_out in runs.values() for tokens in held_out.tokens.values() for e in tokens.scored
+    ]
+    return f"{sum(size > length for size in sizes)} of {len(sizes)}"
 
 
 def _repeat(table: ScoreTable, condition: str) -> Condition:

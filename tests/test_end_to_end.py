@@ -11,6 +11,7 @@ import pytest
 import hyperflax
 from hyperflax.cli.main import main
 from hyperflax.data import registry
+from hyperflax.evaluation.contamination import name_digests
 from hyperflax.evaluation.report import read_report
 
 TOY = '''
@@ -254,6 +255,11 @@ def test_evaluate_writes_a_report_with_controls(workspace: pathlib.Path, capsys)
     assert set(report["conditions"]) == names | {"nearest_task"}
     assert (out / "report.png").is_file()
     assert "generated" in capsys.readouterr().out
+
+
+def test_a_model_records_what_it_must_not_be_evaluated_on(workspace: pathlib.Path) -> None:
+    record = json.loads((workspace / "hyper" / "model" / "hypermodel.json").read_text())["provenance"]
+    assert record == {"training_tasks": name_digests(["upper", "first", "double"])}
 
 
 def test_training_from_a_cache_sees_the_same_arrays(workspace: pathlib.Path, capsys) -> None:

@@ -258,9 +258,14 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
 def test_what_was_asked_for_is_said(tmp_path: pathlib.Path) -> None:
     suite = toy_suite(support="positives", shots=3, grouped=False, official=4)
     report = evaluate_suite(
-        model=hypermodel(), suite=suite, out=str(tmp_path), conditions=["bare"], examples=3, progress=False
+        model=hypermodel(), suite=suite, out=str(tmp_path), conditions=["bare"], examples=3, shots=4, progress=False
     )
-    assert report["suite"]["missing"] == ["only 3 examples were asked for", "2 shots, the suite shows 3"]
+    assert report["suite"]["missing"] == [
+        "only 3 examples were asked for",
+        "4 shots, the suite shows 3",
+        "4 of 4 supports have fewer than 4 shots: the others do not fit or are not there",
+    ]
+    assert report["run"]["config"]["inputs_cut"] == "0 of 12"
     assert {row["n_examples"] for row in report["per_task"]} == {3}
     assert {row["category"]: row["n_tasks"] for row in report["categories"]} == {"cb": 1, "copa": 1, "rte": 2}
     assert np.isclose(report["conditions"]["bare"]["mean"], np.mean([r["scores"]["bare"] for r in report["per_task"]]))

@@ -13,9 +13,12 @@ from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import InMemorySource, TaskExamples
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluate import evaluate_suite
 from hyperflax.evaluation.contamination import check_contamination
 from hyperflax.evaluation.held_out import HeldOut
+from hyperflax.evaluation.markdown import coverage
 from hyperflax_tasks import metaicl
+from tests.evaluation.micro import hypermodel
 
 SETTING = "non_paraphrase_to_paraphrase"
 
@@ -168,3 +171,20 @@ def test_the_settings_of_the_reference_data_are_clean(materialised: pathlib.Path
     leaked = TaskExamples("leaked", [test.example(1, 7)])
     with pytest.raises(DataError, match=r"'train' was trained on .*: 1 example of 'glue-qqp' \(in 'leaked'\)"):
         check_contamination("train", InMemorySource([leaked], Bytes()), held_out.tasks)
+
+
+def test_a_setting_is_evaluated(materialised: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The way from the files to the report, with a model that knows nothing."""
+    report = evaluate_suite(
+        model=hypermodel(),
+        suite=metaicl.suite(SETTING, materialised / "metaicl"),
+        out=str(tmp_path),
+        conditions=["bare"],
+        examples=8,
+        progress=False,
+    )
+    assert [row["task"] for row in report["per_task"]] == ["glue-mrpc", "glue-qqp"]
+    assert [row["run"] for row in report["per_run"]] == [f"seed {seed}" for seed in metaicl.SEEDS]
+    assert coverage(report).startswith(f"A part of the suite metaicl/{SETTING}, 2 of 4 test tasks")
+    assert report["metric"] == "macro_f1_or_accuracy"
+    assert {row["n_examples"] for row in report["per_task"]} == {8}
