@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -17,6 +18,7 @@ from hyperflax.evaluate import evaluate_suite
 from hyperflax.evaluation.contamination import check_contamination
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.markdown import coverage
+from hyperflax.hypermodel import Hypermodel
 from hyperflax_tasks import metaicl
 from tests.evaluation.micro import hypermodel
 
@@ -175,8 +177,10 @@ def test_the_settings_of_the_reference_data_are_clean(materialised: pathlib.Path
 
 def test_a_setting_is_evaluated(materialised: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The way from the files to the report, with a model that knows nothing."""
+    small = hypermodel()
+    config = dataclasses.replace(small.config, episodes=EpisodeConfig(shots=2, support_length=1024, inputs_length=32))
     report = evaluate_suite(
-        model=hypermodel(),
+        model=Hypermodel(config, small.parts.base, small.parts.hypernetwork_params),
         suite=metaicl.suite(SETTING, materialised / "metaicl"),
         out=str(tmp_path),
         conditions=["bare"],
