@@ -34,6 +34,7 @@ from hyperflax.training.prefetch import Batches
 from hyperflax.types import PyTree, T5Config
 
 EXPORT = "model"
+RECORDED_TASKS = 4096  # most training tasks whose names are recorded in the model directory, as hashes
 
 
 class Trainable(Protocol):
@@ -237,7 +238,10 @@ def train(
     directory = pathlib.Path(model_dir) / EXPORT
     params = jax.tree.map(np.asarray, jax.device_get(state.params))
     results = {"steps": int(state.step), **latest}
-    model.export(directory, params, results, {TRAINING_TASKS: name_digests(task_names(batches))}, export_dtype)
+    # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
+    names = task_names(batches)
+    provenance = {TRAINING_TASKS: name_digests(names)} if len(names) <= RECORDED_TASKS else {}
+    model.export(directory, params, results, provenance, export_dtype)
     return directory
 
 
