@@ -2,13 +2,16 @@
 
 >>> report = evaluate(model=hyperflax.load("strings"), source=source("held_out"), out="reports/strings")
 >>> report["conditions"]["generated"]["mean"]
+
+`evaluate_suite` does it for a benchmark by the benchmark's own rules.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hyperflax import configs
@@ -16,13 +19,15 @@ from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.t5_directory import load_base
 from hyperflax.data.examples import ExampleSource
-from hyperflax.evaluation.conditions import Conditions
+from hyperflax.evaluation.conditions import SUPPORT_FREE, Conditions
+from hyperflax.evaluation.contamination import check_contamination, check_names
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.report import write_report
-from hyperflax.evaluation.runner import evaluate_conditions
-from hyperflax.hypermodel import Hypermodel
+from hyperflax.evaluation.runner import Condition, ScoreTable, evaluate_conditions
+from hyperflax.evaluation.suite import Suite, suite_report
+from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel
 
 
 def evaluate(
@@ -84,8 +89,7 @@ def evaluate(
         )
 
     held_out = held_out_tasks(0)
-    adapter = load_adapter(shared) if shared else None
-    fine_tuned = model.with_base(load_base(mtf, model.config.base)) if mtf else None
+    systems, described = _reference_systems(model, shared, mtf, mtf_zero_shot)
     runnable = Conditions(
         model,
         held_out,
@@ -94,9 +98,7 @@ def evaluate(
         seed=seed,
         supports=supports,
         neighbours=neighbours,
-        shared=adapter,
-        mtf=fine_tuned,
-        mtf_zero_shot=mtf_zero_shot,
+        **systems,
     )
     config = {
         "model": model.parts.id,
@@ -110,13 +112,9 @@ def evaluate(
         "refine_steps": refine_steps,
         "learning_rate": learning_rate,
         "seed": seed,
+        "supports": supports,
+        **described,
     }
-    if supports > 1:
-        config["supports"] = supports
-    if adapter is not None:
-        config["shared"] = fingerprint(adapter.tree)
-    if fine_tuned is not None:
-        config |= {"mtf": fine_tuned.base_fingerprint, "mtf_zero_shot": mtf_zero_shot}
     table = evaluate_conditions(
         held_out.tasks,
         runnable.pick(*conditions),
@@ -134,6 +132,183 @@ def evaluate(
     write_report(report, out)
     write_plots(report, out)
     return report
+
+
+def evaluate_suite(
+    *,
+    model: Hypermodel,
+    suite: Suite,
+    out: str,
+    conditions: Sequence[str] = (),
+    shots: int | None = None,
+    examples: int | None = None,
+    tasks: int | None = None,
+    draws: int = 1,
+    support: Literal["examples", "positives"] | None = None,
+    refine_steps: int = 10,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    supports: int = 1,
+    shared: str | None = None,
+    mtf: str | None = None,
+    mtf_zero_shot: bool = False,
+    trained_on: Mapping[str, ExampleSource] | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Scores a hypermodel on a benchmark suite by the suite's rules and writes one report.
+
+    Inputs that are too long are cut, never left out.
+
+    Args:
+      model, out, conditions, refine_steps, learning_rate, batch_size, progress: as in `evaluate`; by default
+        `instruction` is run only where tasks have one.
+      supports, shared, mtf, mtf_zero_shot: as in `evaluate`.
+      suite: its tasks and rules.
+      shots: support examples of a task, as far as the suite has them; by default as many as the model was trained with.
+      examples, tasks: score only so many; the report says so.
+      draws: supports of every task, over which its score is averaged.
+      support: where supports come from; by default as the suite has it.
+      seed: of drawn supports and of the shuffled-support control.
+      trained_on: `{name: what the model and its base were trained on}`, which must not hold what is evaluated.
+
+    Returns:
+      the report, see `hyperflax.evaluation.schema`.
+
+    Raises:
+      DataError: `trained_on` holds a task or an example of the suite, or the model's own record of its training tasks
+        such a task; fewer than two tasks can be evaluated.
+    """
+    began = time.monotonic()
+    episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
+    episodes = episodes if shots is None else episodes.replace(shots=shots)
+    source_of_support = support or suite.support
+    runs: dict[str, HeldOut] = {}
+    for label, load in suite.sources.items():
+        source = load(model.config.vocabulary)
+        for draw in range(draws):
+            runs[label if draws == 1 else f"{label} draw {draw}"] = HeldOut.from_source(
+                source,
+                episodes,
+                examples=examples,
+                tasks=tasks,
+                seed=seed,
+                draw=draw,
+                draws=draws,
+                first=not suite.ranked,
+                support=source_of_support,
+                ranked=suite.ranked,
+            )
+    evaluated = [task for held_out in runs.values() for task in held_out.tasks]
+    check_names(f"what '{model.parts.name}' was trained on", model.parts.provenance.get(TRAINING_TASKS, ()), evaluated)
+    for name, training in (trained_on or {}).items():
+        check_contamination(name, training, evaluated)
+    systems, described = _reference_systems(model, shared, mtf, mtf_zero_shot)
+    config = {
+        "model": model.parts.id,
+        "base": model.base_fingerprint,
+        "episodes": configs.to_json(episodes),
+        "suite": suite.name,
+        "tasks": tasks,
+        "examples": examples,
+        "draws": draws,
+        "support": source_of_support,
+        "refine_steps": refine_steps,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "supports": supports,
+        **described,
+    }
+    tables: dict[str, ScoreTable] = {}
+    for name, held_out in _common(runs).items():
+        runnable = Conditions(
+            model,
+            held_out,
+            refine_steps=refine_steps,
+            learning_rate=learning_rate,
+            seed=seed,
+            supports=supports,
+            unlike=suite.grouped,
+            **systems,
+        ).pick(*conditions)
+        if not conditions and not any(task.instruction for task in held_out.tasks):
+            del runnable["instruction"]
+        first = next(iter(tables.values()), None)
+        if first and [task.inputs for task in first.tasks] == [task.inputs for task in held_out.tasks]:
+            # These conditions read no support, and the inputs are the same: they would only say it again.
+            runnable |= {free: _repeat(first, free) for free in SUPPORT_FREE & set(runnable)}
+        tables[name] = evaluate_conditions(
+            held_out.tasks,
+            runnable,
+            suite.metric,
+            batch_size=batch_size,
+            out=out,
+            config={**config, "run": name},
+            progress=progress,
+        )
+    report = suite_report(
+        suite,
+        tables,
+        run_info({**config, "inputs_cut": _cut(runs, episodes.inputs_length)}, seconds=time.monotonic() - began),
+        missing=_missing(suite, runs, config, episodes.shots),
+        checked_against=list(trained_on or {}),
+    )
+    write_report(report, out)
+    write_plots(report, out)
+    return report
+
+
+def _reference_systems(
+    model: Hypermodel, shared: str | None, mtf: str | None, mtf_zero_shot: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `Conditions` wants of the systems to compare with, and what the report says of them."""
+    systems: dict[str, Any] = {}
+    described: dict[str, Any] = {}
+    if shared:
+        systems["shared"] = load_adapter(shared)
+        described["shared"] = fingerprint(systems["shared"].tree)
+    if mtf:
+        systems |= {"mtf": model.with_base(load_base(mtf, model.config.base)), "mtf_zero_shot": mtf_zero_shot}
+        described |= {"mtf": systems["mtf"].base_fingerprint, "mtf_zero_shot": mtf_zero_shot}
+    return systems, described
+
+
+def _missing(suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], shots: int) -> list[str]:
+    """What this evaluation lacks of the suite's own, one line each."""
+    lines = [f"only {config[name]} {name} were asked for" for name in ("tasks", "examples") if config[name] is not None]
+    if suite.shots not in (None, shots):
+        lines.append(f"{shots} shots, the suite shows {suite.shots}")
+    if config["support"] != suite.support:
+        lines.append(f"the support is taken from {config['support']}, the suite's from {suite.support}")
+    supports = [len(tokens.support) for held_out in runs.values() for tokens in held_out.tokens.values()]
+    if short := sum(size < shots for size in supports):
+        lines.append(
+            f"{short} of {len(supports)} supports have fewer than {shots} shots: the others do not fit or are not there"
+        )
+    left_out = {task: reason for held_out in runs.values() for task, reason in held_out.left_out.items()}
+    return [*lines, *(f"left out: {reason}" for reason in left_out.values())]
+
+
+def _cut(runs: Mapping[str, HeldOut], length: int) -> str:
+    """How many inputs are cut, end of sequence included."""
+    sizes = [
+        len(e.inputs) + 1 for held_out in runs.values() for tokens in held_out.tokens.values() for e in tokens.scored
+    ]
+    return f"{sum(size > length for size in sizes)} of {len(sizes)}"
+
+
+def _repeat(table: ScoreTable, condition: str) -> Condition:
+    """A condition that gives the answers it gave before."""
+    return lambda batch: [table.predictions[condition][task.name] for task in batch]
+
+
+def _common(runs: Mapping[str, HeldOut]) -> dict[str, HeldOut]:
+    """The runs with the tasks that all of them have."""
+    names = set.intersection(*({task.name for task in held_out.tasks} for held_out in runs.values()))
+    return {
+        label: dataclasses.replace(held_out, tasks=tuple(task for task in held_out.tasks if task.name in names))
+        for label, held_out in runs.items()
+    }
 
 
 if __name__ == "__main__":

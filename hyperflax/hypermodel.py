@@ -48,6 +48,7 @@ HYPERNETWORKS: Mapping[str, tuple[type, type]] = {
     "HART": (HARTConfig, HART),
 }
 REFINE_LEARNING_RATE = 1e-3
+TRAINING_TASKS = "training_tasks"  # in a model's provenance: hashes of their names, see evaluation/contamination.py
 ROWS = 64  # rows decoded at once; the last batch is padded to a power of two, so that few shapes are compiled
 
 TextPair = tuple[str, str] | Mapping[str, str]

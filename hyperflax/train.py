@@ -28,7 +28,8 @@ from hyperflax.checkpoints.t5_directory import load_base, save_t5
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.hypermodel import Hypermodel, HypermodelConfig
+from hyperflax.evaluation.contamination import name_digests, task_names
+from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.hypernets.table import Table
 from hyperflax.models.t5 import T5
@@ -42,6 +43,7 @@ from hyperflax.training.prefetch import Batches
 from hyperflax.types import PyTree, T5Config
 
 EXPORT = "model"
+RECORDED_TASKS = 4096  # most training tasks whose names are recorded in the model directory, as hashes
 
 
 class Trainable(Protocol):
@@ -63,7 +65,12 @@ class Trainable(Protocol):
         ...
 
     def export(
-        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+        self,
+        directory: pathlib.Path,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
     ) -> None:
         """Writes what users load."""
         ...
@@ -105,8 +112,14 @@ class PlainT5:
         return load_base(self.initial_checkpoint, self.config) if self.initial_checkpoint else fresh
 
     def export(
-        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+        self,
+        directory: pathlib.Path,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
     ) -> None:
+        del provenance  # a T5 directory has no place for it
         save_t5(directory, params, self.config, self.vocabulary, results=results, dtype=dtype, overwrite=True)
 
 
@@ -169,9 +182,14 @@ class HypernetworkOf:
         return initialise_from_t5(fresh, t5)
 
     def export(
-        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+        self,
+        directory: pathlib.Path,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
     ) -> None:
-        model = Hypermodel(self.config, self.frozen, params, name=self.name, results=results)
+        model = Hypermodel(self.config, self.frozen, params, name=self.name, results=results, provenance=provenance)
         model.save(directory, dtype=dtype, overwrite=True)
 
 
@@ -215,10 +233,16 @@ class SharedAdapter:
         return fresh
 
     def export(
-        self, directory: pathlib.Path, params: PyTree, results: dict[str, Any], dtype: StorageDtype | None
+        self,
+        directory: pathlib.Path,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
     ) -> None:
         adapters = Table(self.spec, shared=True).apply({"params": params}, {})
-        metadata = AdapterMetadata(base_fingerprint=fingerprint(self.frozen), provenance={"results": results})
+        provenance = {**provenance, "results": results}
+        metadata = AdapterMetadata(base_fingerprint=fingerprint(self.frozen), provenance=provenance)
         save_adapter(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
 
 
@@ -291,7 +315,11 @@ def train(
     )
     directory = pathlib.Path(model_dir) / EXPORT
     params = jax.tree.map(np.asarray, jax.device_get(state.params))
-    model.export(directory, params, {"steps": int(state.step), **latest}, export_dtype)
+    results = {"steps": int(state.step), **latest}
+    # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
+    names = task_names(batches)
+    provenance = {TRAINING_TASKS: name_digests(names)} if len(names) <= RECORDED_TASKS else {}
+    model.export(directory, params, results, provenance, export_dtype)
     return directory
 
 

@@ -26,11 +26,14 @@ from hyperflax.data import registry
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
 from hyperflax.data.vocabularies import SentencePiece, Vocabulary
 from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.metrics import NI_EXACT_MATCH_CATEGORIES
+from hyperflax.evaluation.suite import Suite
 
 ROOT_VARIABLE = "HYPERFLAX_NATURAL_INSTRUCTIONS"
 VOCABULARY_VARIABLE = "HYPERFLAX_VOCABULARY"
 SPLITS = ("train", "test")
 OFFICIAL_TEST_INSTANCES = 100
+OFFICIAL_TEST_TASKS = 119  # of the English default split
 
 
 class TaskFile(NamedTuple):
@@ -221,6 +224,26 @@ def register(
             sizes=_sizes(found, split, max_instances),
             replace=True,
         )
+
+
+def suite(root: pathlib.Path | str | None = None) -> Suite:
+    """The official evaluation: the first 100 instances of 119 test tasks, support from the positive examples, ROUGE-L;
+    in the table of categories exact match where the benchmark has it.
+
+    Raises:
+      ConfigError: no root.
+    """
+    found = find_root(root)
+    return Suite(
+        name="natural_instructions",
+        sources={"test": lambda vocabulary: natural_instructions_source(found, "test", vocabulary)},
+        unit="test tasks",
+        official=OFFICIAL_TEST_TASKS,
+        metric="rouge_l",
+        support="positives",
+        shots=2,
+        category_metrics=dict.fromkeys(NI_EXACT_MATCH_CATEGORIES, "exact_match_normalised"),
+    )
 
 
 def _loader(root: pathlib.Path, split: str, default: Vocabulary | None, most: int | None) -> registry.Loader:

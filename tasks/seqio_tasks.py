@@ -7,6 +7,8 @@
 - `natural_instructions_train`, `natural_instructions_test`: features inputs, targets and the strings task, definition,
   category, positive_inputs, positive_targets, references. `HYPERFLAX_NATURAL_INSTRUCTIONS` and `HYPERFLAX_VOCABULARY`
   say where checkout and vocabulary are.
+- `p3_train`, `p3_held_out`: features inputs, targets, the strings task and category, and options (empty in training).
+  `HYPERFLAX_P3` says where the prompt-tasks are.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from hyperflax.data.seqio_source import import_seqio
 from hyperflax.data.vocabularies import Bytes, SentencePiece, Vocabulary
 from hyperflax.errors import ConfigError
 from hyperflax_tasks import natural_instructions as ni
+from hyperflax_tasks import p3
 from hyperflax_tasks.strings import load_split, make_examples
 
 
@@ -30,6 +33,8 @@ def register() -> None:
     register_strings()
     if os.environ.get(ni.ROOT_VARIABLE):
         register_natural_instructions()
+    if os.environ.get(p3.ROOT_VARIABLE):
+        register_p3()
 
 
 def register_strings(examples: int = 40) -> None:
@@ -95,6 +100,32 @@ def register_natural_instructions(
             return sum(len(task.instances) for task in ni.read_split(found, split, max_instances))
 
         add_text_task(f"natural_instructions_{split}", split, rows, count, vocabulary, text, texts)
+
+
+def register_p3(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
+    """Registers P3's two Tasks, each of which carries all prompt-tasks of a split; arguments as `p3.register`.
+
+    Raises:
+      ConfigError: no root, no vocabulary.
+      MissingExtraError: seqio is not installed.
+    """
+    found, vocabulary = p3.find_root(root), ni.find_vocabulary(vocabulary)
+    for split in p3.SPLITS:
+
+        def rows(split: str = split) -> Iterator[dict[str, Any]]:
+            for name, example in p3.read_split(found, split):
+                yield {
+                    "inputs": example.inputs,
+                    "targets": example.target,
+                    "options": list(example.choices),
+                    "task": name,
+                    "category": p3.data_set(name) or "",
+                }
+
+        def count(split: str = split) -> int:
+            return sum(1 for _ in p3.read_split(found, split))
+
+        add_text_task(f"p3_{split}", split, rows, count, vocabulary, ("task", "category"), ("options",))
 
 
 def add_text_task(

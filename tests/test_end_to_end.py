@@ -11,6 +11,7 @@ import pytest
 import hyperflax
 from hyperflax.cli.main import main
 from hyperflax.data import registry
+from hyperflax.evaluation.contamination import name_digests
 from hyperflax.evaluation.report import read_report
 
 TOY = '''
@@ -257,6 +258,11 @@ def test_evaluate_writes_a_report_with_controls(workspace: pathlib.Path, capsys)
     assert (out / "adapters.png").is_file()
     assert {"norm/encoder_0", "within_task_distance", "between_task_distance"} < report["adapters"].keys()
     assert "generated" in capsys.readouterr().out
+
+
+def test_a_model_records_what_it_must_not_be_evaluated_on(workspace: pathlib.Path) -> None:
+    record = json.loads((workspace / "hyper" / "model" / "hypermodel.json").read_text())["provenance"]
+    assert record == {"training_tasks": name_digests(["upper", "first", "double"])}
 
 
 def test_training_from_a_cache_sees_the_same_arrays(workspace: pathlib.Path, capsys) -> None:

@@ -1,80 +1,149 @@
-"""`hyperflax evaluate`: a hypermodel on held-out tasks, beside its baselines and controls."""
+"""`hyperflax evaluate`: a hypermodel on held-out tasks or a benchmark suite, beside its baselines and controls."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from hyperflax.cli.models import add_model_argument, add_module_argument
+from hyperflax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hyperflax.evaluation.suite import Suite
 
 DESCRIPTION = """Score a hypermodel on held-out tasks and write report.json, report.md and a plot.
 
   hyperflax evaluate --model strings --mixture strings --split held_out --out reports/strings
+  hyperflax evaluate --model runs/ni/model --suite natural_instructions --out reports/ni
 
 Every report holds the bare model, the base with the true instruction and with the examples in context, adapters as
 generated and refined, and the control: adapters generated from another task's examples.
+
+A suite is evaluated by its own rules: natural_instructions, p3, metaicl/SETTING, or a module with a function suite().
+Say with --trained_on what the model and its base were trained on: a suite that stands in it is refused.
 """
+
+SUITES = ("natural_instructions", "p3", "metaicl")
+MIXTURE_ONLY = ("split", "metric", "neighbours", "first")  # a suite has a rule of its own for each
+SUITE_ONLY = {"draws": 1, "trained_on": []}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
-    parser.add_argument("--mixture", required=True, metavar="NAME", help="what `hyperflax tasks` lists, or a cache")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--mixture", metavar="NAME", help="what `hyperflax tasks` lists, or a cache")
+    what.add_argument("--suite", metavar="NAME", help=f"{', '.join(SUITES)}/SETTING, or a module")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the report; a killed run goes on in it")
-    parser.add_argument("--split", default="held_out", metavar="SPLIT", help="default: held_out")
+    parser.add_argument("--split", metavar="SPLIT", help="of the mixture; default: held_out")
     parser.add_argument("--neighbours", metavar="SPLIT", help="split whose tasks are candidates of `nearest_task`")
     parser.add_argument("--shared", metavar="DIR", help="adapter trained on all training tasks, for `shared`")
     parser.add_argument("--mtf", metavar="DIR", help="T5 fine-tuned on the training tasks, for `mtf`")
     parser.add_argument("--mtf_zero_shot", action="store_true", help="show that T5 no examples")
-    parser.add_argument(
-        "--metric", default="exact_match", help="exact_match (default), exact_match_normalised, rouge_l"
-    )
+    parser.add_argument("--metric", help="of a mixture: exact_match (default), exact_match_normalised, rouge_l")
     parser.add_argument("--conditions", nargs="+", default=[], metavar="NAME", help="default: all that can be had")
     parser.add_argument("--shots", type=int, metavar="K", help="examples in the support; default as in training")
     parser.add_argument("--supports", type=int, default=1, metavar="N", help="read the support in N parts (default 1)")
-    parser.add_argument("--examples", type=int, default=12, metavar="Q", help="scored examples per task (default 12)")
+    parser.add_argument(
+        "--examples", type=int, metavar="Q", help="scored examples per task (default: 12, of a suite all)"
+    )
     parser.add_argument("--tasks", type=int, metavar="N", help="only N tasks, evenly spread; default all")
+    parser.add_argument("--draws", type=int, default=1, metavar="D", help="supports per task of a suite (default 1)")
     parser.add_argument("--refine", type=int, default=10, metavar="STEPS", help="steps of the refined conditions (10)")
     parser.add_argument(
         "--support",
         choices=("examples", "positives"),
-        default="examples",
-        help="support from the task's examples (default) or the positive examples that come with it",
+        help="support from the task's examples (a mixture's default) or the positive examples that come with it",
     )
     parser.add_argument("--first", action="store_true", help="score each task's first examples, not drawn ones")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--trained_on",
+        action="append",
+        default=[],
+        metavar="NAME[:SPLIT]",
+        help="training data (a mixture or cache; split train) that must not hold what the suite evaluates; repeatable",
+    )
     add_module_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.data import registry
-    from hyperflax.evaluate import evaluate
-    from hyperflax.evaluation.markdown import conditions_table
+    from hyperflax.evaluate import evaluate, evaluate_suite
+    from hyperflax.evaluation.markdown import conditions_table, coverage
     from hyperflax.hypermodel import load
 
+    _check(arguments)
+    suite = load_suite(arguments.suite) if arguments.suite else None
     model = load(arguments.model)
     registry.register_modules(arguments.module)
 
-    def source(split: str):
-        return registry.load_source(arguments.mixture, split, vocabulary=model.config.vocabulary)
+    def source(name: str, split: str):
+        return registry.load_source(name, split, vocabulary=model.config.vocabulary)
 
-    report = evaluate(
-        model=model,
-        source=source(arguments.split),
-        out=arguments.out,
-        conditions=arguments.conditions,
-        metric=arguments.metric,
-        shots=arguments.shots,
-        examples=arguments.examples,
-        tasks=arguments.tasks,
-        refine_steps=arguments.refine,
-        support=arguments.support,
-        first=arguments.first,
-        seed=arguments.seed,
-        neighbours=source(arguments.neighbours) if arguments.neighbours else None,
-        supports=arguments.supports,
-        shared=arguments.shared,
-        mtf=arguments.mtf,
-        mtf_zero_shot=arguments.mtf_zero_shot,
-    )
+    common: dict[str, Any] = {
+        "model": model,
+        "out": arguments.out,
+        "conditions": arguments.conditions,
+        "shots": arguments.shots,
+        "tasks": arguments.tasks,
+        "refine_steps": arguments.refine,
+        "seed": arguments.seed,
+        "supports": arguments.supports,
+        "shared": arguments.shared,
+        "mtf": arguments.mtf,
+        "mtf_zero_shot": arguments.mtf_zero_shot,
+    }
+    if suite is not None:
+        named = [(given, *given.partition(":")) for given in arguments.trained_on]
+        report = evaluate_suite(
+            suite=suite,
+            examples=arguments.examples,
+            draws=arguments.draws,
+            support=arguments.support,
+            trained_on={given: source(name, split or "train") for given, name, _, split in named},
+            **common,
+        )
+        print(coverage(report) + "\n")
+    else:
+        name, split = arguments.mixture, arguments.split or "held_out"
+        report = evaluate(
+            source=source(name, split),
+            metric=arguments.metric or "exact_match",
+            examples=arguments.examples or 12,
+            support=arguments.support or "examples",
+            first=arguments.first,
+            neighbours=source(name, arguments.neighbours) if arguments.neighbours else None,
+            **common,
+        )
     print(conditions_table(report))
     print(f"\nwritten: {arguments.out}/report.json, report.md, report.png")
     return 0
+
+
+def load_suite(name: str) -> Suite:
+    """The suite of that name: `suite()` of a task module, which gets what follows a slash.
+
+    Raises:
+      ConfigError: no such suite, or one that needs a setting.
+    """
+    module, slash, setting = name.partition("/")
+    if module not in SUITES and "." not in module:
+        raise ConfigError(f"--suite: expected one of {', '.join(SUITES)}/SETTING or a module, got '{name}'")
+    if module == "metaicl" and not slash:
+        from hyperflax_tasks.metaicl import SETTINGS
+
+        raise ConfigError(f"--suite metaicl/SETTING: expected a setting out of {', '.join(SETTINGS)}, got none")
+    try:
+        make = importlib.import_module(f"hyperflax_tasks.{module}" if module in SUITES else module).suite
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"--suite {name}: expected a module with a function suite() ({error})") from error
+    return make(setting) if slash else make()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses arguments that what is evaluated has no use for."""
+    beside, other = ("mixture", "suite") if arguments.mixture else ("suite", "mixture")
+    defaults = SUITE_ONLY if arguments.mixture else dict.fromkeys(MIXTURE_ONLY)
+    if given := [name for name, default in defaults.items() if (getattr(arguments, name) or default) != default]:
+        raise ConfigError(f"--{given[0]} goes with --{other}, got it beside --{beside}")

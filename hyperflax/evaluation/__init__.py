@@ -6,7 +6,7 @@ knows a model: a condition is a callable from tasks to predictions.
 """
 
 from hyperflax.evaluation.controls import derangement, shuffled_support
-from hyperflax.evaluation.intervals import Interval, bootstrap_difference, bootstrap_mean
+from hyperflax.evaluation.intervals import Interval, bootstrap_difference, bootstrap_mean, bootstrap_nested
 from hyperflax.evaluation.metrics import METRICS, Metric, best_options, get_metric
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
@@ -25,6 +25,7 @@ __all__ = [
     "best_options",
     "bootstrap_difference",
     "bootstrap_mean",
+    "bootstrap_nested",
     "build_report",
     "derangement",
     "evaluate_conditions",

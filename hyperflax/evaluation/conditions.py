@@ -1,9 +1,9 @@
 """The conditions of a report, as functions that run a hypermodel: bare, instruction, in context, generated, refined,
 their controls, the nearest training task, a shared adapter, and a fine-tuned base model.
 
-A condition takes a batch of evaluation tasks and answers with one list of predictions per task. All of them decode
-greedily with the same base model (`mtf` with one of its own); they differ in what stands in its input and which
-adapters it carries.
+A condition takes a batch of evaluation tasks and answers with one list of predictions per task. All of them ask the
+same base model (`mtf` one of its own), which decodes greedily or, where the tasks have answer choices, picks the
+likeliest one; they differ in what stands in its input and which adapters it carries.
 
 >>> held_out = HeldOut.from_source(source, model.config.episodes)
 >>> conditions = Conditions(model, held_out, refine_steps=10)
@@ -28,6 +28,7 @@ from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
+from hyperflax.evaluation.ranking import rank, slices
 from hyperflax.evaluation.runner import Condition, EvaluationTask
 from hyperflax.objectives.generated import adapter_metrics
 from hyperflax.objectives.token_loss import token_loss
@@ -36,6 +37,7 @@ from hyperflax.types import PyTree
 if TYPE_CHECKING:
     from hyperflax.hypermodel import Hypermodel
 
+SUPPORT_FREE = frozenset({"bare", "instruction"})  # conditions that read no support
 BLOCK = 32  # stored adapters whose losses are computed at once
 STEP = 32  # arrays are cut to a multiple of this many columns, so that few shapes are compiled
 
@@ -52,6 +54,8 @@ class Conditions:
       supports: each task's examples are dealt out to so many supports, see `Hypermodel.adapt`.
       neighbours: training tasks for `nearest_task`; without them that condition is not to be had.
       num_neighbours: how many of their tasks have a stored adapter.
+      unlike: the shuffled support comes from a task of another category, for sources whose tasks of one category are
+        the same in other words (P3's prompts of a data set).
       shared: the adapter behind the condition `shared`; it must fit the model's base.
       mtf: the model whose base is the one behind the condition `mtf`, of the same shape and vocabulary as `model`'s.
       mtf_zero_shot: that one is not shown the support's examples.
@@ -71,6 +75,7 @@ class Conditions:
         supports: int = 1,
         neighbours: ExampleSource | None = None,
         num_neighbours: int = 256,
+        unlike: bool = False,
         shared: Adapter | None = None,
         mtf: Hypermodel | None = None,
         mtf_zero_shot: bool = False,
@@ -79,7 +84,8 @@ class Conditions:
         self.refine_steps, self.learning_rate, self.supports = refine_steps, learning_rate, supports
         if supports < 1:
             raise ConfigError(f"supports: expected at least 1, got {supports}")
-        self._donors = shuffled_support([task.name for task in held_out.tasks], seed)
+        groups = {task.name: task.category or task.name for task in held_out.tasks} if unlike else None
+        self._donors = shuffled_support([task.name for task in held_out.tasks], seed, groups)
         self._neighbours, self._num_neighbours = neighbours, num_neighbours
         self._all: dict[str, Condition] = {
             "bare": self.bare,
@@ -115,19 +121,19 @@ class Conditions:
 
     def bare(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model on the input alone."""
-        return self._decode(batch, self._config(batch), None)
+        return self._answer(batch, self._config(batch), None)
 
     def instruction(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model with the task's definition before the input."""
         longest = max(len(self._tokens(task).info.definition) for task in batch)
         config = self._config(batch).replace(definition="inputs")
-        return self._decode(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
+        return self._answer(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
 
     def in_context(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model with the support before the input."""
         config = self._config(batch).replace(demonstrations="inputs")
         longest = max(sum(len(e.inputs) + len(e.targets) + 2 for e in self._tokens(task).support) for task in batch)
-        return self._decode(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
+        return self._answer(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
 
     def with_support_in_inputs(self, batch: Sequence[EvaluationTask], zero_shot: bool = False) -> list[list[str]]:
         """The base model with all that a hypernetwork reads before the input: definition, positives, examples.
@@ -146,11 +152,11 @@ class Conditions:
             shown = (*given.info.positives[: config.num_positives], *given.support)
             return len(given.info.definition) + sum(len(e.inputs) + len(e.targets) + 2 for e in shown)
 
-        return self._decode(batch, config.replace(inputs_length=config.inputs_length + max(map(room, batch)) + 4), None)
+        return self._answer(batch, config.replace(inputs_length=config.inputs_length + max(map(room, batch)) + 4), None)
 
     def generated(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
         """Adapters as generated."""
-        return self._decode(batch, self._config(batch), self._generate(batch, shuffled))
+        return self._answer(batch, self._config(batch), self._generate(batch, shuffled))
 
     def refined(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
         """Generated adapters after some steps on the support that they were generated from."""
@@ -158,7 +164,7 @@ class Conditions:
         adapters, _ = self.model.refine(
             self._generate(batch, shuffled), self._as_examples(support), self.refine_steps, self.learning_rate
         )
-        return self._decode(batch, self._config(batch), adapters)
+        return self._answer(batch, self._config(batch), adapters)
 
     def nearest_task(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """For each task the stored adapter, of all training tasks', with the lowest loss on the support."""
@@ -169,12 +175,12 @@ class Conditions:
             index = int(np.argmin(np.concatenate(losses)))
             block, row = divmod(index, BLOCK)
             chosen.append(jax.tree.map(lambda leaf, row=row: leaf[row], self._stored[block]))
-        return self._decode(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
+        return self._answer(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
 
     def shared(self, adapter: PyTree, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The same adapter for every task."""
         adapters = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (len(batch), *leaf.shape)), adapter)
-        return self._decode(batch, self._config(batch), adapters)
+        return self._answer(batch, self._config(batch), adapters)
 
     def adapter_figures(self, again: HeldOut | None = None) -> dict[str, float]:
         """Returns figures of the adapters as generated, see `objectives.generated`.
@@ -238,19 +244,29 @@ class Conditions:
     ) -> dict[str, np.ndarray]:
         return episode_arrays(support, scored, config, self.model.config.vocabulary, given.info, task.name)
 
-    def _decode(
+    def _answer(
         self, batch: Sequence[EvaluationTask], config: EpisodeConfig, adapters: PyTree | None
     ) -> list[list[str]]:
         inputs = trim(self._arrays(batch, config)["encoder_input_tokens"])
-        if adapters is None:
-            # One adapter-free batch of rows: the task axis means nothing to the bare model.
-            out = self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)
-        else:
-            out = self.model.decode(inputs, adapters)
+        if batch[0].options:
+            choices = [[example.options for example in self._tokens(task).scored] for task in batch]
+            chosen = rank(self.model, inputs, choices, adapters)
+            return [
+                [options[index] for options, index in zip(task.options, row, strict=True)]
+                for task, row in zip(batch, chosen, strict=True)
+            ]
+        out = np.concatenate([self._decode(part, adapters)[:, :kept] for kept, part in slices(inputs)], axis=1)
         decode = self.model.config.vocabulary.decode
         return [
             [decode(row.tolist()) for row in rows[: len(task.inputs)]] for task, rows in zip(batch, out, strict=True)
         ]
+
+    def _decode(self, inputs: np.ndarray, adapters: PyTree | None) -> np.ndarray:
+        """Tokens [task, example, length]."""
+        if adapters is not None:
+            return self.model.decode(inputs, adapters)
+        # One adapter-free batch of rows: the task axis means nothing to the bare model.
+        return self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)
 
     def _as_examples(self, supports: Sequence[Sequence[Example]]) -> dict[str, np.ndarray]:
         """Every task's support as scored examples, [task, example, length]."""

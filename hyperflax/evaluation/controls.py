@@ -10,7 +10,7 @@ the adapter generated from another evaluated task's support. What that gains ove
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +36,28 @@ def derangement(n: int, seed: int = 0) -> npt.NDArray[np.int64]:
             return permutation
 
 
-def shuffled_support(tasks: Sequence[str], seed: int = 0) -> dict[str, str]:
-    """Whose support each evaluated task gets in the control: `{task: another task}`, every task once on either side.
+def shuffled_support(tasks: Sequence[str], seed: int = 0, groups: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Whose support each evaluated task gets in the control: `{task: another task}`.
+
+    Args:
+      tasks: unique names.
+      seed: of the derangement.
+      groups: each task's group; the donor is then a task of another group, the same one for all of a group, whose tasks
+        give in turn. Without groups every task gives once.
 
     Raises:
-      DataError: fewer than two tasks, or a name given twice (it could receive its own support).
+      DataError: fewer than two tasks (or groups), or a name given twice (it could receive its own support).
     """
     names = list(tasks)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"shuffled_support: task '{twice}' is listed more than once")
-    return {name: names[donor] for name, donor in zip(names, derangement(len(names), seed), strict=True)}
+    members: dict[str, list[str]] = {}
+    for name in names:
+        members.setdefault(groups[name] if groups else name, []).append(name)
+    lists = list(members.values())
+    donors = {}
+    for receivers, donor in zip(lists, derangement(len(lists), seed), strict=True):
+        givers = lists[donor]
+        donors.update({name: givers[i % len(givers)] for i, name in enumerate(receivers)})
+    return {name: donors[name] for name in names}

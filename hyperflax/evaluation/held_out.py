@@ -7,15 +7,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
+
+from hyperflax.data.draws import stream
 from hyperflax.data.episode_config import EpisodeConfig, in_support
-from hyperflax.data.episodes import evaluation_episode
+from hyperflax.data.episodes import EvaluationEpisode, evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo
 from hyperflax.data.rendering import SENTINELS
 from hyperflax.errors import DataError
 from hyperflax.evaluation.runner import EvaluationTask
+
+_POSITIVES = 0x6573  # purpose of the random stream that draws positives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +40,12 @@ class HeldOut:
     Attributes:
       tasks: as text.
       tokens: the same by task name.
+      left_out: tasks that could not be evaluated, with the reason.
     """
 
     tasks: tuple[EvaluationTask, ...]
     tokens: dict[str, TaskTokens]
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_source(
@@ -45,12 +53,14 @@ class HeldOut:
         source: ExampleSource,
         config: EpisodeConfig,
         *,
-        examples: int = 12,
+        examples: int | None = 12,
         tasks: int | None = None,
         seed: int = 0,
         draw: int = 0,
+        draws: int = 1,
         first: bool = False,
         support: Literal["examples", "positives"] = "examples",
+        ranked: bool = False,
         category: Callable[[str], str] | None = None,
     ) -> HeldOut:
         """Takes `config.shots` support examples and up to `examples` scored ones of every task.
@@ -58,37 +68,46 @@ class HeldOut:
         Args:
           source, config: where from, and what fits; over-long examples are not drawn (`too_long="skip"`) unless the
             config truncates.
-          examples: scored examples of a task, at most.
+          examples: scored examples of a task, at most; None scores all that the supports leave.
           tasks: only so many tasks, evenly spread over the source; all by default.
           seed, draw: which examples; `draw` changes the support alone.
+          draws: how many draws of the support the evaluation takes; so many times `shots` examples are never scored, so
+            that every draw is scored on the same ones.
           first: score each task's first examples, as Super-NaturalInstructions has it.
-          support: drawn from the task's `examples`, or the `positives` that come with it (the first K that fit a row; a
-            task without any is left out, unless its definition stands in the support).
+          support: drawn from the task's `examples`, or the `positives` that come with it: the first K that fit a row,
+            in further draws any K. A task without any is left out, unless its definition stands in the support.
+          ranked: the tasks are answered by ranking the answer choices of their examples.
           category: of a task's name; by default what the source says.
 
         Raises:
-          DataError: fewer than two tasks have enough examples.
+          DataError: fewer than two tasks have enough examples; with `ranked`, an example whose target is none of its
+            choices.
         """
         shots = config.shots
-        config = config.replace(examples=examples, min_shots=None, shots=0 if support == "positives" else shots)
+        config = config.replace(min_shots=None, shots=0 if support == "positives" else shots)
         if config.too_long == "error":
             config = config.replace(too_long="skip")
         numbers = range(len(source.task_names))
         if tasks is not None and tasks < len(numbers):
             numbers = [i * len(numbers) // tasks for i in range(tasks)]
-        chosen, tokens, problem = [], {}, ""
+        chosen, tokens, left_out = [], {}, {}
         for number in numbers:
+            name, size = source.task_names[number], int(source.sizes[number])
+            most = max(1, min(examples or size, size - draws * config.shots))
             try:
-                episode = evaluation_episode(source, number, config, seed, draw, first=first, allow_fewer=True)
+                episode = evaluation_episode(
+                    source, number, config.replace(examples=most), seed, draw, first=first, allow_fewer=True
+                )
             except DataError as error:
-                problem = str(error)
+                left_out[name] = str(error)
                 continue
             info = source.info(number)
             shown = source.examples(number, episode.support)
             if support == "positives":
-                shown = [p for p in info.positives if _size(p) <= config.support_length][:shots]
+                fitting = [p for p in info.positives if _size(p) <= config.support_length]
+                shown = _draw(fitting, shots, seed, draw, name)
             if not shown and not in_support(config.definition):
-                problem = f"task '{episode.name}' has no positive example that fits {config.support_length} tokens"
+                left_out[name] = f"task '{name}' has no positive example that fits {config.support_length} tokens"
                 continue
             decode = source.vocabulary.decode
             tokens[episode.name] = TaskTokens(tuple(shown), episode.examples, info)
@@ -99,14 +118,37 @@ class HeldOut:
                     references=episode.references,
                     support=tuple((decode(e.inputs.tolist()), decode(e.targets.tolist())) for e in shown),
                     instruction=decode(info.definition.tolist()),
+                    options=_options(episode, decode) if ranked else (),
                     category=category(episode.name) if category else info.category or None,
                 )
             )
         if len(chosen) < 2:
+            problem = list(left_out.values())[-1] if left_out else ""
             raise DataError(
                 f"evaluation: expected at least 2 tasks with enough examples, got {len(chosen)} ({problem})"
             )
-        return cls(tuple(chosen), tokens)
+        return cls(tuple(chosen), tokens, left_out)
+
+
+def _draw(positives: list[Example], shots: int, seed: int, draw: int, name: str) -> list[Example]:
+    """The first K positives, as benchmarks have it; in further draws any K of them."""
+    if draw == 0 or len(positives) <= shots:
+        return positives[:shots]
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return [positives[i] for i in stream(seed, _POSITIVES, draw, key).distinct(len(positives), shots)]
+
+
+def _options(episode: EvaluationEpisode, decode: Callable[[list[int]], str]) -> tuple[tuple[str, ...], ...]:
+    """The answer choices of every scored example, as text."""
+    texts = []
+    for index, example in zip(episode.scored, episode.examples, strict=True):
+        if not any(np.array_equal(example.targets, option) for option in example.options):
+            raise DataError(
+                f"task '{episode.name}', example {index}: expected its target among its answer choices, it has "
+                f"{len(example.options)} choices"
+            )
+        texts.append(tuple(decode(option.tolist()) for option in example.options))
+    return tuple(texts)
 
 
 def _size(example: Example) -> int:

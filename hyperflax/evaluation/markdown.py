@@ -22,7 +22,12 @@ def main_condition(report: Mapping[str, Any]) -> str:
 
 
 def category_means(report: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float]]]:
-    """`{category: (number of tasks, {condition: mean})}` by name; empty unless at least two categories are named."""
+    """`{category: (number of tasks, {condition: mean})}` by name; empty unless at least two categories are named.
+
+    In the report of a suite they are those of its own table, each by the metric that the suite reports for it.
+    """
+    if len(report.get("categories", ())) > 1:
+        return {row["category"]: (row["n_tasks"], row["scores"]) for row in report["categories"]}
     groups: dict[str, list[Mapping[str, float]]] = {}
     for row in report["per_task"]:
         if "category" in row:
@@ -38,14 +43,75 @@ def category_means(report: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """The page for a valid report."""
     tasks = "1 task" if report["n_tasks"] == 1 else f"{report['n_tasks']} tasks"
-    parts = [f"# {report['metric']} over {tasks}", *_notes(report), conditions_table(report)]
+    parts = [f"# {report['metric']} over {tasks}", *_suite(report), *_notes(report), conditions_table(report)]
     if report["differences"]:
         lines = [_difference(report, row) for row in report["differences"]]
-        parts += ["## Differences", "Paired by task, with 95% bootstrap intervals over tasks.", "\n".join(lines)]
-    if groups := category_means(report):
+        nested = " and over runs within them" if "runs" in report["per_task"][0] else ""
+        said = f"Paired by task, with 95% bootstrap intervals over tasks{nested}."
+        parts += ["## Differences", said, "\n".join(lines)]
+    if "per_run" in report:
+        parts += ["## By run", _runs(report)]
+    if "medians" in report["per_task"][0]:
+        parts += ["## Medians over runs", _medians(report)]
+    if "categories" in report:
+        parts += ["## By category", _category_metrics(report)]
+    elif groups := category_means(report):
         parts += ["## By category", _categories(report, groups)]
     parts += [*_tasks(report), *_adapters(report), *_reproduce(report["run"])]
     return "\n\n".join(parts) + "\n"
+
+
+def coverage(report: Mapping[str, Any]) -> str:
+    """One line: which suite, and how much of it; empty where the report is on no suite."""
+    if "suite" not in report:
+        return ""
+    suite = report["suite"]
+    if suite["complete"]:
+        return f"Suite {suite['name']}: all {suite['official']} {suite['unit']}."
+    return (
+        f"A part of the suite {suite['name']}, {suite['evaluated']} of {suite['official']} {suite['unit']}: these "
+        "figures are not the suite's score."
+    )
+
+
+def _suite(report: Mapping[str, Any]) -> list[str]:
+    if "suite" not in report:
+        return []
+    suite = report["suite"]
+    parts = [coverage(report)]
+    if suite["missing"]:
+        parts.append("\n".join(f"- {line}" for line in suite["missing"]))
+    if against := suite["checked_against"]:
+        parts.append(f"No evaluated task or example is in what was named as trained on: {', '.join(against)}.")
+    else:
+        parts.append("Not compared with any training data (`--trained_on`).")
+    return parts
+
+
+def _runs(report: Mapping[str, Any]) -> str:
+    """The mean over tasks of every run, and of each condition its worst."""
+    names = list(report["conditions"])
+    rows = [(row["run"], row["scores"]) for row in report["per_run"]]
+    rows.append(("worst", {name: min(scores[name] for _, scores in rows) for name in names}))
+    body = [[run, *(f"{scores[name]:.3f}" for name in names)] for run, scores in rows]
+    return _table(["run", *names], body, right=range(1, len(names) + 1))
+
+
+def _medians(report: Mapping[str, Any]) -> str:
+    names, rows = list(report["conditions"]), report["per_task"]
+    body = [[row["task"], str(len(row["runs"])), *(f"{row['medians'][name]:.3f}" for name in names)] for row in rows]
+    means = [math.fsum(row["medians"][name] for row in rows) / len(rows) for name in names]
+    body.append(["mean", "", *(f"{mean:.3f}" for mean in means)])
+    return _table(["task", "runs", *names], body, right=range(1, len(names) + 2))
+
+
+def _category_metrics(report: Mapping[str, Any]) -> str:
+    names = list(report["conditions"])
+    body = [
+        [row["category"], row["metric"], str(row["n_tasks"]), *(f"{row['scores'][name]:.3f}" for name in names)]
+        for row in report["categories"]
+    ]
+    return _table(["category", "metric", "tasks", *names], body, right=range(2, len(names) + 3))
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:

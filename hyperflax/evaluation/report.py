@@ -12,6 +12,15 @@
 Scores go from 0 to 1. A condition's mean is the mean over tasks, each counting once however many examples it has, and
 `low` and `high` bound its 95% bootstrap interval over tasks; a difference is the mean of a - b, paired by task.
 `n_examples` and `category` are optional; so is `adapters`, figures of the generated adapters: `norm/encoder_0`, ...
+And so is what the report of a benchmark suite has besides:
+
+- `suite`: its name, how many of its official tasks (or data sets: `unit`) were evaluated, what is `missing` of it in
+  words, whether that makes it `complete`, and which training data it was `checked_against`.
+- `per_task/runs`: the scores of a task's runs (draws of the support, seeds, prompts), of which its score is the mean;
+  intervals then resample tasks and runs within tasks. `per_task/medians`: their medians. `per_run`: the means over
+  tasks of every run, where all tasks have the same runs.
+- `per_task/other_metrics`: the task's scores by other metrics. `categories`: the means of every category, each by the
+  metric that the suite reports for it.
 
 >>> scores = {"bare": {"t1": 0.0, "t2": 0.5}, "generated": {"t1": 1.0, "t2": 0.5}}
 >>> report = build_report("exact_match", scores, run_info({}, seconds=1.0))
@@ -24,11 +33,12 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyperflax.errors import DataError
-from hyperflax.evaluation.intervals import RESAMPLES, Interval, bootstrap_difference, bootstrap_mean
+from hyperflax.evaluation.intervals import RESAMPLES, Interval, bootstrap_difference, bootstrap_mean, bootstrap_nested
 from hyperflax.evaluation.markdown import render_markdown
 from hyperflax.evaluation.provenance import plain_json, run_info
 from hyperflax.evaluation.schema import CONDITIONS, DIFFERENCES, validate_report
@@ -53,6 +63,10 @@ def build_report(
     n_examples: Mapping[str, int] | None = None,
     categories: Mapping[str, str] | None = None,
     adapters: Mapping[str, float] | None = None,
+    runs: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    medians: bool = False,
+    other_metrics: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    extra: Mapping[str, Any] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -65,6 +79,10 @@ def build_report(
       differences: pairs (a, b) of conditions to compare as a - b; by default those of `DIFFERENCES` that are there.
       n_examples: how many examples each task was scored on.
       categories: each task's category.
+      runs: `{condition: {task: {run: score}}}`, of which the scores are the means.
+      medians: give every task the medians over its runs, too.
+      other_metrics: `{metric: {condition: {task: score}}}`.
+      extra: `suite`, `categories` and `per_run`, as the schema has them.
       adapters: figures of the generated adapters, see `Conditions.adapter_figures`.
       resamples, seed: of the bootstrap.
 
@@ -94,19 +112,38 @@ def build_report(
             row["n_examples"] = int(n_examples[task])
         if categories is not None and task in categories:
             row["category"] = categories[task]
+        if runs is not None:
+            row["runs"] = [
+                {"run": run, "scores": {name: round(float(runs[name][task][run]), _DIGITS) for name in conditions}}
+                for run in runs[conditions[0]][task]
+            ]
+        if medians:
+            row["medians"] = {
+                name: round(statistics.median(run["scores"][name] for run in row["runs"]), _DIGITS)
+                for name in conditions
+            }
+        if other_metrics:
+            row["other_metrics"] = {
+                other: {name: round(float(values[name][task]), _DIGITS) for name in conditions}
+                for other, values in other_metrics.items()
+            }
         per_task.append(row)
+
+    def interval(a: str, b: str | None = None) -> Interval:
+        options = {"resamples": resamples, "seed": seed}
+        if runs is not None:
+            of_runs = [[run["scores"][a] - (run["scores"][b] if b else 0.0) for run in row["runs"]] for row in per_task]
+            return bootstrap_nested(of_runs, bounds=(-1.0 if b else 0.0, 1.0), **options)
+        return bootstrap_difference(scores[a], scores[b], **options) if b else bootstrap_mean(scores[a], **options)
+
     report = {
         "metric": metric,
         "n_tasks": len(tasks),
-        "conditions": {
-            name: _bounds(bootstrap_mean(scores[name], resamples=resamples, seed=seed)) for name in conditions
-        },
-        "differences": [
-            {"a": a, "b": b, **_bounds(bootstrap_difference(scores[a], scores[b], resamples=resamples, seed=seed))}
-            for a, b in differences
-        ],
+        "conditions": {name: _bounds(interval(name)) for name in conditions},
+        "differences": [{"a": a, "b": b, **_bounds(interval(a, b))} for a, b in differences],
         "per_task": per_task,
         "run": plain_json(dict(run), "run"),
+        **(extra or {}),
     }
     if adapters is not None:
         report["adapters"] = {name: float(f"{value:.{_DIGITS}g}") for name, value in adapters.items()}

@@ -7,6 +7,7 @@ with the tasks it is the mean of), so that a report edited by hand or built by o
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ DIFFERENCES: tuple[tuple[str, str], ...] = (
     ("shipped_refined", "shipped"),
 )
 
+_OPTIONAL_KEYS = ("adapters", "suite", "categories", "per_run")  # the last three in the report of a suite
 _TOLERANCE = 1e-5  # means of scores that were rounded to six digits
 
 
@@ -57,7 +59,7 @@ def validate_report(report: Any) -> None:
     Raises:
       DataError: it does not; the message names the place, what was expected there and what came.
     """
-    _keys(report, "report", ("metric", "n_tasks", "conditions", "differences", "per_task", "run"), ("adapters",))
+    _keys(report, "report", ("metric", "n_tasks", "conditions", "differences", "per_task", "run"), _OPTIONAL_KEYS)
     _expect(isinstance(report["metric"], str) and report["metric"], "metric", "a name", report["metric"])
     scores = _per_task(report["per_task"])
     n_tasks = report["n_tasks"]
@@ -81,6 +83,12 @@ def validate_report(report: Any) -> None:
     _run(report["run"])
     for name, value in dict(report.get("adapters", {})).items():
         _number(value, f"adapters/{name}", 0.0, math.inf)
+    if "suite" in report:
+        _suite(report["suite"], n_tasks)
+    if "categories" in report:
+        _categories(report["categories"], report, tuple(scores))
+    if "per_run" in report:
+        _per_run(report["per_run"], report["per_task"], tuple(scores))
 
 
 def _per_task(rows: Any) -> dict[str, list[float]]:
@@ -90,7 +98,7 @@ def _per_task(rows: Any) -> dict[str, list[float]]:
     tasks = set()
     for index, row in enumerate(rows):
         where = f"per_task/{index}"
-        _keys(row, where, ("task", "scores"), ("n_examples", "category"))
+        _keys(row, where, ("task", "scores"), ("n_examples", "category", "runs", "medians", "other_metrics"))
         task = row["task"]
         _expect(isinstance(task, str) and task, f"{where}/task", "a name", task)
         _expect(task not in tasks, f"{where}/task", "each task once", task)
@@ -108,14 +116,97 @@ def _per_task(rows: Any) -> dict[str, list[float]]:
             _expect(type(count) is int and count > 0, f"{where}/n_examples", "a positive integer", count)
         if "category" in row:
             _expect(isinstance(row["category"], str), f"{where}/category", "a string", row["category"])
+        _runs(row, where, tuple(scores))
+        for metric, values in row.get("other_metrics", {}).items():
+            _scores(values, f"{where}/other_metrics/{metric}", tuple(scores))
     return scores
+
+
+def _runs(row: Mapping[str, Any], where: str, conditions: tuple[str, ...]) -> None:
+    """Checks that a task's score is the mean of its runs, and its median theirs."""
+    runs = row.get("runs")
+    _expect("medians" not in row or runs is not None, f"{where}/medians", "`runs` beside it", list(row))
+    if runs is None:
+        return
+    _expect(isinstance(runs, list) and runs, f"{where}/runs", "a list with at least one run", runs)
+    for index, run in enumerate(runs):
+        _keys(run, f"{where}/runs/{index}", ("run", "scores"))
+        _expect(isinstance(run["run"], str) and run["run"], f"{where}/runs/{index}/run", "a name", run["run"])
+        _scores(run["scores"], f"{where}/runs/{index}/scores", conditions)
+    names = [run["run"] for run in runs]
+    _expect(len(set(names)) == len(names), f"{where}/runs", "each run once", names)
+    for name in conditions:
+        _mean([run["scores"][name] for run in runs], row["scores"][name], f"{where}/scores/{name}", "runs")
+    if "medians" in row:
+        _scores(row["medians"], f"{where}/medians", conditions)
+        for name in conditions:
+            actual = statistics.median(run["scores"][name] for run in runs)
+            close = abs(row["medians"][name] - actual) <= _TOLERANCE
+            _expect(close, f"{where}/medians/{name}", f"the median over runs, {actual:.6f}", row["medians"][name])
+
+
+def _suite(suite: Any, n_tasks: int) -> None:
+    _keys(suite, "suite", ("name", "unit", "evaluated", "official", "complete", "missing", "checked_against"))
+    for name in ("name", "unit"):
+        _expect(isinstance(suite[name], str) and suite[name], f"suite/{name}", "a name", suite[name])
+    _expect(suite["evaluated"] == n_tasks, "suite/evaluated", f"n_tasks, {n_tasks}", suite["evaluated"])
+    official = suite["official"]
+    _expect(type(official) is int and official >= n_tasks, "suite/official", f"at least {n_tasks}", official)
+    for name in ("missing", "checked_against"):
+        lines = suite[name]
+        fine = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+        _expect(fine, f"suite/{name}", "a list of strings", lines)
+    whole = official == n_tasks and not suite["missing"]
+    _expect(suite["complete"] is whole, "suite/complete", whole, suite["complete"])
+
+
+def _categories(rows: Any, report: Mapping[str, Any], conditions: tuple[str, ...]) -> None:
+    """Checks that each category's figures are the means of its tasks', by the metric it names."""
+    _expect(isinstance(rows, list) and rows, "categories", "a list with at least one category", rows)
+    for index, row in enumerate(rows):
+        where = f"categories/{index}"
+        _keys(row, where, ("category", "metric", "n_tasks", "scores"))
+        tasks = [task for task in report["per_task"] if task.get("category") == row["category"]]
+        _expect(tasks and row["n_tasks"] == len(tasks), f"{where}/n_tasks", len(tasks), row["n_tasks"])
+        _scores(row["scores"], f"{where}/scores", conditions)
+        for task in tasks:
+            known = {report["metric"], *task.get("other_metrics", {})}
+            _expect(row["metric"] in known, f"{where}/metric", f"one of {sorted(known)}", row["metric"])
+        for name in conditions:
+            values = [task.get("other_metrics", {}).get(row["metric"], task["scores"])[name] for task in tasks]
+            _mean(values, row["scores"][name], f"{where}/scores/{name}", "tasks of the category")
+    names = [row["category"] for row in rows]
+    _expect(len(set(names)) == len(names), "categories", "each category once", names)
+
+
+def _per_run(rows: Any, per_task: list[Mapping[str, Any]], conditions: tuple[str, ...]) -> None:
+    """Checks that each run's figures are the means over tasks of that run."""
+    _expect(isinstance(rows, list) and rows, "per_run", "a list with at least one run", rows)
+    for index, row in enumerate(rows):
+        where = f"per_run/{index}"
+        _keys(row, where, ("run", "scores"))
+        _scores(row["scores"], f"{where}/scores", conditions)
+        runs = [run["scores"] for task in per_task for run in task.get("runs", []) if run["run"] == row["run"]]
+        _expect(len(runs) == len(per_task), f"{where}/run", "a run of every task", row["run"])
+        for name in conditions:
+            _mean([scores[name] for scores in runs], row["scores"][name], f"{where}/scores/{name}", "tasks")
+
+
+def _scores(values: Any, where: str, conditions: tuple[str, ...]) -> None:
+    _keys(values, where, conditions)
+    for name in conditions:
+        _number(values[name], f"{where}/{name}", 0.0, 1.0)
+
+
+def _mean(values: list[float], mean: float, where: str, over: str) -> None:
+    actual = math.fsum(values) / len(values)
+    _expect(abs(mean - actual) <= _TOLERANCE, where, f"the mean over {over}, {actual:.6f}", mean)
 
 
 def _interval(row: Mapping[str, Any], where: str, lowest: float, values: list[float]) -> None:
     low, mean, high = (_number(row[name], f"{where}/{name}", lowest, 1.0) for name in ("low", "mean", "high"))
     _expect(low <= mean <= high, where, "low <= mean <= high", (low, mean, high))
-    actual = math.fsum(values) / len(values)
-    _expect(abs(mean - actual) <= _TOLERANCE, f"{where}/mean", f"the mean over per_task, {actual:.6f}", mean)
+    _mean(values, mean, f"{where}/mean", "per_task")
 
 
 def _run(run: Any) -> None:

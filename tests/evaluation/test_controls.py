@@ -42,3 +42,17 @@ def test_too_few_tasks_are_refused(tasks: list[str]) -> None:
 def test_a_repeated_task_is_refused() -> None:
     with pytest.raises(DataError, match="'b' is listed more than once"):
         shuffled_support(["a", "b", "b"])
+
+
+def test_with_groups_the_donor_is_of_another_group() -> None:
+    groups = {"rte_a": "rte", "rte_b": "rte", "rte_c": "rte", "cb_a": "cb", "cb_b": "cb", "copa_a": "copa"}
+    for seed in range(20):
+        donors = shuffled_support(list(groups), seed, groups)
+        assert list(donors) == list(groups)
+        assert all(groups[donor] != groups[task] for task, donor in donors.items())
+        assert len({groups[donors[task]] for task in ("rte_a", "rte_b", "rte_c")}) == 1
+    # One of the two derangements of three groups gives rte the supports of cb, in turn.
+    found = {tuple(shuffled_support(list(groups), seed, groups).values())[:3] for seed in range(20)}
+    assert found == {("cb_a", "cb_b", "cb_a"), ("copa_a", "copa_a", "copa_a")}
+    with pytest.raises(DataError, match=r"at least 2 .* got 1"):
+        shuffled_support(["rte_a", "rte_b"], 0, groups)

@@ -8,7 +8,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["controls", "intervals", "metrics", "provenance", "report", "runner"])
+@pytest.mark.parametrize(
+    "name", ["contamination", "controls", "intervals", "metrics", "provenance", "report", "runner"]
+)
 def test_examples(name: str) -> None:
     module = importlib.import_module(f"hyperflax.evaluation.{name}")
     result = doctest.testmod(module)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hyperflax.errors import ConfigError, DataError
-from hyperflax.evaluation.intervals import bootstrap_difference, bootstrap_mean
+from hyperflax.evaluation.intervals import bootstrap_difference, bootstrap_mean, bootstrap_nested
 
 
 def _binomial_quantile(n: int, p: float, q: float) -> int:
@@ -98,3 +98,31 @@ def test_bad_arguments_are_refused() -> None:
         bootstrap_mean([0.1, 0.2], confidence=95)
     with pytest.raises(ConfigError, match="resamples"):
         bootstrap_mean([0.1, 0.2], resamples=0)
+
+
+def test_with_one_run_each_nothing_is_nested() -> None:
+    values = np.random.default_rng(5).uniform(size=40)
+    assert bootstrap_nested(values[:, None]) == bootstrap_mean(values)
+
+
+@pytest.mark.parametrize("between", [0.0, 0.15])
+def test_two_stages_have_the_variance_of_both(between: float) -> None:
+    """Var* = [variance of the tasks' means + mean over tasks of (variance of the runs / their number)] / tasks."""
+    rng = np.random.default_rng(6)
+    runs = [0.5 + rng.normal(0, between) + rng.uniform(-0.1, 0.1, size) for size in rng.integers(2, 7, 400)]
+    runs = [np.clip(row, 0, 1) for row in runs]
+    means = np.array([row.mean() for row in runs])
+    variance = (means.var() + np.mean([row.var() / len(row) for row in runs])) / len(runs)
+    interval, half = bootstrap_nested(runs), 1.959964 * math.sqrt(variance)
+    assert interval.mean == pytest.approx(means.mean())
+    assert interval.low == pytest.approx(means.mean() - half, abs=0.05 * half)
+    assert interval.high == pytest.approx(means.mean() + half, abs=0.05 * half)
+    assert interval.high - interval.low > bootstrap_mean(means).high - bootstrap_mean(means).low
+
+
+def test_runs_of_one_task_tell_nothing_of_others_and_empty_ones_are_refused() -> None:
+    one = bootstrap_nested([[0.2, 0.4, 0.6]])
+    assert (one.mean, one.low, one.high) == (pytest.approx(0.4), 0.0, 1.0)
+    for runs in ([], [[0.1], []], [0.1, 0.2], [[0.1], [1.2]]):
+        with pytest.raises(DataError, match="bootstrap"):
+            bootstrap_nested(runs)

@@ -1,0 +1,94 @@
+"""Whether what a model was trained on holds what it is evaluated on: by the tasks' names and by their examples.
+
+A hypermodel's directory records its training tasks' names as hashes (`name_digests`), so that names are compared
+whenever a suite is evaluated; examples are compared with training data that is at hand. An example is its normalised
+input and target (case and white space do not count), compared by hash, so that training data of any size streams
+through. One hit is enough: a figure on tasks that were trained on says nothing.
+
+>>> from hyperflax.data.examples import InMemorySource
+>>> from hyperflax.data.vocabularies import Bytes
+>>> seen = InMemorySource.from_strings({"capitals": [("a b", "A B")]}, Bytes())
+>>> tasks = [EvaluationTask("upper", ("A  b",), (("a b",),))]
+>>> check_contamination("mine", seen, tasks)
+Traceback (most recent call last):
+hyperflax.errors.DataError: 'mine' was trained on and holds what is evaluated: 1 example of 'upper' (in 'capitals')
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hyperflax.data.examples import ExampleSource
+from hyperflax.errors import DataError
+from hyperflax.evaluation.runner import EvaluationTask
+
+_NAMED = 5  # offenders in the message
+_PARTS = ("source", "sources", "stages", "batches", "pairs")  # where batches keep what they are made of
+
+
+def check_contamination(name: str, training: ExampleSource, tasks: Sequence[EvaluationTask]) -> None:
+    """Compares training data with evaluated tasks; every accepted answer counts as a target.
+
+    Args:
+      name: of the training data, for the message.
+      training: its examples, all of which are read.
+      tasks: with their scored examples.
+
+    Raises:
+      DataError: a task of the same name or an example of the same content; the message names them.
+    """
+    check_names(f"'{name}' was trained on and", name_digests(training.task_names), tasks)
+    evaluated: dict[bytes, str] = {}
+    for task in tasks:
+        for source, answers in zip(task.inputs, task.references, strict=True):
+            evaluated.update({_content(source, answer): task.name for answer in answers})
+    decode = training.vocabulary.decode
+    hits: collections.Counter[tuple[str, str]] = collections.Counter()
+    for number, trained in enumerate(training.task_names):
+        for example in training.examples(number, range(int(training.sizes[number]))):
+            content = _content(decode(example.inputs.tolist()), decode(example.targets.tolist()))
+            if content in evaluated:
+                hits[evaluated[content], trained] += 1
+    if hits:
+        found = [
+            f"{count} example{'s' * (count > 1)} of '{a}' (in '{b}')" for (a, b), count in hits.most_common(_NAMED)
+        ]
+        more = f" and of {len(hits) - _NAMED} further pairs of tasks" if len(hits) > _NAMED else ""
+        raise DataError(f"'{name}' was trained on and holds what is evaluated: {', '.join(found)}{more}")
+
+
+def check_names(who: str, digests: Iterable[str], tasks: Sequence[EvaluationTask]) -> None:
+    """Compares evaluated tasks with the names of training tasks.
+
+    Raises:
+      DataError: `who` holds a task of the same name; the message names them.
+    """
+    trained = set(digests)
+    if same := list(dict.fromkeys(task.name for task in tasks if trained & set(name_digests([task.name])))):
+        shown = ", ".join(f"'{name}'" for name in same[:_NAMED])
+        more = f" and {len(same) - _NAMED} more" if len(same) > _NAMED else ""
+        raise DataError(f"{who} holds the evaluated task{'s' * (len(same) > 1)} {shown}{more}")
+
+
+def name_digests(names: Iterable[str]) -> list[str]:
+    """Hashes of names, sorted; of a task inside a seqio Mixture (`TASK/task`) those of both forms of its name."""
+    forms = {form for name in names for form in (name, name.rpartition("/")[2])}
+    return sorted(hashlib.sha256(form.encode()).hexdigest()[:16] for form in forms)
+
+
+def task_names(batches: Any) -> set[str]:
+    """The tasks that training batches are drawn from, through stages and mixtures; empty if they tell nothing."""
+    if names := getattr(batches, "task_names", None):
+        return set(names)
+    parts = [getattr(batches, name, ()) for name in _PARTS]
+    flat = [part for given in parts for part in (given if isinstance(given, list | tuple) else (given,))]
+    return {name for part in flat for name in task_names(part)}
+
+
+def _content(source: str, target: str) -> bytes:
+    """A hash of the example; the separator stands in neither text, since white space is collapsed."""
+    text = "\n".join(" ".join(part.lower().split()) for part in (source, target))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -1,0 +1,256 @@
+"""MetaICL (Min et al. 2022): tasks with k = 16 shots each under five seeds, in seven settings of train and test tasks.
+
+Expected under the root, as the official scripts write it, `config/` beside the tasks' folders or beside a folder
+`data/` that holds them:
+
+- `config/<setting>.json`: `{"train": [task, ...], "test": [task, ...]}`
+- `<task>/<task>_16_<seed>_{train,dev,test}.jsonl` for the seeds 100, 13, 21, 42, 87
+- `<task>/<task>_16384_100_train.jsonl`: what a training task is learnt from; without it, all that seed 100 has
+
+one JSON object a line: `{"task": ..., "input": ..., "output": ..., "options": [...]}`.
+
+Rules kept here: a seed's 16 training examples are the support, its test file is scored; a test example is answered by
+ranking its options, the output is one of them; a task is a classification, measured by macro-F1, if all of its examples
+have the same options (as the official evaluation demands of them), else multi-choice, measured by accuracy. Tasks whose
+folder is not there are left out and counted.
+
+```
+export HYPERFLAX_METAICL=~/MetaICL HYPERFLAX_VOCABULARY=~/spiece.model
+hyperflax tasks --module hyperflax_tasks.metaicl
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from hyperflax.data import registry
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.jsonl import read_rows
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.suite import Suite
+
+from .natural_instructions import find_vocabulary
+
+ROOT_VARIABLE = "HYPERFLAX_METAICL"
+K = 16
+SEEDS = (100, 13, 21, 42, 87)
+TRAIN_FILE = "16384_100_train"  # of a training task, in the official layout
+CLASSIFICATION, MULTI_CHOICE = "classification", "multi-choice"
+
+# Test tasks of every setting in the official lists.
+SETTINGS = {
+    "hr_to_lr": 26,
+    "class_to_class": 20,
+    "non_class_to_class": 20,
+    "qa_to_qa": 22,
+    "non_qa_to_qa": 22,
+    "non_nli_to_nli": 8,
+    "non_paraphrase_to_paraphrase": 4,
+}
+
+
+class TaskExample(NamedTuple):
+    """One example as text; `options` is empty where the answer is free."""
+
+    inputs: str
+    target: str
+    options: tuple[str, ...]
+
+
+class Setting(NamedTuple):
+    """The tasks of one side of a setting.
+
+    Attributes:
+      present: their folders, in the order of the list.
+      absent: names of those that are not at hand.
+    """
+
+    present: tuple[pathlib.Path, ...]
+    absent: tuple[str, ...]
+
+
+def read_setting(root: pathlib.Path | str, setting: str, side: str) -> Setting:
+    """The tasks that `config/<setting>.json` lists as `train` or `test`.
+
+    Raises:
+      DataError: no such setting or side, an absent or broken list, not one of its tasks at hand.
+    """
+    if setting not in SETTINGS or side not in ("train", "test"):
+        raise DataError(
+            f"MetaICL: expected a setting out of {tuple(SETTINGS)}, train or test, got '{setting}', '{side}'"
+        )
+    root = pathlib.Path(root)
+    path = root / "config" / f"{setting}.json"
+    try:
+        lists = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected the tasks of a MetaICL setting, cannot read it ({error.strerror})"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: expected JSON, {error.msg} at column {error.colno}") from error
+    names = lists.get(side) if isinstance(lists, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: expected a list of task names '{side}', got {names!r:.80}")
+    data = root / "data" if (root / "data").is_dir() else root
+    present = tuple(data / name for name in names if (data / name).is_dir())
+    if not present:
+        raise DataError(f"{path}: expected the folder of at least one of the {len(names)} {side} tasks in {data}")
+    return Setting(present, tuple(name for name in names if not (data / name).is_dir()))
+
+
+def read_file(path: pathlib.Path | str) -> list[TaskExample]:
+    """The examples of one jsonl file, white space around texts dropped.
+
+    Raises:
+      DataError: an absent or empty file, a broken line or one whose output is none of its options (with its number).
+    """
+    try:
+        with open(path, encoding="utf-8") as lines:
+            examples = [_example(row, f"{path}:{number}") for number, row in read_rows(lines, str(path))]
+    except OSError as error:
+        raise DataError(f"{path}: expected a file of MetaICL examples, cannot read it ({error.strerror})") from error
+    if not examples:
+        raise DataError(f"{path}: expected at least one example, got none")
+    return examples
+
+
+def _example(row: dict[str, Any], place: str) -> TaskExample:
+    source, target, options = row.get("input"), row.get("output"), row.get("options", [])
+    if not isinstance(source, str) or not isinstance(target, str):
+        raise DataError(f"{place}: expected the strings 'input' and 'output', got the keys {sorted(row)[:8]}")
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise DataError(f"{place}: expected a list of strings 'options', got {options!r:.80}")
+    if options and target not in options:
+        raise DataError(f"{place}: expected the output to be an option, got {target!r:.40} and {options!r:.80}")
+    return TaskExample(source.strip(), target.strip(), tuple(option.strip() for option in options))
+
+
+def task_file(folder: pathlib.Path, part: str) -> pathlib.Path:
+    """`<task>/<task>_<part>.jsonl`, where a part is such as `16_100_train`."""
+    return folder / f"{folder.name}_{part}.jsonl"
+
+
+def training_examples(folder: pathlib.Path) -> list[TaskExample]:
+    """What a training task is learnt from; errors as `read_file`."""
+    if (path := task_file(folder, TRAIN_FILE)).is_file():
+        return read_file(path)
+    return [example for part in ("train", "dev", "test") for example in read_file(task_file(folder, f"{K}_100_{part}"))]
+
+
+def kind(examples: Iterable[TaskExample]) -> str:
+    """`classification` if all examples have the same options, else `multi-choice`."""
+    return CLASSIFICATION if len({example.options for example in examples}) == 1 else MULTI_CHOICE
+
+
+def metaicl_source(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> InMemorySource:
+    """One side of a setting as an `ExampleSource`.
+
+    Args:
+      root: see the module's docstring.
+      setting: one of `SETTINGS`.
+      split: `train`, or `test_<seed>`: the scored examples are the task's examples, the 16 shots its positives, the
+        kind of the task its category.
+      vocabulary: of the tokens.
+
+    Raises:
+      DataError: see `read_setting` and `read_file`; a test task without options.
+    """
+    return InMemorySource.from_stream(_stream(root, setting, split, vocabulary), vocabulary)
+
+
+def splits() -> tuple[str, ...]:
+    """The names of a setting's splits."""
+    return ("train", *(f"test_{seed}" for seed in SEEDS))
+
+
+def _stream(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
+    def tokens(example: TaskExample) -> Example:
+        options = tuple(tokenise(option, vocabulary) for option in example.options)
+        return Example(tokenise(example.inputs, vocabulary), tokenise(example.target, vocabulary), options)
+
+    if split not in splits():
+        raise DataError(f"MetaICL: expected a split out of {splits()}, got '{split}'")
+    side, _, seed = split.partition("_")
+    for folder in read_setting(root, setting, side).present:
+        if side == "train":
+            for example in training_examples(folder):
+                yield StreamedExample(folder.name, tokens(example._replace(options=())))
+            continue
+        support, path = read_file(task_file(folder, f"{K}_{seed}_train")), task_file(folder, f"{K}_{seed}_test")
+        scored = read_file(path)
+        if not all(len(example.options) > 1 for example in scored):
+            raise DataError(f"{path}: expected at least two options in every line of a test task")
+        info = TaskInfo(positives=tuple(map(tokens, support)), category=kind([*support, *scored]))
+        for example in scored:
+            yield StreamedExample(folder.name, tokens(example), info)
+
+
+def find_root(root: pathlib.Path | str | None = None) -> pathlib.Path:
+    """The folder of tasks: the argument, else the environment variable.
+
+    Raises:
+      ConfigError: neither is given, or it has no `config` folder.
+    """
+    found = root or os.environ.get(ROOT_VARIABLE)
+    if not found or not (pathlib.Path(found) / "config").is_dir():
+        raise ConfigError(f"MetaICL: set {ROOT_VARIABLE} to a folder with MetaICL's tasks and config/, got {found!r}")
+    return pathlib.Path(found)
+
+
+def suite(setting: str, root: pathlib.Path | str | None = None) -> Suite:
+    """The official evaluation of a setting: options ranked, macro-F1 or accuracy, mean over five seeds of support.
+
+    Raises:
+      ConfigError: no root.
+      DataError: see `read_setting`.
+    """
+    found = find_root(root)
+    absent = read_setting(found, setting, "test").absent
+
+    def loader(seed: int) -> Callable[[Vocabulary], InMemorySource]:
+        return lambda vocabulary: metaicl_source(found, setting, f"test_{seed}", vocabulary)
+
+    return Suite(
+        name=f"metaicl/{setting}",
+        sources={f"seed {seed}": loader(seed) for seed in SEEDS},
+        unit="test tasks",
+        official=SETTINGS[setting],
+        metric="accuracy",
+        support="positives",
+        shots=K,
+        ranked=True,
+        category_metrics={CLASSIFICATION: "macro_f1"},
+        mixed=True,
+        missing=(f"not at hand: {', '.join(absent)}",) if absent else (),
+    )
+
+
+def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
+    """Registers `metaicl_<setting>` for every setting with tasks at hand: splits `train`, `test_100`, `test_13`, ...
+
+    Args:
+      root: of the tasks; by default what `HYPERFLAX_METAICL` says.
+      vocabulary: if a run gives none; by default T5's, from the file that `HYPERFLAX_VOCABULARY` names.
+
+    Raises:
+      ConfigError: no root.
+    """
+    found = find_root(root)
+
+    def loader(setting: str, split: str) -> registry.Loader:
+        return lambda given: metaicl_source(found, setting, split, find_vocabulary(given or vocabulary))
+
+    for setting in SETTINGS:
+        registry.register_source(
+            f"metaicl_{setting}",
+            {split: loader(setting, split) for split in splits()},
+            description=f"MetaICL, setting {setting}; the test splits are the seeds",
+            replace=True,
+        )

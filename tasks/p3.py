@@ -1,0 +1,256 @@
+"""P3, the Public Pool of Prompts, with T0's split (Sanh et al. 2022): a folder a prompt-task, with P3's field names.
+
+Expected under the root: `<prompt-task>/train.jsonl` of the training mixture, `<prompt-task>/validation.jsonl` of the
+held-out data sets, one JSON object a line:
+
+```
+{"inputs_pretokenized": "...", "targets_pretokenized": "...", "answer_choices": ["...", "..."]}
+```
+
+A prompt-task is a data set under one prompt template, its folder `<data set>_<template>`. Rules kept here: white space
+around texts is dropped (P3's targets start with a space); a held-out example has answer choices and its target is one
+of them; whatever else is in a held-out data set's folder never reaches the training mixture. Where a held-out
+prompt-task has a `train.jsonl`, its first lines are its positives, from which supports are taken.
+
+Reading needs neither seqio nor TensorFlow; the same as seqio Tasks: `hyperflax_tasks.seqio_tasks`.
+
+```
+export HYPERFLAX_P3=~/p3 HYPERFLAX_VOCABULARY=~/spiece.model
+hyperflax tasks --module hyperflax_tasks.p3
+```
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from hyperflax.data import registry
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.jsonl import read_rows
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.suite import Suite
+
+from .natural_instructions import find_vocabulary
+
+ROOT_VARIABLE = "HYPERFLAX_P3"
+SPLITS = ("train", "held_out")
+POSITIVES = 64  # first lines of a held-out prompt-task's train.jsonl that serve as its positives
+
+
+class DataSet(NamedTuple):
+    """A held-out data set: its evaluation templates in T0's list, and the examples of its validation split."""
+
+    templates: int
+    examples: int
+
+
+# T0's main evaluation. Names are the beginnings of the folders' names.
+HELD_OUT = {
+    "anli_dev_r1": DataSet(15, 1000),
+    "anli_dev_r2": DataSet(15, 1000),
+    "anli_dev_r3": DataSet(15, 1200),
+    "hellaswag": DataSet(4, 10_042),
+    "story_cloze_2016": DataSet(5, 1871),
+    "super_glue_cb": DataSet(15, 56),
+    "super_glue_copa": DataSet(12, 100),
+    "super_glue_rte": DataSet(10, 277),
+    "super_glue_wic": DataSet(10, 638),
+    "super_glue_wsc_fixed": DataSet(10, 104),
+    "winogrande_winogrande_xl": DataSet(5, 1267),
+}
+# Other configurations of those data sets are kept out of training, too.
+_NEVER_TRAINED = (*HELD_OUT, "anli_", "story_cloze_", "super_glue_wsc", "winogrande_")
+
+
+class PromptExample(NamedTuple):
+    """One example as text; `choices` is empty in the training mixture."""
+
+    inputs: str
+    target: str
+    choices: tuple[str, ...] = ()
+
+
+def data_set(prompt_task: str) -> str | None:
+    """The held-out data set that a prompt-task belongs to; None for one of the training mixture.
+
+    >>> data_set("super_glue_cb_GPT_3_style")
+    'super_glue_cb'
+    """
+    return next((name for name in HELD_OUT if prompt_task.startswith(name + "_")), None)
+
+
+def prompt_tasks(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
+    """The folders of a split, by name.
+
+    Raises:
+      DataError: no such split, or not one folder of it.
+    """
+    if split not in SPLITS:
+        raise DataError(f"P3: expected a split out of {SPLITS}, got '{split}'")
+    root = pathlib.Path(root)
+    if split == "held_out":
+        found = [path.parent for path in root.glob("*/validation.jsonl") if data_set(path.parent.name)]
+    else:
+        folders = (path.parent for path in root.glob("*/train.jsonl"))
+        found = [folder for folder in folders if not folder.name.startswith(_NEVER_TRAINED)]
+    if not found:
+        file = "train" if split == "train" else "validation"
+        raise DataError(f"{root}: expected folders <prompt-task>/{file}.jsonl of the {split} split, found none")
+    return sorted(found)
+
+
+def read_file(path: pathlib.Path | str, *, choices: bool) -> Iterator[PromptExample]:
+    """The examples of one jsonl file; with `choices`, their answer choices, among which the target must be.
+
+    Raises:
+      DataError: an absent file, an empty one, or a broken line (with its number).
+    """
+    try:
+        with open(path, encoding="utf-8") as lines:
+            number = 0
+            for number, row in read_rows(lines, str(path)):
+                yield _example(row, f"{path}:{number}", choices)
+    except OSError as error:
+        raise DataError(f"{path}: expected a file of P3 examples, cannot read it ({error.strerror})") from error
+    if not number:
+        raise DataError(f"{path}: expected at least one example, got none")
+
+
+def _example(row: dict[str, Any], place: str, choices: bool) -> PromptExample:
+    texts = [row.get(key) for key in ("inputs_pretokenized", "targets_pretokenized")]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"{place}: expected the strings 'inputs_pretokenized' and 'targets_pretokenized', got the keys "
+            f"{sorted(row)[:8]}"
+        )
+    source, target = (text.strip() for text in texts)
+    if not choices:
+        return PromptExample(source, target)
+    given = row.get("answer_choices")
+    if not isinstance(given, list) or len(given) < 2 or not all(isinstance(choice, str) for choice in given):
+        raise DataError(f"{place}: expected at least two strings in 'answer_choices', got {given!r:.80}")
+    options = tuple(choice.strip() for choice in given)
+    if target not in options:
+        raise DataError(f"{place}: expected the target to be an answer choice, got {target!r:.40} and {options!r:.80}")
+    return PromptExample(source, target, options)
+
+
+def read_split(
+    root: pathlib.Path | str, split: str, max_examples: int | None = None
+) -> Iterator[tuple[str, PromptExample]]:
+    """(prompt-task, example) of a split, at most `max_examples` of each prompt-task; errors as the two above."""
+    held_out = split == "held_out"
+    for folder in prompt_tasks(root, split):
+        path = folder / ("validation.jsonl" if held_out else "train.jsonl")
+        for example in itertools.islice(read_file(path, choices=held_out), max_examples):
+            yield folder.name, example
+
+
+def read_positives(root: pathlib.Path | str, prompt_task: str) -> list[PromptExample]:
+    """The first `POSITIVES` training examples of a held-out prompt-task; none if they are not at hand."""
+    path = pathlib.Path(root) / prompt_task / "train.jsonl"
+    return list(itertools.islice(read_file(path, choices=False), POSITIVES)) if path.is_file() else []
+
+
+def p3_source(
+    root: pathlib.Path | str, split: str, vocabulary: Vocabulary, max_examples: int | None = None
+) -> InMemorySource:
+    """The prompt-tasks of a split as an `ExampleSource`; the category of a held-out one is its data set.
+
+    Raises:
+      DataError: see `prompt_tasks` and `read_file`.
+    """
+    return InMemorySource.from_stream(_stream(root, split, vocabulary, max_examples), vocabulary)
+
+
+def _stream(
+    root: pathlib.Path | str, split: str, vocabulary: Vocabulary, most: int | None
+) -> Iterator[StreamedExample]:
+    def tokens(example: PromptExample) -> Example:
+        options = tuple(tokenise(choice, vocabulary) for choice in example.choices)
+        return Example(tokenise(example.inputs, vocabulary), tokenise(example.target, vocabulary), options)
+
+    infos: dict[str, TaskInfo] = {}
+    for name, example in read_split(root, split, most):
+        if name not in infos:
+            shown = read_positives(root, name) if split == "held_out" else []
+            infos[name] = TaskInfo(positives=tuple(map(tokens, shown)), category=data_set(name) or "")
+        yield StreamedExample(name, tokens(example), infos[name])
+
+
+def find_root(root: pathlib.Path | str | None = None) -> pathlib.Path:
+    """The folder of prompt-tasks: the argument, else the environment variable.
+
+    Raises:
+      ConfigError: neither is given, or it is no folder.
+    """
+    found = root or os.environ.get(ROOT_VARIABLE)
+    if not found or not pathlib.Path(found).is_dir():
+        raise ConfigError(f"P3: set {ROOT_VARIABLE} to a folder of prompt-tasks, got {found!r}")
+    return pathlib.Path(found)
+
+
+def suite(root: pathlib.Path | str | None = None) -> Suite:
+    """T0's main evaluation: answer choices ranked, accuracy per prompt, mean (and median) over the prompts of each of
+    the 11 data sets, mean over data sets.
+
+    The support is taken from the positives if all prompt-tasks have some, else from the validation examples, which are
+    then not scored; the report says so.
+
+    Raises:
+      ConfigError: no root.
+      DataError: see `prompt_tasks`.
+    """
+    found = find_root(root)
+    folders = prompt_tasks(found, "held_out")
+    pooled = all((folder / "train.jsonl").is_file() for folder in folders)
+    missing = [] if pooled else ["the support is taken from the validation examples, which are then not scored"]
+    for name, official in HELD_OUT.items():
+        own = [folder / "validation.jsonl" for folder in folders if data_set(folder.name) == name]
+        if own and len(own) < official.templates:
+            missing.append(f"{name}: {len(own)} of {official.templates} templates")
+        lines = [sum(1 for line in path.read_bytes().splitlines() if line.strip()) for path in own]
+        if own and max(lines) < official.examples:  # some templates apply to a part of the examples only
+            missing.append(f"{name}: {max(lines):,} of {official.examples:,} examples")
+    return Suite(
+        name="p3",
+        sources={"held_out": lambda vocabulary: p3_source(found, "held_out", vocabulary)},
+        unit="data sets",
+        official=len(HELD_OUT),
+        metric="accuracy",
+        support="positives" if pooled else "examples",
+        ranked=True,
+        grouped=True,
+        missing=tuple(missing),
+    )
+
+
+def register(
+    root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None, max_examples: int | None = None
+) -> None:
+    """Registers `p3` with the splits `train` (T0's training mixture) and `held_out` (with answer choices).
+
+    Args:
+      root: of the prompt-tasks; by default what `HYPERFLAX_P3` says.
+      vocabulary: if a run gives none; by default T5's, from the file that `HYPERFLAX_VOCABULARY` names.
+      max_examples: kept of a prompt-task.
+
+    Raises:
+      ConfigError: no root.
+    """
+    found = find_root(root)
+
+    def loader(split: str) -> registry.Loader:
+        return lambda given: p3_source(found, split, find_vocabulary(given or vocabulary), max_examples)
+
+    registry.register_source(
+        "p3",
+        {split: loader(split) for split in SPLITS},
+        description="prompted data sets (P3) with T0's split; a task is a data set under one prompt",
+        replace=True,
+    )

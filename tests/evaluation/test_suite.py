@@ -1,0 +1,271 @@
+"""Suites: from scores of runs to one report, by the rules of three benchmarks; what is missing is said."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hyperflax.data.corruption import MixedPairs
+from hyperflax.data.curriculum import Curriculum
+from hyperflax.data.episodes import EpisodeConfig, Episodes
+from hyperflax.data.examples import Example, InMemorySource, TaskInfo, tokenise
+from hyperflax.data.multitask import TaskPairs
+from hyperflax.data.prefetch import PrefetchedBatches
+from hyperflax.data.text import PackedBatches
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import DataError
+from hyperflax.evaluate import evaluate_suite
+from hyperflax.evaluation.contamination import check_contamination, check_names, name_digests, task_names
+from hyperflax.evaluation.markdown import coverage, render_markdown
+from hyperflax.evaluation.metrics import macro_f1
+from hyperflax.evaluation.report import read_report, validate_report
+from hyperflax.evaluation.runner import EvaluationTask, ScoreTable, evaluate_conditions
+from hyperflax.evaluation.suite import Suite, suite_report
+from hyperflax.hypermodel import Hypermodel
+from tests.evaluation.micro import choice_source, hypermodel
+
+RUN = {"command": "hyperflax evaluate", "config": {}, "versions": {}, "device": "cpu", "seconds": 1.0}
+LABELS = ["yes", "no", "yes", "no"]
+
+
+def table(answers: dict[str, tuple[str | None, list[str], list[str]]], metric: str = "accuracy") -> ScoreTable:
+    """A table of {task: (category, references, answers)}; `bare` always answers no."""
+    tasks = [
+        EvaluationTask(
+            name, tuple(f"{name} {i}" for i in range(len(right))), tuple((r,) for r in right), category=group
+        )
+        for name, (group, right, _) in answers.items()
+    ]
+    conditions = {
+        "bare": lambda batch: [["no"] * len(task.inputs) for task in batch],
+        "generated": lambda batch: [answers[task.name][2] for task in batch],
+    }
+    return evaluate_conditions(tasks, conditions, metric, progress=False)
+
+
+def seeds() -> dict[str, ScoreTable]:
+    """Two tasks under two seeds: a classification whose labels are unevenly hit, and multiple choice."""
+    return {
+        "seed 100": table(
+            {"sort": ("classification", LABELS, ["yes", "no", "no", "no"]), "pick": ("multi-choice", ["a"], ["a"])}
+        ),
+        "seed 13": table({"sort": ("classification", LABELS, ["yes"] * 4), "pick": ("multi-choice", ["b"], ["a"])}),
+    }
+
+
+METAICL = Suite(
+    name="metaicl/toy",
+    sources={},
+    unit="test tasks",
+    official=26,
+    metric="accuracy",
+    category_metrics={"classification": "macro_f1"},
+    mixed=True,
+    missing=("not at hand: gone",),
+)
+
+
+def test_seeds_are_averaged_and_the_worst_is_shown() -> None:
+    report = suite_report(METAICL, seeds(), RUN)
+    assert report["metric"] == "macro_f1_or_accuracy"
+    # Macro-F1 of the seeds by hand: yes 2/3 and no 4/5; yes 4/6 and no 0. Accuracy of the other task: 1 and 0.
+    first, second = (2 / 3 + 4 / 5) / 2, (2 / 3 + 0) / 2
+    assert first == pytest.approx(macro_f1(["yes", "no", "no", "no"], [[label] for label in LABELS]))
+    row = report["per_task"][0]
+    assert [run["scores"]["generated"] for run in row["runs"]] == pytest.approx([first, second], abs=1e-6)
+    assert row["scores"]["generated"] == pytest.approx((first + second) / 2, abs=1e-6)
+    of_seeds = {row["run"]: row["scores"]["generated"] for row in report["per_run"]}
+    assert of_seeds == pytest.approx({"seed 100": (first + 1) / 2, "seed 13": (second + 0) / 2}, abs=1e-6)
+    assert report["conditions"]["generated"]["mean"] == pytest.approx(statistics.mean(of_seeds.values()), abs=1e-6)
+    assert {row["category"]: row["n_tasks"] for row in report["categories"]} == {"classification": 1, "multi-choice": 1}
+    page = render_markdown(report)
+    worst = next(line for line in page.splitlines() if line.startswith("| worst"))
+    assert f"{(second + 0) / 2:.3f}" in worst
+
+
+def test_a_part_of_a_suite_is_never_called_its_score() -> None:
+    report = suite_report(METAICL, seeds(), RUN, missing=["4 shots, the suite shows 16"])
+    assert report["suite"]["complete"] is False
+    assert "2 of 26 test tasks" in coverage(report)
+    assert "not the suite's score" in coverage(report)
+    page = render_markdown(report)
+    for said in ("2 of 26 test tasks", "not at hand: gone", "4 shots, the suite shows 16", "Not compared with any"):
+        assert said in page
+    whole = dataclasses.replace(METAICL, official=2, missing=())
+    report = suite_report(whole, seeds(), RUN, checked_against=["mine"])
+    assert report["suite"]["complete"] is True
+    assert coverage(report) == "Suite metaicl/toy: all 2 test tasks."
+    assert "what was named as trained on: mine" in render_markdown(report)
+    assert coverage({}) == ""
+
+
+def test_prompts_are_runs_of_their_data_set() -> None:
+    """P3: a data set's score is the mean over its prompts, which count alike however many data sets have more."""
+    hits = {"rte_a": 4, "rte_b": 1, "rte_c": 3, "cb_a": 2}
+    rows = {n: (n.split("_")[0], ["yes"] * 4, ["yes"] * k + ["no"] * (4 - k)) for n, k in hits.items()}
+    suite = Suite("p3", {}, "data sets", 11, "accuracy", ranked=True, grouped=True)
+    report = suite_report(suite, {"held_out": table(rows)}, RUN)
+    assert [(row["task"], row["scores"]["generated"]) for row in report["per_task"]] == [
+        ("rte", pytest.approx((1 + 0.25 + 0.75) / 3, abs=1e-6)),
+        ("cb", 0.5),
+    ]
+    assert report["per_task"][0]["medians"]["generated"] == 0.75
+    assert [run["run"] for run in report["per_task"][0]["runs"]] == ["a", "b", "c"]
+    assert report["conditions"]["generated"]["mean"] == pytest.approx((2 / 3 + 0.5) / 2, abs=1e-6)
+    assert report["per_task"][0]["n_examples"] == 4
+    assert "## Medians over runs" in render_markdown(report)
+
+
+def test_categories_are_reported_by_their_own_metric() -> None:
+    """Super-NaturalInstructions: the score is ROUGE-L throughout, the table has exact match where it is official."""
+    rows = {
+        "t1": ("Textual Entailment", ["it is so", "no"], ["it is not", "no"]),
+        "t2": ("Title Generation", ["a b c d"], ["a b"]),
+    }
+    suite = Suite(
+        "ni", {}, "test tasks", 2, "rouge_l", category_metrics={"Textual Entailment": "exact_match_normalised"}
+    )
+    report = suite_report(suite, {"test": table(rows, "rouge_l")}, RUN)
+    # ROUGE-L by hand: two of three words in common, 2/3; two of four against two, F = 2/3.
+    assert [row["scores"]["generated"] for row in report["per_task"]] == pytest.approx([5 / 6, 2 / 3], abs=1e-6)
+    assert report["conditions"]["generated"]["mean"] == pytest.approx(0.75, abs=1e-6)
+    found = {row["category"]: (row["metric"], row["scores"]["generated"]) for row in report["categories"]}
+    assert found == {"Textual Entailment": ("exact_match_normalised", 0.5), "Title Generation": ("rouge_l", 0.666667)}
+    assert "runs" not in report["per_task"][0]
+    assert report["suite"]["complete"] is True
+
+
+def _set(*path: Any, value: Any) -> Callable[[Any], None]:
+    def change(report: Any) -> None:
+        for key in path[:-1]:
+            report = report[key]
+        report[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (_set("suite", "complete", value=True), "suite/complete"),
+        (_set("suite", "evaluated", value=26), "suite/evaluated"),
+        (_set("suite", "official", value=1), "suite/official"),
+        (_set("suite", "missing", value="x"), "suite/missing"),
+        (_set("suite", "note", value="x"), "suite"),
+        (_set("per_task", 0, "runs", 0, "scores", "bare", value=0.9), "per_task/0/scores/bare"),
+        (_set("per_task", 0, "runs", value=[]), "per_task/0/runs"),
+        (_set("per_task", 0, "runs", 1, "run", value="seed 100"), "per_task/0/runs"),
+        (_set("per_task", 0, "medians", value={"bare": 1.0, "generated": 0.0}), "per_task/0/medians/bare"),
+        (_set("per_run", 1, "scores", "generated", value=0.5), "per_run/1/scores/generated"),
+        (_set("per_run", 1, "run", value="seed 7"), "per_run/1/run"),
+        (_set("categories", 0, "n_tasks", value=2), "categories/0/n_tasks"),
+        (_set("categories", 0, "metric", value="rouge_l"), "categories/0/metric"),
+        (_set("categories", 0, "scores", "generated", value=0.1), "categories/0/scores/generated"),
+    ],
+)
+def test_the_parts_of_a_report_agree(change: Callable[[Any], None], place: str) -> None:
+    report = copy.deepcopy(suite_report(METAICL, seeds(), RUN))
+    validate_report(report)
+    change(report)
+    with pytest.raises(DataError, match=f"^{place}: expected"):
+        validate_report(report)
+
+
+def test_contamination_is_found_by_name_and_by_content() -> None:
+    tasks = [
+        EvaluationTask("upper", ("Ab  c", "d"), (("ABC", "abc"), ("D",))),
+        EvaluationTask("last", ("q",), (("q",),)),
+    ]
+
+    def trained(**examples: list[tuple[str, str]]) -> InMemorySource:
+        return InMemorySource.from_strings(examples, Bytes())
+
+    check_contamination("mine", trained(first=[("ab c", "abd"), ("abc", "ABC"), ("D", "e")]), tasks)
+    with pytest.raises(DataError, match="'mine' was trained on and holds the evaluated task 'last'"):
+        check_contamination("mine", trained(last=[("x", "y")]), tasks)
+    with pytest.raises(DataError, match="holds the evaluated tasks 'upper', 'last'"):
+        check_contamination(
+            "mine", InMemorySource.from_strings({"a/upper": [("x", "y")], "last": [("x", "y")]}, Bytes()), tasks
+        )
+    with pytest.raises(
+        DataError, match=r"evaluated: 2 examples of 'upper' \(in 'caps'\), 1 example of 'last' \(in 'id'\)"
+    ):
+        check_contamination("mine", trained(caps=[("AB C", " abc"), ("d", "d")], id=[("Q", "q")]), tasks)
+
+
+def test_training_batches_tell_their_tasks_through_stages_and_mixtures() -> None:
+    def source(*names: str) -> InMemorySource:
+        return InMemorySource.from_strings({name: [(f"{name}{i}", "y") for i in range(9)] for name in names}, Bytes())
+
+    first, second = (Episodes(source(*names), EpisodeConfig()) for names in (("a", "b"), ("c",)))
+    in_inputs = EpisodeConfig(demonstrations="inputs")
+    mixed = MixedPairs([TaskPairs(source("d"), in_inputs), TaskPairs(source("e"), in_inputs)], [1, 1])
+    packed = PackedBatches(mixed, batch_size=1, inputs_length=64, targets_length=64)
+    stages = Curriculum([PrefetchedBatches(first), second, packed], boundaries=[3, 6])
+    assert task_names(stages) == {"a", "b", "c", "d", "e"}
+    assert task_names(object()) == set()
+    tasks = [EvaluationTask("f", ("x",), (("y",),)), EvaluationTask("e", ("x",), (("y",),))]
+    check_names("the model", name_digests(task_names(first)), tasks)
+    with pytest.raises(DataError, match="the model holds the evaluated task 'e'"):
+        check_names("the model", name_digests(task_names(stages)), tasks)
+
+
+SETS = ("rte_a", "rte_b", "cb_a", "copa_a")
+
+
+def toy_suite(**changes: Any) -> Suite:
+    """Four prompt-tasks of three data sets, 10 examples each."""
+    rows = {name: [(f"{name[0]}{i}", str(i % 2), ["0", "1"]) for i in range(10)] for name in SETS}
+    shown = [Example(tokenise(f"p{i}", Bytes()), tokenise(str(i % 2), Bytes())) for i in range(3)]
+    infos = {name: TaskInfo(positives=tuple(shown), category=name.split("_")[0]) for name in SETS}
+    source = choice_source(rows, **infos)
+    base = Suite("toy", {"held_out": lambda vocabulary: source}, "data sets", 4, "accuracy", ranked=True, grouped=True)
+    return dataclasses.replace(base, **changes)
+
+
+def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
+    """Draws of the support, conditions, one report that says what it covers; twice the same."""
+    options: dict[str, Any] = {"model": hypermodel(), "conditions": ["bare", "generated", "shuffled_support"]}
+    options |= {"out": str(tmp_path), "draws": 2, "progress": False}
+    report = evaluate_suite(suite=toy_suite(), **options)
+    assert report == read_report(tmp_path)
+    assert {row["task"]: len(row["runs"]) for row in report["per_task"]} == {"rte": 2, "cb": 1, "copa": 1}
+    assert {row["n_examples"] for row in report["per_task"]} == {10 - 2 * 2}
+    assert report["suite"]["evaluated"] == 3
+    assert "3 of 4 data sets" in coverage(report)
+    assert len(list(tmp_path.glob("scores-*.jsonl"))) == 2  # one for each draw
+    again = evaluate_suite(suite=toy_suite(), **options)
+    assert again["per_task"] == report["per_task"]
+    trained = InMemorySource.from_strings({"cb_a": [("x", "y")]}, Bytes())
+    with pytest.raises(DataError, match="'mine' was trained on and holds the evaluated task 'cb_a'"):
+        evaluate_suite(suite=toy_suite(), trained_on={"mine": trained}, **options)
+    record = {"training_tasks": name_digests(["copa_a", "imdb_x"])}
+    parts = hypermodel().parts
+    options["model"] = Hypermodel(
+        hypermodel().config, parts.base, parts.hypernetwork_params, name="seen", provenance=record
+    )
+    with pytest.raises(DataError, match="what 'seen' was trained on holds the evaluated task 'copa_a'"):
+        evaluate_suite(suite=toy_suite(), **options)
+
+
+def test_what_was_asked_for_is_said(tmp_path: pathlib.Path) -> None:
+    suite = toy_suite(support="positives", shots=3, grouped=False, official=4)
+    report = evaluate_suite(
+        model=hypermodel(), suite=suite, out=str(tmp_path), conditions=["bare"], examples=3, shots=4, progress=False
+    )
+    assert report["suite"]["missing"] == [
+        "only 3 examples were asked for",
+        "4 shots, the suite shows 3",
+        "4 of 4 supports have fewer than 4 shots: the others do not fit or are not there",
+    ]
+    assert report["run"]["config"]["inputs_cut"] == "0 of 12"
+    assert {row["n_examples"] for row in report["per_task"]} == {3}
+    assert {row["category"]: row["n_tasks"] for row in report["categories"]} == {"cb": 1, "copa": 1, "rte": 2}
+    assert np.isclose(report["conditions"]["bare"]["mean"], np.mean([r["scores"]["bare"] for r in report["per_task"]]))

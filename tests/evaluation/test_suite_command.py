@@ -1,0 +1,79 @@
+"""`hyperflax evaluate --suite`: the suites by name, a suite of one's own, and what goes with neither."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import pytest
+
+from hyperflax.cli.evaluate import SUITES, load_suite
+from hyperflax.cli.main import main
+from hyperflax.errors import ConfigError
+from hyperflax.evaluation.report import read_report
+from hyperflax_tasks import natural_instructions, p3
+from tests.evaluation.micro import hypermodel
+
+MODULE = """
+from tests.evaluation.test_suite import toy_suite
+
+def suite():
+    return toy_suite()
+"""
+
+
+def test_the_shipped_suites_are_found_by_name(materialised: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPERFLAX_NATURAL_INSTRUCTIONS", str(materialised / "natural-instructions"))
+    monkeypatch.setenv("HYPERFLAX_P3", str(materialised / "p3"))
+    monkeypatch.setenv("HYPERFLAX_METAICL", str(materialised / "metaicl"))
+    suites = [load_suite(f"{name}/hr_to_lr" if name == "metaicl" else name) for name in SUITES]
+    assert [(suite.official, suite.unit) for suite in suites] == [
+        (natural_instructions.OFFICIAL_TEST_TASKS, "test tasks"),
+        (len(p3.HELD_OUT), "data sets"),
+        (26, "test tasks"),
+    ]
+    exact = {name for name, metric in suites[0].category_metrics.items() if metric == "exact_match_normalised"}
+    assert len(exact) == 6
+    assert (suites[0].metric, suites[0].support, suites[0].shots) == ("rouge_l", "positives", 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("t0", "expected one of natural_instructions, p3, metaicl/SETTING or a module, got 't0'"),
+        ("metaicl", "expected a setting out of hr_to_lr, class_to_class, .*, got none"),
+        ("no_such.module", "expected a module with a function suite()"),
+        ("hyperflax.errors", "expected a module with a function suite()"),
+    ],
+)
+def test_an_unknown_suite_is_named(name: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem).replace(r"\.\*", ".*")):
+        load_suite(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (["--suite", "p3", "--metric", "rouge_l"], "--metric goes with --mixture, got it beside --suite"),
+        (["--suite", "p3", "--first"], "--first goes with --mixture"),
+        (["--mixture", "strings", "--draws", "3"], "--draws goes with --suite, got it beside --mixture"),
+        (["--mixture", "strings", "--trained_on", "strings"], "--trained_on goes with --suite"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(given: list[str], problem: str, capsys) -> None:
+    assert main(["evaluate", "--model", "nothing", "--out", "nowhere", *given]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_a_suite_of_ones_own_is_evaluated(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "own_suites").mkdir()
+    (tmp_path / "own_suites" / "toy.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    hypermodel().save(tmp_path / "model")
+    arguments = ["evaluate", "--model", str(tmp_path / "model"), "--suite", "own_suites.toy"]
+    arguments += ["--out", str(tmp_path / "report"), "--conditions", "bare", "--trained_on", "strings_handwritten:test"]
+    assert main(arguments) == 0
+    assert "3 of 4 data sets: these figures are not the suite's score" in capsys.readouterr().out
+    report = read_report(tmp_path / "report")
+    assert report["suite"]["checked_against"] == ["strings_handwritten:test"]
+    assert (tmp_path / "report" / "report.png").is_file()

@@ -1,0 +1,157 @@
+"""P3: T0's split and rules, on a few lines written by hand and on the reference data."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import pytest
+
+from hyperflax.data import registry
+from hyperflax.data.vocabularies import Bytes, SentencePiece
+from hyperflax.errors import ConfigError, DataError
+from hyperflax_tasks import p3
+
+
+def write(root: pathlib.Path, file: str, *rows: dict[str, Any]) -> pathlib.Path:
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(inputs: str, target: str, *choices: str) -> dict[str, Any]:
+    choice = {"answer_choices": list(choices)} if choices else {}
+    return {"inputs_pretokenized": inputs, "targets_pretokenized": target, **choice}
+
+
+@pytest.fixture
+def root(tmp_path: pathlib.Path) -> pathlib.Path:
+    folder = tmp_path / "p3"
+    write(folder, "ag_news_classify/train.jsonl", row("Rain. Topic?", " Weather"), row("Goal. Topic?", " Sport"))
+    write(folder, "super_glue_rte_must_be_true/train.jsonl", row("A, so B?", " Yes"))
+    write(folder, "super_glue_rte_must_be_true/validation.jsonl", row("C, so D?\n", " No", "Yes", "No"))
+    write(folder, "anli_GPT_3_style_r1/train.jsonl", row("E, so F?", " True"))
+    write(folder, "rotten_tomatoes_plain/validation.jsonl", row("Fine?", "yes", "yes", "no"))
+    return folder
+
+
+def test_a_split_holds_its_prompt_tasks_and_no_others(root: pathlib.Path) -> None:
+    assert [path.name for path in p3.prompt_tasks(root, "train")] == ["ag_news_classify"]
+    assert [path.name for path in p3.prompt_tasks(root, "held_out")] == ["super_glue_rte_must_be_true"]
+    with pytest.raises(DataError, match=r"expected a split out of \('train', 'held_out'\), got 'test'"):
+        p3.prompt_tasks(root, "test")
+    with pytest.raises(DataError, match=r"expected folders <prompt-task>/validation.jsonl .* found none"):
+        p3.prompt_tasks(root / "ag_news_classify", "held_out")
+
+
+def test_the_source_holds_targets_choices_data_set_and_support_pool(root: pathlib.Path) -> None:
+    vocabulary = Bytes()
+    train = p3.p3_source(root, "train", vocabulary)
+    assert (train.task_names, train.sizes.tolist()) == (("ag_news_classify",), [2])
+    example = train.example(0, 1)
+    assert (vocabulary.decode(example.inputs), vocabulary.decode(example.targets)) == ("Goal. Topic?", "Sport")
+    assert example.options == ()
+    held_out = p3.p3_source(root, "held_out", vocabulary)
+    example, info = held_out.example(0, 0), held_out.info(0)
+    assert (vocabulary.decode(example.inputs), vocabulary.decode(example.targets)) == ("C, so D?", "No")
+    assert [vocabulary.decode(option) for option in example.options] == ["Yes", "No"]
+    assert info.category == "super_glue_rte"
+    assert [vocabulary.decode(positive.targets) for positive in info.positives] == ["Yes"]
+    assert p3.p3_source(root, "train", vocabulary, max_examples=1).sizes.tolist() == [1]
+
+
+def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(p3.ROOT_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match="set HYPERFLAX_P3 to a folder of prompt-tasks, got None"):
+        p3.register()
+    monkeypatch.setenv(p3.ROOT_VARIABLE, str(root))
+    p3.register()
+    try:
+        assert registry.load_source("p3", vocabulary=Bytes()).sizes.tolist() == [2]
+        assert registry.load_source("p3", "held_out", vocabulary=Bytes()).sizes.tolist() == [1]
+    finally:
+        registry.unregister_source("p3")
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        (row("x", "y"), r"expected at least two strings in 'answer_choices', got None"),
+        (row("x", "yes", "yes"), r"expected at least two strings in 'answer_choices', got \['yes'\]"),
+        (row("x", "maybe", "yes", "no"), r"expected the target to be an answer choice, got 'maybe' and \('yes',"),
+        (
+            {"inputs": "x", "targets": "y"},
+            r"expected the strings 'inputs_pretokenized' and .*, got the keys \['inputs', 'targets'\]",
+        ),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: pathlib.Path, broken: dict[str, Any], problem: str) -> None:
+    path = write(tmp_path, "super_glue_cb_x/validation.jsonl", row("x", "yes", "yes", "no"), broken)
+    with pytest.raises(DataError, match=rf"validation\.jsonl:2: {problem}"):
+        list(p3.read_file(path, choices=True))
+
+
+def test_a_file_that_is_no_json_empty_or_absent_is_named(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, "t/train.jsonl")
+    with pytest.raises(DataError, match=r"train\.jsonl: expected at least one example, got none"):
+        list(p3.read_file(path, choices=False))
+    path.write_text('{"inputs_pretokenized": \n')
+    with pytest.raises(DataError, match=r"train\.jsonl:1: expected a JSON object"):
+        list(p3.read_file(path, choices=False))
+    with pytest.raises(DataError, match=r"none\.jsonl: expected a file of P3 examples"):
+        list(p3.read_file(tmp_path / "none.jsonl", choices=False))
+
+
+def test_the_reference_data(materialised: pathlib.Path) -> None:
+    """Counts as its README states them; templates and choices of the held-out data sets."""
+    root = materialised / "p3"
+    sizes: dict[str, int] = {}
+    for name, _ in p3.read_split(root, "train"):
+        sizes[name] = sizes.get(name, 0) + 1
+    assert (len(sizes), sum(sizes.values()), max(sizes.values())) == (283, 55_185, 200)
+    assert not [name for name in sizes if p3.data_set(name)]
+    t5 = SentencePiece(materialised / "vocab" / "spiece.model")
+    source = p3.p3_source(root, "held_out", t5, max_examples=2)
+    templates: dict[str, int] = {}
+    for task in range(len(source.task_names)):
+        templates[source.info(task).category] = templates.get(source.info(task).category, 0) + 1
+    assert templates == {
+        name: p3.HELD_OUT[name].templates - (name == "hellaswag")  # one of HellaSwag's four is not at hand
+        for name in sorted(p3.HELD_OUT)
+        if name not in ("anli_dev_r3", "story_cloze_2016", "super_glue_wic", "winogrande_winogrande_xl")
+    }
+    example = source.example(source.task_names.index("super_glue_copa_choose"), 0)
+    assert [t5.decode(option) for option in example.options] == [
+        "The toilet filled with water.",
+        "Water flowed from the spout.",
+    ]
+    assert t5.decode(example.targets) == "Water flowed from the spout."
+
+
+def test_templates_are_those_of_t0s_list(data_dir: pathlib.Path) -> None:
+    listed = json.loads((data_dir / "p3" / "t0_eval_template_list.json").read_text())
+    sizes = {re.sub(r"\W", "_", name): len(templates) for name, templates in listed.items()}
+    sizes |= {f"anli_dev_r{number}": sizes["anli"] for number in (1, 2, 3)}
+    del sizes["anli"]
+    assert {name: found.templates for name, found in p3.HELD_OUT.items()} == sizes
+
+
+def test_the_suite_says_what_is_missing_of_it(materialised: pathlib.Path) -> None:
+    found = p3.suite(materialised / "p3")
+    assert (found.official, found.unit, found.support) == (11, "data sets", "examples")
+    assert found.missing == (
+        "the support is taken from the validation examples, which are then not scored",
+        "hellaswag: 3 of 4 templates",
+        "hellaswag: 2,000 of 10,042 examples",
+    )
+
+
+def test_support_comes_from_training_examples_where_all_have_them(root: pathlib.Path) -> None:
+    found = p3.suite(root)
+    assert found.support == "positives"
+    assert found.missing == ("super_glue_rte: 1 of 10 templates", "super_glue_rte: 1 of 277 examples")
+    source = found.sources["held_out"](Bytes())
+    assert source.task_names == ("super_glue_rte_must_be_true",)
