@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +208,8 @@ class Hypermodel:
         rows = [self.episode(part, [], definition, shots=len(dealt[0]))["support_tokens"] for part in dealt]
         adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
         if refine_steps:
-            adapters, _ = self.refine(adapters, self.own_examples([pairs]), refine_steps, learning_rate)
+            shown = [_example(pair, self.config.vocabulary) for pair in pairs]
+            adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)
         tree = jax.tree.map(lambda leaf: np.asarray(leaf[0]), adapters)
         metadata = AdapterMetadata(
             base_fingerprint=self.base_fingerprint,
@@ -277,20 +278,24 @@ class Hypermodel:
         shown, asked = ([_example(pair, vocabulary) for pair in pairs] for pairs in (support, scored))
         return episode_arrays(shown, asked, config, vocabulary, info, "examples")
 
-    def own_examples(self, supports: Sequence[Sequence[tuple[str, str]]]) -> dict[str, np.ndarray]:
-        """Returns every task's support as inputs and targets [task, example, length], what refining trains on."""
-        config, vocabulary = self.config.episodes, self.config.vocabulary
-        most = max(len(support) for support in supports)
-        batches = [
-            text_batch(
-                [(tokenise(x, vocabulary), tokenise(y, vocabulary)) for x, y in support],
-                inputs_length=config.inputs_length,
-                targets_length=config.targets_length,
-                batch_size=most,
-            )
-            for support in supports
-        ]
-        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    def own_examples(
+        self, supports: Sequence[Sequence[Example]], too_long: Literal["error", "truncate"] = "error"
+    ) -> dict[str, np.ndarray]:
+        """Returns every task's support as inputs and targets [task, example, length], what refining trains on.
+
+        Raises:
+          DataError: an example that is too long, unless it may be cut.
+        """
+        config = self.config.episodes.replace(
+            examples=max([1, *map(len, supports)]),
+            definition="none",
+            positives="none",
+            demonstrations="none",
+            teacher="none",
+            too_long=too_long,
+        )
+        rows = [episode_arrays((), support, config, self.config.vocabulary) for support in supports]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
 
     def generate(self, episodes: Mapping[str, Any]) -> PyTree:
         """Returns the adapters, leaves [task, ...], of `support_tokens` [task, rows, length].

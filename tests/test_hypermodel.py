@@ -15,7 +15,7 @@ from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter, save_adapter
 from hyperflax.data.episode_config import EpisodeConfig
-from hyperflax.data.examples import InMemorySource
+from hyperflax.data.examples import Example, InMemorySource, tokenise
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.evaluation import conditions
@@ -50,6 +50,11 @@ def model() -> Hypermodel:
     return Hypermodel(config, frozen, jax.tree.map(lambda a, b: a + b, params, noise), name="micro")
 
 
+def own_examples(model: Hypermodel, supports):
+    tokens = [[Example(tokenise(x, Bytes()), tokenise(y, Bytes())) for x, y in support] for support in supports]
+    return model.own_examples(tokens)
+
+
 def same(a, b) -> bool:
     a, b = trees.flatten(a), trees.flatten(b)
     return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
@@ -78,7 +83,7 @@ def test_adapters_change_predictions_and_each_input_is_answered_alone(model: Hyp
 def test_refining_lowers_the_loss_on_the_examples(model: Hypermodel) -> None:
     arrays = model.episode(EXAMPLES, [])
     adapters = model.generate({"support_tokens": arrays["support_tokens"][None]})
-    _, losses = model.refine(adapters, model.own_examples([EXAMPLES]), 20, 1e-2)
+    _, losses = model.refine(adapters, own_examples(model, [EXAMPLES]), 20, 1e-2)
     losses = np.asarray(losses)
     assert losses.shape == (20, 1)
     assert losses[-1, 0] < losses[0, 0]
@@ -88,10 +93,10 @@ def test_tasks_refined_together_are_refined_alone(model: Hypermodel) -> None:
     supports = [EXAMPLES, [("q", "r"), ("s", "t"), ("uv", "wx")]]
     tokens = np.stack([model.episode(support, [])["support_tokens"] for support in supports])
     adapters = model.generate({"support_tokens": tokens})
-    together, _ = model.refine(adapters, model.own_examples(supports), 5, 1e-2)
+    together, _ = model.refine(adapters, own_examples(model, supports), 5, 1e-2)
     for index, support in enumerate(supports):
         alone, _ = model.refine(
-            jax.tree.map(lambda x, i=index: x[i : i + 1], adapters), model.own_examples([support]), 5, 1e-2
+            jax.tree.map(lambda x, i=index: x[i : i + 1], adapters), own_examples(model, [support]), 5, 1e-2
         )
         for path, leaf in trees.flatten(alone).items():
             np.testing.assert_allclose(leaf[0], trees.flatten(together)[path][index], rtol=2e-3, atol=2e-4)
@@ -157,7 +162,7 @@ def test_the_nearest_task_has_the_lowest_loss_on_the_support(model: Hypermodel, 
     adapters = [model.adapt(task.support).tree for task in stored.tasks]
 
     def loss(adapter, support) -> float:
-        arrays = {name: leaf[0] for name, leaf in model.own_examples([support]).items()}
+        arrays = {name: leaf[0] for name, leaf in own_examples(model, [support]).items()}
         tokens = [arrays[name] for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")]
         logits = model.model.apply({"params": model.base_params, "adapters": adapter}, *tokens)
         chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[2][..., None], axis=-1)[..., 0]

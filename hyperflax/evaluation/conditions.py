@@ -269,14 +269,7 @@ class Conditions:
         return self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)
 
     def _as_examples(self, supports: Sequence[Sequence[Example]]) -> dict[str, np.ndarray]:
-        """Every task's support as scored examples, [task, example, length]."""
-        config = self.model.config.episodes
-        most = max([1, *map(len, supports)])
-        config = config.replace(
-            examples=most, demonstrations="none", definition="none", positives="none", too_long="truncate"
-        )
-        rows = [episode_arrays((), support, config, self.model.config.vocabulary) for support in supports]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
+        return self.model.own_examples(supports, too_long="truncate")
 
     @functools.cached_property
     def _stored(self) -> list[PyTree]:
