@@ -36,7 +36,6 @@ from hyperflax.types import PyTree, T5Config
 
 Form = Literal["huggingface", "t5x", "orbax", "t5", "hypermodel", "adapter", "peft"]
 Target = Literal["t5x", "orbax", "huggingface"]
-TARGETS: tuple[Target, ...] = ("t5x", "orbax", "huggingface")
 
 _MARKS: dict[str, Form] = {
     "adapter.json": "adapter",

@@ -16,12 +16,12 @@ compares every layer, the logits and a greedy decode, and writes DST/parity.json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from hyperflax.checkpoints.forms import TARGETS
-
     parser.add_argument("source", metavar="SRC", help="what to convert")
     parser.add_argument("destination", metavar="DST", help="folder to write; must not exist yet, or be empty")
     parser.add_argument(
-        "--to", choices=TARGETS, help="the form to write; by default huggingface, and t5x from a transformers directory"
+        "--to",
+        choices=("t5x", "orbax", "huggingface"),
+        help="the form to write; by default huggingface, and t5x from a transformers directory",
     )
     parser.add_argument("--check", action="store_true", help="run both on the same tokens and write DST/parity.json")
     parser.add_argument("--scalable", action="store_true", help="write scalable_t5's scanned layers, for T5X")
