@@ -93,8 +93,9 @@ def read_huggingface(
     config = read_config(folder)
     with contextlib.ExitStack() as stack:
         where = _locate(folder, stack)
-        if config.relative_bias == "per_layer" and HEAD in where and not _is_table(where, HEAD):
-            config = config.replace(logits_via_embedding=False)  # transformers 5 writes umT5 as tied when it is not
+        umt5_as_tied = config.relative_bias == "per_layer" and config.logits_via_embedding
+        if umt5_as_tied and HEAD in where and not _is_table(where, HEAD):
+            config = config.replace(logits_via_embedding=False)  # so transformers 5 writes every umT5
         _check(folder, where, weights(config), config)
         flat = {}
         for weight in weights(config):

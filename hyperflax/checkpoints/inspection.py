@@ -56,7 +56,7 @@ class Inspection:
     Attributes:
       form: see `forms`.
       origin: where it comes from, as far as it says so.
-      leaves: every array, by path.
+      leaves: every array, sorted by path.
     """
 
     form: Form
@@ -86,17 +86,19 @@ def inspect_path(path: pathlib.Path | str) -> Inspection:
         known = (folder / peft.ORIGIN).is_file()
         origin["base_fingerprint"] = read_json(folder / peft.ORIGIN).get("base_fingerprint") if known else None
     files = _WEIGHTS[form] if form != "huggingface" else huggingface.weight_files(folder)
-    return Inspection(form, origin, sorted(_safetensors(folder, files), key=lambda entry: entry.path))
+    entries = [entry for file in files for entry in _safetensors(folder / file, form == "hypermodel")]
+    return Inspection(form, origin, sorted(entries, key=lambda entry: entry.path))
 
 
-def _safetensors(folder: pathlib.Path, files: tuple[str, ...]) -> list[Entry]:
+def _safetensors(file: pathlib.Path, named: bool) -> list[Entry]:
+    """The arrays of one file; `named` puts its name before theirs, where two files may hold the same ones."""
     entries = []
-    for file in files:
-        with open_tensors(folder / file) as tensors:
-            for name, shape in tensors.shapes.items():
-                dtype = tensors.dtypes[name]
-                nbytes = 0 if dtype is None else math.prod(shape) * dtype.itemsize
-                entries.append(Entry(name, shape, "unknown" if dtype is None else dtype.name, nbytes))
+    with open_tensors(file) as tensors:
+        for name, shape in tensors.shapes.items():
+            dtype = tensors.dtypes[name]
+            nbytes = 0 if dtype is None else math.prod(shape) * dtype.itemsize
+            path = f"{file.stem}/{name}" if named else name
+            entries.append(Entry(path, shape, "unknown" if dtype is None else dtype.name, nbytes))
     return entries
 
 

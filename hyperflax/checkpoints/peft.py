@@ -25,7 +25,7 @@ from hyperflax.adapters.kinds import groups, kind_of
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Fingerprint, spec_from
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Count, Fingerprint, spec_from
 from hyperflax.checkpoints.fingerprint import as_numpy, fingerprint
 from hyperflax.checkpoints.peft_lora import export_lora, import_lora
 from hyperflax.checkpoints.peft_prefix import export_prefix, import_prefix
@@ -36,6 +36,7 @@ from hyperflax.files import atomic_directory, read_json, read_schema, write_json
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "hyperflax.json"
 ORIGIN_FORMAT = "hyperflax-peft-origin"
 ORIGIN_VERSION = 1
+_KEPT = ("base_fingerprint", "hypermodel", "support_hash", "refine_steps")  # of an adapter's metadata
 _PICKLE = "adapter_model.bin"
 
 _EXPORTS = {LoRA: export_lora, Prefix: export_prefix}
@@ -51,6 +52,8 @@ class _Origin:
     fingerprint: Fingerprint
     base_fingerprint: Fingerprint | None
     hypermodel: str | None
+    support_hash: Fingerprint | None
+    refine_steps: Count
     spec: dict[str, Any]
 
 
@@ -80,8 +83,7 @@ def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: st
         "schema_version": ORIGIN_VERSION,
         # Without masks: those that keep everything are not written, and no other ones got here.
         "fingerprint": fingerprint(trees.unflatten({leaf.path: flat[leaf.path] for leaf in adapter.spec.leaves})),
-        "base_fingerprint": adapter.metadata.base_fingerprint,
-        "hypermodel": adapter.metadata.hypermodel,
+        **{name: getattr(adapter.metadata, name) for name in _KEPT},
         "spec": adapter.spec.to_json(),
     }
     with atomic_directory(directory) as folder:
@@ -139,10 +141,7 @@ def read_peft(directory: pathlib.Path | str, *, decoder_layers: int | None = Non
         own.validate(tree)
     except AdapterError as error:
         raise CheckpointError(f"{folder / ORIGIN}: key 'spec': does not fit {WEIGHTS}: {error}") from error
-    metadata = AdapterMetadata(
-        base_fingerprint=origin.base_fingerprint, hypermodel=origin.hypermodel, provenance=provenance
-    )
-    return Adapter(tree, own, metadata)
+    return Adapter(tree, own, AdapterMetadata(**{name: getattr(origin, name) for name in _KEPT}, provenance=provenance))
 
 
 def _read_origin(folder: pathlib.Path) -> _Origin | None:

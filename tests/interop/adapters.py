@@ -14,6 +14,9 @@ from tests.adapters.micro import random_tree
 from tests.interop.families import FAMILIES
 
 BASE = "sha256:" + "0123456789abcdef" * 4
+METADATA = AdapterMetadata(
+    base_fingerprint=BASE, hypermodel="small@0123456789ab", support_hash="sha256:" + "ab" * 32, refine_steps=3
+)
 
 KINDS: dict[str, tuple[str, tuple[KindConfig, ...]]] = {
     "lora_everywhere": ("t5_1_1", (LoRA(rank=3, alpha=2.0, sites=("*",)),)),
@@ -28,9 +31,7 @@ KINDS: dict[str, tuple[str, tuple[KindConfig, ...]]] = {
 def adapter(name: str) -> Adapter:
     family, kinds = KINDS[name]
     spec = build_spec(kinds, from_hf(FAMILIES[family], family))
-    return Adapter(
-        random_tree(spec, seed=3), spec, AdapterMetadata(base_fingerprint=BASE, hypermodel="small@0123456789ab")
-    )
+    return Adapter(random_tree(spec, seed=3), spec, METADATA)
 
 
 def _writer(name: str) -> Callable[[pathlib.Path], None]:
