@@ -3,10 +3,12 @@
 #
 #   make demo    see a frozen T5 adapt to unseen tasks: training live, a table, a plot (demo/)
 #   make test    the whole test suite; pick some with  make test PYTEST_ARGS="tests/adapters -k lora"
+#   make test-interop   hyperflax beside torch, transformers and PEFT, in an environment of its own (.venv-interop)
 #   make lint    style and format, changing nothing;  make format  repairs what can be repaired
 #   make lock    resolve requirements/*.lock anew (needs uv);  make wheel  dist/*.whl;  make clean  remove what was made
 
 VENV ?= .venv
+VENV_INTEROP ?= .venv-interop
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 UV ?= uv
@@ -17,7 +19,7 @@ INSTALL := $(PIP) install -qq --progress-bar off
 LINTED := hyperflax tasks gin_configs tests benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format lock wheel clean setup setup-test
+.PHONY: help demo test test-interop goldens-interop lint format lock wheel clean setup setup-test
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +30,16 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The same targets make the second environment, under its own name.
+test-interop:
+	$(MAKE) VENV=$(VENV_INTEROP) $(VENV_INTEROP)/.interop
+	$(VENV_INTEROP)/bin/python -m pytest $(PYTEST_ARGS) tests/interop/with_torch.py
+
+# Writes tests/interop/goldens anew, from the versions of requirements/interop.lock.
+goldens-interop:
+	$(MAKE) VENV=$(VENV_INTEROP) $(VENV_INTEROP)/.interop
+	HF_HUB_OFFLINE=1 $(VENV_INTEROP)/bin/python -m tests.interop.make_goldens
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(LINTED)
@@ -74,6 +86,11 @@ $(VENV)/.test: requirements/test.lock $(VENV)/.core
 	@$(INSTALL) -r requirements/test.lock
 	@touch $@
 
+$(VENV)/.interop: requirements/interop.lock $(VENV)/.core
+	@echo "Installing the pinned packages of requirements/interop.lock, torch among them (once; a few minutes)"
+	@$(INSTALL) -r requirements/interop.lock
+	@touch $@
+
 # Pins only: no addresses, no hashes. One file holds for all supported Pythons and both Linux and macOS; core.lock is a
 # part of test.lock, so that the second install never changes what the first one brought.
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate --upgrade \
@@ -83,7 +100,8 @@ lock:
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
 	$(COMPILE) --extra seqio --extra test -o requirements/test.lock setup.py requirements/build.in
 	$(COMPILE) -c requirements/test.lock -o requirements/core.lock setup.py requirements/build.in
+	$(COMPILE) --extra interop -c requirements/test.lock -o requirements/interop.lock setup.py requirements/build.in
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_INTEROP) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

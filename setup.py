@@ -41,6 +41,14 @@ CORE = [
 EXTRAS = {
     # Reading registered seqio Tasks; training from a cache needs none of it.
     "seqio": ["seqio>=0.0.20,<0.1", "tensorflow>=2.21,<2.22", "tensorflow-datasets>=4.9.9,<5"],
+    # For `make test-interop` alone: hyperflax reads and writes their files without them.
+    "interop": [
+        "torch==2.13.0",
+        "transformers>=5.23,<6",
+        "peft>=0.21,<0.22",
+        "hypothesis>=6.100,<7",
+        "pytest>=9,<10",
+    ],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "test": ["hypothesis>=6.100,<7", "pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18", "setuptools>=77"],

@@ -24,7 +24,7 @@ import hyperflax
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {"hyperflax": "hyperflax", "tasks": "hyperflax_tasks", "gin_configs": "hyperflax_gin_configs"}
 SHIPPED = {".py", ".gin", ".json", ".jsonl", ".txt", ".safetensors", ".typed"}
-LOCKS = {name: (REPOSITORY / "requirements" / f"{name}.lock").read_text() for name in ("core", "test")}
+LOCKS = {name: (REPOSITORY / "requirements" / f"{name}.lock").read_text() for name in ("core", "test", "interop")}
 
 
 def in_the_tree() -> set[str]:
@@ -164,15 +164,16 @@ def test_a_lock_is_a_plain_list_of_pins(name: str):
     assert not re.search(r"://|file:|--|@|\\|/", LOCKS[name]), "an address, an option, a hash or a path"
 
 
-def test_the_core_lock_is_part_of_the_test_lock():
-    assert {str(pin) for pin in pins(LOCKS["core"])} <= {str(pin) for pin in pins(LOCKS["test"])}
+@pytest.mark.parametrize("name", ["test", "interop"])
+def test_the_core_lock_is_part_of_the_others(name: str):
+    assert {str(pin) for pin in pins(LOCKS["core"])} <= {str(pin) for pin in pins(LOCKS[name])}
 
 
 @pytest.mark.parametrize(("python", "jax"), [("3.11", "0.10."), ("3.12", "0.12.")])
 def test_the_locks_satisfy_the_requirements(metadata: email.message.Message, python: str, jax: str):
     """Under each Python every requirement is pinned exactly once, within its bounds."""
     here = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-    for lock, extras in (("core", [""]), ("test", ["", "seqio", "test"])):
+    for lock, extras in (("core", [""]), ("test", ["", "seqio", "test"]), ("interop", ["", "interop"])):
         found = {}
         for pin in pins(LOCKS[lock]):
             if not pin.marker or pin.marker.evaluate(here):

@@ -1,6 +1,8 @@
 """Parameters and adapters on disk: T5X checkpoints in, adapter and model directories in and out.
 
-- `t5x`, `t5x_index`, `zarr`: T5X's legacy checkpoints, read without T5X or TensorFlow.
+- `t5x`, `t5x_index`, `zarr`, `t5x_writer`: T5X's legacy checkpoints, without T5X or TensorFlow; `orbax_form`: others.
+- `huggingface`, `hf_*`: T5 weights and vocabularies in Hugging Face's form, without torch; `peft*`: adapters in PEFT's.
+- `layouts`, `forms`: unrolled, scanned, scalable; any form in, any form out. `parity`, `convert`: is it the same?
 - `shapes`: whether parameters fit a T5, and which T5 they make.
 - `fingerprint`: which base model, which examples.
 - `tensors`: nested trees in safetensors files (written by way of `hyperflax.files`).

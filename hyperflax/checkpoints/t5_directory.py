@@ -4,7 +4,8 @@
     t5.safetensors     the parameters, T5X's names
     spiece.model       or whatever files the vocabulary needs
 
-`load_base` takes such a directory, a model directory (its base model), or a checkpoint written by T5X.
+`load_base` takes such a directory, a model directory (its base model), a checkpoint of T5X in either form, or a model
+in Hugging Face's form.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any
 from hyperflax import configs
 from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json
 from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.huggingface import is_huggingface, read_huggingface
+from hyperflax.checkpoints.layouts import unrolled
 from hyperflax.checkpoints.model_directory import collect_files, is_model_directory, load_model_directory
+from hyperflax.checkpoints.orbax_form import find_orbax, read_orbax
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.t5x import read_t5x_checkpoint
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
-from hyperflax.data.vocabularies import Vocabulary
-from hyperflax.errors import CheckpointError
+from hyperflax.data.vocabularies import Vocabulary, from_json
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.files import atomic_directory, read_schema, write_json
 from hyperflax.types import PyTree, T5Config
 from hyperflax.versions import versions
@@ -80,28 +84,61 @@ def save_t5(
         write_json(folder / _JSON, document)
 
 
+def load_t5(directory: pathlib.Path | str) -> tuple[dict[str, Any], T5Config, Vocabulary]:
+    """Reads what `save_t5` wrote.
+
+    Raises:
+      CheckpointError: a file is missing, damaged, or does not belong to the others.
+      DataError: the vocabulary's file does.
+    """
+    folder = pathlib.Path(directory)
+    params, content = _read(folder)
+    try:
+        config = configs.from_json(T5Config, content.t5, f"{folder / _JSON}: key 't5'")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return params, config, from_json(content.vocabulary, folder)
+
+
 def load_base(path: pathlib.Path | str, config: T5Config) -> dict[str, Any]:
     """Returns the parameters of the T5 at `path`, numpy arrays in unrolled layers.
 
     Args:
-      path: a T5 directory, a model directory, a T5X checkpoint or a folder of them (the latest counts).
+      path: a T5 directory, a model directory, a T5X checkpoint or a folder of them (the latest counts), or a model in
+        Hugging Face's form.
       config: the shape that is expected; compute settings (dtype, dropout, scanning) are free.
 
     Raises:
-      CheckpointError: nothing of the kind is there, or its shapes differ; every leaf that does is listed.
+      CheckpointError: nothing of the kind is there, its shapes differ (every leaf that does is listed), or it says that
+        it computes otherwise.
     """
     folder = pathlib.Path(path)
     if (folder / _JSON).is_file():
-        content = read_schema(folder / _JSON, _T5File, file_format=T5_FORMAT, version=T5_VERSION)
-        params = load_tree(folder / _WEIGHTS)
-        check_fingerprint(folder / _WEIGHTS, params, content.fingerprint, _JSON)
+        params, _ = _read(folder)
     elif is_model_directory(folder):
         params = load_model_directory(folder).base
+    elif is_huggingface(folder):
+        params, found = read_huggingface(folder)
+        for name in ("mlp_activations", "max_distance"):  # what shapes do not show
+            if getattr(found, name) != getattr(config, name):
+                raise CheckpointError(
+                    f"{folder}: {name}: expected {getattr(config, name)}, found {getattr(found, name)}"
+                )
+    elif find_orbax(folder) is not None:
+        params, _ = unrolled(read_orbax(folder))
     elif folder.is_dir():
         params = read_t5x_checkpoint(folder)
     else:
         raise CheckpointError(
-            f"{folder}: expected a T5 directory, a model directory or a T5X checkpoint, found nothing"
+            f"{folder}: expected a T5 directory, a model directory, a T5X checkpoint or a Hugging Face model, found "
+            "nothing"
         )
     check_shapes(params, config.replace(scan_layers=False), where=str(folder))
     return params
+
+
+def _read(folder: pathlib.Path) -> tuple[dict[str, Any], _T5File]:
+    content = read_schema(folder / _JSON, _T5File, file_format=T5_FORMAT, version=T5_VERSION)
+    params = load_tree(folder / _WEIGHTS)
+    check_fingerprint(folder / _WEIGHTS, params, content.fingerprint, _JSON)
+    return params, content

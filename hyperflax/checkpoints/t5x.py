@@ -61,6 +61,18 @@ def read_t5x_step(path: pathlib.Path | str, step: int | None = None) -> int:
     return int(value.reshape(()))
 
 
+def read_t5x_state(path: pathlib.Path | str, step: int | None = None) -> dict[str, Any]:
+    """Returns the optimizer's state as it is stored, `step` included: `{"step": ..., "param_states": ...}`.
+
+    Adafactor's slots stand below each parameter's path, optax's as `param_states/0/{count, mu, nu}`; a checkpoint for
+    inference has `step` alone. Arguments as above.
+
+    Raises:
+      CheckpointError: as above.
+    """
+    return trees.unflatten(_read(read_index(path, step), ("state",), None))
+
+
 def _read(index: T5XIndex, branch: tuple[str, ...], target: np.dtype | None) -> dict[str, np.ndarray]:
     leaves = index.leaves(*branch)
     if not leaves or (branch == ("target",) and "" in leaves):

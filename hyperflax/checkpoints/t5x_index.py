@@ -205,7 +205,7 @@ def find_checkpoint(path: pathlib.Path | str, step: int | None = None) -> pathli
         return path / _FILE
     if (path / "_CHECKPOINT_METADATA").exists() or (path / "_METADATA").exists():
         raise CheckpointError(
-            f"{path}: is a checkpoint in Orbax's form; only T5X's legacy form (msgpack + zarr) is read"
+            f"{path}: is a checkpoint in Orbax's form, not in T5X's legacy form (msgpack + zarr); `read_orbax` reads it"
         )
     raise CheckpointError(f"{path}: expected the msgpack file 'checkpoint', or directories 'checkpoint_<step>'")
 

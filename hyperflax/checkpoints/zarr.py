@@ -29,17 +29,22 @@ _PROMISE = {"gzip": (-4, os.SEEK_END), "blosc": (4, os.SEEK_SET)}
 _SLACK = 2**16
 _MAX_CHUNK_BYTES = 2**40
 _MAX_DIMENSIONS = 32
-_IN_FLIGHT_BYTES = 256 * 2**20
+IN_FLIGHT_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class ZarrArray:
-    """An array on disk that has passed the checks: `directory` holds `.zarray` and all chunks."""
+    """An array on disk that has passed the checks: `directory` holds `.zarray` and all chunks.
+
+    `kvstore` is TensorStore's name of the place where it is no directory of its own, as in Orbax's files.
+    """
 
     leaf: str
     directory: pathlib.Path
     shape: tuple[int, ...]
     dtype: np.dtype
+    driver: str = "zarr"
+    kvstore: Mapping[str, Any] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +118,7 @@ def read_arrays(
             raise _unreadable(arrays[path], str(error)) from error
 
     for path in [*arrays, None]:
-        while reading and (path is None or in_flight + arrays[path].nbytes > _IN_FLIGHT_BYTES):
+        while reading and (path is None or in_flight + arrays[path].nbytes > IN_FLIGHT_BYTES):
             ready, future = reading.popleft()
             done[ready] = finish(ready, wait(ready, future))
             in_flight -= arrays[ready].nbytes
@@ -145,8 +150,8 @@ def dtype_of(name: Any) -> np.dtype | None:
 
 def _spec(array: ZarrArray) -> dict[str, Any]:
     return {
-        "driver": "zarr",
-        "kvstore": {"driver": "file", "path": f"{array.directory}/"},
+        "driver": array.driver,
+        "kvstore": array.kvstore or {"driver": "file", "path": f"{array.directory}/"},
         "fill_missing_data_reads": False,
     }
 

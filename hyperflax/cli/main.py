@@ -23,7 +23,13 @@ COMMANDS = {
     "predict": "run a model, with or without an adapter, on new inputs",
     "cache": "write a seqio task or mixture as tokenised ArrayRecord shards, to train without TensorFlow",
     "tasks": "list the registered seqio tasks and mixtures",
+    "convert": "convert a T5 between Hugging Face's form and T5X's two, and check that it is the same",
+    "export": "write an adapter for PEFT, or merged into a whole model",
+    "import": "read an adapter of PEFT",
+    "inspect": "say what lies in a checkpoint, a model or an adapter",
 }
+# Commands whose name cannot be a module's.
+_MODULES = {"import": "import_adapter"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 def load_command(name: str):
     """Imports the module of a command."""
-    return importlib.import_module(f"hyperflax.cli.{name}")
+    return importlib.import_module(f"hyperflax.cli.{_MODULES.get(name, name)}")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,12 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
+from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.forms import read_model, write_model
+from hyperflax.checkpoints.hf_tokenizer import read_vocabulary
+from hyperflax.checkpoints.huggingface import write_huggingface
+from hyperflax.checkpoints.layouts import to_scalable
+from hyperflax.checkpoints.orbax_form import write_orbax
 from hyperflax.checkpoints.t5_directory import load_base, save_t5
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
@@ -64,3 +70,24 @@ def test_a_t5x_checkpoint_is_a_base(materialised) -> None:
 def test_nothing_there_is_said(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="expected a T5 directory"):
         load_base(tmp_path / "nothing", CONFIG)
+
+
+def test_a_base_comes_from_hugging_face_and_from_orbax_too(params, tmp_path) -> None:
+    write_huggingface(tmp_path / "hf", params, CONFIG)
+    write_orbax(tmp_path / "orbax", params, step=3)
+    write_orbax(tmp_path / "scalable", to_scalable(params, CONFIG), step=3)
+    for name in ("hf", "orbax"):
+        assert fingerprint(load_base(tmp_path / name, CONFIG)) == fingerprint(params)
+    per_layer = CONFIG.replace(relative_bias="per_layer")
+    assert "relpos_bias" in load_base(tmp_path / "scalable", per_layer)["encoder"]["layers_0"]
+    with pytest.raises(CheckpointError, match=r"mlp_activations.*silu.*gelu"):
+        load_base(tmp_path / "hf", CONFIG.replace(mlp_activations=("silu", "linear")))
+
+
+def test_a_t5_directory_goes_to_hugging_face_with_its_vocabulary(params, tmp_path) -> None:
+    save_t5(tmp_path / "t5", params, CONFIG, Bytes())
+    found = read_model(tmp_path / "t5")
+    assert found.form == "t5"
+    write_model(tmp_path / "hf", found, "huggingface")
+    assert read_vocabulary(tmp_path / "hf") == Bytes()
+    assert fingerprint(read_model(tmp_path / "hf").params) == fingerprint(params)

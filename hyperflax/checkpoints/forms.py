@@ -1,0 +1,175 @@
+"""Which form a checkpoint has, and a T5 read from any form or written in another.
+
+    form          known by                                    holds
+    huggingface   config.json                                 a T5 as transformers keeps it
+    t5x           checkpoint, or checkpoint_<step>/checkpoint    a T5 of T5X, legacy form
+    orbax         state, or checkpoint_<step>/state           a T5 of T5X, Orbax's form
+    t5            t5.json                                     a T5 directory of hyperflax
+    hypermodel    hypermodel.json                             a model directory; its base model
+    adapter       adapter.json                                an adapter directory, no T5
+    peft          adapter_config.json                         an adapter as PEFT keeps it, no T5
+
+>>> write_model("for_t5x", read_model("flan-t5-small"), "t5x")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+from hyperflax import configs
+from hyperflax.checkpoints import huggingface
+from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
+from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
+from hyperflax.checkpoints.model_directory import load_model_directory
+from hyperflax.checkpoints.orbax_form import find_orbax, read_orbax, write_orbax
+from hyperflax.checkpoints.shapes import is_scalable
+from hyperflax.checkpoints.t5_directory import load_t5
+from hyperflax.checkpoints.t5x import read_t5x_checkpoint, read_t5x_state
+from hyperflax.checkpoints.t5x_index import find_checkpoint
+from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
+from hyperflax.data import vocabularies
+from hyperflax.errors import CheckpointError
+from hyperflax.types import PyTree, T5Config
+
+Form = Literal["huggingface", "t5x", "orbax", "t5", "hypermodel", "adapter", "peft"]
+Target = Literal["t5x", "orbax", "huggingface"]
+
+_MARKS: dict[str, Form] = {
+    "adapter.json": "adapter",
+    "adapter_config.json": "peft",
+    "hypermodel.json": "hypermodel",
+    "t5.json": "t5",
+    "config.json": "huggingface",
+}
+# What T5X's code fixes.
+_T5X_BIAS = {"num_buckets": 32, "max_distance": 128}
+# A vocabulary's files as they stand beside weights; what of them is there goes along.
+_VOCABULARY = (
+    "spiece.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "added_tokens.json",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A T5 as it was found.
+
+    Attributes:
+      form: the form it was in.
+      params: unrolled layers.
+      config: theirs.
+      step: number of training steps, 0 where the form does not tell.
+      state: the optimizer's state in T5X's names, None where the form has none.
+      scalable: whether it had scalable_t5's layout; `state` has it too.
+      files: the vocabulary's files, by name.
+    """
+
+    form: Form
+    params: PyTree
+    config: T5Config
+    step: int = 0
+    state: PyTree | None = None
+    scalable: bool = False
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def form_of(path: pathlib.Path | str) -> Form:
+    """Returns the form of what lies at `path`.
+
+    Raises:
+      CheckpointError: nothing that hyperflax knows; says what it looks for.
+    """
+    folder = pathlib.Path(path)
+    for mark, form in _MARKS.items():
+        if (folder / mark).is_file():
+            return form
+    if find_orbax(folder) is not None:
+        return "orbax"
+    try:
+        find_checkpoint(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder}: expected one of {', '.join(_MARKS)}, or a checkpoint of T5X; found none of them ({error})"
+        ) from error
+    return "t5x"
+
+
+def read_model(path: pathlib.Path | str, *, step: int | None = None, dtype: str | None = None) -> Model:
+    """Reads the T5 at `path`, whatever its form.
+
+    Args:
+      path: see the module.
+      step: which one of a run's checkpoints; the latest by default.
+      dtype: cast the parameters to this dtype while they are read; None keeps them.
+
+    Raises:
+      CheckpointError: nothing of the kind, an adapter (which is no T5), or damaged files.
+    """
+    folder, form = pathlib.Path(path), form_of(path)
+    if form in ("adapter", "peft"):
+        raise CheckpointError(f"{folder}: expected a T5, found an adapter; `hyperflax export` and `import` take those")
+    if form == "huggingface":
+        files = {name: (folder / name).read_bytes() for name in _VOCABULARY if (folder / name).is_file()}
+        params, config = huggingface.read_huggingface(folder, dtype=dtype)
+        return Model(form, params, config, files=files)
+    if form == "t5":
+        params, config, vocabulary = load_t5(folder)
+        return Model(form, params, config, files=vocabulary_files(vocabulary))
+    if form == "hypermodel":
+        parts = load_model_directory(folder)
+        files = vocabulary_files(vocabularies.from_json(parts.vocabulary, folder))
+        return Model(form, parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder)), files=files)
+    if form == "t5x":
+        stored = read_t5x_checkpoint(folder, dtype=dtype, step=step)
+        state = read_t5x_state(folder, step)
+    else:
+        stored = read_orbax(folder, dtype=dtype, step=step)
+        state = read_orbax(folder, branch="state", step=step)
+    steps = state.pop("step", 0)
+    params, config = unrolled(stored)
+    return Model(form, params, config, int(steps), state or None, is_scalable(stored))
+
+
+def write_model(
+    directory: pathlib.Path | str,
+    model: Model,
+    form: Target,
+    *,
+    scalable: bool = False,
+    dtype: str | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Writes a T5 in one of the forms of other software.
+
+    Args:
+      directory: where to. It must not exist, or be empty.
+      model: as read.
+      form: `huggingface`, or T5X's `t5x` and `orbax`. The optimizer's state goes along from T5X to T5X in one layout.
+      scalable: write scalable_t5's layout instead of the minimal T5's.
+      dtype: store the parameters in this dtype; None keeps each as it is.
+      progress: called with the number of bytes written, array by array.
+
+    Raises:
+      CheckpointError: that form cannot hold this model; says why.
+    """
+    if form == "huggingface":
+        huggingface.write_huggingface(
+            directory, model.params, model.config, dtype=dtype, files=model.files, progress=progress
+        )
+        return
+    for name, value in _T5X_BIAS.items():
+        if getattr(model.config, name) != value:
+            raise CheckpointError(
+                f"{directory}: {name}: expected {value}, which T5X's code fixes and its checkpoints do not tell, got "
+                f"{getattr(model.config, name)}"
+            )
+    write = write_t5x_checkpoint if form == "t5x" else write_orbax
+    state: Any = model.state if model.scalable == scalable else None
+    params = to_scalable(model.params, model.config) if scalable else to_minimal(model.params, model.config)[0]
+    write(directory, params, step=model.step, dtype=dtype, state=state, progress=progress)

@@ -1,0 +1,89 @@
+"""The three layouts of one T5's parameters, and the ways between them.
+
+    unrolled   encoder/layers_0/attention/query/kernel [embed, heads * kv]           T5X's minimal T5, and ours
+    scanned    encoder/layers/attention/query/kernel [embed, layers, heads * kv]     ours, `scan_layers`
+    scalable   encoder/encoder/attention/query/kernel [embed, layers, heads, kv]     T5X's scalable_t5
+
+Values never change. scalable_t5 has a position bias per layer and the minimal T5 one per stack: the way there repeats
+the stack's, the way back exists only where all layers have equal ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hyperflax import trees
+from hyperflax.checkpoints.shapes import from_scalable, infer_t5_config, is_scalable
+from hyperflax.errors import CheckpointError
+from hyperflax.models.stacking import stack_layers, unstack_layers
+from hyperflax.types import PyTree, T5Config
+
+_BIAS = "relpos_bias/rel_embedding"
+_STACKS = ("encoder", "decoder")
+
+
+def unrolled(params: PyTree, **known: Any) -> tuple[dict[str, Any], T5Config]:
+    """Returns parameters of any layout as unrolled layers, and their configuration.
+
+    Args:
+      params: nested dict.
+      known: fields of the configuration that shapes do not tell, see `infer_t5_config`.
+
+    Raises:
+      CheckpointError: no T5 has these leaves; every one that does not fit is listed.
+    """
+    if is_scalable(params):
+        params = from_scalable(params)
+    config = infer_t5_config(params, **known)
+    if config.scan_layers:
+        params = unstack_layers(params, config)
+    return params, config.replace(scan_layers=False)
+
+
+def to_minimal(params: PyTree, config: T5Config) -> tuple[dict[str, Any], T5Config]:
+    """Returns unrolled parameters with one position bias per stack, as T5X's minimal T5 has it.
+
+    Args:
+      params: unrolled layers.
+      config: theirs.
+
+    Raises:
+      CheckpointError: the layers of a stack have different biases; names the first one that differs.
+    """
+    if config.relative_bias == "shared":
+        return params, config
+    flat = trees.flatten(params)
+    for stack, depth in zip(_STACKS, (config.num_encoder_layers, config.num_decoder_layers), strict=True):
+        tables = [flat.pop(f"{stack}/layers_{layer}/{_BIAS}") for layer in range(depth)]
+        for layer, table in enumerate(tables):
+            if not np.array_equal(table, tables[0]):
+                raise CheckpointError(
+                    f"leaf '{stack}/layers_{layer}/{_BIAS}': differs from layer 0's. T5X's minimal T5 has one position "
+                    "bias for all layers of a stack, so this model cannot take its form; scalable_t5's can hold it"
+                )
+        flat[f"{stack}/{_BIAS}"] = tables[0]
+    return trees.unflatten(flat), config.replace(relative_bias="shared")
+
+
+def to_scalable(params: PyTree, config: T5Config) -> dict[str, Any]:
+    """Returns unrolled parameters in scalable_t5's layout; a shared position bias is repeated for every layer."""
+    flat = trees.flatten(params)
+    if config.relative_bias == "shared":
+        for stack, depth in zip(_STACKS, (config.num_encoder_layers, config.num_decoder_layers), strict=True):
+            table = flat.pop(f"{stack}/{_BIAS}")
+            flat |= {f"{stack}/layers_{layer}/{_BIAS}": table for layer in range(depth)}
+    moved: dict[str, Any] = {}
+    for path, leaf in trees.flatten(stack_layers(trees.unflatten(flat), config)).items():
+        stack, layers, *rest = (*path.split("/"), "")
+        if layers != "layers":
+            moved[path] = leaf
+            continue
+        leaf = np.asarray(leaf)
+        if rest[1] in ("query", "key", "value"):
+            leaf = leaf.reshape(*leaf.shape[:2], config.num_heads, config.head_dim)
+        elif rest[1] == "out":
+            leaf = leaf.reshape(config.num_heads, config.head_dim, *leaf.shape[1:]).swapaxes(1, 2)
+        moved["/".join((stack, stack, *rest)).rstrip("/")] = leaf
+    return trees.unflatten(moved)

@@ -1,0 +1,168 @@
+"""T5X's checkpoints in Orbax's form, today's default of its train.py, read and written without T5X.
+
+    checkpoint_1000/_CHECKPOINT_METADATA
+    checkpoint_1000/state/               the arrays, in OCDBT files, named `target.encoder.encoder_norm.scale` ...
+
+T5X's own loader of checkpoints for inference cannot read this form. Reading goes through TensorStore alone and takes
+files with and without OCDBT, of zarr versions 2 and 3; writing is Orbax's own, so that T5X restores it.
+
+>>> params = read_orbax("runs/t5/checkpoint_1000")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hyperflax import trees
+from hyperflax.checkpoints.fingerprint import as_numpy
+from hyperflax.checkpoints.zarr import ZarrArray, dtype_of, read_arrays
+from hyperflax.errors import CheckpointError, HyperflaxError
+from hyperflax.files import atomic_directory
+from hyperflax.types import PyTree
+
+_METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"
+_STEP_DIRECTORY = re.compile(r"checkpoint_(0|[1-9][0-9]{0,18})")
+_ARRAY = re.compile(r"([^/]+)/(\.zarray|zarr\.json)")
+_DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
+# No compressor makes a byte stand for more: what the arrays claim is held against what the files hold.
+_RATIO, _SLACK = 32768, 2**20
+
+
+def find_orbax(path: pathlib.Path | str, step: int | None = None) -> pathlib.Path | None:
+    """Returns the directory of the checkpoint that `path` means, or None if there is none in this form.
+
+    Args:
+      path: the checkpoint's directory, or a run's with `checkpoint_<step>` inside.
+      step: which one of a run's checkpoints; the latest by default.
+    """
+    path = pathlib.Path(path)
+    if (path / _ITEM).is_dir():
+        return path
+    if not path.is_dir():
+        return None
+    matches = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in path.iterdir() if (entry / _ITEM).is_dir())
+    steps = sorted(int(match[1]) for match in matches if match)
+    if not steps or (step is not None and step not in steps):
+        return None
+    return path / f"checkpoint_{steps[-1] if step is None else step}"
+
+
+def read_orbax(
+    path: pathlib.Path | str, *, branch: str = "target", dtype: str | None = None, step: int | None = None
+) -> dict[str, Any]:
+    """Reads the model's parameters, or another branch of the state.
+
+    Args:
+      path, step: as for `find_orbax`.
+      branch: `target`, the parameters, or `state`, the optimizer's.
+      dtype: cast floating leaves to this dtype; None keeps what is stored.
+
+    Returns:
+      A nested dict of numpy arrays.
+
+    Raises:
+      CheckpointError: no such checkpoint, or a damaged or hostile one; names the directory and the leaf.
+    """
+    folder = find_orbax(path, step)
+    if folder is None:
+        raise CheckpointError(f"{path}: expected a checkpoint in Orbax's form, a directory with '{_ITEM}' inside")
+    item = folder / _ITEM
+    target = None if dtype is None else dtype_of(dtype)
+    arrays = {name: array for name, array in open_arrays(folder).items() if name.startswith(f"{branch}/")}
+    if not arrays:
+        raise CheckpointError(f"{item}: expected leaves under '{branch}', found none")
+    claimed = sum(array.nbytes for array in arrays.values())
+    held = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
+    if claimed > held * _RATIO + _SLACK:
+        raise CheckpointError(f"{item}: claims {claimed:,} bytes of arrays, which files of {held:,} bytes cannot hold")
+
+    def finish(name: str, array: np.ndarray) -> np.ndarray:
+        floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+        return array.astype(target) if target is not None and floating and array.dtype != target else array
+
+    flat = read_arrays(arrays, finish)
+    try:
+        return trees.unflatten({name.removeprefix(f"{branch}/"): array for name, array in flat.items()})
+    except HyperflaxError as error:
+        raise CheckpointError(f"{item}: {error}") from error
+
+
+def write_orbax(
+    directory: pathlib.Path | str,
+    params: PyTree,
+    *,
+    step: int,
+    dtype: str | None = None,
+    state: PyTree | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> pathlib.Path:
+    """Writes `checkpoint_<step>` into a new directory. Arguments, result and errors as for `write_t5x_checkpoint`."""
+    import orbax.checkpoint as ocp
+
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
+    target = None if dtype is None else dtype_of(dtype)
+
+    def leaf(path: str, value: Any) -> np.ndarray:
+        array = as_numpy(path, value)
+        return array if target is None or array.dtype == target else array.astype(target)
+
+    slots = {path: as_numpy(path, value) for path, value in trees.flatten(state or {}).items() if path != "step"}
+    tree = {
+        "target": trees.map_with_path(leaf, params),
+        "state": {"step": np.asarray(step, np.int32), **trees.unflatten(slots)},
+    }
+    name = f"checkpoint_{step}"
+    with atomic_directory(directory) as folder:
+        (folder / name / "dataset").mkdir(parents=True)
+        with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
+            checkpointer.save((folder / name / _ITEM).resolve(), tree)
+        handlers = {"state": "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"}
+        (folder / name / _METADATA).write_text(json.dumps({"item_handlers": handlers, "metrics": {}}))
+    progress(sum(array.nbytes for array in trees.flatten(tree).values()))
+    return pathlib.Path(directory) / name
+
+
+def open_arrays(directory: pathlib.Path) -> dict[str, ZarrArray]:
+    """Opens every array of a checkpoint's directory, without reading values.
+
+    Returns:
+      `{path: array}`, `target/...` and `state/...`.
+
+    Raises:
+      CheckpointError: damaged files; names the directory and the leaf.
+    """
+    import tensorstore as ts
+
+    item = directory / _ITEM
+    base: dict[str, Any] = {"driver": "file", "path": f"{item.resolve()}/"}
+    if (item / _MANIFEST).is_file():
+        base = {"driver": "ocdbt", "base": base}
+    try:
+        keys = {key.decode() for key in ts.KvStore.open(base).result().list().result()}
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{item}: expected Orbax's files, {error}") from error
+    opened = {}
+    for match in filter(None, map(_ARRAY.fullmatch, sorted(keys))):
+        store = {**base, "path": f"{base.get('path', '')}{match[1]}/"}
+        spec = {"driver": _DRIVERS[match[2]], "kvstore": store, "fill_missing_data_reads": False}
+        opened[match[1]] = (spec, ts.open(spec, open=True, read=True))
+    found = {}
+    for name, (spec, future) in opened.items():
+        try:
+            store = future.result()
+        except (ValueError, OSError, NotImplementedError) as error:
+            raise CheckpointError(f"{item}: leaf '{name}': cannot be opened, {error}") from error
+        if math.prod(store.shape) >= 2**60:
+            raise CheckpointError(f"{item}: leaf '{name}': expected a shape that fits in memory, got {store.shape}")
+        found[name.replace(".", "/")] = ZarrArray(
+            name, item, tuple(store.shape), store.dtype.numpy_dtype, spec["driver"], spec["kvstore"]
+        )
+    return found

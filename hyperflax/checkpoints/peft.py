@@ -1,0 +1,165 @@
+"""Adapters in PEFT's form: a directory that `PeftModel.from_pretrained` loads onto a T5, and back.
+
+    adapter_config.json           PEFT's settings of the method
+    adapter_model.safetensors     the weights
+    hyperflax.json                ours, ignored by PEFT: the spec, the base's fingerprint, the adapter's own
+
+LoRA goes both ways (`peft_lora.py`), prefixes where PEFT can express them (`peft_prefix.py`). What it cannot express is
+refused with the place and the reason; nothing is dropped. An adapter that comes back unchanged is the one that went
+out, with its spec and its base model; one from elsewhere has no known base and says so.
+
+>>> write_peft("for_peft", load_adapter("names_adapter"))
+>>> adapter = read_peft("for_peft")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from hyperflax import trees
+from hyperflax.adapters.kinds import groups, kind_of
+from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.prefix import Prefix
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Count, Fingerprint, spec_from
+from hyperflax.checkpoints.fingerprint import as_numpy, fingerprint
+from hyperflax.checkpoints.peft_lora import export_lora, import_lora
+from hyperflax.checkpoints.peft_prefix import export_prefix, import_prefix
+from hyperflax.checkpoints.safetensors_files import Tensor, open_tensors, write_tensors
+from hyperflax.errors import AdapterError, CheckpointError
+from hyperflax.files import atomic_directory, read_json, read_schema, write_json
+
+CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "hyperflax.json"
+ORIGIN_FORMAT = "hyperflax-peft-origin"
+ORIGIN_VERSION = 1
+_KEPT = ("base_fingerprint", "hypermodel", "support_hash", "refine_steps")  # of an adapter's metadata
+_PICKLE = "adapter_model.bin"
+
+_EXPORTS = {LoRA: export_lora, Prefix: export_prefix}
+_METHODS = ("LORA", "PREFIX_TUNING")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """Schema 1 of hyperflax.json. `fingerprint` is that of the tree which the directory's weights make."""
+
+    format: str
+    schema_version: int
+    fingerprint: Fingerprint
+    base_fingerprint: Fingerprint | None
+    hypermodel: str | None
+    support_hash: Fingerprint | None
+    refine_steps: Count
+    spec: dict[str, Any]
+
+
+def is_peft(path: pathlib.Path | str) -> bool:
+    """Whether the directory has the look of a PEFT adapter: an adapter_config.json."""
+    return (pathlib.Path(path) / CONFIG).is_file()
+
+
+def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: str | None = None) -> None:
+    """Writes an adapter in PEFT's form.
+
+    Args:
+      directory: where to. It must not exist, or be empty.
+      adapter: of one kind, as `load_adapter` gives it.
+      base_name: name or path of the Hugging Face model that it belongs to, `base_model_name_or_path` for PEFT.
+
+    Raises:
+      AdapterError: PEFT cannot express it; names the site and the reason.
+      CheckpointError: the directory may not be replaced.
+    """
+    adapter.spec.validate(adapter.tree)
+    flat = {path: as_numpy(path, leaf).astype(np.float32) for path, leaf in adapter.spec.flatten(adapter.tree).items()}
+    settings, weights = _EXPORTS[_only_kind(adapter.spec)](flat, adapter.spec)
+    config = {"base_model_name_or_path": base_name, "task_type": "SEQ_2_SEQ_LM", "inference_mode": True, **settings}
+    origin = {
+        "format": ORIGIN_FORMAT,
+        "schema_version": ORIGIN_VERSION,
+        # Without masks: those that keep everything are not written, and no other ones got here.
+        "fingerprint": fingerprint(trees.unflatten({leaf.path: flat[leaf.path] for leaf in adapter.spec.leaves})),
+        **{name: getattr(adapter.metadata, name) for name in _KEPT},
+        "spec": adapter.spec.to_json(),
+    }
+    with atomic_directory(directory) as folder:
+        write_tensors(folder / WEIGHTS, [_tensor(name, array) for name, array in sorted(weights.items())])
+        write_json(folder / ORIGIN, origin)
+        write_json(folder / CONFIG, config)
+
+
+def read_peft(directory: pathlib.Path | str, *, decoder_layers: int | None = None) -> Adapter:
+    """Reads an adapter in PEFT's form, whoever wrote it, with PEFT's own reading of its settings.
+
+    Args:
+      directory: the adapter's.
+      decoder_layers: of the base model. PEFT does not store it, and a prefix needs it: None takes it from
+        hyperflax.json or, failing that, believes `num_layers` in adapter_config.json, which PEFT fills with the
+        encoder's.
+
+    Returns:
+      The adapter, leaves float32. Its metadata name a base model only if hyperflax wrote the directory and nobody has
+      changed the weights since.
+
+    Raises:
+      CheckpointError: a file is missing or damaged, holds a pickle, or names what hyperflax has no adapter for: another
+        method, a variant of LoRA, a module that is no projection of a T5 layer. Names file and key or weight.
+    """
+    folder = pathlib.Path(directory)
+    config = read_json(folder / CONFIG)
+    method = config.get("peft_type")
+    if method not in _METHODS:
+        raise CheckpointError(f"{folder / CONFIG}: key 'peft_type': expected one of {_METHODS}, got {method!r:.100}")
+    if not (folder / WEIGHTS).is_file() and (folder / _PICKLE).exists():
+        raise CheckpointError(
+            f"{folder}: expected {WEIGHTS}, found {_PICKLE}: a pickle, which can run any code when it is opened. Where "
+            "torch is installed and you trust it: PeftModel.from_pretrained(model, DIR).save_pretrained(OUT)"
+        )
+    with open_tensors(folder / WEIGHTS) as tensors:
+        weights = {name: tensors.read(name).astype(np.float32) for name in tensors.shapes}
+    origin = _read_origin(folder)
+    own = None if origin is None else spec_from(origin.spec, folder / ORIGIN)
+    if own is not None and decoder_layers is None:
+        decoder_layers = 1 + max((leaf.layer for leaf in own.leaves if leaf.stack == "decoder"), default=-1) or None
+    try:
+        if method == "LORA":
+            flat, spec = import_lora(weights, config)
+        else:
+            flat, spec = import_prefix(weights, config, decoder_layers)
+        tree = trees.unflatten(flat)
+        spec.validate(tree)
+    except AdapterError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    provenance = {"imported_from": "PEFT", "base_model": config.get("base_model_name_or_path")}
+    if origin is None or fingerprint(tree) != origin.fingerprint:
+        return Adapter(tree, spec, AdapterMetadata(base_fingerprint=None, provenance=provenance))
+    try:
+        own.validate(tree)
+    except AdapterError as error:
+        raise CheckpointError(f"{folder / ORIGIN}: key 'spec': does not fit {WEIGHTS}: {error}") from error
+    return Adapter(tree, own, AdapterMetadata(**{name: getattr(origin, name) for name in _KEPT}, provenance=provenance))
+
+
+def _read_origin(folder: pathlib.Path) -> _Origin | None:
+    if not (folder / ORIGIN).exists():
+        return None
+    return read_schema(folder / ORIGIN, _Origin, file_format=ORIGIN_FORMAT, version=ORIGIN_VERSION)
+
+
+def _only_kind(spec: AdapterSpec) -> type[LoRA] | type[Prefix]:
+    """The kind of all leaves. Raises AdapterError where there are several."""
+    slots = {kind_of(leaves[0]): slot for slot, leaves in groups(spec).items()}
+    if len(slots) != 1:
+        told = ", ".join(f"{kind.kind} at '{slot}'" for kind, slot in slots.items())
+        raise AdapterError(
+            f"PEFT: expected an adapter of one kind, a directory of PEFT holds no more; got {told or 'none'}"
+        )
+    return next(iter(slots))
+
+
+def _tensor(name: str, array: np.ndarray) -> Tensor:
+    return Tensor(name, array.shape, array.dtype, lambda: array)

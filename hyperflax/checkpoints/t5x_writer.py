@@ -1,0 +1,134 @@
+"""Checkpoints in T5X's legacy form (msgpack + zarr), which T5X restores, written without T5X and without TensorFlow.
+
+    checkpoint_1000/checkpoint                              msgpack: version 3, the tree, where each array lies
+    checkpoint_1000/target.encoder.encoder_norm.scale/      zarr, version 2, gzip, one file per chunk
+
+Arrays that T5X never partitions stand in the msgpack file, as it puts them: Adafactor's factors and unused slots.
+
+>>> write_t5x_checkpoint("converted", params, step=1_000_000)
+>>> read_t5x_checkpoint("converted")
+"""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from hyperflax import trees
+from hyperflax.checkpoints.fingerprint import as_numpy
+from hyperflax.checkpoints.t5x_index import NEWEST_VERSION
+from hyperflax.checkpoints.zarr import IN_FLIGHT_BYTES, dtype_of
+from hyperflax.errors import CheckpointError
+from hyperflax.files import atomic_directory
+from hyperflax.types import PyTree
+
+_COMPRESSOR = {"id": "gzip", "level": 1}  # what T5X writes
+_CHUNK_BYTES = 64 * 2**20
+_INLINE = ("/v_row", "/v_col")
+
+
+def write_t5x_checkpoint(
+    directory: pathlib.Path | str,
+    params: PyTree,
+    *,
+    step: int,
+    dtype: str | None = None,
+    state: PyTree | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> pathlib.Path:
+    """Writes `checkpoint_<step>` into a new directory; an interruption leaves nothing that looks like one.
+
+    Args:
+      directory: where to, as T5X's MODEL_DIR. It must not exist, or be empty.
+      params: nested dict with T5X's names, of either of its layouts (see `layouts.py`).
+      step: number of training steps.
+      dtype: cast the parameters to this dtype, as T5X's `save_dtype`; None keeps each as it is.
+      state: the optimizer's state, as `read_t5x_state` gives it; None writes a checkpoint for inference and fine-tuning
+        from scratch states.
+      progress: called with the number of bytes written, array by array.
+
+    Returns:
+      The checkpoint's own directory.
+
+    Raises:
+      CheckpointError: a leaf is no array of numbers, or the directory may not be replaced.
+    """
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
+    target = None if dtype is None else dtype_of(dtype)
+    slots = {path: leaf for path, leaf in trees.flatten(state or {}).items() if path != "step"}
+    name = f"checkpoint_{step}"
+    with atomic_directory(directory) as folder:
+        (folder / name).mkdir()
+        writer = _Writer(folder / name, progress)
+        tree = {
+            "target": writer.write("target", trees.flatten(params), target),
+            "state": {"step": np.asarray(step, np.int32), **writer.write("state", slots, None)},
+        }
+        tree["state"].setdefault("param_states", {})
+        writer.finish()
+        (folder / name / "checkpoint").write_bytes(_packed(tree))
+    return pathlib.Path(directory) / name
+
+
+class _Writer:
+    """Writes arrays beside each other, a bounded number of bytes at a time."""
+
+    def __init__(self, folder: pathlib.Path, progress: Callable[[int], None]):
+        self._folder = folder
+        self._progress = progress
+        self._writing: collections.deque[tuple[str, int, Any]] = collections.deque()
+        self._in_flight = 0
+
+    def write(self, branch: str, flat: Mapping[str, Any], target: np.dtype | None) -> dict[str, Any]:
+        """Starts to write all leaves; returns the branch of the msgpack tree that says where they are."""
+        told: dict[str, Any] = {}
+        for path, leaf in flat.items():
+            array = as_numpy(path, leaf)
+            if target is not None and array.dtype != target:
+                array = array.astype(target)
+            inline = array.size <= 1 or path.endswith(_INLINE)
+            told[path] = array if inline else self._start(".".join((branch, *path.split("/"))), array)
+        return trees.unflatten(told)
+
+    def finish(self) -> None:
+        """Waits for what is still being written."""
+        while self._writing:
+            self._wait()
+
+    def _start(self, name: str, array: np.ndarray) -> dict[str, Any]:
+        import tensorstore as ts
+
+        while self._writing and self._in_flight + array.nbytes > IN_FLIGHT_BYTES:
+            self._wait()
+        row = max(1, array.nbytes // array.shape[0])
+        chunks = [min(array.shape[0], max(1, _CHUNK_BYTES // row)), *array.shape[1:]]
+        spec = {
+            "driver": "zarr",
+            "dtype": array.dtype.name,
+            "kvstore": {"driver": "file", "path": f"{name}/"},
+            "metadata": {"chunks": chunks, "compressor": _COMPRESSOR, "shape": list(array.shape)},
+        }
+        there = {**spec, "kvstore": {"driver": "file", "path": f"{self._folder / name}/"}}
+        self._writing.append((name, array.nbytes, ts.open(there, create=True).result().write(array)))
+        self._in_flight += array.nbytes
+        return spec
+
+    def _wait(self) -> None:
+        name, nbytes, future = self._writing.popleft()
+        try:
+            future.result()
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{self._folder / name}: not written, {error}") from error
+        self._in_flight -= nbytes
+        self._progress(nbytes)
+
+
+def _packed(tree: Mapping[str, Any]) -> bytes:
+    from flax import serialization
+
+    return serialization.msgpack_serialize({"version": NEWEST_VERSION, "optimizer": dict(tree)})

@@ -1,0 +1,52 @@
+"""`hyperflax convert`: a T5 from one form into another, and the proof that it is the same one."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = """Convert a T5 between Hugging Face's form and T5X's two forms; the form of SRC is detected.
+
+  hyperflax convert flan-t5-small flan_for_t5x --to t5x --check
+  hyperflax convert runs/t5/checkpoint_1000000 t5_for_transformers
+
+SRC may be a transformers directory (safetensors), a T5X checkpoint or run (legacy or Orbax), a T5 directory or a model
+directory of hyperflax. Neither t5x nor torch nor TensorFlow is needed. --check runs both on the same random tokens,
+compares every layer, the logits and a greedy decode, and writes DST/parity.json; it fails where they differ.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="what to convert")
+    parser.add_argument("destination", metavar="DST", help="folder to write; must not exist yet, or be empty")
+    parser.add_argument(
+        "--to",
+        choices=("t5x", "orbax", "huggingface"),
+        help="the form to write; by default huggingface, and t5x from a transformers directory",
+    )
+    parser.add_argument("--check", action="store_true", help="run both on the same tokens and write DST/parity.json")
+    parser.add_argument("--scalable", action="store_true", help="write scalable_t5's scanned layers, for T5X")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="store the parameters so; default: as they are"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="which of a run's checkpoints; default: the latest")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from hyperflax.checkpoints.convert import certify, rounded_as
+    from hyperflax.checkpoints.forms import read_model, write_model
+    from hyperflax.cli.progress import byte_bar
+
+    source = read_model(arguments.source, step=arguments.step)
+    form = arguments.to or ("t5x" if source.form == "huggingface" else "huggingface")
+    with byte_bar("written") as progress:
+        write_model(
+            arguments.destination, source, form, scalable=arguments.scalable, dtype=arguments.dtype, progress=progress
+        )
+    if source.state is not None and (form == "huggingface" or arguments.scalable != source.scalable):
+        print("left behind: the optimizer's state, which that form or layout does not hold")
+    told = f"{arguments.destination}: {form}, from {source.form} {arguments.source}"
+    if arguments.check:
+        certificate = certify(rounded_as(source, arguments.dtype), arguments.destination)
+        told += f"; logits differ by {certificate.max_error:.1e} of their largest, greedy tokens equal: parity.json"
+    print(told)
+    return 0

@@ -1,0 +1,42 @@
+"""`hyperflax export`: an adapter for other software."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = """Write an adapter in a form that other software reads.
+
+  hyperflax export names_adapter --format peft --out names_peft
+  hyperflax export names_adapter --format merged --base flan-t5-small --out names_model
+
+peft: a directory that PeftModel.from_pretrained loads onto T5ForConditionalGeneration. merged: the whole model in
+transformers' form with the adapter in its weights (LoRA only). What a form cannot express is refused with the reason.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="from `hyperflax adapt` or `hyperflax import`")
+    parser.add_argument("--format", required=True, choices=("peft", "merged"))
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; must not exist yet, or be empty")
+    parser.add_argument(
+        "--base", metavar="DIR", help="its base model, in any form that `hyperflax convert` reads; merged needs it"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from hyperflax.checkpoints.artefacts import load_adapter
+    from hyperflax.checkpoints.exchange import with_base, write_merged
+    from hyperflax.checkpoints.forms import read_model
+    from hyperflax.checkpoints.peft import write_peft
+    from hyperflax.errors import ConfigError
+
+    adapter = load_adapter(arguments.adapter)
+    base = read_model(arguments.base) if arguments.base else None
+    if arguments.format == "peft":
+        write_peft(arguments.out, with_base(adapter, base) if base else adapter, base_name=arguments.base)
+    elif base is None:
+        raise ConfigError("--format merged: expected --base, the model that the adapter is to be merged into")
+    else:
+        write_merged(arguments.out, adapter, base)
+    print(f"{arguments.out}: {arguments.format}, from {arguments.adapter}")
+    return 0

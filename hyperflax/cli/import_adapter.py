@@ -1,0 +1,36 @@
+"""`hyperflax import`: an adapter from PEFT."""
+
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = """Read an adapter of PEFT, LoRA or prefix tuning, and write it as hyperflax keeps adapters.
+
+  hyperflax import names_peft --out names_adapter
+  hyperflax import their_adapter --base flan-t5-small --out their_adapter_here
+
+An adapter that `hyperflax export` wrote, unchanged since, knows its base model. Any other one does not: --base names
+it, checks that the adapter fits it, and notes its fingerprint.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="PEFT_DIR", help="what PeftModel.save_pretrained wrote")
+    parser.add_argument("--out", required=True, metavar="ADAPTER_DIR", help="folder to write; must not exist yet")
+    parser.add_argument("--base", metavar="DIR", help="the base model, in any form that `hyperflax convert` reads")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from hyperflax.checkpoints.artefacts import save_adapter
+    from hyperflax.checkpoints.exchange import with_base
+    from hyperflax.checkpoints.forms import read_model
+    from hyperflax.checkpoints.peft import read_peft
+
+    base = read_model(arguments.base) if arguments.base else None
+    adapter = read_peft(arguments.source, decoder_layers=base.config.num_decoder_layers if base else None)
+    if base is not None:
+        adapter = with_base(adapter, base)
+    save_adapter(arguments.out, adapter.tree, adapter.spec, adapter.metadata)
+    made_for = adapter.metadata.base_fingerprint or "unknown: give --base before it can be used"
+    print(f"{arguments.out}: adapter of {adapter.spec.num_parameters:,} values; base model: {made_for}")
+    return 0

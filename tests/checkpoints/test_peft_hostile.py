@@ -1,0 +1,212 @@
+"""PEFT directories that hyperflax does not take, and why it says so."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import pickle
+import shutil
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from hyperflax.adapters import LoRA, Prefix, build_spec
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
+from hyperflax.checkpoints.peft import read_peft, write_peft
+from hyperflax.checkpoints.peft_prefix import pair_of
+from hyperflax.errors import AdapterError, CheckpointError
+from tests.adapters.micro import CONFIG, random_tree
+from tests.checkpoints.directories import edit_json
+
+PRECEDING = {"position_bias": "preceding", "sites": ("decoder/self_attention",)}
+QUERY = "base_model.model.encoder.block.0.layer.0.SelfAttention.q"
+
+
+def adapter(*kinds) -> Adapter:
+    spec = build_spec(kinds, CONFIG)
+    return Adapter(random_tree(spec, 0), spec, AdapterMetadata(None))
+
+
+@pytest.fixture
+def lora(tmp_path) -> pathlib.Path:
+    write_peft(tmp_path / "lora", adapter(LoRA(rank=2)))
+    return tmp_path / "lora"
+
+
+@pytest.fixture
+def prefix(tmp_path) -> pathlib.Path:
+    write_peft(tmp_path / "prefix", adapter(Prefix(length=3, **PRECEDING)))
+    return tmp_path / "prefix"
+
+
+def edit_weights(folder: pathlib.Path, change) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("depth", range(1, 30))
+def test_every_decoder_layer_has_a_pair_of_its_own(depth):
+    num_layers = depth if depth % 2 else depth + 1
+    assert len({pair_of(layer, num_layers) for layer in range(depth)}) == depth
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"peft_type": "IA3"}, "peft_type.*IA3"),
+        ({"peft_type": ["LORA"]}, "peft_type"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"r": 3}, "expected rank 3.*found 2"),
+        ({"r": "two"}, "rank.*two"),
+        ({"lora_alpha": None}, "lora_alpha"),
+        ({"use_rslora": "yes"}, "use_rslora"),
+        ({"rank_pattern": [2]}, "rank_pattern"),
+        ({"rank_pattern": {"[": 2}}, "rank_pattern"),
+        ({"rank_pattern": {"q": 0}}, "positive int"),
+        ({"alpha_pattern": {"(.*)*x": 2}}, "simple pattern"),
+    ],
+)
+def test_settings_that_two_matrices_do_not_express(lora, change, told):
+    edit_json(lora / "adapter_config.json", lambda config: config.update(change))
+    with pytest.raises(CheckpointError, match=told):
+        read_peft(lora)
+
+
+def test_a_pattern_cannot_search_for_years(lora):
+    edit_json(lora / "adapter_config.json", lambda config: config.update(alpha_pattern={".*.*.*.*.*.*.*.*z": 1}))
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="simple pattern"):
+        read_peft(lora)
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda w: w.pop(f"{QUERY}.lora_A.weight"), "lora_A.weight': missing"),
+        (lambda w: w.update({f"{QUERY}.lora_A.weight": np.zeros((5, 12), np.float32)}), "expected rank 2"),
+        (lambda w: w.update({f"{QUERY}.lora_A.weight": np.zeros(12, np.float32)}), "expected a matrix"),
+        (lambda w: w.update({"base_model.model.lm_head.lora_A.weight": np.zeros((2, 12), np.float32)}), "lm_head"),
+        (
+            lambda w: w.update({"base_model.model.shared.lora_embedding_A": np.zeros((2, 12), np.float32)}),
+            "embedding_A",
+        ),
+        (lambda w: w.update({f"{QUERY}.bias": np.zeros(8, np.float32)}), "bias"),
+        (lambda w: w.update({f"{QUERY}.lora_magnitude_vector": np.zeros(8, np.float32)}), "magnitude"),
+        (lambda w: w.update({f"{QUERY}.lora_A.weight": np.zeros((2, 12), np.int64)}), "floating"),
+        (lambda w: w.clear() or w.update({"x": np.zeros(1, np.float32)}), "'x'"),
+    ],
+)
+def test_weights_that_are_no_lora_of_a_t5(lora, change, told):
+    edit_weights(lora, change)
+    with pytest.raises(CheckpointError, match=told):
+        read_peft(lora)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_transformer_submodules": 1}, "num_transformer_submodules"),
+        ({"num_virtual_tokens": 4}, "expected shape"),
+        ({"token_dim": 7}, "expected shape"),
+        ({"num_attention_heads": 3}, "3 heads"),
+        ({"num_layers": 2**70}, "num_layers"),
+        ({"num_layers": None}, "num_layers"),
+        ({"num_virtual_tokens": True}, "num_virtual_tokens"),
+    ],
+)
+def test_prefix_settings_that_contradict_the_weights(prefix, change, told):
+    edit_json(prefix / "adapter_config.json", lambda config: config.update(change))
+    with pytest.raises(CheckpointError, match=told):
+        read_peft(prefix)
+
+
+def test_a_decoder_deeper_than_the_pairs_is_refused(prefix):
+    with pytest.raises(CheckpointError, match=r"num_layers.*at least 5"):
+        read_peft(prefix, decoder_layers=5)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ((Prefix(length=3, **PRECEDING, layers=(1, 2)),), "every decoder layer, and layers"),
+        (
+            (Prefix(length=3, **PRECEDING, layers=(0, 1)), Prefix(length=2, **PRECEDING, layers=(2,))),
+            "layers_2.*one length",
+        ),
+        ((Prefix(length=3, position_bias="preceding"),), "encoder/layers_0/attention"),
+        ((Prefix(length=3, sites=("decoder/self_attention",)),), "'zero'"),
+    ],
+)
+def test_prefixes_that_peft_cannot_express(kinds, told, tmp_path):
+    with pytest.raises(AdapterError, match=told):
+        write_peft(tmp_path / "out", adapter(*kinds))
+    assert not list(tmp_path.iterdir())
+
+
+def test_masked_positions_are_refused_and_a_mask_of_ones_is_none(tmp_path):
+    masked = adapter(Prefix(length=3, **PRECEDING))
+    for layer in range(3):
+        masked.tree["decoder"][f"layers_{layer}"]["self_attention"]["preceding_prefix"]["mask"] = np.ones(3, np.float32)
+    write_peft(tmp_path / "ones", masked)
+    assert read_peft(tmp_path / "ones").spec == masked.spec  # it is known again without them
+    masked.tree["decoder"]["layers_1"]["self_attention"]["preceding_prefix"]["mask"][0] = 0
+    with pytest.raises(AdapterError, match=r"layers_1.*mask"):
+        write_peft(tmp_path / "out", masked)
+
+
+def test_a_pickle_is_never_opened(lora, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (pathlib.Path.touch, (tmp_path / "sprung",))
+
+    (lora / "adapter_model.safetensors").unlink()
+    (lora / "adapter_model.bin").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(CheckpointError, match="pickle"):
+        read_peft(lora)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_spec_of_other_leaves_is_refused(lora, prefix):
+    shutil.copy(prefix / "hyperflax.json", lora / "hyperflax.json")
+    fingerprint = json.loads((prefix / "hyperflax.json").read_text())["fingerprint"]
+    assert read_peft(lora).metadata.base_fingerprint is None  # it speaks of other weights, so it counts for nothing
+    assert fingerprint != ""
+    (lora / "hyperflax.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"hyperflax.json"):
+        read_peft(lora)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.sampled_from(["r", "lora_alpha", "rank_pattern", "use_rslora", "bias", "peft_type", "target_modules"]),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=5,
+    ),
+)
+def test_any_setting_is_read_or_refused(lora, key, value):
+    edit_json(lora / "adapter_config.json", lambda config: config.update({key: value}))
+    try:
+        read_peft(lora)
+    except CheckpointError:
+        pass
+    finally:
+        edit_json(lora / "adapter_config.json", lambda config: config.update({key: 2, "peft_type": "LORA"}))
+        (lora / "adapter_config.json").unlink()
+        (lora / "adapter_model.safetensors").unlink()
+        (lora / "hyperflax.json").unlink()
+        lora.rmdir()
+        write_peft(lora, adapter(LoRA(rank=2)))

@@ -1,0 +1,191 @@
+"""convert, export, import and inspect, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from hyperflax import trees
+from hyperflax.adapters import LoRA, Prefix, build_spec
+from hyperflax.checkpoints import AdapterMetadata, fingerprint, load_adapter, save_adapter
+from hyperflax.checkpoints.convert import certify
+from hyperflax.checkpoints.forms import read_model, write_model
+from hyperflax.checkpoints.huggingface import read_huggingface, write_huggingface
+from hyperflax.checkpoints.shapes import expected_shapes
+from hyperflax.cli.main import main
+from hyperflax.errors import CheckpointError
+from tests.adapters.micro import random_tree
+from tests.checkpoints.directories import CONFIG, base
+from tests.checkpoints.directories import random_tree as random_tree_of
+from tests.interop.test_models import MODELS
+from tests.interop.test_peft import GOLDENS
+
+
+@pytest.fixture
+def model(tmp_path) -> pathlib.Path:
+    write_huggingface(tmp_path / "model", base(), CONFIG, files={"spiece.model": b"pieces"})
+    return tmp_path / "model"
+
+
+def write_adapter(folder: pathlib.Path, *kinds, base_fingerprint: str | None = None) -> None:
+    spec = build_spec(kinds, CONFIG)
+    save_adapter(folder, random_tree(spec, 0), spec, AdapterMetadata(base_fingerprint or fingerprint(base())))
+
+
+def equal(found, expected) -> bool:
+    found, expected = trees.flatten(found), trees.flatten(expected)
+    return found.keys() == expected.keys() and all(np.array_equal(found[path], expected[path]) for path in found)
+
+
+def test_a_model_goes_through_every_form_and_comes_back(model, tmp_path, capsys):
+    way = [model, tmp_path / "t5x", tmp_path / "orbax", tmp_path / "back"]
+    for source, destination, form in zip(way, way[1:], ("t5x", "orbax", "huggingface"), strict=False):
+        assert main(["convert", str(source), str(destination), "--to", form]) == 0
+    assert read_model(way[1]).form == "t5x"
+    assert read_model(way[2]).form == "orbax"
+    assert equal(read_huggingface(way[3])[0], base())
+    assert "huggingface, from orbax" in capsys.readouterr().out
+
+
+def test_check_writes_a_certificate_beside_the_result(model, tmp_path, capsys):
+    assert main(["convert", str(model), str(tmp_path / "out"), "--check"]) == 0
+    certificate = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert certificate["passed"]
+    assert certificate["source"] == "huggingface"
+    assert certificate["result"] == "t5x"
+    assert certificate["logits_max_relative_error"] == 0.0
+    assert set(certificate["differences"]) >= {"encoder/layers_0", "decoder/layers_0", "logits"}
+    assert "parity.json" in capsys.readouterr().out
+
+
+def test_the_vocabulary_goes_along(model, tmp_path):
+    assert main(["convert", str(model), str(tmp_path / "copy"), "--to", "huggingface", "--dtype", "bfloat16"]) == 0
+    assert (tmp_path / "copy" / "spiece.model").read_bytes() == b"pieces"
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_a_model_with_a_bias_per_layer_needs_the_scalable_layout(tmp_path, capsys):
+    config = CONFIG.replace(num_decoder_layers=2, relative_bias="per_layer")
+    write_huggingface(tmp_path / "umt5", random_tree_of(expected_shapes(config), 0), config)
+    umt5 = str(tmp_path / "umt5")
+    assert main(["convert", umt5, str(tmp_path / "minimal"), "--to", "t5x"]) == 2
+    assert "scalable_t5" in capsys.readouterr().err
+    assert not (tmp_path / "minimal").exists()
+    assert main(["convert", umt5, str(tmp_path / "scalable"), "--to", "t5x", "--scalable"]) == 0
+    assert equal(read_model(tmp_path / "scalable").params, read_model(umt5).params)
+
+
+def test_a_check_that_fails_says_so(model, tmp_path):
+    source = read_model(model)
+    write_model(tmp_path / "out", source, "t5x")
+    source.params["encoder"]["encoder_norm"]["scale"] = source.params["encoder"]["encoder_norm"]["scale"] * 1.01
+    with pytest.raises(CheckpointError, match=r"parity\.json.*not the one read"):
+        certify(source, tmp_path / "out")
+    assert not json.loads((tmp_path / "out" / "parity.json").read_text())["passed"]
+
+
+def test_position_buckets_that_t5x_does_not_have_are_refused(tmp_path, capsys):
+    assert main(["convert", str(MODELS / "t5_1_1"), str(tmp_path / "out"), "--to", "orbax"]) == 2
+    assert "num_buckets: expected 32" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_model_is_refused_and_nothing_is_written(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["convert", str(tmp_path / "empty"), str(tmp_path / "out")]) == 2
+    assert "config.json" in capsys.readouterr().err
+    write_adapter(tmp_path / "adapter", LoRA(rank=2))
+    assert main(["convert", str(tmp_path / "adapter"), str(tmp_path / "out")]) == 2
+    assert "found an adapter" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_goes_to_peft_and_back(tmp_path, capsys):
+    write_adapter(tmp_path / "adapter", LoRA(rank=2, sites=("*",)))
+    assert main(["export", str(tmp_path / "adapter"), "--format", "peft", "--out", str(tmp_path / "peft")]) == 0
+    assert main(["import", str(tmp_path / "peft"), "--out", str(tmp_path / "back")]) == 0
+    went, came = load_adapter(tmp_path / "adapter"), load_adapter(tmp_path / "back")
+    assert equal(came.tree, went.tree)
+    assert came.spec == went.spec
+    assert came.metadata.base_fingerprint == fingerprint(base())
+
+
+def test_merged_is_the_model_with_the_adapter_in_its_weights(model, tmp_path, capsys):
+    write_adapter(tmp_path / "adapter", LoRA(rank=2, sites=("*/wo",)))
+    command = ["export", str(tmp_path / "adapter"), "--format", "merged", "--out", str(tmp_path / "merged")]
+    assert main(command) == 2
+    assert "--base" in capsys.readouterr().err
+    assert main([*command, "--base", str(model)]) == 0
+    slot = load_adapter(tmp_path / "adapter").tree["encoder"]["layers_0"]["mlp"]["wo"]["lora"]
+    expected = base()["encoder"]["layers_0"]["mlp"]["wo"]["kernel"] + slot["a"] @ slot["b"]
+    found = read_huggingface(tmp_path / "merged")[0]["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_another_base_model_is_refused_with_both_fingerprints(model, tmp_path, capsys, form):
+    other = "sha256:" + "12" * 32
+    write_adapter(tmp_path / "adapter", LoRA(rank=2), base_fingerprint=other)
+    command = ["export", str(tmp_path / "adapter"), "--format", form, "--out", str(tmp_path / "out")]
+    assert main([*command, "--base", str(model)]) == 2
+    told = capsys.readouterr().err
+    assert other in told
+    assert fingerprint(base()) in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ((Prefix(length=2),), r"prefix at 'encoder/layers_0/attention/prefix'.*decoder's self-attention only"),
+        ((Prefix(length=2, sites=("decoder/self_attention",)),), r"self_attention/prefix'.*'preceding'"),
+        ((Prefix(length=2, sites=("decoder/encoder_decoder_attention",)),), r"encoder_decoder_attention/prefix'"),
+        ((LoRA(rank=2), Prefix(length=2)), "one kind"),
+    ],
+)
+def test_what_peft_cannot_express_is_refused_by_site(kinds, told, tmp_path, capsys):
+    write_adapter(tmp_path / "adapter", *kinds)
+    assert main(["export", str(tmp_path / "adapter"), "--format", "peft", "--out", str(tmp_path / "out")]) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_makes_an_adapter_from_elsewhere_usable(tmp_path, capsys):
+    theirs = str(GOLDENS / "peft" / "prefix_even")
+    assert main(["import", theirs, "--out", str(tmp_path / "unknown")]) == 0
+    assert "unknown" in capsys.readouterr().out
+    assert load_adapter(tmp_path / "unknown").metadata.base_fingerprint is None
+    assert main(["import", theirs, "--out", str(tmp_path / "known"), "--base", str(MODELS / "byt5")]) == 0
+    known = load_adapter(tmp_path / "known")
+    assert known.metadata.base_fingerprint == fingerprint(read_huggingface(MODELS / "byt5")[0])
+    assert known.spec.layers() == [("decoder", 0), ("decoder", 1)]
+    assert main(["import", theirs, "--out", str(tmp_path / "other"), "--base", str(MODELS / "umt5_tied")]) == 0
+    assert (
+        main(["import", theirs, "--out", str(tmp_path / "never"), "--base", str(GOLDENS / "peft" / "prefix_odd")]) == 2
+    )
+
+
+def test_inspect_tells_form_origin_and_every_array(model, tmp_path, capsys):
+    write_adapter(tmp_path / "adapter", LoRA(rank=2))
+    assert main(["convert", str(model), str(tmp_path / "t5x")]) == 0
+    assert main(["convert", str(model), str(tmp_path / "orbax"), "--to", "orbax"]) == 0
+    capsys.readouterr()
+    for path, form, told in [
+        (model, "huggingface", "shared.weight"),
+        (tmp_path / "adapter", "adapter", fingerprint(base())),
+        (tmp_path / "t5x", "t5x", "target/token_embedder/embedding"),
+        (tmp_path / "orbax", "orbax", "target/token_embedder/embedding"),
+        (GOLDENS / "peft" / "lora_rslora", "peft", "base_fingerprint: unknown"),
+        (GOLDENS / "exported" / "lora_two_ranks", "peft", "base_fingerprint: sha256:0123"),
+    ]:
+        assert main(["inspect", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{path}: {form}\n")
+        assert told in out
+    table = next(line for line in out.splitlines() if "arrays" in line)
+    assert "bytes" in table
+    assert main(["inspect", str(tmp_path / "nothing")]) == 2
