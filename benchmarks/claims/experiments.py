@@ -98,9 +98,9 @@ class Evaluation:
 class Experiment:
     """A system that is trained on a family's training tasks and scored on its held-out tasks, for several seeds.
 
-    A seed decides fresh parameters and the episodes that are drawn, in training and as supports in evaluation; the base,
-    the held-out tasks and their scored examples are the same for all, so that experiments can be compared task by task
-    and seed by seed.
+    A seed decides fresh parameters and the episodes that are drawn, in training and as supports in evaluation. The
+    base, the held-out tasks and their scored examples are the same for all, so that experiments can be compared task by
+    task and seed by seed.
 
     Attributes:
       name: unique within a table.

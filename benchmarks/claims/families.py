@@ -1,7 +1,7 @@
 """The families of tasks that claims are tried on: where their training tasks, held-out tasks and texts come from.
 
-`strings` is embedded and needs nothing. `natural_instructions` needs a checkout (`HYPERFLAX_NATURAL_INSTRUCTIONS`), text
-(`HYPERFLAX_TEXT`) and T5's `spiece.model` (`HYPERFLAX_VOCABULARY`).
+`strings` is embedded and needs nothing. `natural_instructions` needs a checkout (`HYPERFLAX_NATURAL_INSTRUCTIONS`),
+text (`HYPERFLAX_TEXT`) and T5's `spiece.model` (`HYPERFLAX_VOCABULARY`).
 
 "strings" has no text of its own. Its hyperpretraining reads documents of one program's examples, a line each:
 

@@ -207,8 +207,8 @@ def _hart(systems: Systems) -> Claim:
 def at_equal_flops(ours: Experiment, theirs: Experiment) -> Experiment:
     """Returns `ours` with the steps that the floating-point operations of `theirs` suffice for.
 
-    Operations are counted in closed form (`flops`). Where the steps change by less than a share of `EQUAL`, `ours` itself
-    is returned: its run is that at equal operations, too.
+    Operations are counted in closed form (`flops`). Where the steps change by less than a share of `EQUAL`, `ours`
+    itself is returned: its run is that at equal operations, too.
     """
     steps = round(theirs.steps * theirs.flops_per_step / ours.flops_per_step)
     if abs(steps - ours.steps) < EQUAL * ours.steps:

@@ -17,12 +17,13 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.claims.experiments import PROTOCOL, Base, Experiment, described, digest
 from benchmarks.claims.families import FAMILIES, Family
 from hyperflax.adapters.kinds import build_spec
+from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.multitask import TaskPairs
@@ -34,7 +35,7 @@ from hyperflax.training.prefetch import Batches
 from hyperflax.training.schedules import warmup_cosine
 
 EVALUATIONS = 10  # of the validation loss, in a run
-LOGGED = 60  # rows of the training loss, in a run
+LOGGED = 600  # rows of the training loss, in a run, at most twice as many: spikes are looked for in them
 VALIDATION_SEED = 1_000_003  # episodes that no run trains on
 
 
@@ -86,7 +87,9 @@ def trained(experiment: Experiment, seed: int, workspace: Workspace) -> pathlib.
     return _train(folder, lambda: _job(experiment, seed, workspace, folder), experiment.steps, workspace, seed)
 
 
-def _train(folder: pathlib.Path, job: Any, steps: int, workspace: Workspace, seed: int = 0) -> pathlib.Path:
+def _train(
+    folder: pathlib.Path, job: Callable[[], dict[str, Any]], steps: int, workspace: Workspace, seed: int = 0
+) -> pathlib.Path:
     """Runs `hyperflax.train.train` on what `job` returns, unless its model is there: it is exported last, and whole."""
     directory = folder / EXPORT
     if not directory.is_dir():
@@ -112,13 +115,16 @@ def _job(experiment: Experiment, seed: int, workspace: Workspace, folder: pathli
     checkpoint = str(trained_base(base, workspace))
     optimizer = _optimizer(experiment.learning_rate, experiment.steps)
     if experiment.system == "mtf":
-        pairs = TaskPairs(family.training(), mtf_episodes(experiment))
-        lengths = {"inputs_length": mtf_episodes(experiment).inputs_length}
-        lengths["targets_length"] = 2 * experiment.episodes.targets_length
-        rows = max(1, experiment.episodes.tasks_per_batch * experiment.episodes.examples // 4)
+        shown = mtf_episodes(experiment)
         return {
             "model": PlainT5(base.shape, family.vocabulary(), initial_checkpoint=checkpoint),
-            "batches": PackedBatches(pairs, rows, **lengths, seed=seed),
+            "batches": PackedBatches(
+                TaskPairs(family.training(), shown),
+                shown.tasks_per_batch,
+                inputs_length=shown.inputs_length,
+                targets_length=2 * shown.targets_length,
+                seed=seed,
+            ),
             "optimizer": optimizer,
         }
     episodes = experiment.episodes
@@ -139,7 +145,7 @@ def _job(experiment: Experiment, seed: int, workspace: Workspace, folder: pathli
     return {"model": model, "optimizer": optimizer, **data}
 
 
-def mtf_episodes(experiment: Experiment) -> Any:
+def mtf_episodes(experiment: Experiment) -> EpisodeConfig:
     """The episodes of multi-task fine-tuning: what a hypernetwork reads as support stands before the input."""
     episodes = experiment.episodes
     return episodes.replace(

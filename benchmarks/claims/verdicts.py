@@ -10,8 +10,8 @@ examples. Both vary by chance, and a claim is about other tasks and other seeds,
 
 (Two crossed random effects; degrees of freedom by Satterthwaite 1946. What varies with neither alone is counted in both
 terms, so the interval errs on the wide side. Three seeds make df small where seeds matter, and the interval wide: that
-is the price of three seeds.) A quantity that a run has only once, such as its number of loss spikes, has one column, and
-its interval is the ordinary one over seeds.
+is the price of three seeds.) A quantity that a run has only once, such as its number of loss spikes, has one column,
+and its interval is the ordinary one over seeds.
 
 The rule, with `least`, the smallest difference that would matter, turned so that the claimed side is positive:
 
