@@ -146,17 +146,14 @@ def _other_bases(results: Results, comparison: Comparison) -> list[str]:
 
 
 def _curve(curve: Curve, results: Results) -> dict[str, Any]:
-    """Points [x, mean, low, high] of every line, where there are at least two seeds."""
+    """Points [x, mean, low, high] of every line that has at least two seeds, all over the same seeds and tasks."""
     lines = {}
     for label, points in curve.lines.items():
-        rows = []
-        for x, side in points:
-            seeds, tasks, (found,) = matrix(values(results, side, "mean"))
-            if len(seeds) > 1 and tasks:
-                interval = crossed_interval(found)
-                rows.append([x, *(_round(getattr(interval, name)) for name in ("mean", "low", "high"))])
-        if rows:
-            lines[label] = rows
+        found = {x: measured for x, side in points if (measured := values(results, side, "mean"))}
+        seeds, tasks, matrices = matrix(*found.values()) if found else ([], [], [])
+        if len(seeds) > 1 and tasks:
+            intervals = [(x, crossed_interval(one)) for x, one in zip(found, matrices, strict=True)]
+            lines[label] = [[x, _round(one.mean), _round(one.low), _round(one.high)] for x, one in intervals]
     return {"title": curve.title, "x": curve.x, "y": curve.y, "lines": lines}
 
 
