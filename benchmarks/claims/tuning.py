@@ -57,9 +57,10 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
         draw=seed,
         first=family.first,
     )
-    # Tasks of the choice are spread over the others, as those are over the family.
+    # Tasks of the choice are spread over the others, as those are over the family; where some tasks are too small to be
+    # tuned on, both parts lose in proportion.
     total = len(held_out.tasks)
-    share = min(tuning.rate_tasks, total - 1)
+    share = max(1, total * tuning.rate_tasks // (tuning.tasks + tuning.rate_tasks))
     chosen = {i * total // share for i in range(share)}
     rate_tasks = [task for i, task in enumerate(held_out.tasks) if i in chosen]
     reported = [task for i, task in enumerate(held_out.tasks) if i not in chosen]
