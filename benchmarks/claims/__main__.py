@@ -1,0 +1,115 @@
+"""`python -m benchmarks.claims --out DIR`: runs what is missing, then writes the table of verdicts.
+
+    python -m benchmarks.claims --out runs/claims                        all six claims at the scale of two cores
+    python -m benchmarks.claims --out runs/claims --claims 1,3           two of them
+    python -m benchmarks.claims --out runs/claims --base strings_4=runs/strings_base/model
+    python -m benchmarks.claims --out benchmarks/claims --report         only the table, of the results that are there
+
+The command can be stopped at any time and given again: finished results, models and evaluated tasks are kept, and a
+training run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.claims.comparisons import Claim
+from benchmarks.claims.families import FAMILIES
+from benchmarks.claims.pictures import write_pictures
+from benchmarks.claims.report import aggregate, markdown
+from benchmarks.claims.results import read_results, run
+from benchmarks.claims.settings import SETTINGS
+from benchmarks.claims.table import claims, experiments
+from benchmarks.claims.training import Workspace
+from hyperflax.errors import HyperflaxError
+from hyperflax.files import atomic_file
+
+SCALES = tuple(dict.fromkeys(scale for _, scale in SETTINGS))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 after an error of ours, which is printed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of all that is written")
+    parser.add_argument("--claims", default="1,2,3,4,5,6", metavar="N,N", help="numbers of claims (default: all)")
+    parser.add_argument("--scale", choices=SCALES, default="cpu", help="sizes of everything (default: cpu)")
+    parser.add_argument("--families", default=",".join(FAMILIES), metavar="F,F", help="default: those with their data")
+    parser.add_argument("--base", action="append", default=[], metavar="NAME=DIR", help="a base that is there already")
+    parser.add_argument("--report", action="store_true", help="run nothing, write the table of what is there")
+    arguments = parser.parse_args(argv)
+    try:
+        chosen = _claims(arguments.claims, parser)
+        bases = dict(_pair(text, parser) for text in arguments.base)
+        _run(arguments, chosen, Workspace(arguments.out, bases=bases))
+    except HyperflaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(arguments: argparse.Namespace, numbers: set[int], workspace: Workspace) -> None:
+    tables: dict[str, tuple[Claim, ...]] = {}
+    for family in arguments.families.split(","):
+        if family not in FAMILIES:
+            raise HyperflaxError(f"--families: expected some of {sorted(FAMILIES)}, got '{family}'")
+        results = workspace.out / "results" / arguments.scale / family
+        missing = FAMILIES[family].missing() if not arguments.report else "" if results.is_dir() else "no results"
+        if missing:
+            print(f"{family} is left out: {missing}", file=sys.stderr)
+            continue
+        every = claims(SETTINGS[family, arguments.scale])
+        tables[family] = tuple(claim for claim in every if claim.number in numbers)
+    if unknown := set(workspace.bases) - {
+        experiment.base.name for table in tables.values() for experiment in experiments(table).values()
+    }:
+        raise HyperflaxError(f"--base: expected names of bases that these claims need, got {sorted(unknown)}")
+    if not arguments.report:
+        for family, table in tables.items():
+            run_all(family, table, workspace, arguments.scale)
+    print(write_tables(arguments.out, arguments.scale, tables), end="")
+
+
+def run_all(family: str, table: Sequence[Claim], workspace: Workspace, scale: str) -> None:
+    """Runs every experiment of some claims that has no current result."""
+    # All experiments for the first seed before any for the second: a first look comes early.
+    jobs = sorted(((seed, one) for one in experiments(table).values() for seed in one.seeds), key=lambda job: job[0])
+    for number, (seed, experiment) in enumerate(jobs, start=1):
+        print(f"[{number}/{len(jobs)}] {family}: {experiment.name}, seed {seed}", flush=True)
+        run(experiment, seed, workspace, scale)
+
+
+def write_tables(out: pathlib.Path, scale: str, tables: dict[str, tuple[Claim, ...]]) -> str:
+    """Writes verdicts-SCALE.json, verdicts-SCALE.md and the pictures from `OUT/results`; returns the markdown."""
+    findings: list[dict[str, Any]] = []
+    for family, table in tables.items():
+        results = read_results(out / "results", scale, family, experiments(table))
+        findings.append(aggregate(family, scale, table, results))
+        write_pictures(findings[-1], out)
+    text = markdown(findings)
+    for ending, content in (("json", json.dumps(findings, indent=1) + "\n"), ("md", text)):
+        with atomic_file(out / f"verdicts-{scale}.{ending}") as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return text
+
+
+def _claims(text: str, parser: argparse.ArgumentParser) -> set[int]:
+    numbers = {int(number) if number.isdigit() else 0 for number in text.split(",")}
+    if not numbers <= set(range(1, 7)):
+        parser.error(f"--claims: expected numbers from 1 to 6, got '{text}'")
+    return numbers
+
+
+def _pair(text: str, parser: argparse.ArgumentParser) -> tuple[str, str]:
+    name, found, directory = text.partition("=")
+    if not found:
+        parser.error(f"--base: expected NAME=DIR, got '{text}'")
+    return name, directory
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""Two families of tasks at two scales: the sizes of all experiments, and nothing that a claim is about.
+
+`cpu` is what two cores finish in days, claim by claim; `gpu` is for one accelerator. Lengths, rates and batches are
+those of the run files under `gin_configs/runs`, shortened for `cpu`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from benchmarks.claims.experiments import Base, Evaluation, Hyperpretraining
+from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.prefix import Prefix
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.types import T5Config
+
+FULL = ("bare", "instruction", "in_context", "generated", "shuffled_support", "refined", "shuffled_support_refined")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A family at a scale.
+
+    Attributes:
+      bases: of different depths; the first is that of every claim but the one about depth.
+      episodes, evaluation, steps, learning_rate: of the reference recipe.
+      mtf_learning_rate: of fine-tuning the T5 itself.
+      lora, prefix, heads: of the reference hypernetworks.
+      window: the hyperpretraining stage; its steps are overridden by each of `hyperpretraining`.
+      hyperpretraining: three lengths in steps, ascending: too short, right, too long.
+      consistency: weights, ascending; the first is the one that decides.
+      distillation: its weight. teacher_length: tokens that the teacher reads.
+      shots: of the curve over shots, ascending.
+      ranks, prefix_lengths: ascending.
+      scored: scored examples per support, for equally many examples in a step.
+      sites: LoRA's, by name.
+      tuning_*: see `Tuning`.
+      seeds: of every experiment.
+    """
+
+    name: str
+    bases: tuple[Base, ...]
+    episodes: EpisodeConfig
+    evaluation: Evaluation
+    steps: int
+    learning_rate: float
+    mtf_learning_rate: float
+    lora: LoRA
+    prefix: Prefix
+    heads: HeadsConfig
+    window: Hyperpretraining
+    hyperpretraining: tuple[int, int, int]
+    consistency: tuple[float, ...]
+    distillation: float
+    teacher_length: int
+    shots: tuple[int, ...]
+    ranks: tuple[int, ...]
+    prefix_lengths: tuple[int, ...]
+    scored: tuple[int, ...]
+    sites: tuple[tuple[str, tuple[str, ...]], ...]
+    tuning_tasks: int
+    tuning_rate_tasks: int
+    tuning_examples: int
+    tuning_train_examples: tuple[int, ...]
+    tuning_rates: tuple[float, ...]
+    tuning_marks: tuple[int, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+QUERY_VALUE = ("*/query", "*/value")
+SITES = (
+    ("query and value", QUERY_VALUE),
+    ("all", ("*",)),
+    ("all of the encoder", ("encoder/*",)),
+    ("all of the decoder", ("decoder/*",)),
+)
+
+
+def _deep(shape: T5Config, layers: int) -> T5Config:
+    return shape.replace(num_encoder_layers=layers, num_decoder_layers=layers)
+
+
+# The shape of models/strings.gin, and the recipe of runs/strings_{base,hypermodel}.gin.
+_STRINGS = T5Config(
+    vocab_size=384, emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, num_encoder_layers=4, num_decoder_layers=4
+)
+_STRINGS_EPISODES = EpisodeConfig(
+    tasks_per_batch=16,
+    shots=4,
+    examples=4,
+    support_length=44,
+    inputs_length=26,
+    targets_length=24,
+    support_layout="separate",
+    too_long="skip",
+    too_few="skip",
+)
+
+
+def _strings_base(layers: int, steps: int, copying: int, batch_size: int = 20) -> Base:
+    return Base(f"strings_{layers}", "strings", _deep(_STRINGS, layers), steps, batch_size, 192, 96, copying)
+
+
+STRINGS_CPU = Setting(
+    name="cpu",
+    bases=(_strings_base(4, 11000, 3400), _strings_base(2, 11000, 3400)),
+    episodes=_STRINGS_EPISODES,
+    evaluation=Evaluation(tasks=150, examples=8, draws=3, conditions=FULL),
+    steps=600,
+    learning_rate=1e-3,
+    mtf_learning_rate=3e-4,
+    lora=LoRA(rank=8, alpha=8.0, sites=("*",)),
+    prefix=Prefix(length=16),
+    heads=HeadsConfig(hidden=128),
+    window=Hyperpretraining(600, 16, 96, 12, 48, 32, 1e-3),
+    hyperpretraining=(150, 600, 2400),
+    consistency=(1.0, 10.0),
+    distillation=0.5,
+    teacher_length=64,
+    shots=(1, 2, 4, 8, 16, 32),
+    ranks=(2, 8, 32),
+    prefix_lengths=(4, 16, 32),
+    scored=(1, 4, 16),
+    sites=SITES,
+    tuning_tasks=64,
+    tuning_rate_tasks=24,
+    tuning_examples=8,
+    tuning_train_examples=(4, 16),
+    tuning_rates=RATES,
+    tuning_marks=(0, 1, 3, 10, 30, 100),
+)
+
+STRINGS_GPU = dataclasses.replace(
+    STRINGS_CPU,
+    name="gpu",
+    bases=(_strings_base(4, 20000, 3400, 64), _strings_base(2, 20000, 3400, 64), _strings_base(8, 20000, 3400, 64)),
+    episodes=_STRINGS_EPISODES.replace(tasks_per_batch=64, support_length=64, inputs_length=36, targets_length=32),
+    evaluation=Evaluation(tasks=600, examples=12, draws=4, conditions=FULL),
+    steps=8000,
+    window=Hyperpretraining(4000, 128, 96, 12, 48, 32, 1e-3),
+    hyperpretraining=(1000, 4000, 16000),
+    consistency=(1.0, 10.0, 20.0),
+    tuning_tasks=200,
+    tuning_rate_tasks=64,
+)
+
+# The shape of models/t5_mini.gin, and the recipe of runs/natural_instructions_{base,hypermodel}.gin with shorter rows.
+_MINI = T5Config(
+    vocab_size=32128,
+    emb_dim=256,
+    num_heads=4,
+    head_dim=64,
+    mlp_dim=1024,
+    num_encoder_layers=4,
+    num_decoder_layers=4,
+    logits_via_embedding=True,
+)
+_NATURAL_EPISODES = EpisodeConfig(
+    tasks_per_batch=8,
+    shots=2,
+    examples=4,
+    definition="support",
+    support_length=128,
+    inputs_length=128,
+    targets_length=32,
+    support_layout="separate",
+    task_cap=100,
+    too_long="truncate",
+    too_few="skip",
+)
+
+
+def _natural_base(shape: T5Config, layers: int, steps: int, batch_size: int = 16) -> Base:
+    name = f"natural_instructions_{shape.emb_dim}_{layers}"
+    return Base(name, "natural_instructions", _deep(shape, layers), steps, batch_size, 256, 128)
+
+
+NATURAL_CPU = Setting(
+    name="cpu",
+    bases=(_natural_base(_MINI, 4, 8000), _natural_base(_MINI, 2, 8000)),
+    episodes=_NATURAL_EPISODES,
+    evaluation=Evaluation(tasks=119, examples=16, draws=2, conditions=FULL),
+    steps=600,
+    learning_rate=3e-4,
+    mtf_learning_rate=3e-4,
+    lora=LoRA(rank=8, alpha=8.0, sites=QUERY_VALUE),
+    prefix=Prefix(length=16),
+    heads=HeadsConfig(hidden=128),
+    window=Hyperpretraining(600, 8, 256, 16, 128, 64, 3e-4),
+    hyperpretraining=(150, 600, 2400),
+    consistency=(1.0, 10.0),
+    distillation=0.5,
+    teacher_length=256,
+    shots=(1, 2, 4, 8, 16, 32),
+    ranks=(2, 8, 32),
+    prefix_lengths=(4, 16, 32),
+    scored=(1, 4, 16),
+    sites=SITES,
+    tuning_tasks=60,
+    tuning_rate_tasks=20,
+    tuning_examples=16,
+    tuning_train_examples=(2, 16),
+    tuning_rates=RATES,
+    tuning_marks=(0, 1, 3, 10, 30, 100),
+)
+
+# 45 M parameters with the embedding, 29 M without.
+_SMALL = _MINI.replace(emb_dim=512, num_heads=8, mlp_dim=1024)
+
+NATURAL_GPU = dataclasses.replace(
+    NATURAL_CPU,
+    name="gpu",
+    bases=tuple(_natural_base(_SMALL, layers, 40000, 128) for layers in (6, 2)),
+    episodes=_NATURAL_EPISODES.replace(tasks_per_batch=32, support_length=256, inputs_length=256, targets_length=64),
+    evaluation=Evaluation(tasks=119, examples=60, draws=3, conditions=FULL),
+    steps=4000,
+    heads=HeadsConfig(hidden=256),
+    window=Hyperpretraining(4000, 64, 512, 16, 256, 128, 3e-4),
+    hyperpretraining=(1000, 4000, 16000),
+    consistency=(1.0, 10.0, 20.0),
+)
+
+SETTINGS: dict[tuple[str, str], Setting] = {
+    ("strings", "cpu"): STRINGS_CPU,
+    ("strings", "gpu"): STRINGS_GPU,
+    ("natural_instructions", "cpu"): NATURAL_CPU,
+    ("natural_instructions", "gpu"): NATURAL_GPU,
+}

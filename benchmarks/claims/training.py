@@ -1,0 +1,191 @@
+"""The models of the experiments: each is trained once through `hyperflax.train` and found again afterwards.
+
+    OUT/bases/NAME-HASH/model                        a base
+    OUT/runs/FAMILY/NAME-HASH-seedN/model            an experiment's system
+    OUT/runs/FAMILY/NAME-HASH-seedN/before/model     its hypernetwork after hyperpretraining
+
+A run that was stopped goes on from its last checkpoint; a changed configuration has another hash and another folder.
+Checkpoints are removed once the model is there.
+
+>>> directory = trained(experiment, seed=0, workspace=Workspace(pathlib.Path("runs/claims")))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.claims.experiments import PROTOCOL, Base, Experiment, described, digest
+from benchmarks.claims.families import FAMILIES, Family
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.episodes import Episodes
+from hyperflax.data.hyperpretraining import CACLM
+from hyperflax.data.multitask import TaskPairs
+from hyperflax.data.text import PackedBatches
+from hyperflax.train import EXPORT, HypernetworkOf, PlainT5, SharedAdapter, train
+from hyperflax.training.loop import CHECKPOINTS
+from hyperflax.training.optimizers import Optimizer, adamw
+from hyperflax.training.prefetch import Batches
+from hyperflax.training.schedules import warmup_cosine
+
+EVALUATIONS = 10  # of the validation loss, in a run
+LOGGED = 600  # rows of the training loss, in a run, at most twice as many: spikes are looked for in them
+VALIDATION_SEED = 1_000_003  # episodes that no run trains on
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """Where a benchmark works.
+
+    Attributes:
+      out: folder of everything that it writes.
+      families: by name.
+      bases: models from elsewhere, `{name of a base: directory}`, instead of training them.
+      progress: show progress bars.
+    """
+
+    out: pathlib.Path
+    families: Mapping[str, Family] = dataclasses.field(default_factory=lambda: FAMILIES)
+    bases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    progress: bool = True
+
+    def family(self, base: Base) -> Family:
+        return self.families[base.family]
+
+    def run(self, experiment: Experiment, seed: int) -> pathlib.Path:
+        """The folder of an experiment's run."""
+        return self.out / "runs" / experiment.base.family / f"{experiment.name}-{digest(experiment)}-seed{seed}"
+
+
+def trained_base(base: Base, workspace: Workspace) -> pathlib.Path:
+    """Returns the directory of a base model, which is trained if it is not there."""
+    if base.name in workspace.bases:
+        return pathlib.Path(workspace.bases[base.name])
+    family = workspace.family(base)
+    code = hashlib.sha256(json.dumps([PROTOCOL, described(base)], sort_keys=True).encode()).hexdigest()[:16]
+    return _train(
+        workspace.out / "bases" / f"{base.name}-{code}",
+        lambda: {
+            "model": PlainT5(base.shape, family.vocabulary()),
+            "batches": family.base_batches(base),
+            "optimizer": family.base_optimizer(base),
+        },
+        base.steps,
+        workspace,
+    )
+
+
+def trained(experiment: Experiment, seed: int, workspace: Workspace) -> pathlib.Path:
+    """Returns the directory that a run's training left: a hypermodel, an adapter or a T5; trains what is not there."""
+    folder = workspace.run(experiment, seed)
+    return _train(folder, lambda: _job(experiment, seed, workspace, folder), experiment.steps, workspace, seed)
+
+
+def _train(
+    folder: pathlib.Path, job: Callable[[], dict[str, Any]], steps: int, workspace: Workspace, seed: int = 0
+) -> pathlib.Path:
+    """Runs `hyperflax.train.train` on what `job` returns, unless its model is there: it is exported last, and whole."""
+    directory = folder / EXPORT
+    if not directory.is_dir():
+        train(
+            **job(),
+            total_steps=steps,
+            model_dir=str(folder),
+            seed=seed,
+            validation_batches=2,
+            eval_period=max(1, steps // EVALUATIONS),
+            log_period=max(1, steps // LOGGED),
+            save_period=max(1, min(500, steps // 4)),
+            keep=1,
+            progress=workspace.progress,
+        )
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return directory
+
+
+def _job(experiment: Experiment, seed: int, workspace: Workspace, folder: pathlib.Path) -> dict[str, Any]:
+    """Model, data and optimizer of an experiment."""
+    base, family = experiment.base, workspace.family(experiment.base)
+    checkpoint = str(trained_base(base, workspace))
+    optimizer = _optimizer(experiment.learning_rate, experiment.steps)
+    if experiment.system == "mtf":
+        shown = mtf_episodes(experiment)
+        return {
+            "model": PlainT5(base.shape, family.vocabulary(), initial_checkpoint=checkpoint),
+            "batches": PackedBatches(
+                TaskPairs(family.training(), shown),
+                shown.tasks_per_batch,
+                inputs_length=shown.inputs_length,
+                targets_length=2 * shown.targets_length,
+                seed=seed,
+            ),
+            "optimizer": optimizer,
+        }
+    episodes = experiment.episodes
+    # Validation shows one support and no teacher: what is watched is the token loss, the same for all.
+    watched = episodes.replace(supports=1, teacher="none", tasks_per_batch=32)
+    data: dict[str, Batches] = {
+        "batches": Episodes(family.training(), episodes, seed),
+        "validation": Episodes(family.held_out(), watched, VALIDATION_SEED),
+    }
+    if experiment.system == "shared":
+        spec = build_spec(experiment.adapter, base.shape)
+        return {"model": SharedAdapter(base.shape, spec, checkpoint), "optimizer": optimizer, **data}
+    start = "base"
+    if experiment.hyperpretraining is not None:
+        start = str(_hyperpretrained(experiment, seed, workspace, folder, checkpoint))
+    model = _hypernetwork(experiment, family, checkpoint, start)
+    model = dataclasses.replace(model, distillation=experiment.distillation, consistency=experiment.consistency)
+    return {"model": model, "optimizer": optimizer, **data}
+
+
+def mtf_episodes(experiment: Experiment) -> EpisodeConfig:
+    """The episodes of multi-task fine-tuning: what a hypernetwork reads as support stands before the input."""
+    episodes = experiment.episodes
+    return episodes.replace(
+        examples=1,
+        demonstrations="inputs",
+        definition="none" if episodes.definition == "none" else "inputs",
+        inputs_length=episodes.rows * episodes.support_length + episodes.inputs_length,
+    )
+
+
+def _hyperpretrained(
+    experiment: Experiment, seed: int, workspace: Workspace, folder: pathlib.Path, checkpoint: str
+) -> pathlib.Path:
+    stage, family = experiment.hyperpretraining, workspace.family(experiment.base)
+    return _train(
+        folder / "before",
+        lambda: {
+            "model": _hypernetwork(experiment, family, checkpoint, "base"),
+            "batches": CACLM(
+                family.text(),
+                stage.batch_size,
+                stage.length,
+                stage.shortest,
+                stage.support_length,
+                stage.inputs_length,
+                stage.targets_length,
+                seed,
+            ),
+            "optimizer": _optimizer(stage.learning_rate, stage.steps),
+        },
+        stage.steps,
+        workspace,
+        seed,
+    )
+
+
+def _hypernetwork(experiment: Experiment, family: Family, checkpoint: str, start: str) -> HypernetworkOf:
+    config = experiment.hypermodel(family.vocabulary())
+    return HypernetworkOf(config, checkpoint, start=start, name=experiment.name)
+
+
+def _optimizer(peak: float, steps: int) -> Optimizer:
+    return adamw(warmup_cosine(peak, min(100, steps // 10), steps), clip_norm=1.0)

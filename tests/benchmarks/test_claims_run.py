@@ -1,0 +1,216 @@
+"""The benchmark end to end on micro models: two experiments and two seeds, stopped and continued, to the table."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from benchmarks.claims import results as results_module
+from benchmarks.claims.__main__ import main, run_all
+from benchmarks.claims.comparisons import Claim, Comparison, Side
+from benchmarks.claims.evaluation import figures
+from benchmarks.claims.experiments import Base, Evaluation, Experiment, Hyperpretraining, Tuning
+from benchmarks.claims.families import Family
+from benchmarks.claims.pictures import write_pictures
+from benchmarks.claims.report import aggregate
+from benchmarks.claims.results import read_results, run
+from benchmarks.claims.training import Workspace, trained_base
+from benchmarks.claims.tuning import run_tuning, steps_to
+from benchmarks.claims.verdicts import UNDECIDED
+from hyperflax.adapters.lora import LoRA
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import InMemorySource
+from hyperflax.data.multitask import TaskPairs
+from hyperflax.data.text import PackedBatches
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.training.optimizers import adamw
+from hyperflax.types import T5Config
+
+SHAPE = T5Config(
+    vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1
+)
+WORDS = [a + b for a in "abcdef" for b in "ghij"]
+RULES = {"upper": str.upper, "double": lambda w: w + w, "first": lambda w: w[0], "turned": lambda w: w[::-1]}
+TASKS = InMemorySource.from_strings(
+    {name: [(word, rule(word)) for word in WORDS] for name, rule in RULES.items()},
+    Bytes(),
+    definitions={name: name for name in RULES},
+)
+EPISODES = EpisodeConfig(
+    tasks_per_batch=2, shots=2, examples=2, support_length=12, inputs_length=6, targets_length=6,
+    too_long="skip", too_few="skip",
+)  # fmt: skip
+
+
+def base_batches(base: Base) -> PackedBatches:
+    shown = EPISODES.replace(shots=0, examples=1, demonstrations="none")
+    return PackedBatches(TaskPairs(TASKS, shown), base.batch_size, base.inputs_length, base.targets_length)
+
+
+FAMILY = Family(
+    name="toy",
+    metric="exact_match",
+    vocabulary=Bytes,
+    training=lambda: TASKS,
+    held_out=lambda: TASKS,
+    text=lambda: InMemorySource.from_strings({"text": [("", " ".join(WORDS))]}, Bytes()),
+    base_batches=base_batches,
+    base_optimizer=lambda base: adamw(1e-2),
+)
+BASE = Base("toy_1", "toy", SHAPE, steps=2, batch_size=2, inputs_length=12, targets_length=12)
+HYPER = Experiment(
+    "hyper_t5",
+    BASE,
+    EPISODES,
+    Evaluation(tasks=4, examples=3, draws=2, conditions=("bare", "generated", "shuffled_support"), shots=(1,)),
+    steps=2,
+    learning_rate=1e-2,
+    seeds=(0, 1),
+    adapter=LoRA(rank=2),
+    hypernetwork=HyperT5Config(t5=SHAPE, heads=HeadsConfig(hidden=8)),
+)
+SHARED = HYPER.replace(
+    name="shared", hypernetwork=None, evaluation=Evaluation(tasks=4, examples=3, draws=2, conditions=("shared",))
+)
+CLAIM = Claim(
+    1,
+    "Generated adapters beat one shared adapter.",
+    (HYPER, SHARED),
+    (Comparison("generated beats shared", Side("hyper_t5"), Side("shared", "shared"), 0.01),),
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace in which the claim's two experiments have run for two seeds."""
+    made = Workspace(tmp_path_factory.mktemp("claims"), families={"toy": FAMILY}, progress=False)
+    run_all("toy", [CLAIM], made, "micro")
+    return made
+
+
+def found(workspace: Workspace) -> dict:
+    named = {"hyper_t5": HYPER, "shared": SHARED}
+    return dict(read_results(workspace.out / "results", "micro", "toy", named))
+
+
+def test_every_experiment_and_seed_has_its_result(workspace: Workspace):
+    results = found(workspace)
+    assert set(results) == {(name, seed) for name in ("hyper_t5", "shared") for seed in (0, 1)}
+    ours, shared = results["hyper_t5", 1], results["shared", 1]
+    assert set(ours["measures"]) == {"bare", "generated", "shuffled_support", "generated_1_shots"}
+    assert {task: len(scores) for task, scores in ours["measures"]["generated"].items()} == dict.fromkeys(RULES, 2)
+    assert {len(scores) for scores in shared["measures"]["shared"].values()} == {1}
+    assert {"loss_spikes", "validation_loss", "within_over_between", "seconds_per_step"} <= set(ours["figures"])
+    assert ours["flops_per_step"] == HYPER.flops_per_step
+    assert [step for step, _ in ours["validation"]] == [1, 2]
+    # One base for all, trained once; no checkpoint is left behind.
+    assert len({result["base"]["fingerprint"] for result in results.values()}) == 1
+    assert len(list((workspace.out / "bases").iterdir())) == 1
+    assert not list(workspace.out.rglob("checkpoints"))
+
+
+def test_seeds_differ_and_tasks_are_scored_on_the_same_examples(workspace: Workspace):
+    results = found(workspace)
+    assert results["hyper_t5", 0]["validation"] != results["hyper_t5", 1]["validation"]
+    # The bare model reads no support: its score does not depend on the seed.
+    assert results["hyper_t5", 0]["measures"]["bare"] == results["hyper_t5", 1]["measures"]["bare"]
+
+
+def test_what_is_finished_is_not_run_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    before = {path: path.stat().st_mtime_ns for path in workspace.out.rglob("*") if path.is_file()}
+
+    def never(*_, **__):
+        raise AssertionError("a finished experiment was run again")
+
+    monkeypatch.setattr(results_module, "trained", never)
+    monkeypatch.setattr(results_module, "evaluate", never)
+    run_all("toy", [CLAIM], workspace, "micro")
+    assert {path: path.stat().st_mtime_ns for path in workspace.out.rglob("*") if path.is_file()} == before
+    # Another configuration is another experiment, whatever its name.
+    with pytest.raises(AssertionError, match="run again"):
+        run(HYPER.replace(steps=3), 0, workspace, "micro")
+
+
+def test_a_lost_result_is_made_again_from_the_models_and_scores_that_are_there(workspace: Workspace):
+    path = workspace.out / "results" / "micro" / "toy" / "hyper_t5-seed0.json"
+    before = json.loads(path.read_text())
+    model = next(workspace.run(HYPER, 0).glob("model/*.json"))
+    path.unlink()
+    written = model.stat().st_mtime_ns
+    again = run(HYPER, 0, workspace, "micro")
+    assert model.stat().st_mtime_ns == written
+    assert {**again, "run": None} == {**before, "run": None}
+
+
+def test_the_table_and_the_picture(workspace: Workspace, tmp_path: pathlib.Path):
+    findings = aggregate("toy", "micro", [CLAIM], found(workspace))
+    (claim,) = findings["claims"]
+    (row,) = claim["comparisons"]
+    assert (row["seeds"], row["tasks"], row["verdict"]) == (2, 4, UNDECIDED)
+    assert "2 seeds, at least 3" in row["why"]
+    assert set(claim["learning"]) == {"hyper_t5"}
+    (path,) = write_pictures(findings, tmp_path)
+    assert path.name == "toy-micro-claim1.png"
+    assert path.stat().st_size > 10_000
+
+
+def test_further_tuning_from_three_starts(workspace: Workspace):
+    tuning = Tuning(
+        "tuning_lora", HYPER, SHARED, tasks=3, rate_tasks=1, examples=3,
+        train_examples=(2, 4), rates=(1e-3, 1e-2), marks=(0, 2), seeds=(0, 1),
+    )  # fmt: skip
+    measures, numbers = run_tuning(tuning, 0, workspace)
+    tasks = {task for measure in measures.values() for task in measure}
+    assert len(tasks) == 3
+    assert len(measures) == 3 * 2 * 5  # starts, numbers of examples; loss and score at two marks, steps to the loss
+    assert len(numbers) == 3 * 2 * 2
+    # Random LoRA does nothing before it is tuned, and neither does it depend on the examples.
+    assert measures["random_2_loss_0"] == measures["random_4_loss_0"]
+    for task in tasks:
+        assert measures["random_4_loss_2"][task] != measures["random_4_loss_0"][task]
+        assert measures["generated_4_steps_to_loss"][task][0] in (0.0, 2.0)
+
+
+def test_a_hyperpretrained_hypernetwork_and_a_fine_tuned_t5_run_as_well(workspace: Workspace):
+    stage = Hyperpretraining(1, 2, length=24, shortest=2, inputs_length=12, targets_length=8, learning_rate=1e-2)
+    evaluation = Evaluation(tasks=4, examples=3, draws=1, conditions=("generated",))
+    before = HYPER.replace(name="before", hyperpretraining=stage, steps=1, evaluation=evaluation)
+    assert set(run(before, 0, workspace, "micro")["measures"]) == {"generated"}
+    assert (workspace.run(before, 0) / "before" / "model").is_dir()
+    mtf = SHARED.replace(name="mtf", adapter=None, steps=1, evaluation=Evaluation(4, 3, 1, ("mtf",)))
+    assert set(run(mtf, 0, workspace, "micro")["measures"]) == {"mtf"}
+
+
+def test_a_base_that_is_there_is_not_trained(tmp_path: pathlib.Path):
+    given = Workspace(tmp_path, families={"toy": FAMILY}, bases={"toy_1": "elsewhere/model"})
+    assert trained_base(BASE, given) == pathlib.Path("elsewhere/model")
+
+
+def test_steps_to_a_given_loss():
+    losses = np.array([[3.0, 3.0, 1.0], [2.0, 3.0, 1.0], [1.0, 2.5, 1.0]])
+    assert steps_to(losses, np.array([2.0, 2.0, 2.0]), (0, 10, 100)).tolist() == [10.0, 100.0, 0.0]
+
+
+def test_spikes_are_rows_far_above_those_before():
+    usual = [1.0 + 0.01 * (step % 5) for step in range(60)]
+    usual[40] = 3.0
+    rows = [{"kind": "train", "step": step, "loss": loss, "seconds": 0.5 * step} for step, loss in enumerate(usual)]
+    rows += [{"kind": "eval", "step": step, "loss": loss} for step, loss in ((30, 2.0), (60, 1.0))]
+    expected = {"loss_spikes": 1.0, "seconds_per_step": 0.5, "validation_loss": 1.0, "mean_validation_loss": 1.5}
+    assert figures(rows) == pytest.approx(expected)
+
+
+def test_the_command_says_what_is_wrong(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+    assert main(["--out", str(tmp_path), "--families", "words"]) == 2
+    assert "expected some of" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path), "--families", "strings", "--base", "x=y"]) == 2
+    assert "['x']" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path), "--report"]) == 0
+    assert "strings is left out: no results" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), "--claims", "7"])
