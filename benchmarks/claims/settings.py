@@ -16,11 +16,19 @@ from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.types import T5Config
 
 FULL = ("bare", "instruction", "in_context", "generated", "shuffled_support", "refined", "shuffled_support_refined")
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+QUERY_VALUE = ("*/query", "*/value")
+SITES = (
+    ("query and value", QUERY_VALUE),
+    ("all", ("*",)),
+    ("all of the encoder", ("encoder/*",)),
+    ("all of the decoder", ("decoder/*",)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A family at a scale.
+    """A family at a scale; what has a default is the same for both families on a CPU.
 
     Attributes:
       bases: of different depths; the first is that of every claim but the one about depth.
@@ -43,39 +51,29 @@ class Setting:
     bases: tuple[Base, ...]
     episodes: EpisodeConfig
     evaluation: Evaluation
-    steps: int
     learning_rate: float
-    mtf_learning_rate: float
     lora: LoRA
     prefix: Prefix
     heads: HeadsConfig
     window: Hyperpretraining
-    hyperpretraining: tuple[int, int, int]
-    consistency: tuple[float, ...]
-    distillation: float
     teacher_length: int
-    shots: tuple[int, ...]
-    ranks: tuple[int, ...]
-    prefix_lengths: tuple[int, ...]
-    scored: tuple[int, ...]
-    sites: tuple[tuple[str, tuple[str, ...]], ...]
     tuning_tasks: int
     tuning_rate_tasks: int
     tuning_examples: int
     tuning_train_examples: tuple[int, ...]
-    tuning_rates: tuple[float, ...]
-    tuning_marks: tuple[int, ...]
+    steps: int = 600
+    mtf_learning_rate: float = 3e-4
+    hyperpretraining: tuple[int, int, int] = (150, 600, 2400)
+    consistency: tuple[float, ...] = (1.0, 10.0)
+    distillation: float = 0.5
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    ranks: tuple[int, ...] = (2, 8, 32)
+    prefix_lengths: tuple[int, ...] = (4, 16, 32)
+    scored: tuple[int, ...] = (1, 4, 16)
+    sites: tuple[tuple[str, tuple[str, ...]], ...] = SITES
+    tuning_rates: tuple[float, ...] = RATES
+    tuning_marks: tuple[int, ...] = (0, 1, 3, 10, 30, 100)
     seeds: tuple[int, ...] = (0, 1, 2)
-
-
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-QUERY_VALUE = ("*/query", "*/value")
-SITES = (
-    ("query and value", QUERY_VALUE),
-    ("all", ("*",)),
-    ("all of the encoder", ("encoder/*",)),
-    ("all of the decoder", ("decoder/*",)),
-)
 
 
 def _deep(shape: T5Config, layers: int) -> T5Config:
@@ -108,28 +106,16 @@ STRINGS_CPU = Setting(
     bases=(_strings_base(4, 11000, 3400), _strings_base(2, 11000, 3400)),
     episodes=_STRINGS_EPISODES,
     evaluation=Evaluation(tasks=150, examples=8, draws=3, conditions=FULL),
-    steps=600,
     learning_rate=1e-3,
-    mtf_learning_rate=3e-4,
     lora=LoRA(rank=8, alpha=8.0, sites=("*",)),
     prefix=Prefix(length=16),
     heads=HeadsConfig(hidden=128),
     window=Hyperpretraining(600, 16, 96, 12, 48, 32, 1e-3),
-    hyperpretraining=(150, 600, 2400),
-    consistency=(1.0, 10.0),
-    distillation=0.5,
     teacher_length=64,
-    shots=(1, 2, 4, 8, 16, 32),
-    ranks=(2, 8, 32),
-    prefix_lengths=(4, 16, 32),
-    scored=(1, 4, 16),
-    sites=SITES,
     tuning_tasks=64,
     tuning_rate_tasks=24,
     tuning_examples=8,
     tuning_train_examples=(4, 16),
-    tuning_rates=RATES,
-    tuning_marks=(0, 1, 3, 10, 30, 100),
 )
 
 STRINGS_GPU = dataclasses.replace(
@@ -182,28 +168,16 @@ NATURAL_CPU = Setting(
     bases=(_natural_base(_MINI, 4, 8000), _natural_base(_MINI, 2, 8000)),
     episodes=_NATURAL_EPISODES,
     evaluation=Evaluation(tasks=119, examples=16, draws=2, conditions=FULL),
-    steps=600,
     learning_rate=3e-4,
-    mtf_learning_rate=3e-4,
     lora=LoRA(rank=8, alpha=8.0, sites=QUERY_VALUE),
     prefix=Prefix(length=16),
     heads=HeadsConfig(hidden=128),
     window=Hyperpretraining(600, 8, 256, 16, 128, 64, 3e-4),
-    hyperpretraining=(150, 600, 2400),
-    consistency=(1.0, 10.0),
-    distillation=0.5,
     teacher_length=256,
-    shots=(1, 2, 4, 8, 16, 32),
-    ranks=(2, 8, 32),
-    prefix_lengths=(4, 16, 32),
-    scored=(1, 4, 16),
-    sites=SITES,
     tuning_tasks=60,
     tuning_rate_tasks=20,
     tuning_examples=16,
     tuning_train_examples=(2, 16),
-    tuning_rates=RATES,
-    tuning_marks=(0, 1, 3, 10, 30, 100),
 )
 
 # 45 M parameters with the embedding, 29 M without.

@@ -49,7 +49,7 @@ def source(
     Raises:
       ConfigError: another split, an unknown input type, or a number that is not positive.
     """
-    if split not in ("train", "held_out") or min(examples, tasks or 1, max_depth) < 1 or tasks == 0:
+    if split not in ("train", "held_out") or min(examples, 1 if tasks is None else tasks, max_depth) < 1:
         got = (split, examples, tasks, max_depth)
         raise ConfigError(f"strings source: expected split 'train' or 'held_out' and positive sizes, got {got}")
     unknown = sorted(set(kinds or ()).difference(TYPES))
