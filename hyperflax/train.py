@@ -32,6 +32,7 @@ from hyperflax.evaluation.contamination import name_digests, task_names
 from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.hypernets.table import Table
+from hyperflax.models.neighbour_heads import start_neighbour_heads
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.episode import HypermodelObjective
 from hyperflax.objectives.language_model import T5Objective
@@ -83,16 +84,21 @@ class PlainT5:
     Attributes:
       config, vocabulary: of the model.
       initial_checkpoint: T5 directory, model directory or T5X checkpoint to start from; None starts from scratch.
+      neighbour_heads: from scratch, how strongly two heads of each stack look at next-door tokens at first, in nats; see
+        `start_neighbour_heads`.
       z_loss, label_smoothing: of the token loss.
     """
 
     config: T5Config
     vocabulary: Vocabulary
     initial_checkpoint: str | None = None
+    neighbour_heads: float = 0.0
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.neighbour_heads and self.initial_checkpoint:
+            raise ConfigError("PlainT5.neighbour_heads: expected 0 beside an initial_checkpoint, which has its own")
         if self.config.scan_layers:
             raise ConfigError("PlainT5.config: expected unrolled layers, got scan_layers=True")
 
@@ -109,7 +115,9 @@ class PlainT5:
         return None
 
     def initial_params(self, fresh: PyTree) -> PyTree:
-        return load_base(self.initial_checkpoint, self.config) if self.initial_checkpoint else fresh
+        if self.initial_checkpoint:
+            return load_base(self.initial_checkpoint, self.config)
+        return start_neighbour_heads(fresh, self.config, self.neighbour_heads) if self.neighbour_heads else fresh
 
     def export(
         self,

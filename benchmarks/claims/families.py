@@ -60,7 +60,7 @@ class Family:
 
 
 def _strings_base(base: Base) -> Batches:
-    """The two stages of runs/strings_base.gin: copying and following instructions first, then everything."""
+    """Two stages: copying and following instructions first, then reading examples, too."""
 
     def pairs(**options) -> PackedBatches:
         lengths = {"inputs_length": base.inputs_length, "targets_length": base.targets_length}

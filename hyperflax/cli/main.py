@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import hyperflax
 from hyperflax.cli.bindings import split_bindings
 from hyperflax.cli.exit_codes import exit_code
+from hyperflax.cli.host_memory import keep_freed_memory
 
 COMMANDS = {
     "demo": "train a small hypermodel live and see it adapt a frozen T5 to unseen tasks (about 4 minutes)",
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         rest, bindings = split_bindings(sys.argv[1:] if argv is None else argv)
         arguments = build_parser().parse_args(rest, argparse.Namespace(gin_bindings=bindings))
+        keep_freed_memory()
         return exit_code(f"hyperflax {arguments.command}", lambda: arguments.run(arguments))
 
     return exit_code("hyperflax", run)
