@@ -84,7 +84,7 @@ class PlainT5:
     Attributes:
       config, vocabulary: of the model.
       initial_checkpoint: T5 directory, model directory or T5X checkpoint to start from; None starts from scratch.
-      neighbour_heads: from scratch, how strongly two heads of each stack look at next-door tokens at first, in nats; see
+      neighbour_heads: from scratch, how strongly two heads of each stack look next door at first, in nats; see
         `start_neighbour_heads`.
       z_loss, label_smoothing: of the token loss.
     """
