@@ -25,8 +25,12 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
+from hyperflax.hypernets.heads import heads_flops
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config, encode_support
+from hyperflax.models import flops
+from hyperflax.models.flops import Forward
 from hyperflax.types import Array
 
 
@@ -51,6 +55,13 @@ class HARTConfig(HyperT5Config):
         for name, least in (("steps_per_layer", 1), ("extra_slots", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"HARTConfig.{name}: expected at least {least}, got {getattr(self, name)!r}")
+
+    def flops(self, spec: AdapterSpec, rows: int, length: int) -> Forward:
+        """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
+        layers = spec.layers()
+        slots = max(spec.num_slots(*layer) for layer in layers) + self.extra_slots
+        decoded = flops.decoder(self.t5, 1, slots, rows * length, passes=len(layers) * self.steps_per_layer)
+        return flops.encoder(self.t5, rows, length) + decoded + heads_flops(self.heads, spec, self.t5.emb_dim)
 
 
 class HART(HyperT5):

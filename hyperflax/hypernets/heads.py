@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import AdapterError, ConfigError
+from hyperflax.models import flops
 from hyperflax.types import Array, PyTree
 
 # E[gelu(x)^2] for x ~ N(0, 1): divides out what the activation does to the variance of a head's output.
@@ -172,6 +173,15 @@ class Heads(nn.Module):
             for layer, leaf in zip(jnp.unstack(column), leaves, strict=True):
                 raw[leaf.path] = to_leaf(layer, leaf)
         return raw
+
+
+def heads_flops(config: HeadsConfig, spec: AdapterSpec, emb: int) -> flops.Forward:
+    """Operations of the heads for one task, whose slot states have `emb` values each."""
+    total = 0
+    for group in group_layers(spec):
+        values = sum(slot_size(leaf) for leaf in group.leaves[0])
+        total += 2 * len(group.layers) * group.slots * config.hidden * (emb + values)
+    return flops.Forward(total, 0)
 
 
 def to_leaf(values: Array, leaf: Leaf) -> Array:

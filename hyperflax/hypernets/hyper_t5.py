@@ -31,7 +31,9 @@ import jax.numpy as jnp
 from hyperflax import trees
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.hypernets.heads import Heads, HeadsConfig, total_slots
+from hyperflax.hypernets.heads import Heads, HeadsConfig, heads_flops, total_slots
+from hyperflax.models import flops
+from hyperflax.models.flops import Forward
 from hyperflax.models.t5 import T5
 from hyperflax.types import Array, PyTree, T5Config
 
@@ -55,6 +57,11 @@ class HyperT5Config:
             name = type(self).__name__
             raise ConfigError(f"{name}.slot_bias: expected 'none' or 'bidirectional', got {self.slot_bias!r}")
 
+    def flops(self, spec: AdapterSpec, rows: int, length: int) -> Forward:
+        """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
+        decoded = flops.decoder(self.t5, 1, total_slots(spec), rows * length)
+        return flops.encoder(self.t5, rows, length) + decoded + heads_flops(self.heads, spec, self.t5.emb_dim)
+
 
 class HyperT5(nn.Module):
     """Generates the adapters that `spec` describes from one task's support, in one forward pass."""
@@ -74,6 +81,10 @@ class HyperT5(nn.Module):
     def num_slots(self) -> int:
         """How many slot embeddings are learned: one for every slot of the spec."""
         return total_slots(self.spec)
+
+    def flops(self, rows: int, length: int) -> Forward:
+        """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
+        return self.config.flops(self.spec, rows, length)
 
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
         """Returns the adapters for `episode["support_tokens"]` [rows, length] int32 (0 = padding)."""

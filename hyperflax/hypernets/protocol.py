@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.models.flops import Forward
 from hyperflax.types import Array, PyTree
 
 
@@ -25,6 +26,10 @@ class Hypernetwork(Protocol):
     """
 
     spec: AdapterSpec
+
+    def flops(self, rows: int, length: int) -> Forward:
+        """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
+        ...
 
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree: ...
 

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.models.flops import Forward
 from hyperflax.types import Array, PyTree
 
 
@@ -32,6 +33,11 @@ class Table(nn.Module):
     spec: AdapterSpec
     num_tasks: int = 1
     shared: bool = False
+
+    def flops(self, rows: int, length: int) -> Forward:
+        """Returns no operations: a row is looked up."""
+        del rows, length
+        return Forward(0, 0)
 
     @nn.compact
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:

@@ -21,10 +21,12 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hyperflax.adapters.layers import arrange
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypernets.protocol import SupportReader
+from hyperflax.models import flops
 from hyperflax.objectives.consistency import between_tasks, distance
 from hyperflax.objectives.distillation import token_divergence
 from hyperflax.objectives.generated import adapter_metrics
@@ -135,6 +137,20 @@ class HypermodelObjective:
             metrics["within_task_distance"] = (jnp.sum(within), jnp.float32(within.size))
             metrics["between_task_distance"] = (between_tasks(generated) * within.size, jnp.float32(within.size))
         return loss_sum, weight_sum, metrics
+
+    def flops(self, batch: Batch) -> int:
+        """Returns the operations of a training step on a batch of this shape: 6 N tokens for the hypernetwork, 4 N for
+        the frozen base and 2 N for a teacher, with attention; the products with the adapters themselves not counted.
+        """
+        (tasks, examples, inputs), targets = np.shape(batch[SCORED[0]]), np.shape(batch[SCORED[2]])[2]
+        rows, length = np.shape(batch["support_tokens"])[1:] if "support_tokens" in batch else (0, 0)
+        supports = 1 + (np.shape(batch[OTHERS])[1] if self.consistency else 0)
+        config = self.model.config
+        one = supports * self.hypernetwork.flops(rows, length).trained
+        one += flops.t5(config, examples, inputs, targets).frozen
+        if self.distillation:
+            one += flops.t5(config, examples, np.shape(batch[TEACHER])[2], targets).total
+        return tasks * one
 
     def bare(self, frozen: PyTree, batch: Batch) -> Metrics:
         """Returns the metrics of the base model without adapters on the same scored examples."""

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
+import numpy as np
 
+from hyperflax.models import flops
 from hyperflax.objectives.normalisation import target_weights
 from hyperflax.objectives.protocol import PACKING, SCORED, LossOutput, Metrics, check_batch, scored_metrics
 from hyperflax.types import Array, Batch, PyTree
@@ -48,6 +50,11 @@ class T5Objective:
         return scored_metrics(
             logits, batch, target_weights(batch), z_loss=self.z_loss, label_smoothing=self.label_smoothing
         )
+
+    def flops(self, batch: Batch) -> int:
+        """Returns the operations of a training step on a batch of this shape."""
+        (rows, inputs), targets = np.shape(batch[SCORED[0]]), np.shape(batch[SCORED[2]])[1]
+        return flops.t5(self.model.config, rows, inputs, targets).trained
 
     def initial_metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
         """Nothing to compare with: returns {}."""

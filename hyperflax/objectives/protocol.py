@@ -51,6 +51,10 @@ class Objective(Protocol):
         """Returns what is worth reporting at validation beside the loss's own metrics; may be empty."""
         ...
 
+    def flops(self, batch: Batch) -> int:
+        """Returns the operations of a training step on a batch of this shape, see `models.flops`; 0 where unknown."""
+        ...
+
     def logical_axes(self, batch: Batch) -> PyTree:
         """Returns the tree of the parameters' logical axis names, a tuple (or None where unknown) per leaf."""
         ...
@@ -100,6 +104,11 @@ def check_batch(batch: Mapping[str, Any], names: tuple[str, ...], dims: int) -> 
     sizes = {name: np.shape(batch[name])[0] for name in names}
     if len(set(sizes.values())) > 1:
         raise DataError(f"batch: the leading axis differs between features: {sizes}")
+
+
+def is_episodes(batch: Mapping[str, Any]) -> bool:
+    """Whether the leading axis of a batch counts tasks, each with a support or an index."""
+    return "support_tokens" in batch or "task_index" in batch
 
 
 def mesh_batch_axes() -> tuple[str, ...]:

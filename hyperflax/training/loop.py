@@ -118,7 +118,8 @@ def train(
         ):
             for _, batch, tokens in source:
                 run.state, metrics = compiled(run.state, run.frozen, batch, run.key)
-                if run.did(metrics, tokens):
+                run.clock.waited(source.waited)
+                if run.did(metrics, batch, tokens):
                     # Take the compilation out of the bar's estimate.
                     bar.unpause()
                 bar.update()
@@ -137,6 +138,8 @@ def train(
                     break
     if first:
         plot_curve(directory)
+        if progress:
+            print(run.clock.summary(), file=sys.stderr)
     if stop.terminated:
         sys.exit(0)
     return run.state

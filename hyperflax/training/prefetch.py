@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -35,6 +36,9 @@ class Prefetcher:
       start, stop: range of steps.
       place: puts a batch on the devices.
       depth: batches kept ready.
+
+    Attributes:
+      waited: seconds for which the consumer has waited for a batch so far, the first one not counted.
     """
 
     def __init__(
@@ -48,14 +52,20 @@ class Prefetcher:
     ) -> None:
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
+        self.waited = 0.0
         self._thread = threading.Thread(
             target=self._run, args=(batches, start, stop, place), name="prefetch", daemon=True
         )
         self._thread.start()
 
     def __iter__(self) -> Iterator[tuple[int, Batch, int]]:
+        first = True
         while True:
+            start = time.monotonic()
             kind, value = self._queue.get()
+            # While the first batch is made, the first step is not compiled yet either.
+            self.waited += time.monotonic() - start if not first else 0.0
+            first = False
             if kind == "error":
                 raise value
             if kind == "end":

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import collections
-import time
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import jax
 
 from hyperflax.errors import CheckpointError, HyperflaxError
-from hyperflax.objectives.protocol import Metrics, Objective
+from hyperflax.objectives.protocol import Metrics, Objective, is_episodes
 from hyperflax.training.checkpointing import Checkpoints
+from hyperflax.training.clock import Clock
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Batches
 from hyperflax.training.run_log import RunLog, Sums
 from hyperflax.training.state import TrainState
-from hyperflax.types import PyTree
+from hyperflax.types import Batch, PyTree
 
 # (params, frozen, step) -> numbers for the log
 Evaluator: TypeAlias = Callable[[PyTree, PyTree, int], Mapping[str, float]]
@@ -34,6 +34,7 @@ class Run:
       state: the current `TrainState`.
       step: its step, known without asking the device.
       key: of dropout; steps fold their number into it.
+      clock: where the seconds of this process go.
     """
 
     def __init__(
@@ -51,9 +52,8 @@ class Run:
     ) -> None:
         self.frozen, self._checkpoints, self._log, self._seed = frozen, checkpoints, log, seed
         self._sums, self._waiting = Sums(), collections.deque[Metrics]()
-        self._began = self._mark = time.monotonic()
-        self._earlier_seconds = self._busy = 0.0
-        self._tokens, self._compiled = 0, False
+        self._objective, self._flops = objective, dict[tuple, int]()
+        self.clock, self._earlier_seconds, self._compiled = Clock(), 0.0, False
         init_key, self.key = jax.random.split(jax.random.key(seed))
         self.step = checkpoints.latest_step() or 0
         batch = dict(batches.batch(self.step))
@@ -65,7 +65,7 @@ class Run:
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
         self._log_initial(objective, partitioner.place_batch(batch), partitioner.replicated)
 
-    def did(self, metrics: Metrics, tokens: int) -> bool:
+    def did(self, metrics: Metrics, batch: Batch, tokens: int) -> bool:
         """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it.
 
         Returns whether it was the first, which was waited for.
@@ -75,12 +75,14 @@ class Run:
         if not self._compiled:
             # Compilation is not part of the speed that is reported.
             jax.block_until_ready(metrics)
-            self._compiled, self._mark = True, time.monotonic()
+            self._compiled = True
+            self.clock.lap("compiling")
             return True
         if len(self._waiting) > STEPS_AHEAD:
             jax.block_until_ready(self._waiting[-1 - STEPS_AHEAD])
-        self._tokens += tokens
-        self._tick()
+        episodes = len(batch["decoder_target_tokens"]) if is_episodes(batch) else 0
+        self.clock.stepped(tokens=tokens, episodes=episodes, flops=self._flops_of(batch))
+        self.clock.lap("steps")
         return False
 
     def report(self, *, whole: bool = True) -> dict[str, str]:
@@ -94,40 +96,41 @@ class Run:
           HyperflaxError: every step of the period was skipped.
         """
         self._collect()
-        self._tick()
+        self.clock.lap("steps")
         values = self._sums.means()
         if values.get("skipped_steps", 0) == self._sums.steps:
             raise HyperflaxError(
                 f"training: none of the {self._sums.steps} steps up to step {self.step} had a finite gradient; "
                 "a lower learning rate or float32 computation may help"
             )
-        if self._busy > 0:
-            values["tokens_per_second"] = self._tokens / self._busy
+        values |= self.clock.period(whole=whole)
         self._log.write(self.step, "train", values | {"seconds": self._seconds()})
         if whole:
-            self._sums, self._tokens, self._busy = Sums(), 0, 0.0
+            self._sums = Sums()
         shown = {name: f"{values[name]:.4g}" for name in ("loss", "accuracy") if name in values}
         if "tokens_per_second" in values:
             shown["tok/s"] = f"{values['tokens_per_second']:.0f}"
+        if "mfu" in values:
+            shown["mfu"] = f"{values['mfu']:.1%}"
         return shown
 
     def evaluate(self, evaluator: Evaluator) -> None:
         """Writes a row of kind `eval`."""
         values = evaluator(self.state.params, self.frozen, self.step)
         self._log.write(self.step, "eval", dict(values) | {"seconds": self._seconds()})
-        self._mark = time.monotonic()
+        self.clock.lap("evaluating")
 
     def save(self) -> None:
         """Writes a checkpoint with everything that an exact resume needs."""
         self._collect()
-        self._tick()
+        self.clock.lap("steps")
         host = {
             "seed": self._seed,
             "seconds": self._seconds(),
             "period": {"pairs": self._sums.pairs, "steps": self._sums.steps},
         }
         self._checkpoints.save(self.state, host)
-        self._mark = time.monotonic()
+        self.clock.lap("saving")
 
     def _restore_host(self, host: Mapping) -> None:
         if host["seed"] != self._seed:
@@ -155,10 +158,12 @@ class Run:
             self._sums.add(metrics)
         self._waiting.clear()
 
-    def _tick(self) -> None:
-        now = time.monotonic()
-        self._busy += now - self._mark
-        self._mark = now
+    def _flops_of(self, batch: Batch) -> int:
+        """Operations of a step on a batch of this shape; a curriculum has few shapes."""
+        shapes = tuple(sorted((name, feature.shape) for name, feature in batch.items()))
+        if shapes not in self._flops:
+            self._flops[shapes] = self._objective.flops(batch)
+        return self._flops[shapes]
 
     def _seconds(self) -> float:
-        return self._earlier_seconds + time.monotonic() - self._began
+        return self._earlier_seconds + self.clock.total

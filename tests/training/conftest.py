@@ -58,6 +58,9 @@ class TableObjective:
     def validation_metrics(self, params, frozen, batch):
         return {}
 
+    def flops(self, batch):
+        return 1000 * batch["encoder_input_tokens"].size
+
     def loss(self, params, frozen, batch, rng):
         logits = params["table"]["embedding"][batch["encoder_input_tokens"]] + params["table"]["bias"]
         if rng is not None and self.dropout:

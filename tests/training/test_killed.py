@@ -12,6 +12,7 @@ import numpy as np
 
 from hyperflax import trees
 from hyperflax.training.checkpointing import Checkpoints
+from hyperflax.training.clock import CLOCK_FIGURES
 from hyperflax.training.run_log import read_rows
 
 SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
@@ -32,7 +33,7 @@ def end_of(directory):
     with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.latest_step()
         arrays = trees.flatten(checkpoints.arrays())
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
+    rows = [{k: v for k, v in row.items() if k not in CLOCK_FIGURES}
             for row in read_rows(directory / "metrics.jsonl")]  # fmt: skip
     return step, arrays, rows
 

@@ -16,6 +16,7 @@ from hyperflax import trees
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.training import loss_evaluator, make_optimizer, train
 from hyperflax.training.checkpointing import Checkpoints
+from hyperflax.training.clock import CLOCK_FIGURES
 from hyperflax.training.run_log import RunLog, Sums, plot_curve, read_rows
 
 OPTIMIZER = make_optimizer("adamw", 0.05)
@@ -23,8 +24,7 @@ OPTIMIZER = make_optimizer("adamw", 0.05)
 
 def rows_of(directory):
     """The rows without what the clock says."""
-    clock = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in row.items() if k not in clock} for row in read_rows(directory / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in CLOCK_FIGURES} for row in read_rows(directory / "metrics.jsonl")]
 
 
 def run(table, batches, directory, **options):
