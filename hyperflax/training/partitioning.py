@@ -125,7 +125,7 @@ class Partitioner:
         declared = trees.flatten(axes)
 
         def place(path: str, leaf: Any) -> NamedSharding:
-            names = declared.get(path) or _t5_axes(path)
+            names = declared.get(path) or t5_axes(path)
             return NamedSharding(self.mesh, self.spec(path, tuple(leaf.shape), names))
 
         return trees.map_with_path(place, params)
@@ -224,7 +224,7 @@ class Partitioner:
         return on_mesh
 
 
-def _t5_axes(path: str) -> tuple[str, ...] | None:
+def t5_axes(path: str) -> tuple[str, ...] | None:
     """Axes of a T5's parameter, wherever that T5 stands in the tree; None for any other name."""
     try:
         return parameter_axes(path)
