@@ -182,6 +182,10 @@ class Partitioner:
         )
         return described, shardings
 
+    def t5_sharding(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Returns where a T5's parameter lies, for `checkpoints.onto_mesh.read_onto_mesh`."""
+        return NamedSharding(self.mesh, self.spec(path, shape, t5_axes(path)))
+
     def place_frozen(self, frozen: PyTree, axes: PyTree | None = None) -> PyTree:
         """Returns the frozen tree on the mesh: by its axes where they are given, else replicated."""
         if frozen is None:
