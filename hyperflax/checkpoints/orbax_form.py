@@ -24,7 +24,7 @@ from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.zarr import ZarrArray, dtype_of, read_arrays
 from hyperflax.errors import CheckpointError, HyperflaxError
-from hyperflax.files import atomic_directory
+from hyperflax.files import atomic_directory, read_json
 from hyperflax.types import PyTree
 
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"
@@ -178,9 +178,9 @@ def _paths(item: pathlib.Path) -> dict[str, str]:
     file = item / _TREE_METADATA
     if not file.is_file():
         return {}
+    content = read_json(file)
     try:
-        leaves = json.loads(file.read_text("utf-8"))["tree_metadata"].values()
-        keys = [[str(entry["key"]) for entry in leaf["key_metadata"]] for leaf in leaves]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        keys = [[str(entry["key"]) for entry in leaf["key_metadata"]] for leaf in content["tree_metadata"].values()]
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: expected Orbax's description of a tree, {error!r}") from error
     return {".".join(parts): trees.SEPARATOR.join(parts) for parts in keys}
