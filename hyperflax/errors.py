@@ -28,11 +28,10 @@ class DataError(HyperflaxError):
 
 
 class MissingExtraError(HyperflaxError, ImportError):
-    """An optional dependency is absent; the message holds the pip command that brings it."""
+    """An optional dependency is absent; the message holds the pip command that brings it, or other advice."""
 
-    def __init__(self, module: str, extra: str):
-        super().__init__(
-            f"{module} is needed here and is not installed. Install it with: pip install 'hyperflax[{extra}]'"
-        )
+    def __init__(self, module: str, extra: str, advice: str = ""):
+        advice = advice or f"Install it with: pip install 'hyperflax[{extra}]'"
+        super().__init__(f"{module} is needed here and is not installed. {advice}")
         self.module = module
         self.extra = extra

@@ -155,7 +155,7 @@ class Hypermodel:
         )
         model = cls(config, parts.base, parts.hypernetwork_params, name=parts.name)
         model.parts = parts
-        model._check_hypernetwork(where)
+        model.check_hypernetwork(where)
         return model
 
     def save(
@@ -355,7 +355,7 @@ class Hypermodel:
 
         return run
 
-    def _check_hypernetwork(self, where: str) -> None:
+    def check_hypernetwork(self, where: str) -> None:
         """Refuses hypernetwork parameters that are not those of the configuration, before anything runs."""
         episode = {"support_tokens": jnp.zeros((1, 4), jnp.int32), "task_index": jnp.zeros((), jnp.int32)}
         fresh = nn.unbox(jax.eval_shape(self.hypernetwork.init, jax.random.key(0), episode)["params"])

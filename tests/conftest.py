@@ -84,6 +84,17 @@ def goldens(data_dir: pathlib.Path) -> pathlib.Path:
     return data_dir / "t5x" / "goldens"
 
 
+@pytest.fixture(scope="session")
+def t5x_copy() -> pathlib.Path:
+    """The repository of T5X, which is on no package index."""
+    if named := os.environ.get("HYPERFLAX_T5X"):
+        path = pathlib.Path(named)
+        if not (path / "t5x" / "train.py").is_file():
+            pytest.fail(f"HYPERFLAX_T5X={named}: expected a copy of T5X's repository, found no t5x/train.py in it")
+        return path
+    pytest.skip("needs a copy of T5X: set HYPERFLAX_T5X to its repository (docs/interop.md)")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Ends every run with the number of tests that were not run, and why."""
     reasons: collections.Counter[str] = collections.Counter()

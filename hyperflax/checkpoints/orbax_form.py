@@ -24,10 +24,11 @@ from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.zarr import ZarrArray, dtype_of, read_arrays
 from hyperflax.errors import CheckpointError, HyperflaxError
-from hyperflax.files import atomic_directory
+from hyperflax.files import atomic_directory, read_json
 from hyperflax.types import PyTree
 
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"
+_TREE_METADATA = "_METADATA"  # inside the item: every leaf's keys, where a key may itself hold a dot
 _STEP_DIRECTORY = re.compile(r"checkpoint_(0|[1-9][0-9]{0,18})")
 _ARRAY = re.compile(r"([^/]+)/(\.zarray|zarr\.json)")
 _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
@@ -154,7 +155,7 @@ def open_arrays(directory: pathlib.Path) -> dict[str, ZarrArray]:
         store = {**base, "path": f"{base.get('path', '')}{match[1]}/"}
         spec = {"driver": _DRIVERS[match[2]], "kvstore": store, "fill_missing_data_reads": False}
         opened[match[1]] = (spec, ts.open(spec, open=True, read=True))
-    found = {}
+    found, paths = {}, _paths(item)
     for name, (spec, future) in opened.items():
         try:
             store = future.result()
@@ -162,7 +163,24 @@ def open_arrays(directory: pathlib.Path) -> dict[str, ZarrArray]:
             raise CheckpointError(f"{item}: leaf '{name}': cannot be opened, {error}") from error
         if math.prod(store.shape) >= 2**60:
             raise CheckpointError(f"{item}: leaf '{name}': expected a shape that fits in memory, got {store.shape}")
-        found[name.replace(".", "/")] = ZarrArray(
+        found[paths.get(name, name.replace(".", "/"))] = ZarrArray(
             name, item, tuple(store.shape), store.dtype.numpy_dtype, spec["driver"], spec["kvstore"]
         )
     return found
+
+
+def _paths(item: pathlib.Path) -> dict[str, str]:
+    """Returns the path of every array by its name in the files, as Orbax's own metadata tells; {} where there is none.
+
+    Raises:
+      CheckpointError: that file is damaged.
+    """
+    file = item / _TREE_METADATA
+    if not file.is_file():
+        return {}
+    content = read_json(file)
+    try:
+        keys = [[str(entry["key"]) for entry in leaf["key_metadata"]] for leaf in content["tree_metadata"].values()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: expected Orbax's description of a tree, {error!r}") from error
+    return {".".join(parts): trees.SEPARATOR.join(parts) for parts in keys}

@@ -78,16 +78,17 @@ def _read(index: T5XIndex, branch: tuple[str, ...], target: np.dtype | None) -> 
     if not leaves or (branch == ("target",) and "" in leaves):
         raise CheckpointError(f"{index.file}: expected leaves under '{'/'.join(branch)}', found none")
     where = {path: "/".join((*branch, path)).rstrip("/") for path in leaves}
-    stored = {path: _on_disk(where[path], leaf) for path, leaf in leaves.items() if isinstance(leaf, Stored)}
+    stored = {path: on_disk(where[path], leaf) for path, leaf in leaves.items() if isinstance(leaf, Stored)}
 
     def finish(path: str, array: np.ndarray) -> np.ndarray:
-        return _as_asked(index, where[path], array, target)
+        return as_asked(index, where[path], array, target)
 
     arrays = read_arrays(stored, finish)
     return {path: arrays[path] if path in arrays else finish(path, leaf) for path, leaf in leaves.items()}
 
 
-def _on_disk(where: str, leaf: Stored) -> ZarrArray:
+def on_disk(where: str, leaf: Stored) -> ZarrArray:
+    """Returns a stored leaf's array, checked against what the index says of it."""
     array = inspect_array(where, leaf.directory)
     file = leaf.directory / ".zarray"
     if leaf.shape is not None and leaf.shape != array.shape:
@@ -98,7 +99,8 @@ def _on_disk(where: str, leaf: Stored) -> ZarrArray:
     return array
 
 
-def _as_asked(index: T5XIndex, where: str, array: np.ndarray, target: np.dtype | None) -> np.ndarray:
+def as_asked(index: T5XIndex, where: str, array: np.ndarray, target: np.dtype | None) -> np.ndarray:
+    """Returns an array, or a part of one, with old bfloat16 decoded and cast to `target`."""
     if array.dtype == _UINT16:
         # Before version 3 these are bfloat16's bits. Since then no parameter is an integer; T5X refuses them as well.
         if index.version >= 3:

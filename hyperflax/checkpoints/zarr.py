@@ -106,7 +106,7 @@ def read_arrays(
     import tensorstore as ts
 
     context = ts.Context({"file_io_concurrency": {"limit": 128}})
-    opened = {path: ts.open(_spec(array), open=True, read=True, context=context) for path, array in arrays.items()}
+    opened = {path: ts.open(spec_of(array), open=True, read=True, context=context) for path, array in arrays.items()}
     reading: collections.deque[tuple[str, Any]] = collections.deque()
     done: dict[str, np.ndarray] = {}
     in_flight = 0
@@ -115,7 +115,7 @@ def read_arrays(
         try:
             return future.result()
         except (ValueError, OSError, NotImplementedError) as error:
-            raise _unreadable(arrays[path], str(error)) from error
+            raise unreadable(arrays[path], str(error)) from error
 
     for path in [*arrays, None]:
         while reading and (path is None or in_flight + arrays[path].nbytes > IN_FLIGHT_BYTES):
@@ -125,13 +125,14 @@ def read_arrays(
         if path is not None:
             store = wait(path, opened.pop(path))
             if store.shape != arrays[path].shape or store.dtype.numpy_dtype != arrays[path].dtype:
-                raise _unreadable(arrays[path], "the metadata changed meanwhile")
+                raise unreadable(arrays[path], "the metadata changed meanwhile")
             reading.append((path, store.read(order="C")))
             in_flight += arrays[path].nbytes
     return {path: done[path] for path in arrays}
 
 
-def _unreadable(array: ZarrArray, reason: str) -> CheckpointError:
+def unreadable(array: ZarrArray, reason: str) -> CheckpointError:
+    """Returns the error for an array whose values cannot be had."""
     return CheckpointError(f"{array.directory}: leaf '{array.leaf}': cannot be read, {reason}")
 
 
@@ -148,7 +149,8 @@ def dtype_of(name: Any) -> np.dtype | None:
     return dtype.newbyteorder("=") if dtype.kind in "biuf" and dtype.itemsize <= 8 else None
 
 
-def _spec(array: ZarrArray) -> dict[str, Any]:
+def spec_of(array: ZarrArray) -> dict[str, Any]:
+    """Returns TensorStore's name of an array; a missing chunk is an error, not zeros."""
     return {
         "driver": array.driver,
         "kvstore": array.kvstore or {"driver": "file", "path": f"{array.directory}/"},

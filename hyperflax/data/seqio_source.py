@@ -135,7 +135,7 @@ def _examples(
         inputs, targets = (_ids(row[name], strip[name], task.name, index, name) for name in ("inputs", "targets"))
         name = prefix + _text(row["task"]) if "task" in row else task.name
         if name not in infos:
-            infos[name] = _info(row, vocabulary)
+            infos[name] = task_info(row, vocabulary)
         options = tuple(tokenise(text, vocabulary) for text in _texts(row.get("options")))
         example = Example(inputs, targets, options, tuple(_texts(row.get("references"))))
         yield StreamedExample(name, example, infos[name], group)
@@ -154,7 +154,8 @@ def _ids(tokens: Any, strip: bool, task: str, index: int, feature: str) -> np.nd
     return tokens.astype(np.int32)
 
 
-def _info(row: Mapping[str, Any], vocabulary: Vocabulary) -> TaskInfo:
+def task_info(row: Mapping[str, Any], vocabulary: Vocabulary) -> TaskInfo:
+    """What a row says of its task: definition, positives and category, where it has such features."""
     pairs = zip(_texts(row.get("positive_inputs")), _texts(row.get("positive_targets")), strict=True)
     return TaskInfo(
         definition=tokenise(_text(row.get("definition", b"")), vocabulary),

@@ -125,7 +125,7 @@ class Partitioner:
         declared = trees.flatten(axes)
 
         def place(path: str, leaf: Any) -> NamedSharding:
-            names = declared.get(path) or _t5_axes(path)
+            names = declared.get(path) or t5_axes(path)
             return NamedSharding(self.mesh, self.spec(path, tuple(leaf.shape), names))
 
         return trees.map_with_path(place, params)
@@ -182,6 +182,10 @@ class Partitioner:
         )
         return described, shardings
 
+    def t5_sharding(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Returns where a T5's parameter lies, for `checkpoints.onto_mesh.read_onto_mesh`."""
+        return NamedSharding(self.mesh, self.spec(path, shape, t5_axes(path)))
+
     def place_frozen(self, frozen: PyTree, axes: PyTree | None = None) -> PyTree:
         """Returns the frozen tree on the mesh: by its axes where they are given, else replicated."""
         if frozen is None:
@@ -224,7 +228,7 @@ class Partitioner:
         return on_mesh
 
 
-def _t5_axes(path: str) -> tuple[str, ...] | None:
+def t5_axes(path: str) -> tuple[str, ...] | None:
     """Axes of a T5's parameter, wherever that T5 stands in the tree; None for any other name."""
     try:
         return parameter_axes(path)

@@ -1,0 +1,54 @@
+"""Reads checkpoints onto a mesh of four CPU devices: run by test_onto_mesh.py in a process of its own.
+
+python read_sharded.py CHECKPOINT...        fails where a value, a place or the amount read is wrong
+"""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+
+import numpy as np  # noqa: E402
+
+from hyperflax import trees  # noqa: E402
+from hyperflax.checkpoints import onto_mesh  # noqa: E402
+from hyperflax.checkpoints.forms import read_model  # noqa: E402
+from hyperflax.training.partitioning import Partitioner, make_mesh  # noqa: E402
+
+
+def main(paths: list[str]) -> None:
+    partitioner = Partitioner(make_mesh(data=1, fsdp=2, model=2))
+    read, size_of = [], onto_mesh._size
+
+    def counted(part):
+        read.append(size_of(part))
+        return size_of(part)
+
+    onto_mesh._size = counted
+    for path in paths:
+        model = read_model(path)
+        whole = trees.flatten(model.params)
+        read.clear()
+        for dtype in (None, "bfloat16"):
+            placed = trees.flatten(onto_mesh.read_onto_mesh(path, model.config, partitioner.t5_sharding, dtype=dtype))
+            assert placed.keys() == whole.keys()
+            for name, array in placed.items():
+                expected = whole[name] if dtype is None else whole[name].astype(array.dtype)
+                assert array.dtype == (dtype or whole[name].dtype), name
+                assert array.sharding == partitioner.t5_sharding(name, array.shape), name
+                for shard in array.addressable_shards:
+                    np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index], err_msg=name)
+        embedding = placed["token_embedder/embedding"]
+        assert embedding.addressable_shards[0].data.size * 4 == embedding.size
+        # Every value once for each dtype, though norms lie on two devices each; leaves inside the msgpack file apart.
+        needed = 2 * sum(array.size for array in whole.values())
+        assert 0 < sum(read) < needed if "inline" in path else sum(read) == needed, (path, sum(read), needed)
+    print("read", len(paths))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
