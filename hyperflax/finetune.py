@@ -224,7 +224,7 @@ def _claim(
         if other := [key for key in run if earlier.get(key) != run[key]]:
             shown = f": expected {earlier.get(other[0])}, got {run[other[0]]}" if other[0] != "spec" else ""
             raise CheckpointError(f"{folder}: holds a run with other {', '.join(other)}{shown}; choose another folder")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
         raise CheckpointError(f"{folder}: expected nothing, an empty folder or a run of finetune, found something else")
     else:
         write_json(folder / RUN, run)

@@ -18,8 +18,9 @@ from hyperflax.training.schedules import warmup_cosine
 from hyperflax.types import PyTree
 
 METRICS = ("exact_match", "exact_match_normalised", "rouge_l")  # those that are means over examples
-# Peak learning rates that are usual for each kind under AdamW; of several kinds the lowest is taken.
-LEARNING_RATES = {"lora": 1e-3, "prefix": 3e-3, "soft_prompt": 3e-2, "parallel_mlp": 1e-3, "full": 1e-4}
+# Usual peak learning rates under AdamW, and the kinds that want another; of several kinds the lowest is taken.
+LEARNING_RATE = 1e-3
+LEARNING_RATES = {"prefix": 3e-3, "soft_prompt": 3e-2, "full": 1e-4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class FineTuning:
 
     def optimizer(self, kinds: Sequence[KindConfig]) -> Optimizer:
         """Returns AdamW with its schedule, for an adapter of these kinds."""
-        peak = self.learning_rate or min(LEARNING_RATES[kind.kind] for kind in kinds)
+        peak = self.learning_rate or min(LEARNING_RATES.get(kind.kind, LEARNING_RATE) for kind in kinds)
         schedule = warmup_cosine(peak, int(self.warmup * self.steps), self.steps)
         return make_optimizer("adamw", schedule, weight_decay=self.weight_decay)
 

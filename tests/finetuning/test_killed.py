@@ -32,7 +32,7 @@ def rows_of(folder):
 
 
 def test_killed_and_restarted(tmp_path):
-    examples = write_task(tmp_path / "task.jsonl")
+    examples = write_task(tmp_path / "task.jsonl", count=10)
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     whole = start(unbroken, examples)
     assert whole.returncode == 0, whole.stderr
