@@ -17,7 +17,7 @@ CONFIG = EpisodeConfig(inputs_length=6, targets_length=4)
 
 
 def lines(count: int) -> list[Line]:
-    return [Line(f"mine.jsonl:{number + 1}", f"{number:03}", "x") for number in range(count)]
+    return [Line(f"mine.jsonl:{number + 1:03}", f"{number:03}", "x") for number in range(count)]
 
 
 @given(st.integers(8, 80), st.floats(0, 0.99), st.integers(0, 2**40))
