@@ -370,6 +370,11 @@ def load(name_or_directory: pathlib.Path | str) -> Hypermodel:
     Raises:
       CheckpointError: there is no such model, or its files are damaged.
     """
+    return Hypermodel.from_directory(find(name_or_directory))
+
+
+def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:
+    """Returns the directory of a model that `load` takes. Raises CheckpointError where there is none."""
     path = pathlib.Path(name_or_directory)
     shipped = pathlib.Path(__file__).resolve().parent / "assets"
     if not path.is_dir() and path.name == str(name_or_directory) and (shipped / path.name).is_dir():
@@ -378,7 +383,7 @@ def load(name_or_directory: pathlib.Path | str) -> Hypermodel:
         names = sorted(p.name for p in shipped.glob("*") if (p / "hypermodel.json").is_file())
         shipping = f"one of {names}" if names else "(none ships with this version; docs/strings.md trains one)"
         raise CheckpointError(f"model '{name_or_directory}': expected a model directory or {shipping}")
-    return Hypermodel.from_directory(path)
+    return path
 
 
 def _pair(example: TextPair, number: int) -> tuple[str, str]:

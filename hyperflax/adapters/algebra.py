@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from hyperflax import trees
 from hyperflax.adapters.checks import is_number, nearest
 from hyperflax.adapters.kind_config import KindConfig
-from hyperflax.adapters.kinds import groups, kind_of
+from hyperflax.adapters.kinds import groups, kind_of, refuse
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.adapters.widen import complete, widen
 from hyperflax.errors import AdapterError
@@ -113,7 +113,7 @@ def interpolate(
     for weight in weights:
         if isinstance(weight, int | float) and not is_number(weight):
             raise AdapterError(f"interpolate: expected finite weights, got {weight!r}")
-    _refuse(spec, "interpolate")
+    refuse(spec, "interpolate")
     for adapter in adapters:
         spec.validate(adapter, batch_dims)
     flats = [spec.flatten(adapter) for adapter in adapters]
@@ -133,13 +133,13 @@ def merge(params: PyTree, adapters: PyTree, spec: AdapterSpec) -> dict[str, Any]
     Args:
       params: the frozen tree, layers unrolled (`.../layers_0/...`) or scanned (`.../layers/...`, layer axis 1).
       adapters: one adapter, no batch dimensions, that fits `spec`.
-      spec: its spec; only kinds that are changes of weights (LoRA) can be merged.
+      spec: its spec; only kinds that are changes of weights (LoRA, full) can be merged.
 
     Raises:
       AdapterError: a kind that cannot (named, with the reason), a tree that does not fit its spec, or a base model that
-        lacks a kernel or has it in another shape (the leaf is named).
+        lacks a parameter or has it in another shape (the leaf is named).
     """
-    _refuse(spec, "merge")
+    refuse(spec, "merge")
     spec.validate(adapters)
     flat = spec.flatten(adapters)
     merged = trees.flatten(params)
@@ -151,13 +151,6 @@ def merge(params: PyTree, adapters: PyTree, spec: AdapterSpec) -> dict[str, Any]
         kernel = kind.merge_slot(kernel, _slot(flat, slot, leaves))
         merged[path] = kernel if layer is None else jnp.asarray(merged[path]).at[:, layer].set(kernel)
     return trees.unflatten(merged)
-
-
-def _refuse(spec: AdapterSpec, operation: str) -> None:
-    for slot, leaves in groups(spec).items():
-        kind = kind_of(leaves[0])
-        if reason := kind.refuses.get(operation):
-            raise AdapterError(f"{kind.kind} at '{slot}' refuses to {operation}: {reason}")
 
 
 def _stacked(flats: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
@@ -205,19 +198,21 @@ def _union(specs: Sequence[AdapterSpec]) -> AdapterSpec:
 
 
 def _kernel(params: Mapping[str, Array], leaf: Leaf) -> tuple[str, int | None]:
-    """Returns the path of the kernel that the leaf's projection has, and the layer's index where layers are scanned."""
-    unrolled = f"{leaf.module}/kernel"
+    """Returns the path of the parameter that the leaf changes, and the layer's index where layers are scanned."""
+    unrolled = kind_of(leaf).parameter(leaf)
     if unrolled in params:
         return unrolled, None
-    scanned = f"{leaf.stack}/layers/{'/'.join(leaf.local.split('/')[:-2])}/kernel"
-    if scanned in params:
+    scanned = f"{leaf.stack}/layers/{unrolled.split('/', 2)[-1]}"
+    if leaf.in_layer and scanned in params:
         return scanned, leaf.layer
     raise AdapterError(f"leaf '{leaf.path}': the base model has no '{unrolled}'{nearest(unrolled, params)}")
 
 
 def _check_kernel(path: str, kernel: Array, leaves: Sequence[Leaf]) -> None:
-    """Checks each leaf's dimension other than the slots against the kernel's. Raises AdapterError."""
+    """Checks each leaf's dimensions other than the slots against the kernel's. Raises AdapterError."""
     for leaf in leaves:
-        other = 1 - leaf.slot_axis
-        if kernel.ndim != 2 or leaf.shape[other] != kernel.shape[other]:
+        rest = leaf.shape[: leaf.slot_axis] + leaf.shape[leaf.slot_axis + 1 :]
+        # A leaf without slots has either the kernel's shape or, as a factor, that of one of its two sides.
+        side = kernel.shape[1 - leaf.slot_axis :][:1] if kernel.ndim == 2 else None
+        if rest not in (kernel.shape, side):
             raise AdapterError(f"leaf '{leaf.path}': shape {leaf.shape} does not fit '{path}', which is {kernel.shape}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _KEY = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 _PATH = re.compile(rf"(encoder|decoder)/layers_(0|[1-9][0-9]{{0,3}})(/{_KEY}){{3,6}}")
+_OUTSIDE = re.compile(rf"((encoder|decoder)(?!/layers)|token_embedder)(/{_KEY}){{2,3}}")
 _MAX_SIZE = 2**31 - 1
 _SHOWN = 3
 
@@ -42,11 +43,15 @@ def leaf(leaf: Leaf) -> None:
         if not holds:
             raise AdapterError(f"leaf {leaf.path!r}: {field}: expected {expected}, got {getattr(leaf, field)!r}")
 
-    match = _PATH.fullmatch(leaf.path) if isinstance(leaf.path, str) else None
-    require(match is not None, "path", "'encoder|decoder/layers_N/MODULE/READER/NAME'")
-    assert match is not None
-    require(leaf.stack == match[1], "stack", f"{match[1]!r} as in the path")
-    require(is_int(leaf.layer) and leaf.layer == int(match[2]), "layer", f"{match[2]} as in the path")
+    path = leaf.path if isinstance(leaf.path, str) else ""
+    inside, outside = _PATH.fullmatch(path), _OUTSIDE.fullmatch(path)
+    require(bool(inside or outside), "path", "'[encoder|decoder/layers_N/]MODULE/READER/NAME'")
+    if stack := (inside or outside)[1 if inside else 2]:  # the token embedding stands in no stack
+        require(leaf.stack == stack, "stack", f"{stack!r} as in the path")
+    require(leaf.stack in ("encoder", "decoder"), "stack", "'encoder' or 'decoder'")
+    if inside:
+        require(is_int(leaf.layer) and leaf.layer == int(inside[2]), "layer", f"{inside[2]} as in the path")
+    require(is_int(leaf.layer) and 0 <= leaf.layer < 10_000, "layer", "a layer's number")
     sizes = all(is_int(size) and 0 < size <= _MAX_SIZE for size in leaf.shape)
     require(sizes and 0 < len(leaf.shape) <= 8, "shape", "one to eight positive ints")
     names = all(isinstance(axis, str) and re.fullmatch(_KEY, axis) for axis in leaf.axes)

@@ -10,10 +10,12 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from hyperflax.types import Array, T5Config
 
 if TYPE_CHECKING:
-    from hyperflax.adapters.spec import AdapterSpec
+    from hyperflax.adapters.spec import AdapterSpec, Leaf
 
 
 class KindConfig(abc.ABC):
@@ -26,7 +28,9 @@ class KindConfig(abc.ABC):
     size: ClassVar[str]
     """The field that counts slots: `rank`, `length`."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """Why an operation, `merge` or `interpolate`, is impossible for this kind."""
+    """Why an operation, `merge`, `interpolate` or `export to PEFT`, is impossible for this kind."""
+    starts_at_identity: ClassVar[bool] = True
+    """Whether `AdapterSpec.init` changes nothing, so that a place more can start without a loss."""
 
     @abc.abstractmethod
     def spec(self, t5: T5Config) -> AdapterSpec:
@@ -47,6 +51,11 @@ class KindConfig(abc.ABC):
         """Returns those of the matrix that the slot stands for, one per rank or position, largest first."""
 
     @staticmethod
+    def parameter(leaf: Leaf) -> str:
+        """Returns the path of the base model's parameter into which the leaf's slot can be merged."""
+        return f"{leaf.module}/kernel"
+
+    @staticmethod
     def merge_slot(kernel: Array, slot: Mapping[str, Any]) -> Array:
         """Returns the kernel that alone does what `kernel` and `slot` did."""
         raise NotImplementedError
@@ -55,3 +64,9 @@ class KindConfig(abc.ABC):
     def mix_slots(slots: Sequence[Mapping[str, Any]], weights: Sequence[Any]) -> dict[str, Array]:
         """Returns one slot, larger by their number, whose effect is the weighted sum of theirs."""
         raise NotImplementedError
+
+    @staticmethod
+    def fit_slot(slot: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """Returns a start of training from `slot` in the shapes of `fresh`, a start of another size: the same effect if
+        that is larger, the nearest one if it is smaller. None where the kind has no such thing."""
+        return None

@@ -9,14 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hyperflax.adapters.checks import nearest
+from hyperflax.adapters.full import Full
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.parallel_mlp import ParallelMLP
 from hyperflax.adapters.prefix import Prefix
+from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import AdapterError, ConfigError
 from hyperflax.types import T5Config
 
-KINDS: Mapping[str, type[KindConfig]] = {"lora": LoRA, "prefix": Prefix}
+KINDS: Mapping[str, type[KindConfig]] = {
+    "lora": LoRA,
+    "prefix": Prefix,
+    "soft_prompt": SoftPrompt,
+    "parallel_mlp": ParallelMLP,
+    "full": Full,
+}
 
 
 def build_spec(kinds: KindConfig | Sequence[KindConfig], t5_config: T5Config) -> AdapterSpec:
@@ -56,6 +65,14 @@ def groups(spec: AdapterSpec) -> dict[str, list[Leaf]]:
     for leaf in spec.leaves:
         found.setdefault(f"{leaf.module}/{leaf.reader}", []).append(leaf)
     return found
+
+
+def refuse(spec: AdapterSpec, operation: str) -> None:
+    """Raises AdapterError, with the place and the reason, where a kind of the spec refuses the operation."""
+    for slot, leaves in groups(spec).items():
+        kind = kind_of(leaves[0])
+        if reason := kind.refuses.get(operation):
+            raise AdapterError(f"{kind.kind} at '{slot}' refuses to {operation}: {reason}")
 
 
 def check_base(spec: AdapterSpec, t5_config: T5Config) -> None:

@@ -3,7 +3,8 @@
 With `T5Config.scan_layers` a stack's layers are one module, applied by `lax.scan`, and its adapter leaves have a layer
 axis in front: `encoder/layers_0/attention/query/lora/a` [in, rank] for each layer becomes
 `encoder/layers/attention/query/lora/a` [layers, in, rank]. Specs keep speaking of unrolled leaves. A layer that a kind
-leaves out holds the identity; ranks or lengths that differ between layers are widened to the largest.
+leaves out holds the identity; ranks or lengths that differ between layers are widened to the largest. Leaves outside of
+all layers stay as they are.
 
 >>> model.apply({"params": frozen, "adapters": stack_layers(adapters, spec, t5_config)}, ...)
 """
@@ -49,10 +50,12 @@ def stack_layers(adapters: PyTree, spec: AdapterSpec, t5_config: T5Config, batch
     spec.validate(adapters, batch_dims)
     full = _every_layer(spec, t5_config)
     flat = widen(spec.flatten(adapters), spec, full)
-    stacked: dict[str, Array] = {}
+    every = [leaf for leaf in (*full.leaves, *full.optional) if leaf.path in flat]
+    stacked: dict[str, Array] = {leaf.path: flat[leaf.path] for leaf in every if not leaf.in_layer}
+    inside = [leaf for leaf in every if leaf.in_layer]
     for stack in STACKS:
         per_layer = [
-            {leaf.local: flat[leaf.path] for leaf in (*full.leaves, *full.optional) if _in(leaf, stack, layer, flat)}
+            {leaf.local: flat[leaf.path] for leaf in inside if (leaf.stack, leaf.layer) == (stack, layer)}
             for layer in range(depth(t5_config, stack))
         ]
         rows = complete(per_layer)
@@ -76,8 +79,11 @@ def unstack_layers(adapters: PyTree, spec: AdapterSpec, t5_config: T5Config, bat
         path = _scanned(leaf)
         if path not in flat:
             continue
-        layers = depth(t5_config, leaf.stack)
         array = jnp.asarray(flat[path])
+        if not leaf.in_layer:
+            unstacked[path] = array
+            continue
+        layers = depth(t5_config, leaf.stack)
         if array.ndim != batch_dims + 1 + len(leaf.shape) or array.shape[batch_dims] != layers or leaf.layer >= layers:
             raise AdapterError(f"leaf '{path}': expected {layers} layers at axis {batch_dims}, got shape {array.shape}")
         unstacked[leaf.path] = shorten(jax.lax.index_in_dim(array, leaf.layer, batch_dims, keepdims=False), leaf)
@@ -87,11 +93,7 @@ def unstack_layers(adapters: PyTree, spec: AdapterSpec, t5_config: T5Config, bat
 
 
 def _scanned(leaf: Leaf) -> str:
-    return f"{leaf.stack}/{SCANNED}/{leaf.local}"
-
-
-def _in(leaf: Leaf, stack: str, layer: int, flat: dict[str, Array]) -> bool:
-    return (leaf.stack, leaf.layer) == (stack, layer) and leaf.path in flat
+    return f"{leaf.stack}/{SCANNED}/{leaf.local}" if leaf.in_layer else leaf.path
 
 
 def _every_layer(spec: AdapterSpec, t5_config: T5Config) -> AdapterSpec:
@@ -106,6 +108,7 @@ def _every_layer(spec: AdapterSpec, t5_config: T5Config) -> AdapterSpec:
             key = (leaf.stack, leaf.local)
             if key not in largest or largest[key].slots < leaf.slots:
                 largest[key] = leaf
-        return tuple(leaf.moved(layer) for leaf in largest.values() for layer in range(depth(t5_config, leaf.stack)))
+        moved = (leaf.moved(layer) for leaf in largest.values() for layer in range(depth(t5_config, leaf.stack)))
+        return tuple(dict.fromkeys(moved))
 
     return AdapterSpec(spread(spec.leaves), optional=spread(spec.optional))

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 
 from hyperflax.adapters.checks import is_int, is_number
 from hyperflax.adapters.kind_config import KindConfig
@@ -89,10 +90,8 @@ class LoRA(KindConfig):
 
     @staticmethod
     def singular_values(slot: Mapping[str, Any]) -> Array:
-        """Returns those of `a b`, at most [rank], by way of the triangular factors of both, never `a b` itself."""
-        a, b = (jnp.asarray(slot[name], jnp.float32) for name in ("a", "b"))
-        upper_a, upper_b = jnp.linalg.qr(a, mode="r"), jnp.linalg.qr(b.T, mode="r")
-        return jnp.linalg.svd(upper_a @ upper_b.T, compute_uv=False)
+        """Returns those of `a b`, at most [rank]."""
+        return product_singular_values(slot["a"], slot["b"])
 
     @staticmethod
     def merge_slot(kernel: Array, slot: Mapping[str, Any]) -> Array:
@@ -106,6 +105,32 @@ class LoRA(KindConfig):
         a = jnp.concatenate([slot["a"] for slot in slots], axis=-1)
         weighted = [(weight * slot["b"]).astype(slot["b"].dtype) for slot, weight in zip(slots, weights, strict=True)]
         return {"a": a, "b": jnp.concatenate(weighted, axis=-2)}
+
+    @staticmethod
+    def fit_slot(slot: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the slot with another rank: larger, by columns of the fresh `a` beside rows of zeros; smaller, by
+        what is nearest to `a b` in the Frobenius norm (Eckart and Young 1936), shared evenly between `a` and `b`."""
+        a, b = (np.asarray(slot[name], np.float64) for name in ("a", "b"))
+        rank, wanted = a.shape[1], fresh["a"].shape[1]
+        if wanted >= rank:
+            a, b = np.concatenate([a, fresh["a"][:, rank:]], axis=1), np.pad(b, ((0, wanted - rank), (0, 0)))
+        else:
+            left, upper_a = np.linalg.qr(a)
+            right, upper_b = np.linalg.qr(b.T)
+            u, s, v = np.linalg.svd(upper_a @ upper_b.T, full_matrices=False)
+            root = np.sqrt(s[:wanted])
+            a, b = (left @ u[:, :wanted]) * root, (right @ v[:wanted].T * root).T
+            # On projections narrower than the rank there are fewer singular values; what is missing is zero.
+            lack = wanted - a.shape[1]
+            a, b = np.pad(a, ((0, 0), (0, lack))), np.pad(b, ((0, lack), (0, 0)))
+        return {"a": a.astype(np.float32), "b": b.astype(np.float32)}
+
+
+def product_singular_values(a: Array, b: Array) -> Array:
+    """Returns those of `a b`, a [in, rank] and b [rank, out], by way of both triangular factors, never `a b` itself."""
+    a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    upper_a, upper_b = jnp.linalg.qr(a, mode="r"), jnp.linalg.qr(b.T, mode="r")
+    return jnp.linalg.svd(upper_a @ upper_b.T, compute_uv=False)
 
 
 def lora_spec(config: LoRA, t5: T5Config) -> AdapterSpec:

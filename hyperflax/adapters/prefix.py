@@ -60,6 +60,7 @@ class Prefix(KindConfig):
     kind: ClassVar[str] = "prefix"
     readers: ClassVar[tuple[str, ...]] = tuple(READERS.values())
     size: ClassVar[str] = "length"
+    starts_at_identity: ClassVar[bool] = False
     refuses: ClassVar[Mapping[str, str]] = {
         "merge": "no change of the weights makes an attention see further positions",
         "interpolate": "its effect passes through one softmax over prefix and sequence together, and no prefix turns "
@@ -89,15 +90,20 @@ class Prefix(KindConfig):
         """Returns those of the positions' keys and values side by side, [length]; a masked position counts as zero."""
         key, value = (jnp.asarray(slot[name], jnp.float32) for name in ("key", "value"))
         rows = jnp.concatenate([key.reshape(key.shape[0], -1), value.reshape(value.shape[0], -1)], axis=-1)
-        if "mask" in slot:
-            rows = rows * slot["mask"][:, None]
-        # Length by length: a prefix has far fewer positions than a position has values.
-        return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(rows @ rows.T)[::-1], 0.0))
+        return row_singular_values(rows, slot.get("mask"))
 
     @classmethod
     def catalogue(cls) -> tuple[Prefix, ...]:
         preceding = ("encoder/attention", "decoder/self_attention")
         return cls(length=1), cls(length=1, position_bias="preceding", sites=preceding)
+
+
+def row_singular_values(rows: Array, mask: Array | None = None) -> Array:
+    """Returns the singular values of `rows` [n, columns], n of them, by way of n by n: for more columns than rows."""
+    rows = jnp.asarray(rows, jnp.float32)
+    if mask is not None:
+        rows = rows * mask[:, None]
+    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(rows @ rows.T)[::-1], 0.0))
 
 
 def prefix_spec(config: Prefix, t5: T5Config) -> AdapterSpec:

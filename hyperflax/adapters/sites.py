@@ -1,4 +1,4 @@
-"""Where an adapter can attach: the projections and the attentions of a T5.
+"""Where an adapter can attach: the projections, attentions, feed-forward blocks and parameters of a T5.
 
 A *site* is a place in one layer named without the layer's number, `decoder/self_attention/query`; together with a layer
 it gives a module path of the base model, `decoder/layers_3/self_attention/query`. Configurations choose sites by
@@ -53,6 +53,17 @@ class Projection(Place):
     out_axis: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of the base model with its logical axes, and the layer that it stands in or nearest to."""
+
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    stack: str
+    layer: int
+
+
 PlaceT = TypeVar("PlaceT", bound=Place)
 
 
@@ -71,6 +82,11 @@ def attentions(config: T5Config) -> list[Place]:
     ]
 
 
+def mlps(config: T5Config) -> list[Place]:
+    """Returns every feed-forward block, encoder before decoder, layer by layer."""
+    return [Place(stack, layer, "mlp") for stack in STACKS for layer in range(depth(config, stack))]
+
+
 def projections(config: T5Config) -> list[Projection]:
     """Returns every matrix multiplication inside the layers, with the shapes that T5X gives their kernels."""
     model, joined, mlp = (config.emb_dim, "embed"), (config.joined_kv, "joined_kv"), (config.mlp_dim, "mlp")
@@ -83,6 +99,35 @@ def projections(config: T5Config) -> list[Projection]:
             modules |= {f"mlp/{name}": pair for name, pair in feed_forward.items()}
             for module, ((in_dim, in_axis), (out_dim, out_axis)) in modules.items():
                 found.append(Projection(stack, layer, module, in_dim, out_dim, in_axis, out_axis))
+    return found
+
+
+def parameters(config: T5Config) -> list[Parameter]:
+    """Returns every parameter of the base model, layers unrolled."""
+    wide = config.emb_dim
+    embedding = Parameter("token_embedder/embedding", (config.vocab_size, wide), ("vocab", "embed"), "encoder", 0)
+    found = [embedding]
+    for place in projections(config):
+        shape, axes = (place.in_dim, place.out_dim), (place.in_axis, place.out_axis)
+        found.append(Parameter(f"{place.path}/kernel", shape, axes, place.stack, place.layer))
+    norms = {
+        "encoder": ("pre_attention_layer_norm", "pre_mlp_layer_norm"),
+        "decoder": ("pre_self_attention_layer_norm", "pre_cross_attention_layer_norm", "pre_mlp_layer_norm"),
+    }
+    table = {"shape": (config.num_heads, config.num_buckets), "axes": ("heads", "relpos_buckets")}
+    for stack in STACKS:
+        last = depth(config, stack) - 1
+        for layer in range(last + 1):
+            module, where = f"{stack}/layers_{layer}", {"stack": stack, "layer": layer}
+            found += [Parameter(f"{module}/{name}/scale", (wide,), ("embed",), **where) for name in norms[stack]]
+            if config.relative_bias == "per_layer":
+                found.append(Parameter(f"{module}/relpos_bias/rel_embedding", **table, **where))
+        if config.relative_bias == "shared":
+            found.append(Parameter(f"{stack}/relpos_bias/rel_embedding", **table, stack=stack, layer=0))
+        found.append(Parameter(f"{stack}/{stack}_norm/scale", (wide,), ("embed",), stack, last))
+    if not config.logits_via_embedding:
+        shape, axes = (wide, config.vocab_size), ("embed", "vocab")
+        found.append(Parameter("decoder/logits_dense/kernel", shape, axes, "decoder", config.num_decoder_layers - 1))
     return found
 
 

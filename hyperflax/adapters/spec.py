@@ -9,7 +9,8 @@ a linen module. It knows no kind by name, and asks two things of every kind:
 
 A producer emits *raw* arrays; `materialise` multiplies each by its leaf's `scale` (LoRA's alpha / rank), and the tree
 that the layers read is pure data. Leaves are always those of unrolled layers, one per layer; see `layers.py` for the
-scanned form.
+scanned form. A leaf may also stand outside of all layers (a soft prompt, a change of the embedding); it then names the
+layer with which a hypernetwork is to write it.
 
 >>> spec = build_spec(LoRA(rank=4), t5_config)
 >>> raw = spec.init(jax.random.key(0))
@@ -43,7 +44,7 @@ class Leaf:
       path: place in the `adapters` collection: base module, reader, name: `encoder/layers_0/attention/query/lora/a`.
       shape: without task or layer axes.
       axes: logical axis names, one per dimension.
-      stack, layer: `encoder` or `decoder`, and the layer's number; both also stand in the path.
+      stack, layer: `encoder` or `decoder`, and the layer's number; both also stand in the path if it leads to a layer.
       slot_axis: the dimension that slots enumerate: LoRA's rank, a prefix's positions.
       scale: factor from a producer's raw array to the value that the layer reads.
       init_std: standard deviation of the learned static part at the start; 0 starts at zeros.
@@ -81,9 +82,14 @@ class Leaf:
         return self.path.rsplit("/", 2)[0]
 
     @property
+    def in_layer(self) -> bool:
+        """Whether the path leads into a layer; `encoder/soft_prompt/embedding` does not."""
+        return self.path.startswith(f"{self.stack}/layers_{self.layer}/")
+
+    @property
     def local(self) -> str:
-        """The path inside its layer, equal for all layers of a stack: `attention/query/lora/a`."""
-        return self.path.split("/", 2)[2]
+        """The path inside its layer, equal for all layers of a stack: `attention/query/lora/a`. Outside, the path."""
+        return self.path.split("/", 2)[2] if self.in_layer else self.path
 
     @property
     def slots(self) -> int:
@@ -96,7 +102,9 @@ class Leaf:
         return dataclasses.replace(self, shape=shape)
 
     def moved(self, layer: int) -> Leaf:
-        """The same leaf in another layer."""
+        """The same leaf in another layer; one outside of all layers stays where it is."""
+        if not self.in_layer:
+            return self
         return dataclasses.replace(self, path=f"{self.stack}/layers_{layer}/{self.local}", layer=layer)
 
 

@@ -13,6 +13,7 @@ directory put together from two others is refused. The model directory is in `mo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Annotated, Any
@@ -96,16 +97,19 @@ def save_adapter(
     *,
     dtype: StorageDtype | None = None,
     overwrite: bool = False,
+    beside_others: bool = False,
 ) -> None:
     """Writes an adapter directory; an interruption leaves nothing that looks like one.
 
     Args:
-      directory: where to. It must not exist, or be empty, unless `overwrite`.
+      directory: where to. It must not exist, or be empty, unless `overwrite` or `beside_others`.
       adapters: the tree that layers read, for one task, unrolled layers.
       spec: what the tree must fit.
       metadata: where it comes from.
       dtype: "bfloat16" halves the file and rounds the values.
       overwrite: replace an adapter directory that is there; one that holds other files as well is left alone.
+      beside_others: write into a directory that is there and keep its other files: the folder of a run. Interrupted
+        between the two files it leaves an adapter that `load_adapter` refuses.
 
     Raises:
       AdapterError: the tree does not fit the spec.
@@ -124,7 +128,8 @@ def save_adapter(
         "spec": spec.to_json(),
     }
     checked_json(_AdapterFile, document, f"{directory}: metadata")
-    with atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS)) as folder:
+    whole = atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS))
+    with contextlib.nullcontext(pathlib.Path(directory)) if beside_others else whole as folder:
         save_tree(folder / _WEIGHTS, adapters, dtype=dtype)
         write_json(folder / _JSON, document)
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.adapters.kinds import groups, kind_of
+from hyperflax.adapters.kind_config import KindConfig
+from hyperflax.adapters.kinds import groups, kind_of, refuse
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.adapters.spec import AdapterSpec
@@ -39,7 +40,7 @@ ORIGIN_VERSION = 1
 _KEPT = ("base_fingerprint", "hypermodel", "support_hash", "refine_steps")  # of an adapter's metadata
 _PICKLE = "adapter_model.bin"
 
-_EXPORTS = {LoRA: export_lora, Prefix: export_prefix}
+_EXPORTS: dict[type[KindConfig], Any] = {LoRA: export_lora, Prefix: export_prefix}
 _METHODS = ("LORA", "PREFIX_TUNING")
 
 
@@ -75,6 +76,7 @@ def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: st
       CheckpointError: the directory may not be replaced.
     """
     adapter.spec.validate(adapter.tree)
+    refuse(adapter.spec, "export to PEFT")
     flat = {path: as_numpy(path, leaf).astype(np.float32) for path, leaf in adapter.spec.flatten(adapter.tree).items()}
     settings, weights = _EXPORTS[_only_kind(adapter.spec)](flat, adapter.spec)
     config = {"base_model_name_or_path": base_name, "task_type": "SEQ_2_SEQ_LM", "inference_mode": True, **settings}
@@ -150,7 +152,7 @@ def _read_origin(folder: pathlib.Path) -> _Origin | None:
     return read_schema(folder / ORIGIN, _Origin, file_format=ORIGIN_FORMAT, version=ORIGIN_VERSION)
 
 
-def _only_kind(spec: AdapterSpec) -> type[LoRA] | type[Prefix]:
+def _only_kind(spec: AdapterSpec) -> type[KindConfig]:
     """The kind of all leaves. Raises AdapterError where there are several."""
     slots = {kind_of(leaves[0]): slot for slot, leaves in groups(spec).items()}
     if len(slots) != 1:

@@ -10,7 +10,8 @@ DESCRIPTION = """Write an adapter in a form that other software reads.
   hyperflax export names_adapter --format merged --base flan-t5-small --out names_model
 
 peft: a directory that PeftModel.from_pretrained loads onto T5ForConditionalGeneration. merged: the whole model in
-transformers' form with the adapter in its weights (LoRA only). What a form cannot express is refused with the reason.
+transformers' form with the adapter in its weights (LoRA and full fine-tuning). What a form cannot express is refused
+with the reason.
 """
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "run a gin-configured training job",
     "evaluate": "score a hypermodel on held-out tasks beside its baselines and controls",
     "adapt": "turn a few examples into an adapter",
+    "finetune": "train an adapter on a task's own examples, from the generated one or another start",
     "predict": "run a model, with or without an adapter, on new inputs",
     "cache": "write a seqio task or mixture as tokenised ArrayRecord shards, to train without TensorFlow",
     "tasks": "list the registered seqio tasks and mixtures",

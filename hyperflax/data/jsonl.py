@@ -20,11 +20,19 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
+
+
+class Line(NamedTuple):
+    """One example and where it stands, `file:line`."""
+
+    at: str
+    input: str
+    target: str
 
 
 def read_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -57,7 +65,12 @@ def read_examples(path: pathlib.Path | str) -> list[tuple[str, str]]:
     Raises:
       DataError: no such file, no line, or a line without the strings `input` and `target`.
     """
-    rows = [(_text(row, "input", at), _text(row, "target", at)) for at, row in _rows_of(path)]
+    return [(line.input, line.target) for line in read_lines(path)]
+
+
+def read_lines(path: pathlib.Path | str) -> list[Line]:
+    """The examples of a file with their places, for whoever has more to say about one; otherwise as `read_examples`."""
+    rows = [Line(at, _text(row, "input", at), _text(row, "target", at)) for at, row in _rows_of(path)]
     if not rows:
         raise DataError(f"{path}: expected at least one example, got none")
     return rows

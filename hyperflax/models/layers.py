@@ -4,7 +4,8 @@ Numerics are T5X's: parameters are float32 arrays (or what the checkpoint holds)
 are used; norms are computed in float32. Initialisers are T5X's too (Raffel et al. 2020, and Shazeer 2020 for the gated
 block).
 
-A `Projection` reads the slot `lora` of the `adapters` collection at its own path and does nothing where it is absent:
+Every parameter is read together with the slot `full` of the `adapters` collection; a `Projection` reads `lora` besides,
+and an `Mlp` `parallel_mlp`, each at its own path. An absent slot leaves exactly the bare computation:
 
 >>> Projection(64).apply({"params": {"kernel": kernel}, "adapters": {"lora": {"a": a, "b": b}}}, x)
 """
@@ -18,7 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hyperflax.adapters.full import changed
 from hyperflax.adapters.lora import lora_delta
+from hyperflax.adapters.parallel_mlp import parallel_delta
 from hyperflax.models.matmul import project
 from hyperflax.types import Array, T5Config
 
@@ -43,6 +46,13 @@ def activation(name: str) -> Callable[[Array], Array]:
     return (lambda x: x) if name == "linear" else getattr(nn, name)
 
 
+def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Array:
+    """Returns the module's float32 parameter, plus what the slot `full` adds to it."""
+    value = module.param(name, init, shape, jnp.float32)
+    slot = module.get_variable("adapters", "full")
+    return value if slot is None else changed(value, slot[name])
+
+
 class Projection(nn.Module):
     """`x W`, plus what the LoRA slot adds. The kernel is two-dimensional, [in, out], as in T5X's checkpoints.
 
@@ -59,7 +69,7 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., in] -> [..., features]."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         # Rows are flattened for the slot as well: see `matmul.py`.
         rows = jnp.asarray(x, self.dtype).reshape(-1, x.shape[-1])
         y = project(rows, jnp.asarray(kernel, self.dtype))
@@ -78,7 +88,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., features] -> the same shape, in `dtype`."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
         x = jnp.asarray(x, jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return jnp.asarray(x, self.dtype) * jnp.asarray(scale, self.dtype)
@@ -98,7 +108,9 @@ class Mlp(nn.Module):
             y = activation(act)(Projection(cfg.mlp_dim, cfg.dtype, name=name)(x))
             hidden = y if hidden is None else hidden * y
         hidden = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(hidden, deterministic=deterministic)
-        return Projection(x.shape[-1], cfg.dtype, name="wo")(hidden)
+        y = Projection(x.shape[-1], cfg.dtype, name="wo")(hidden)
+        slot = self.get_variable("adapters", "parallel_mlp")
+        return y if slot is None else y + parallel_delta(jnp.asarray(x, cfg.dtype), slot)
 
 
 class Embedding(nn.Module):
@@ -108,7 +120,7 @@ class Embedding(nn.Module):
 
     def setup(self) -> None:
         shape = (self.config.vocab_size, self.config.emb_dim)
-        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+        self.embedding = parameter(self, "embedding", nn.initializers.normal(1.0), shape)
 
     def __call__(self, tokens: Array) -> Array:
         """[...] token ids -> [..., emb] in the compute dtype."""

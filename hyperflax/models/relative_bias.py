@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from hyperflax.models.layers import TABLE_INIT
+from hyperflax.models.layers import TABLE_INIT, parameter
 from hyperflax.types import Array, T5Config
 
 
@@ -109,7 +109,7 @@ class RelativeBias(nn.Module):
     def __call__(self, length: int, bidirectional: bool, index: Array | None = None) -> PositionBias:
         """Returns the bias for `length` query positions, or for the one at `index` of them."""
         cfg = self.config
-        table = self.param("rel_embedding", TABLE_INIT, (cfg.num_heads, cfg.num_buckets), jnp.float32)
+        table = parameter(self, "rel_embedding", TABLE_INIT, (cfg.num_heads, cfg.num_buckets))
         return PositionBias.create(
             jnp.asarray(table, cfg.dtype),
             length=length,

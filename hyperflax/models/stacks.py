@@ -192,6 +192,10 @@ class Encoder(Stack):
         self.embed_dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
         self.dropout = nn.Dropout(cfg.dropout_rate)
 
+    def soft_prompt(self) -> Mapping[str, Array] | None:
+        """Returns the slot `soft_prompt` of the `adapters` collection, None where there is none."""
+        return self.get_variable("adapters", "soft_prompt")
+
     def __call__(self, x: Array, mask: Array | None, deterministic: bool = True) -> Array:
         """Runs all layers and the final norm; `mask` as in `masks.py`."""
         x = self.embed_dropout(x, deterministic=deterministic)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hyperflax.adapters.soft_prompt import prepend, prepend_mask
 from hyperflax.errors import HyperflaxError
 from hyperflax.models import masks
 from hyperflax.models.layers import Embedding
@@ -73,12 +74,16 @@ class T5(nn.Module):
         )
 
     def encode(self, tokens: Array, segment_ids: Array | None = None, *, enable_dropout: bool = False) -> Array:
-        """Encodes int [batch, source] to [batch, source, emb] in the compute dtype."""
+        """Encodes int [batch, source] to [batch, prompt + source, emb] in the compute dtype; prompt = 0 without one."""
         _check_rank("encoder_input_tokens", tokens)
-        mask = masks.pairs(tokens > 0, tokens > 0)
+        real = self._real(tokens)
+        mask = masks.pairs(real, real)
         if segment_ids is not None:
+            if self.encoder.soft_prompt() is not None:
+                raise HyperflaxError("encoder_segment_ids: a soft prompt stands before one input, got packed ones")
             mask = mask & masks.same_segment(segment_ids, segment_ids)
-        return self.encoder(self.token_embedder(tokens), mask, not enable_dropout)
+        x = prepend(self.token_embedder(tokens), self.encoder.soft_prompt())
+        return self.encoder(x, mask, not enable_dropout)
 
     def decode(
         self,
@@ -108,7 +113,7 @@ class T5(nn.Module):
         mask = masks.causal(length)
         if decoder_target_tokens is not None:
             mask = mask & masks.pairs(real, real)
-        cross_mask = masks.pairs(real.reshape(batch, -1), encoder_input_tokens > 0)
+        cross_mask = masks.pairs(real.reshape(batch, -1), self._real(encoder_input_tokens))
         if decoder_segment_ids is not None:
             mask = mask & masks.same_segment(decoder_segment_ids, decoder_segment_ids)
         if encoder_segment_ids is not None:
@@ -151,7 +156,7 @@ class T5(nn.Module):
         context = Context(
             mask=masks.causal(embeddings.shape[1]) if causal else None,
             encoded=encoded if caches is None else None,
-            cross_mask=masks.pairs(real, encoder_input_tokens > 0),
+            cross_mask=masks.pairs(real, self._real(encoder_input_tokens)),
             bias_kind="bidirectional" if bidirectional else "causal" if causal else "none",
             deterministic=not enable_dropout,
         )
@@ -206,7 +211,7 @@ class T5(nn.Module):
           Logits float32 [example, decodes, vocab], and the new `self` part of each layer's cache.
         """
         context = Context(
-            cross_mask=(encoder_input_tokens > 0)[:, None, None, :],
+            cross_mask=self._real(encoder_input_tokens)[:, None, None, :],
             index=index,
             ancestors=ancestors,
             length=length,
@@ -214,6 +219,10 @@ class T5(nn.Module):
         )
         hidden, written = self.decoder.step(self.token_embedder(tokens), caches, context)
         return self._logits(hidden), written
+
+    def _real(self, encoder_input_tokens: Array) -> Array:
+        """Returns bool [batch, prompt + source]: which encoded positions are to be attended to."""
+        return prepend_mask(encoder_input_tokens > 0, self.encoder.soft_prompt())
 
     def _logits(self, hidden: Array) -> Array:
         if self.config.logits_via_embedding:

@@ -30,7 +30,7 @@ from hyperflax.training.run import Evaluator, Run
 from hyperflax.training.run_log import RunLog, plot_curve
 from hyperflax.training.state import TrainState
 from hyperflax.training.step import make_train_step
-from hyperflax.training.stopping import StopRequest
+from hyperflax.training.stopping import EarlyStopping, StopRequest
 from hyperflax.types import PyTree
 
 CHECKPOINTS = "checkpoints"
@@ -53,6 +53,7 @@ def train(
     keep: int | None = 3,
     eval_period: int = 0,
     evaluator: Evaluator | None = None,
+    early_stopping: EarlyStopping | None = None,
     max_seconds: float | None = None,
     partitioner: Partitioner | None = None,
     async_checkpoints: bool = False,
@@ -75,6 +76,7 @@ def train(
       keep: checkpoints that stay; None keeps all.
       eval_period: steps between evaluations; 0 evaluates at the end only.
       evaluator: (params, frozen, step) -> {name: number}, called on the host; see `loss_evaluator`.
+      early_stopping: keeps the best parameters and ends the run when the evaluator's `loss` falls no more.
       max_seconds: wall-clock limit of this call; the run is saved and can be continued.
       partitioner: where arrays live; all devices as data shards by default.
       async_checkpoints: write checkpoints in the background.
@@ -90,6 +92,8 @@ def train(
                                ("save_period", save_period, 0), ("eval_period", eval_period, 0)):  # fmt: skip
         if value < least:
             raise ConfigError(f"train.{name}: expected at least {least}, got {value!r}")
+    if early_stopping is not None and evaluator is None:
+        raise ConfigError("train.early_stopping: expected an evaluator, got None")
     step_fn = make_train_step(
         objective, optimizer, microbatches=microbatches, loss_normalizing_factor=loss_normalizing_factor
     )
@@ -112,9 +116,14 @@ def train(
             log=log,
         )
         compiled = partitioner.compile(step_fn, run.state)
+        if early_stopping is not None and not run.step:
+            _evaluate(run, evaluator, early_stopping)
+        ended = early_stopping is not None and early_stopping.exhausted(run.losses)
         with (
             tqdm(total=total_steps, initial=run.step, unit="step", disable=not (progress and first)) as bar,
-            Prefetcher(batches, start=run.step, stop=total_steps, place=partitioner.place_batch) as source,
+            Prefetcher(
+                batches, start=run.step, stop=run.step if ended else total_steps, place=partitioner.place_batch
+            ) as source,
         ):
             for _, batch, tokens in source:
                 run.state, metrics = compiled(run.state, run.frozen, batch, run.key)
@@ -131,7 +140,7 @@ def train(
                     bar.set_postfix(run.report(whole=_due(run.step, log_period)))
                 # Rows before the checkpoint: what a checkpoint's step should have written is then on disk.
                 if evaluator is not None and (last or _due(run.step, eval_period)):
-                    run.evaluate(evaluator)
+                    stopping = _evaluate(run, evaluator, early_stopping) or stopping
                 if last or stopping or _due(run.step, save_period):
                     run.save()
                 if stopping:
@@ -143,6 +152,16 @@ def train(
     if stop.terminated:
         sys.exit(0)
     return run.state
+
+
+def _evaluate(run: Run, evaluator: Evaluator, early_stopping: EarlyStopping | None) -> bool:
+    """Evaluates, keeps what is best, and returns whether that was the last evaluation worth making."""
+    run.evaluate(evaluator)
+    if early_stopping is None:
+        return False
+    if early_stopping.improved(run.losses):
+        early_stopping.keep(run.state.params, run.step)
+    return early_stopping.exhausted(run.losses)
 
 
 def _due(step: int, period: int) -> bool:

@@ -48,6 +48,7 @@ LOGICAL_RULES: Rules = (
     ("relpos_buckets", None),
     ("rank", None),
     ("prefix", None),
+    ("term", None),
     ("slot", None),
     ("head", None),
     ("slot_values", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from hyperflax.training.clock import Clock
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Batches
-from hyperflax.training.run_log import RunLog, Sums
+from hyperflax.training.run_log import RunLog, Sums, read_rows
 from hyperflax.training.state import TrainState
 from hyperflax.types import Batch, PyTree
 
@@ -35,6 +36,7 @@ class Run:
       step: its step, known without asking the device.
       key: of dropout; steps fold their number into it.
       clock: where the seconds of this process go.
+      losses: of all evaluations so far, those before a restart included; infinite where one was not finite.
     """
 
     def __init__(
@@ -56,6 +58,10 @@ class Run:
         self.clock, self._earlier_seconds, self._compiled = Clock(), 0.0, False
         init_key, self.key = jax.random.split(jax.random.key(seed))
         self.step = checkpoints.latest_step() or 0
+        earlier = read_rows(log.path) if self.step else []
+        self.losses = [
+            row.get("loss", math.inf) for row in earlier if row["kind"] == "eval" and row["step"] <= self.step
+        ]
         batch = dict(batches.batch(self.step))
         if checkpoints.latest_step() is not None:
             abstract, _ = partitioner.abstract_state(objective, optimizer, init_key, batch)
@@ -118,6 +124,8 @@ class Run:
         """Writes a row of kind `eval`."""
         values = evaluator(self.state.params, self.frozen, self.step)
         self._log.write(self.step, "eval", dict(values) | {"seconds": self._seconds()})
+        loss = float(values.get("loss", math.inf))
+        self.losses.append(loss if math.isfinite(loss) else math.inf)
         self.clock.lap("evaluating")
 
     def save(self) -> None:

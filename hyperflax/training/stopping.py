@@ -1,4 +1,5 @@
-"""When a run should stop early: a wall-clock limit, or SIGTERM (what schedulers send before they take a machine away).
+"""When a run should stop early: a wall-clock limit, SIGTERM (what schedulers send before they take a machine away), or
+a validation loss that falls no more.
 
 >>> with StopRequest(max_seconds=3600) as stop:
 ...     while not stop.requested(): ...
@@ -6,13 +7,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import jax
 import numpy as np
+
+from hyperflax.errors import ConfigError
+from hyperflax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """Keeps the best parameters, and ends a run that gets no better. The start of the run is evaluated like the rest.
+
+    Both decisions follow from the evaluations so far, which a resumed run reads from its log: nothing else is saved.
+
+    Attributes:
+      patience: evaluations in a row without a lower loss than the best before them, after which the run ends.
+      keep: (params, step), called after every evaluation whose loss is lower than all before it.
+    """
+
+    patience: int
+    keep: Callable[[PyTree, int], None]
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ConfigError(f"EarlyStopping.patience: expected at least 1, got {self.patience!r}")
+
+    @staticmethod
+    def improved(losses: Sequence[float]) -> bool:
+        """Whether the last loss is lower than all before it. One that is not finite is `math.inf`, and never is."""
+        return losses[-1] < min(losses[:-1], default=math.inf)
+
+    def exhausted(self, losses: Sequence[float]) -> bool:
+        """Whether so many losses have come after the lowest one, the first of equal ones."""
+        return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= self.patience
 
 
 class StopRequest:

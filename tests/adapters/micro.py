@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.adapters import AdapterSpec, LoRA, Prefix
+from hyperflax.adapters import AdapterSpec, Full, LoRA, ParallelMLP, Prefix, SoftPrompt
 from hyperflax.types import T5Config
 
 # heads * head_dim differs from emb_dim, the stacks differ in depth, and the few buckets reach their logarithmic half.
@@ -42,6 +42,12 @@ KINDS = {
         Prefix(length=2, sites=("encoder/attention", "decoder/self_attention")),
         Prefix(length=3, position_bias="preceding", sites=("encoder/attention", "decoder/self_attention")),
     ),
+    "soft_prompt": (SoftPrompt(length=3),),
+    "parallel_mlp": (ParallelMLP(bottleneck=3),),
+    "parallel_mlp_some_layers": (ParallelMLP(bottleneck=2, sites=("decoder/mlp",), layers=(1,)),),
+    "full": (Full(),),
+    "mam": (Prefix(length=2), ParallelMLP(bottleneck=2)),
+    "full_beside_all_others": (Full(), LoRA(rank=2), Prefix(length=2), SoftPrompt(length=2), ParallelMLP(bottleneck=2)),
 }
 
 

@@ -1,7 +1,8 @@
 """T5 with adapters in plain numpy float64, written from the papers: the reference for every kind.
 
 Slow on purpose. LoRA is a dense matrix added to the kernel. A prefix is a list of further keys that every query of
-every head visits in a Python loop. Nothing is shared with the library but the names of the parameters.
+every head visits in a Python loop, a soft prompt further rows of the input. Nothing is shared with the library but the
+names of the parameters.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ def logits(params: Flat, adapters: Flat, config: T5Config, encoder: np.ndarray, 
     """One row at a time: encoder [batch, s], decoder [batch, t] token ids to [batch, t, vocab]."""
     params = {path: np.asarray(x, np.float64) for path, x in params.items()}
     adapters = {path: np.asarray(x, np.float64) for path, x in adapters.items()}
+    for path, delta in adapters.items():
+        module, reader, name = path.rsplit("/", 2)
+        if reader == "full":
+            params[f"{module}/{name}"] = params[f"{module}/{name}"] + delta.sum(0)
     net = _Net(params, adapters, config)
     return np.stack([net.row(source, target) for source, target in zip(encoder, decoder, strict=True)])
 
@@ -44,8 +49,10 @@ class _Net:
         self.params, self.adapters, self.config = params, adapters, config
 
     def row(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        real = [bool(token) for token in source]
-        x = self.params["token_embedder/embedding"][source]
+        prompt = self.adapters.get("encoder/soft_prompt/embedding", np.zeros((0, self.config.emb_dim)))
+        mask = self.adapters.get("encoder/soft_prompt/mask", np.ones(len(prompt)))
+        real = [bool(kept) for kept in mask] + [bool(token) for token in source]
+        x = np.concatenate([prompt, self.params["token_embedder/embedding"][source]])
         for i in range(self.config.num_encoder_layers):
             layer = f"encoder/layers_{i}"
             h = self.norm(f"{layer}/pre_attention_layer_norm", x)
@@ -74,7 +81,11 @@ class _Net:
     def mlp(self, path: str, x: np.ndarray) -> np.ndarray:
         gate = x @ self.kernel(f"{path}/wi_0")
         gate = 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-        return (gate * (x @ self.kernel(f"{path}/wi_1"))) @ self.kernel(f"{path}/wo")
+        y = (gate * (x @ self.kernel(f"{path}/wi_1"))) @ self.kernel(f"{path}/wo")
+        if f"{path}/parallel_mlp/down" in self.adapters:
+            units = x @ self.adapters[f"{path}/parallel_mlp/down"]
+            y = y + np.where(units > 0, units, 0) @ self.adapters[f"{path}/parallel_mlp/up"]
+        return y
 
     def attention(
         self, path: str, x: np.ndarray, source: np.ndarray, real: list[bool], stack: str | None

@@ -78,7 +78,7 @@ def spec(request: pytest.FixtureRequest) -> AdapterSpec:
 def refusal(spec: AdapterSpec, operation: str) -> str | None:
     """Pattern of the message by which one of the spec's kinds refuses the operation; None where none does."""
     refusing = [kind.kind for kind in spec.kinds if operation in kind.refuses]
-    return rf"{refusing[0]} at '(en|de)coder/layers_\d/.*' refuses to {operation}: \w+" if refusing else None
+    return rf"({'|'.join(refusing)}) at '(en|de)coder/.*' refuses to {operation}: \w+" if refusing else None
 
 
 def test_bare_model_is_the_oracle():
@@ -96,8 +96,8 @@ def test_adapted_model_is_the_oracle(spec):
     close(run(frozen(), adapters), expected)
 
 
-@pytest.mark.parametrize("row", [row for row, kinds in KINDS.items() if any(kind.kind == "prefix" for kind in kinds)])
-def test_partly_masked_prefix_is_the_oracle(row):
+@pytest.mark.parametrize("row", [row for row, kinds in KINDS.items() if build_spec(kinds, CONFIG).optional])
+def test_partly_masked_is_the_oracle(row):
     spec = build_spec(KINDS[row], CONFIG)
     flat = dict(trees.flatten(random_tree(spec, 2)))
     for number, leaf in enumerate(spec.optional):
@@ -107,10 +107,10 @@ def test_partly_masked_prefix_is_the_oracle(row):
 
 
 def test_nothing_is_the_bare_model(spec):
-    """LoRA with b = 0 bit for bit; a masked prefix up to the order of summation, whatever its keys and values."""
+    """Zeros bit for bit, whatever they are multiplied with; what is masked up to the order of summation."""
     flat = dict(trees.flatten(spec.identity()))
     for path, x in trees.flatten(random_tree(spec, 3, std=3.0)).items():
-        if path.endswith(("/lora/a", "prefix/key", "prefix/value")):
+        if path.endswith(("/lora/a", "prefix/key", "prefix/value", "soft_prompt/embedding", "parallel_mlp/down")):
             flat[path] = x
     for adapters in (trees.unflatten(flat), spec.identity()):
         spec.validate(adapters)
@@ -121,8 +121,8 @@ def test_nothing_is_the_bare_model(spec):
             np.testing.assert_array_equal(logits, bare())
 
 
-@pytest.mark.parametrize("row", [row for row in KINDS if row.startswith("lora_") and row != "lora_and_prefix"])
-def test_static_start_of_lora_is_the_bare_model(row):
+@pytest.mark.parametrize("row", [row for row, kinds in KINDS.items() if all(kind.starts_at_identity for kind in kinds)])
+def test_the_start_of_a_kind_that_starts_at_the_identity_is_the_bare_model(row):
     spec = build_spec(KINDS[row], CONFIG)
     adapters = spec.materialise(spec.init(jax.random.key(0)))
     np.testing.assert_array_equal(run(frozen(), adapters), bare())
@@ -148,6 +148,10 @@ def test_interpolated_is_the_mean_of_merged_kernels_or_refused_by_name(spec):
         return
     mixed, wide = interpolate([first, second], [0.25, 0.75], spec)
     wide.validate(mixed)
+    if refusal(spec, "merge"):  # test_kinds.py has the sum; here is its fixed point, through the whole model
+        same, _ = interpolate([first, first], [0.25, 0.75], spec)
+        close(run(frozen(), same), run(frozen(), first))
+        return
     kernels = [trees.flatten(merge(frozen(), adapters, spec)) for adapters in (first, second)]
     mean = trees.unflatten({path: 0.25 * x + 0.75 * kernels[1][path] for path, x in kernels[0].items()})
     close(run(frozen(), mixed), run(mean, {}))
@@ -179,6 +183,8 @@ def test_misspelt_paths_wrong_shapes_and_wrong_bases_are_refused_with_the_leaf_n
         base = CONFIG.replace(emb_dim=20, num_heads=3, mlp_dim=20)
         with pytest.raises(AdapterError, match=r"leaf '.*': this base model expects shape"):
             check_base(AdapterSpec((leaf,)), base)
+    if ("decoder", 1) not in spec.layers():
+        return  # on fewer layers it is the same adapter
     shallow = CONFIG.replace(num_decoder_layers=1)
     with pytest.raises(AdapterError, match=r"leaf 'decoder/layers_1/.*': nothing in this base model reads it"):
         check_base(spec, shallow)

@@ -73,7 +73,10 @@ def _set(path, value):
         (_set(["verzion"], 1), r"spec: unknown key 'verzion' \(did you mean 'version'\?\)"),
         (lambda data: data.pop("leaves"), r"spec: missing key 'leaves'"),
         (_set(["leaves"], {}), r"leaves: expected a json list .* got dict"),
-        (_set(["kinds", 0, "kind"], "ia3"), r"kinds\[0\]: kind: expected one of \['lora', 'prefix'\], got 'ia3'"),
+        (
+            _set(["kinds", 0, "kind"], "ia3"),
+            r"kinds\[0\]: kind: expected one of \['full', 'lora', .*'soft_prompt'\], got 'ia3'",
+        ),
         (_set(["kinds", 0, "kind"], ["lora"]), r"kinds\[0\]: kind"),
         (_set(["kinds", 0], "lora"), r"kinds\[0\]: kind"),
         (_set(["kinds", 0, "ranc"], 2), r"kinds\[0\]: unknown key 'ranc' \(did you mean 'rank'\?\)"),

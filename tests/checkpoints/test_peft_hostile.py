@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from hyperflax.adapters import LoRA, Prefix, build_spec
+from hyperflax.adapters import Full, LoRA, ParallelMLP, Prefix, SoftPrompt, build_spec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.peft import read_peft, write_peft
 from hyperflax.checkpoints.peft_prefix import pair_of
@@ -147,9 +147,15 @@ def test_a_decoder_deeper_than_the_pairs_is_refused(prefix):
         ),
         ((Prefix(length=3, position_bias="preceding"),), "encoder/layers_0/attention"),
         ((Prefix(length=3, sites=("decoder/self_attention",)),), "'zero'"),
+        ((SoftPrompt(),), "soft_prompt at 'encoder/soft_prompt' refuses to export to PEFT: .* not its prompt tuning"),
+        (
+            (ParallelMLP(),),
+            "parallel_mlp at 'encoder/layers_0/mlp/parallel_mlp' refuses to export to PEFT: PEFT has no",
+        ),
+        ((LoRA(rank=2), Full()), "full at '.*' refuses to export to PEFT: .* export it merged"),
     ],
 )
-def test_prefixes_that_peft_cannot_express(kinds, told, tmp_path):
+def test_adapters_that_are_not_written_for_peft(kinds, told, tmp_path):
     with pytest.raises(AdapterError, match=told):
         write_peft(tmp_path / "out", adapter(*kinds))
     assert not list(tmp_path.iterdir())

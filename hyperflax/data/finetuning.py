@@ -1,0 +1,100 @@
+"""One task's own examples as batches for fine-tuning: held out by a draw, shuffled anew in every epoch.
+
+Everything follows from (examples, seed): which are held out, and the batch of every step.
+
+    encoder_input_tokens [1, batch, inputs_length], decoder_* [1, batch, targets_length], task_index [1]
+
+>>> train, held_out = hold_out(lines, share=0.2, seed=0)
+>>> PairBatches.of(train, config, vocabulary, batch_size=16, seed=0).batch(3)["task_index"].tolist()
+[0]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hyperflax.data.batches import text_batch
+from hyperflax.data.draws import stream
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import tokenise
+from hyperflax.data.jsonl import Line
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import DataError
+
+FEWEST = 8
+_HELD_OUT, _EPOCHS = 0x686F6C64, 0x65706F63  # purposes of the random streams
+
+
+def hold_out(lines: Sequence[Line], share: float, seed: int) -> tuple[list[Line], list[Line]]:
+    """Returns (training examples, held-out ones), each in the order of the file; at least two are held out.
+
+    Raises:
+      DataError: fewer than `FEWEST` examples.
+    """
+    if len(lines) < FEWEST:
+        raise DataError(
+            f"examples: expected at least {FEWEST}, of which a part is held out, got {len(lines)}; give more, or "
+            "held-out ones in a file of their own (--validation)"
+        )
+    count = min(max(2, round(share * len(lines))), len(lines) - 2)
+    chosen = set(stream(seed, _HELD_OUT, 0).distinct(len(lines), count))
+    parts: tuple[list[Line], list[Line]] = ([], [])
+    for number, line in enumerate(lines):
+        parts[number in chosen].append(line)
+    return parts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairBatches:
+    """Batches of one task, pure in their step.
+
+    Attributes:
+      arrays: every example's row, [n, length] each; one more row of padding with weight 0 at the end.
+      batch_size: rows of a batch.
+      seed: of the shuffles; None keeps the order, for evaluation.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    batch_size: int
+    seed: int | None
+
+    @classmethod
+    def of(
+        cls, lines: Sequence[Line], config: EpisodeConfig, vocabulary: Vocabulary, *, batch_size: int, seed: int | None
+    ) -> PairBatches:
+        """Tokenises the examples.
+
+        Raises:
+          DataError: an input or target that is too long, with file and line.
+        """
+        arrays = text_batch(
+            [(tokenise(line.input, vocabulary), tokenise(line.target, vocabulary)) for line in lines],
+            inputs_length=config.inputs_length,
+            targets_length=config.targets_length,
+            batch_size=len(lines) + 1,
+            names=[line.at for line in lines],
+        )
+        return cls(arrays, min(batch_size, len(lines)), seed)
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.arrays["encoder_input_tokens"]) - 1
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of batches in which every example is seen once."""
+        return math.ceil(self.size / self.batch_size)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step; the last one of an epoch is filled up with padding."""
+        epoch, number = divmod(step, self.per_epoch)
+        order = range(self.size) if self.seed is None else stream(self.seed, _EPOCHS, epoch).distinct(*[self.size] * 2)
+        rows = list(order)[number * self.batch_size :][: self.batch_size]
+        rows += [self.size] * (self.batch_size - len(rows))
+        batch = {name: array[rows][None] for name, array in self.arrays.items()}
+        return {**batch, "task_index": np.zeros(1, np.int32)}

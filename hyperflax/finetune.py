@@ -1,0 +1,253 @@
+"""Fine-tuning jobs: one adapter for one task, trained from a generated, shared, random or given start.
+
+`Table` with a single row takes the place of the hypernetwork, so the training step and the host loop are those of
+everything else. The held-out loss chooses the checkpoint that is kept and ends the run; at the end stand the held-out
+scores of the bare model, of the adapter as generated and of the tuned one (generated parameters as initialisation:
+Phang et al. 2022, HyperTuning, section 5).
+
+    out/adapter.json, adapter.safetensors    the best checkpoint, an ordinary adapter directory
+    out/run.json, report.json, loss.png      settings; scores and verdict; the curve
+    out/checkpoints/, metrics.jsonl, tensorboard/, best.safetensors    of the run, which goes on where it was killed
+
+>>> report = finetune(model=load("strings"), examples="train.jsonl", kinds=(LoRA(rank=8),), out="dates")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from hyperflax import configs, trees
+from hyperflax.adapters.kind_config import KindConfig
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.adapters.start import start_from
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base, save_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint, support_hash
+from hyperflax.checkpoints.tensors import load_tree, save_tree
+from hyperflax.data.examples import tokenise
+from hyperflax.data.finetuning import PairBatches, hold_out
+from hyperflax.data.jsonl import Line, read_lines
+from hyperflax.data.rendering import SENTINELS
+from hyperflax.errors import CheckpointError, DataError, HyperflaxError
+from hyperflax.evaluation.metrics import get_metric
+from hyperflax.evaluation.worth import TUNED, compare
+from hyperflax.files import read_json, write_json
+from hyperflax.hypermodel import Hypermodel
+from hyperflax.hypernets.table import Table
+from hyperflax.training import loop
+from hyperflax.training.evaluate import loss_evaluator
+from hyperflax.training.finetuning import FineTuning, TableObjective
+from hyperflax.training.partitioning import Partitioner, make_mesh
+from hyperflax.training.run_log import METRICS_FILE, read_rows
+from hyperflax.training.stopping import EarlyStopping
+from hyperflax.types import PyTree
+
+RUN, BEST, REPORT = "run.json", "best.safetensors", "report.json"
+GENERATED, RANDOM = "generated", "random"
+SUPPORTS = 8  # most supports that the generated adapter is averaged over, each of as many shots as in training
+
+
+def finetune(
+    *,
+    model: Hypermodel,
+    examples: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    kinds: Sequence[KindConfig],
+    init: str | Adapter = GENERATED,
+    validation: str | os.PathLike[str] | None = None,
+    settings: FineTuning | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Trains an adapter on a task's examples; called again with the same arguments it goes on where it was killed.
+
+    Args:
+      model: gives the frozen T5, and the generated adapter.
+      examples: jsonl file.
+      out: the run's folder, and the adapter directory.
+      kinds: what to train.
+      init: `generated`, `random`, or an adapter of the same base model; see `adapters.start` for what fits what.
+      validation: jsonl file of held-out examples; None holds a part of `examples` out.
+      settings: see there.
+      progress: show a progress bar.
+      say: is told what was held out.
+
+    Returns:
+      the report, as `report.json` has it: see `evaluation.worth.compare`; `best_step`, `held_out`, `overlap`.
+
+    Raises:
+      DataError: a broken or too long example, with file and line; too few examples.
+      AdapterError: an adapter that cannot be the start, or is of another base model.
+      CheckpointError: `out` holds something else, or a run with other settings.
+    """
+    settings, folder = settings or FineTuning(), pathlib.Path(out)
+    spec = build_spec(tuple(kinds), model.config.base)
+    lines, held = read_lines(examples), None if validation is None else read_lines(validation)
+    if held is None:
+        lines, held = hold_out(lines, settings.held_out, settings.seed)
+        total = len(lines) + len(held)
+        say(f"held out {len(held)} of {total} examples (seed {settings.seed}), {len(lines)} to train on")
+    arrays = {"config": model.config.episodes, "vocabulary": model.config.vocabulary, "batch_size": settings.batch_size}
+    batches, held_batches = (
+        PairBatches.of(lines, seed=settings.seed, **arrays),
+        PairBatches.of(held, seed=None, **arrays),
+    )
+    generated = generate(model, lines)
+    if init == GENERATED and generated is None:
+        raise DataError(
+            f"{lines[0].at}: too long for the hypernetwork to read, as all others: expected at most "
+            f"{model.config.episodes.support_length} tokens of input, target, two sentinels and end of sequence"
+        )
+    adapter = generated if init == GENERATED else None if init == RANDOM else init
+    start = None if adapter is None else _table_of(adapter, model, spec, settings.seed)
+    _claim(folder, settings, spec, model, lines, held, start)
+    _train(folder, settings, spec, model, batches, held_batches, start, progress)
+    rows = [row for row in read_rows(folder / METRICS_FILE) if row["kind"] == "eval" and "loss" in row]
+    best = min(rows, key=lambda row: (row["loss"], row["step"]))
+    metadata = AdapterMetadata(
+        base_fingerprint=model.base_fingerprint,
+        hypermodel=None if adapter is None else adapter.metadata.hypermodel,
+        support_hash=_hash(lines),
+        refine_steps=best["step"],
+        created_with="hyperflax finetune",
+    )
+    tuned = Adapter(load_tree(folder / BEST), spec, metadata)
+    seen = {line.input for line in lines}
+    report = {
+        **_compared(model, held, settings.metric, generated, None if init == GENERATED else adapter, tuned),
+        "metric": settings.metric,
+        "best_step": best["step"],
+        "loss": {"start": next((row["loss"] for row in rows if row["step"] == 0), None), TUNED: best["loss"]},
+        "examples": len(lines),
+        "held_out": len(held),
+        "overlap": sum(line.input in seen for line in held),
+    }
+    provenance = {"finetuning": {"settings": configs.to_json(settings), "report": report}}
+    metadata = dataclasses.replace(metadata, provenance=provenance)
+    save_adapter(folder, tuned.tree, spec, metadata, beside_others=True)
+    write_json(folder / REPORT, report)
+    return report
+
+
+def generate(model: Hypermodel, lines: Sequence[Line]) -> Adapter | None:
+    """Returns the hypermodel's adapter from the first examples that it can read, in up to `SUPPORTS` supports.
+
+    None if every example is longer than a row of its support.
+    """
+    episodes, vocabulary = model.config.episodes, model.config.vocabulary
+
+    def size(line: Line) -> int:
+        """Tokens of a demonstration: two sentinels and the end of sequence stand in its row as well."""
+        return len(tokenise(line.input, vocabulary)) + len(tokenise(line.target, vocabulary)) + SENTINELS + 1
+
+    fitting = [(line.input, line.target) for line in lines if size(line) <= episodes.support_length]
+    shown = fitting[: SUPPORTS * episodes.shots]
+    return model.adapt(shown, supports=math.ceil(len(shown) / episodes.shots)) if shown else None
+
+
+def _train(
+    folder: pathlib.Path,
+    settings: FineTuning,
+    spec: AdapterSpec,
+    model: Hypermodel,
+    batches: PairBatches,
+    held_batches: PairBatches,
+    start: PyTree | None,
+    progress: bool,
+) -> None:
+    """Trains the table, or goes on; leaves the adapter of the lowest held-out loss in `BEST`."""
+    table = Table(spec, shared=True)
+    objective = TableObjective(model.model, table)
+
+    def keep(params: PyTree, step: int) -> None:
+        del step
+        save_tree(folder / BEST, table.apply({"params": params}, {}))
+
+    period = max(1, settings.steps // settings.evaluations)
+    loop.train(
+        objective=objective,
+        optimizer=settings.optimizer(spec.kinds),
+        batches=batches,
+        model_dir=folder,
+        total_steps=settings.steps,
+        frozen=model.base_params,
+        initial_params=start,
+        seed=settings.seed,
+        log_period=period,
+        save_period=period,
+        keep=1,
+        eval_period=period,
+        evaluator=loss_evaluator(objective, held_batches, held_batches.per_epoch),
+        early_stopping=EarlyStopping(settings.patience, keep),
+        partitioner=Partitioner(make_mesh(devices=jax.devices()[:1])),  # one task does not divide over several
+        progress=progress,
+    )
+    if not (folder / BEST).is_file():
+        raise HyperflaxError(f"{folder}: no evaluation had a finite loss; a lower learning rate may help")
+
+
+def _table_of(adapter: Adapter, model: Hypermodel, spec: AdapterSpec, seed: int) -> dict[str, np.ndarray]:
+    """The parameters of a table whose only row is the adapter."""
+    check_base(adapter, model.base_fingerprint)
+    raw = start_from(adapter.tree, adapter.spec, spec, jax.random.key(seed))
+    return {path.replace("/", "."): value[None] for path, value in trees.flatten(raw).items()}
+
+
+def _claim(
+    folder: pathlib.Path,
+    settings: FineTuning,
+    spec: AdapterSpec,
+    model: Hypermodel,
+    lines: Sequence[Line],
+    held: Sequence[Line],
+    start: PyTree | None,
+) -> None:
+    """Makes the folder this run's, or makes sure that it is; a run goes on with exactly what it began with."""
+    run = {
+        "settings": configs.to_json(settings),
+        "spec": spec.to_json(),
+        "base": model.base_fingerprint,
+        "examples": _hash(lines),
+        "held_out": _hash(held),
+        "start": RANDOM if start is None else fingerprint(start),
+    }
+    if (folder / RUN).is_file():
+        earlier = read_json(folder / RUN)
+        if other := [key for key in run if earlier.get(key) != run[key]]:
+            shown = f": expected {earlier.get(other[0])}, got {run[other[0]]}" if other[0] != "spec" else ""
+            raise CheckpointError(f"{folder}: holds a run with other {', '.join(other)}{shown}; choose another folder")
+    elif folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
+        raise CheckpointError(f"{folder}: expected nothing, an empty folder or a run of finetune, found something else")
+    else:
+        write_json(folder / RUN, run)
+
+
+def _hash(lines: Sequence[Line]) -> str:
+    return support_hash({"input": line.input, "target": line.target} for line in lines)
+
+
+def _compared(
+    model: Hypermodel,
+    held: Sequence[Line],
+    metric: str,
+    generated: Adapter | None,
+    start: Adapter | None,
+    tuned: Adapter,
+) -> dict[str, Any]:
+    """Scores every condition that there is on the held-out examples; see `evaluation.worth.compare`."""
+    conditions = {"bare": None}
+    conditions |= {name: adapter for name, adapter in ((GENERATED, generated), ("start", start)) if adapter is not None}
+    score = get_metric(metric).score
+    scores = {}
+    for name, adapter in {**conditions, TUNED: tuned}.items():
+        predictions = model.predict([line.input for line in held], adapter)
+        scores[name] = [score([text], [[line.target]]) for text, line in zip(predictions, held, strict=True)]
+    return compare(scores, against=GENERATED if generated is not None else "bare")

@@ -1,0 +1,202 @@
+"""Fine-tuning: what is kept is the best, what is told is true, every kind trains, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import hyperflax
+from hyperflax.adapters import KINDS, Full, LoRA, ParallelMLP, Prefix, SoftPrompt, build_spec, merge
+from hyperflax.checkpoints.artefacts import Adapter, load_adapter, save_adapter
+from hyperflax.cli.finetune import choose_kinds
+from hyperflax.cli.main import main
+from hyperflax.data.finetuning import hold_out
+from hyperflax.data.jsonl import read_lines
+from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
+from hyperflax.finetune import finetune, generate
+from hyperflax.hypermodel import Hypermodel
+from hyperflax.training.finetuning import LEARNING_RATES, FineTuning
+from hyperflax.training.run_log import read_rows
+from tests.adapters.micro import random_tree
+from tests.finetuning.micro_model import LORA, T5, micro_model, write_task
+
+SETTINGS = FineTuning(steps=20, batch_size=4, evaluations=4, learning_rate=0.02)
+ONE_STEP = FineTuning(steps=1, batch_size=4, evaluations=1, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def model() -> Hypermodel:
+    return micro_model()
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return write_task(tmp_path_factory.mktemp("task") / "task.jsonl")
+
+
+@pytest.fixture(scope="module")
+def run(model, task, tmp_path_factory):
+    """A run from the generated adapter: its folder, report and what it said."""
+    folder, said = tmp_path_factory.mktemp("run") / "tuned", []
+    report = finetune(
+        model=model, examples=task, out=folder, kinds=(LORA,), settings=SETTINGS, progress=False, say=said.append
+    )
+    return folder, report, said
+
+
+def loss_of(model: Hypermodel, adapter: Adapter | None, lines, params=None) -> float:
+    """Mean loss over target tokens, without the training code; all lines of a task have the same lengths."""
+    sources, targets = (
+        np.array([[byte + 3 for byte in text.encode()] + [1] for text in texts])
+        for texts in ([line.input for line in lines], [line.target for line in lines])
+    )
+    variables = {"params": model.base_params if params is None else params}
+    if adapter is not None:
+        variables["adapters"] = adapter.tree
+    logits = jax.jit(model.model.apply)(variables, sources, np.pad(targets[:, :-1], ((0, 0), (1, 0))))
+    chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets[..., None], axis=-1)
+    return -float(chosen.mean())
+
+
+def test_the_result_is_the_best_checkpoint_as_an_ordinary_adapter(model, task, run):
+    folder, report, said = run
+    adapter = hyperflax.load_adapter(folder)
+    train, held = hold_out(read_lines(task), 0.2, 0)
+    assert said == ["held out 5 of 24 examples (seed 0), 19 to train on"]
+    assert (report["examples"], report["held_out"], report["overlap"]) == (19, 5, 0)
+    assert adapter.spec == build_spec(LORA, T5)
+    assert adapter.metadata.base_fingerprint == model.base_fingerprint
+    assert adapter.metadata.hypermodel == model.parts.id
+    rows = {row["step"]: row["loss"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "eval"}
+    assert rows[report["best_step"]] == min(rows.values()) == report["loss"]["tuned"]
+    assert adapter.metadata.refine_steps == report["best_step"] > 0
+    assert report["loss"]["tuned"] == pytest.approx(loss_of(model, adapter, held), rel=1e-5)
+    assert report["loss"]["start"] == rows[0] == pytest.approx(loss_of(model, generate(model, train), held), rel=1e-5)
+    assert set(report["scores"]) == {"bare", "generated", "tuned"}
+    assert set(report["gain"]) == {"bare", "generated"}
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len(model.predict(["ap"], adapter)) == 1
+
+
+def test_a_finished_run_is_told_again_and_another_one_is_refused(model, task, run):
+    folder, report, _ = run
+    rows = read_rows(folder / "metrics.jsonl")
+    common = {"model": model, "examples": task, "out": folder, "progress": False}
+    assert finetune(kinds=(LORA,), settings=SETTINGS, **common) == report
+    assert read_rows(folder / "metrics.jsonl") == rows
+    with pytest.raises(CheckpointError, match=r"a run with other settings: expected .*: 0\.02.*, got .*: 0\.01"):
+        finetune(kinds=(LORA,), settings=dataclasses.replace(SETTINGS, learning_rate=0.01), **common)
+    with pytest.raises(CheckpointError, match="a run with other spec, start; choose another folder"):
+        finetune(kinds=(LORA.resized(3),), settings=SETTINGS, **common)
+
+
+KINDS_ALONE = [LoRA(rank=3), ParallelMLP(bottleneck=2), Full(), SoftPrompt(length=2), Prefix(length=2)]
+
+
+@pytest.mark.parametrize("kind", KINDS_ALONE, ids=lambda kind: kind.kind)
+def test_every_kind_trains_from_a_random_start(model, task, tmp_path, kind):
+    folder = tmp_path / "out"
+    report = finetune(
+        model=model, examples=task, out=folder, kinds=(kind,), init="random", settings=ONE_STEP, progress=False
+    )
+    adapter, held = load_adapter(folder), hold_out(read_lines(task), 0.2, 0)[1]
+    assert adapter.spec == build_spec(kind, T5)
+    assert adapter.metadata.hypermodel is None
+    assert report["loss"]["tuned"] == pytest.approx(loss_of(model, adapter, held), rel=1e-5)
+    if kind.starts_at_identity:
+        assert report["loss"]["start"] == pytest.approx(loss_of(model, None, held), rel=1e-5)
+    if kind.kind == "full":
+        merged = merge(model.base_params, adapter.tree, adapter.spec)
+        assert report["loss"]["tuned"] == pytest.approx(loss_of(model, None, held, merged), rel=1e-5)
+
+
+def test_an_adapter_of_the_same_base_is_a_start_and_a_condition(model, task, run, tmp_path):
+    given = load_adapter(run[0])
+    report = finetune(model=model, examples=task, out=tmp_path / "on", kinds=(LORA.resized(4),), init=given,
+                      settings=ONE_STEP, progress=False)  # fmt: skip
+    assert list(report["scores"]) == ["bare", "generated", "start", "tuned"]
+    assert report["loss"]["start"] == pytest.approx(run[1]["loss"]["tuned"], rel=1e-5)
+    other = model.with_base(jax.tree.map(lambda x: x * 1.5, model.base_params))
+    with pytest.raises(AdapterError, match="the adapter was made for the base model sha256"):
+        finetune(model=other, examples=task, out=tmp_path / "x", kinds=(LORA,), init=given, progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(model, task, tmp_path):
+    def refused(error, match, *, file=task, kinds=(LORA,), **options):
+        with pytest.raises(error, match=match):
+            finetune(model=model, examples=file, out=tmp_path / "out", kinds=kinds, progress=False, **options)
+        assert not (tmp_path / "out").exists()
+
+    refused(AdapterError, "the start has lora at '.*where what is to be trained has nothing", kinds=(Prefix(),))
+    refused(AdapterError, "no prefix is without effect", kinds=(LORA, Prefix()))
+    few = write_task(tmp_path / "few.jsonl", count=7)
+    refused(DataError, "expected at least 8, of which a part is held out, got 7; give more, or held-out", file=few)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(task.read_text() + "{\n")
+    refused(DataError, r"broken\.jsonl:25: expected a JSON object", file=broken)
+    broken.write_text(task.read_text() + '\n{"input": "a long input", "target": "x"}\n')
+    refused(DataError, r"broken\.jsonl:26: inputs: expected at most 8 tokens.*, got 13", validation=broken)
+    for number in range(9):
+        with (tmp_path / "long.jsonl").open("a") as file:
+            file.write(json.dumps({"input": f"abcdef{number}", "target": "abcdefg"}) + "\n")
+    refused(DataError, r"long\.jsonl:\d: too long for the hypernetwork to read", file=tmp_path / "long.jsonl")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="expected nothing, an empty folder or a run of finetune"):
+        finetune(model=model, examples=task, out=tmp_path / "full", kinds=(LORA,), progress=False)
+
+
+def test_the_command(model, tmp_path, capsys):
+    model.save(tmp_path / "model")
+    train, held = write_task(tmp_path / "train.jsonl"), write_task(tmp_path / "held.jsonl", first=22, count=6)
+    out, shared = str(tmp_path / "out"), tmp_path / "model_shared"
+    command = ["finetune", "--model", str(tmp_path / "model"), "--examples", str(train), "--validation", str(held)]
+    command += ["--out", out, "--steps", "2", "--batch_size", "4"]
+    assert main([*command, "--init", "shared"]) == 2
+    assert f"expected an adapter directory at {shared}, found none; train one for this model" in capsys.readouterr().err
+    assert main([*command, "--init", "nowhere"]) == 2
+    assert "expected generated, random, shared or an adapter directory, got 'nowhere'" in capsys.readouterr().err
+    spec = build_spec(LORA, T5)
+    save_adapter(shared, random_tree(spec, 0, std=0.01), spec, generate(model, read_lines(train)).metadata)
+    assert main([*command, "--init", "shared", "--rank", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "tuned" in told
+    assert "start" in told
+    assert "held-out examples also chose the step" in told
+    assert "2 held-out inputs are among the training examples" in told
+    assert load_adapter(out).spec == build_spec(LORA.resized(3), T5)
+    assert main(["predict", "--model", str(tmp_path / "model"), "--adapter", out, "--inputs", str(held)]) == 0
+
+
+def test_kinds_are_those_of_the_start_where_it_has_them():
+    like = build_spec((LORA, Prefix(length=3)), T5)
+    assert choose_kinds(None, {}, like) == (LORA, Prefix(length=3))
+    assert choose_kinds("lora+parallel_mlp", {"rank": 5}, like) == (LORA.resized(5), ParallelMLP())
+    for names, sizes, told in (
+        ("lora+ia3", {}, "--kind: expected some of lora, prefix, .* got 'lora.ia3'"),
+        ("lora+lora", {}, "--kind: expected some of"),
+        ("full", {"rank": 2}, "--rank: none of full has it"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            choose_kinds(names, sizes, like)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"steps": 0}, {"patience": 0}, {"warmup": 1.0}, {"held_out": -0.1}, {"learning_rate": 0.0}, {"metric": "x"}],
+)
+def test_settings_are_checked_where_they_are_made(fields):
+    with pytest.raises(ConfigError, match=rf"FineTuning\.{next(iter(fields))}: expected"):
+        FineTuning(**fields)
+
+
+def test_of_several_kinds_the_lowest_learning_rate_is_taken():
+    assert KINDS.keys() > LEARNING_RATES.keys()
+    schedule = FineTuning(steps=100).optimizer((LoRA(), Full())).schedule
+    assert float(schedule(5)) == pytest.approx(1e-4)
