@@ -4,8 +4,11 @@ A generator can fail in ways that no score names: adapters that vanish, that gro
 the same. Both figures follow from the singular values of what a slot stands for (a LoRA's `a b`, a prefix's keys and
 values):
 
-    norm = sqrt(sum s^2)                                 over all slots of the layer
-    effective rank = exp(-sum p log p),  p = s / sum s   mean over the layer's slots (Roy and Vetterli 2007)
+    norm = sqrt(sum s^2)                          over all slots of the layer
+    effective rank = (sum s^2)^2 / sum s^4        the participation ratio, mean over the layer's slots
+
+Both sums are traces of a small matrix, so nothing is decomposed: many batched decompositions in one program have
+stopped XLA's thread pool for good on a machine with two cores (jax 0.10).
 
 >>> diagnostics(adapter.tree, adapter.spec)["decoder_3"].effective_rank    # between 1 and the rank
 """
@@ -44,22 +47,21 @@ def diagnostics(adapters: PyTree, spec: AdapterSpec) -> dict[str, LayerDiagnosti
     for path, value in spec.flatten(adapters).items():
         slot, _, name = path.rpartition("/")
         slots.setdefault(slot, {})[name] = value
-    values: dict[str, list[Array]] = {}
+    sums: dict[str, list[tuple[Array, Array]]] = {}
     for path, leaves in groups(spec).items():
         layer = f"{leaves[0].stack}_{leaves[0].layer}"
-        values.setdefault(layer, []).append(kind_of(leaves[0]).singular_values(slots[path]))
+        gram = kind_of(leaves[0]).gram(slots[path])
+        sums.setdefault(layer, []).append((jnp.trace(gram), jnp.sum(gram * gram.T)))
     return {
         layer: LayerDiagnostics(
-            jnp.sqrt(sum(jnp.sum(jnp.square(s)) for s in found)),
-            sum(effective_rank(s) for s in found) / len(found),
+            jnp.sqrt(sum(squares for squares, _ in found)),
+            sum(effective_rank(squares, fourths) for squares, fourths in found) / len(found),
         )
-        for layer, found in values.items()
+        for layer, found in sums.items()
     }
 
 
-def effective_rank(singular_values: Array) -> Array:
-    """Returns exp of the entropy of the values' shares; 0 if all are 0."""
-    total = jnp.sum(singular_values)
-    shares = singular_values / jnp.where(total > 0, total, 1.0)
-    entropy = -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1.0)), 0.0))
-    return jnp.where(total > 0, jnp.exp(entropy), 0.0)
+def effective_rank(squares: Array, fourths: Array) -> Array:
+    """Returns `squares^2 / fourths`, sums over singular values of their second and fourth powers; 0 if all are 0."""
+    some = fourths > 0
+    return jnp.where(some, jnp.square(squares) / jnp.where(some, fourths, 1.0), 0.0)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.checks import is_int, is_number
 from hyperflax.adapters.kind_config import KindConfig
-from hyperflax.adapters.prefix import row_singular_values
+from hyperflax.adapters.prefix import row_gram
 from hyperflax.adapters.sites import parameters
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import ConfigError
@@ -85,12 +85,12 @@ class Full(KindConfig):
         return (cls(),)
 
     @staticmethod
-    def singular_values(slot: Mapping[str, Any]) -> Array:
-        """Returns those of the summed delta, as a matrix of rows [..., columns]."""
+    def gram(slot: Mapping[str, Any]) -> Array:
+        """Returns that of the summed delta, as a matrix of rows [..., columns]."""
         (delta,) = slot.values()
         total = jnp.sum(jnp.asarray(delta, jnp.float32), axis=0)
         rows = total.reshape(-1, total.shape[-1])
-        return row_singular_values(rows if rows.shape[0] <= rows.shape[1] else rows.T)
+        return row_gram(rows if rows.shape[0] <= rows.shape[1] else rows.T)
 
     @staticmethod
     def parameter(leaf: Leaf) -> str:

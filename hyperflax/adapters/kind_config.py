@@ -47,8 +47,8 @@ class KindConfig(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def singular_values(slot: Mapping[str, Any]) -> Array:
-        """Returns those of the matrix that the slot stands for, one per rank or position, largest first."""
+    def gram(slot: Mapping[str, Any]) -> Array:
+        """Returns [n, n] whose eigenvalues are the squared singular values of the matrix that the slot stands for."""
 
     @staticmethod
     def parameter(leaf: Leaf) -> str:

@@ -89,9 +89,9 @@ class LoRA(KindConfig):
         return (cls(rank=1, sites=("*",)),)
 
     @staticmethod
-    def singular_values(slot: Mapping[str, Any]) -> Array:
-        """Returns those of `a b`, at most [rank]."""
-        return product_singular_values(slot["a"], slot["b"])
+    def gram(slot: Mapping[str, Any]) -> Array:
+        """Returns that of `a b`, [rank, rank]."""
+        return product_gram(slot["a"], slot["b"])
 
     @staticmethod
     def merge_slot(kernel: Array, slot: Mapping[str, Any]) -> Array:
@@ -126,11 +126,10 @@ class LoRA(KindConfig):
         return {"a": a.astype(np.float32), "b": b.astype(np.float32)}
 
 
-def product_singular_values(a: Array, b: Array) -> Array:
-    """Returns those of `a b`, a [in, rank] and b [rank, out], by way of both triangular factors, never `a b` itself."""
+def product_gram(a: Array, b: Array) -> Array:
+    """Returns `a.T a b b.T` [rank, rank] for a [in, rank] and b [rank, out]; `a b` itself is never computed."""
     a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
-    upper_a, upper_b = jnp.linalg.qr(a, mode="r"), jnp.linalg.qr(b.T, mode="r")
-    return jnp.linalg.svd(upper_a @ upper_b.T, compute_uv=False)
+    return (a.T @ a) @ (b @ b.T)
 
 
 def lora_spec(config: LoRA, t5: T5Config) -> AdapterSpec:

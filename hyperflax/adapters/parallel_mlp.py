@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.checks import is_int, is_number
 from hyperflax.adapters.kind_config import KindConfig
-from hyperflax.adapters.lora import product_singular_values
+from hyperflax.adapters.lora import product_gram
 from hyperflax.adapters.sites import check_places, mlps, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import ConfigError
@@ -110,9 +110,9 @@ class ParallelMLP(KindConfig):
         return (cls(bottleneck=1),)
 
     @staticmethod
-    def singular_values(slot: Mapping[str, Any]) -> Array:
-        """Returns those of `down up`, the map where every unit is active."""
-        return product_singular_values(slot["down"], slot["up"])
+    def gram(slot: Mapping[str, Any]) -> Array:
+        """Returns that of `down up`, the map where every unit is active."""
+        return product_gram(slot["down"], slot["up"])
 
     @staticmethod
     def mix_slots(slots: Sequence[Mapping[str, Any]], weights: Sequence[Any]) -> dict[str, Array]:

@@ -86,11 +86,11 @@ class Prefix(KindConfig):
         return dataclasses.replace(self, length=slots)
 
     @staticmethod
-    def singular_values(slot: Mapping[str, Any]) -> Array:
-        """Returns those of the positions' keys and values side by side, [length]; a masked position counts as zero."""
+    def gram(slot: Mapping[str, Any]) -> Array:
+        """Returns that of the positions' keys and values side by side; a masked position counts as zero."""
         key, value = (jnp.asarray(slot[name], jnp.float32) for name in ("key", "value"))
         rows = jnp.concatenate([key.reshape(key.shape[0], -1), value.reshape(value.shape[0], -1)], axis=-1)
-        return row_singular_values(rows, slot.get("mask"))
+        return row_gram(rows, slot.get("mask"))
 
     @classmethod
     def catalogue(cls) -> tuple[Prefix, ...]:
@@ -98,12 +98,12 @@ class Prefix(KindConfig):
         return cls(length=1), cls(length=1, position_bias="preceding", sites=preceding)
 
 
-def row_singular_values(rows: Array, mask: Array | None = None) -> Array:
-    """Returns the singular values of `rows` [n, columns], n of them, by way of n by n: for more columns than rows."""
+def row_gram(rows: Array, mask: Array | None = None) -> Array:
+    """Returns `rows rows.T` [n, n] for rows [n, columns]; a masked row counts as zero."""
     rows = jnp.asarray(rows, jnp.float32)
     if mask is not None:
         rows = rows * mask[:, None]
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(rows @ rows.T)[::-1], 0.0))
+    return rows @ rows.T
 
 
 def prefix_spec(config: Prefix, t5: T5Config) -> AdapterSpec:

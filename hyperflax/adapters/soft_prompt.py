@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.checks import is_int, is_number
 from hyperflax.adapters.kind_config import KindConfig
-from hyperflax.adapters.prefix import row_singular_values
+from hyperflax.adapters.prefix import row_gram
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import ConfigError
 from hyperflax.types import Array, T5Config
@@ -99,6 +99,6 @@ class SoftPrompt(KindConfig):
         return (cls(length=1),)
 
     @staticmethod
-    def singular_values(slot: Mapping[str, Any]) -> Array:
-        """Returns those of the embeddings, [length]; a masked position counts as zero."""
-        return row_singular_values(slot["embedding"], slot.get("mask"))
+    def gram(slot: Mapping[str, Any]) -> Array:
+        """Returns that of the embeddings, [length, length]; a masked position counts as zero."""
+        return row_gram(slot["embedding"], slot.get("mask"))

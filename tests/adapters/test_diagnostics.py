@@ -22,33 +22,37 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.normal(size=shape).astype(np.float32)
 
 
+def squares_of(gram: jnp.ndarray) -> np.ndarray:
+    """Squared singular values, largest first."""
+    return np.sort(np.linalg.eigvals(np.asarray(gram, np.float64)).real)[::-1]
+
+
 @pytest.mark.parametrize(("rows", "rank", "columns"), [(12, 3, 8), (12, 8, 8), (4, 6, 9), (5, 1, 5)])
 def test_lora_has_the_singular_values_of_its_product(rows: int, rank: int, columns: int) -> None:
     slot = {"a": normal(rows, rank), "b": normal(rank, columns)}
-    found = np.asarray(LoRA.singular_values(slot))
-    wanted = np.linalg.svd(slot["a"].astype(np.float64) @ slot["b"], compute_uv=False)
-    np.testing.assert_allclose(found, wanted[: len(found)], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(wanted[len(found) :], 0, atol=1e-6)
+    wanted = np.linalg.svd(slot["a"].astype(np.float64) @ slot["b"], compute_uv=False) ** 2
+    wanted = np.pad(wanted, (0, max(rank - len(wanted), 0)))[:rank]
+    np.testing.assert_allclose(squares_of(LoRA.gram(slot)), wanted, rtol=1e-4, atol=1e-4 * wanted[0])
 
 
 def test_a_prefix_has_the_singular_values_of_its_unmasked_positions() -> None:
     key, value = normal(5, 2, 4), normal(5, 2, 4)
     mask = np.array([0, 1, 1, 0, 1], np.float32)
     dense = np.concatenate([key.reshape(5, 8), value.reshape(5, 8)], axis=1)
-    np.testing.assert_allclose(
-        Prefix.singular_values({"key": key, "value": value}), np.linalg.svd(dense, compute_uv=False), rtol=1e-4
-    )
-    masked = np.asarray(Prefix.singular_values({"key": key, "value": value, "mask": mask}))
-    np.testing.assert_allclose(masked[:3], np.linalg.svd(dense[mask > 0], compute_uv=False), rtol=1e-4)
-    np.testing.assert_allclose(masked[3:], 0, atol=2e-3)  # roots of rounding errors of the squares
+    wanted = np.linalg.svd(dense, compute_uv=False) ** 2
+    np.testing.assert_allclose(squares_of(Prefix.gram({"key": key, "value": value})), wanted, rtol=1e-4)
+    masked = squares_of(Prefix.gram({"key": key, "value": value, "mask": mask}))
+    np.testing.assert_allclose(masked[:3], np.linalg.svd(dense[mask > 0], compute_uv=False) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(masked[3:], 0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("values", "wanted"),
-    [([2.0, 2.0, 2.0], 3.0), ([7.0, 0.0, 0.0], 1.0), ([0.0, 0.0], 0.0), ([3.0, 1.0], 4 / 3**0.75)],
+    [([2.0, 2.0, 2.0], 3.0), ([7.0, 0.0, 0.0], 1.0), ([0.0, 0.0], 0.0), ([3.0, 1.0], 100 / 82)],
 )
 def test_effective_rank_in_closed_form(values: list[float], wanted: float) -> None:
-    assert float(effective_rank(jnp.array(values))) == pytest.approx(wanted, rel=1e-6)
+    powers = [jnp.sum(jnp.array(values) ** power) for power in (2, 4)]
+    assert float(effective_rank(*powers)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_layers_are_told_apart() -> None:
