@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -32,8 +33,7 @@ def test_it_is_small_and_holds_nothing_but_arrays_and_text() -> None:
         if path.suffix == ".json":
             text = path.read_text()
             json.loads(text)
-            assert "/root" not in text
-            assert "/home" not in text
+            assert not re.search(r"(?<!\w)/\w", text), "a path of the machine that made it"
 
 
 def test_adapters_help_on_unseen_tasks_and_those_of_other_tasks_do_not(strings: Hypermodel) -> None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from hyperflax.errors import AdapterError
+from hyperflax.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
+    from hyperflax.adapters.kind_config import KindConfig
     from hyperflax.adapters.spec import Leaf
 
 _KEY = r"[A-Za-z][A-Za-z0-9_]{0,63}"
@@ -34,6 +35,22 @@ def is_int(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """A finite float or int that is not a bool."""
     return (isinstance(value, float) or is_int(value)) and abs(value) <= sys.float_info.max
+
+
+def size(config: KindConfig) -> None:
+    """Checks the field that the kind calls its size. Raises ConfigError."""
+    value = getattr(config, config.size)
+    if not is_int(value) or value < 1:
+        raise ConfigError(f"{type(config).__name__}.{config.size}: expected a positive int, got {value!r}")
+
+
+def numbers(config: KindConfig, *names: str) -> None:
+    """Checks fields that hold a number of 0 or more, and makes floats of them. Raises ConfigError."""
+    for name in names:
+        value = getattr(config, name)
+        if not is_number(value) or value < 0:
+            raise ConfigError(f"{type(config).__name__}.{name}: expected a finite number, 0 or more, got {value!r}")
+        object.__setattr__(config, name, float(value))
 
 
 def leaf(leaf: Leaf) -> None:

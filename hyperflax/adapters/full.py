@@ -20,12 +20,11 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from hyperflax.adapters.checks import is_int, is_number
+from hyperflax.adapters import checks
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.prefix import row_gram
 from hyperflax.adapters.sites import parameters
 from hyperflax.adapters.spec import AdapterSpec, Leaf
-from hyperflax.errors import ConfigError
 from hyperflax.types import Array, T5Config
 
 
@@ -54,11 +53,8 @@ class Full(KindConfig):
     }
 
     def __post_init__(self) -> None:
-        if not is_int(self.terms) or self.terms < 1:
-            raise ConfigError(f"Full.terms: expected a positive int, got {self.terms!r}")
-        if not is_number(self.head_std) or self.head_std < 0:
-            raise ConfigError(f"Full.head_std: expected a finite number, 0 or more, got {self.head_std!r}")
-        object.__setattr__(self, "head_std", float(self.head_std))
+        checks.size(self)
+        checks.numbers(self, "head_std")
 
     def spec(self, t5: T5Config) -> AdapterSpec:
         leaves = []

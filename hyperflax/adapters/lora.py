@@ -20,11 +20,10 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from hyperflax.adapters.checks import is_int, is_number
+from hyperflax.adapters import checks
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.sites import check_places, projections, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
-from hyperflax.errors import ConfigError
 from hyperflax.types import Array, T5Config
 
 
@@ -70,13 +69,8 @@ class LoRA(KindConfig):
 
     def __post_init__(self) -> None:
         check_places(self)
-        if not is_int(self.rank) or self.rank < 1:
-            raise ConfigError(f"LoRA.rank: expected a positive int, got {self.rank!r}")
-        for name in ("alpha", "a_head_std", "b_head_std"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0:
-                raise ConfigError(f"LoRA.{name}: expected a finite number, 0 or more, got {value!r}")
-            object.__setattr__(self, name, float(value))
+        checks.size(self)
+        checks.numbers(self, "alpha", "a_head_std", "b_head_std")
 
     def spec(self, t5: T5Config) -> AdapterSpec:
         return lora_spec(self, t5)

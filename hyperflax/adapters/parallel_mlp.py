@@ -22,12 +22,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from hyperflax.adapters.checks import is_int, is_number
+from hyperflax.adapters import checks
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.lora import product_gram
 from hyperflax.adapters.sites import check_places, mlps, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
-from hyperflax.errors import ConfigError
 from hyperflax.types import Array, T5Config
 
 
@@ -66,13 +65,8 @@ class ParallelMLP(KindConfig):
 
     def __post_init__(self) -> None:
         check_places(self)
-        if not is_int(self.bottleneck) or self.bottleneck < 1:
-            raise ConfigError(f"ParallelMLP.bottleneck: expected a positive int, got {self.bottleneck!r}")
-        for name in ("scale", "down_head_std", "up_head_std"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0:
-                raise ConfigError(f"ParallelMLP.{name}: expected a finite number, 0 or more, got {value!r}")
-            object.__setattr__(self, name, float(value))
+        checks.size(self)
+        checks.numbers(self, "scale", "down_head_std", "up_head_std")
 
     def spec(self, t5: T5Config) -> AdapterSpec:
         """Returns `down` and `up` for every chosen feed-forward block; `up` starts at zero."""

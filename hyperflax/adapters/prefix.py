@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
-from hyperflax.adapters.checks import is_int, is_number
+from hyperflax.adapters import checks
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.sites import attentions, check_places, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
@@ -69,15 +69,10 @@ class Prefix(KindConfig):
 
     def __post_init__(self) -> None:
         check_places(self)
-        if not is_int(self.length) or self.length < 1:
-            raise ConfigError(f"Prefix.length: expected a positive int, got {self.length!r}")
+        checks.size(self)
         if not isinstance(self.position_bias, str) or self.position_bias not in READERS:
             raise ConfigError(f"Prefix.position_bias: expected 'zero' or 'preceding', got {self.position_bias!r}")
-        for name in ("init_std", "head_std"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0:
-                raise ConfigError(f"Prefix.{name}: expected a finite number, 0 or more, got {value!r}")
-            object.__setattr__(self, name, float(value))
+        checks.numbers(self, "init_std", "head_std")
 
     def spec(self, t5: T5Config) -> AdapterSpec:
         return prefix_spec(self, t5)

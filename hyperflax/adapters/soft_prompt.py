@@ -19,11 +19,10 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from hyperflax.adapters.checks import is_int, is_number
+from hyperflax.adapters import checks
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.prefix import row_gram
 from hyperflax.adapters.spec import AdapterSpec, Leaf
-from hyperflax.errors import ConfigError
 from hyperflax.types import Array, T5Config
 
 
@@ -69,13 +68,8 @@ class SoftPrompt(KindConfig):
     }
 
     def __post_init__(self) -> None:
-        if not is_int(self.length) or self.length < 1:
-            raise ConfigError(f"SoftPrompt.length: expected a positive int, got {self.length!r}")
-        for name in ("init_std", "head_std"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0:
-                raise ConfigError(f"SoftPrompt.{name}: expected a finite number, 0 or more, got {value!r}")
-            object.__setattr__(self, name, float(value))
+        checks.size(self)
+        checks.numbers(self, "init_std", "head_std")
 
     def spec(self, t5: T5Config) -> AdapterSpec:
         """Returns `embedding` [length, emb] and the optional `mask`."""

@@ -27,10 +27,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
-from hyperflax.hypernets.heads import heads_flops
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config, encode_support
-from hyperflax.models import flops
-from hyperflax.models.flops import Forward
 from hyperflax.types import Array
 
 
@@ -56,22 +53,19 @@ class HARTConfig(HyperT5Config):
             if getattr(self, name) < least:
                 raise ConfigError(f"HARTConfig.{name}: expected at least {least}, got {getattr(self, name)!r}")
 
-    def flops(self, spec: AdapterSpec, rows: int, length: int) -> Forward:
-        """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
-        layers = spec.layers()
-        slots = max(spec.num_slots(*layer) for layer in layers) + self.extra_slots
-        decoded = flops.decoder(self.t5, 1, slots, rows * length, passes=len(layers) * self.steps_per_layer)
-        return flops.encoder(self.t5, rows, length) + decoded + heads_flops(self.heads, spec, self.t5.emb_dim)
+    def num_slots(self, spec: AdapterSpec) -> int:
+        """As many as the layer with most, and the extra ones."""
+        return max(spec.num_slots(*layer) for layer in spec.layers()) + self.extra_slots
+
+    def passes(self, spec: AdapterSpec) -> int:
+        """Some for every layer that has adapters."""
+        return len(spec.layers()) * self.steps_per_layer
 
 
 class HART(HyperT5):
     """Generates the adapters that `spec` describes from one task's support, one layer after the other."""
 
     config: HARTConfig
-
-    def num_slots(self) -> int:
-        """As many as the layer with most, and the extra ones."""
-        return max(self.spec.num_slots(*layer) for layer in self.spec.layers()) + self.config.extra_slots
 
     def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
         """Returns the state of every slot of every layer, [slots, emb], in the spec's order."""

@@ -57,9 +57,17 @@ class HyperT5Config:
             name = type(self).__name__
             raise ConfigError(f"{name}.slot_bias: expected 'none' or 'bidirectional', got {self.slot_bias!r}")
 
+    def num_slots(self, spec: AdapterSpec) -> int:
+        """How many slot embeddings are learned: one for every slot of the spec."""
+        return total_slots(spec)
+
+    def passes(self, spec: AdapterSpec) -> int:
+        """How often the decoder runs over them."""
+        return 1
+
     def flops(self, spec: AdapterSpec, rows: int, length: int) -> Forward:
         """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
-        decoded = flops.decoder(self.t5, 1, total_slots(spec), rows * length)
+        decoded = flops.decoder(self.t5, 1, self.num_slots(spec), rows * length, passes=self.passes(spec))
         return flops.encoder(self.t5, rows, length) + decoded + heads_flops(self.heads, spec, self.t5.emb_dim)
 
 
@@ -74,13 +82,9 @@ class HyperT5(nn.Module):
         self.slots = self.param(
             "slots",
             nn.with_logical_partitioning(nn.initializers.normal(1.0), ("slot", "embed")),
-            (self.num_slots(), self.config.t5.emb_dim),
+            (self.config.num_slots(self.spec), self.config.t5.emb_dim),
         )
         self.heads = Heads(self.config.heads, self.spec)
-
-    def num_slots(self) -> int:
-        """How many slot embeddings are learned: one for every slot of the spec."""
-        return total_slots(self.spec)
 
     def flops(self, rows: int, length: int) -> Forward:
         """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
