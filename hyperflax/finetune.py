@@ -142,15 +142,19 @@ def generate(model: Hypermodel, lines: Sequence[Line]) -> Adapter | None:
 
     None if every example is longer than a row of its support.
     """
+    shown = readable(model, lines)[: SUPPORTS * model.config.episodes.shots]
+    return model.adapt(shown, supports=math.ceil(len(shown) / model.config.episodes.shots)) if shown else None
+
+
+def readable(model: Hypermodel, lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """Returns the examples that fit into a row of the hypermodel's support."""
     episodes, vocabulary = model.config.episodes, model.config.vocabulary
 
     def size(line: Line) -> int:
         """Tokens of a demonstration: two sentinels and the end of sequence stand in its row as well."""
         return len(tokenise(line.input, vocabulary)) + len(tokenise(line.target, vocabulary)) + SENTINELS + 1
 
-    fitting = [(line.input, line.target) for line in lines if size(line) <= episodes.support_length]
-    shown = fitting[: SUPPORTS * episodes.shots]
-    return model.adapt(shown, supports=math.ceil(len(shown) / episodes.shots)) if shown else None
+    return [(line.input, line.target) for line in lines if size(line) <= episodes.support_length]
 
 
 def _train(

@@ -43,27 +43,39 @@ def start_from(adapters: PyTree, spec: AdapterSpec, target: AdapterSpec, rng: Ar
         cannot start at the identity, a size that the kind cannot change, or masked positions; names the place.
     """
     spec.validate(adapters)
+    check_start(spec, target)
     given = {path: np.asarray(x, np.float32) for path, x in spec.flatten(adapters).items()}
     fresh = trees.flatten(target.materialise(target.init(rng)))
     _check_masks(given, spec)
+    known = groups(spec)
+    started: dict[str, np.ndarray] = {}
+    for slot, leaves in groups(target).items():
+        values = {leaf.name: np.asarray(fresh[leaf.path], np.float32) for leaf in leaves}
+        if slot in known:
+            values = _fitted({leaf.name: given[leaf.path] for leaf in known[slot]}, values, leaves)
+        started |= {leaf.path: _raw(values[leaf.name], leaf) for leaf in leaves}
+    return trees.unflatten(started)
+
+
+def check_start(spec: AdapterSpec, target: AdapterSpec) -> None:
+    """Checks that an adapter of `spec` has nothing that `target` lacks, and that what `target` has more can be without
+    effect. Sizes are not looked at.
+
+    Raises:
+      AdapterError: names the place.
+    """
     known, wanted = groups(spec), groups(target)
     if lost := [slot for slot in known if slot not in wanted]:
         kind = kind_of(known[lost[0]][0]).kind
         raise AdapterError(
             f"the start has {kind} at '{lost[0]}' ({len(lost)} such places), where what is to be trained has nothing"
         )
-    started: dict[str, np.ndarray] = {}
     for slot, leaves in wanted.items():
-        values = {leaf.name: np.asarray(fresh[leaf.path], np.float32) for leaf in leaves}
         kind = kind_of(leaves[0])
-        if slot in known:
-            values = _fitted({leaf.name: given[leaf.path] for leaf in known[slot]}, values, leaves)
-        elif not kind.starts_at_identity:
+        if slot not in known and not kind.starts_at_identity:
             raise AdapterError(
                 f"{kind.kind} at '{slot}': the start has nothing there, and no {kind.kind} is without effect"
             )
-        started |= {leaf.path: _raw(values[leaf.name], leaf) for leaf in leaves}
-    return trees.unflatten(started)
 
 
 def _fitted(slot: Slot, fresh: Slot, leaves: Sequence[Leaf]) -> Slot:

@@ -1,0 +1,166 @@
+"""Data sets that pipelines are run on: training, held-out and test examples of one task, and what describes them.
+
+A folder `train.jsonl`, `validation.jsonl`, `test.jsonl` is a data set, and so is a file, of which parts are then held
+out. `dataset.json` in the folder may give `name`, `corpus`, `category` and `task`; corpora and categories are what an
+evaluation of the tuner leaves out.
+
+Meta-features, all of them of the training and held-out examples, never of the test split:
+
+| name | what |
+|---|---|
+| log_train, log_held_out | natural logarithms of the numbers of examples |
+| input_mean, input_max, target_mean, target_max | lengths in tokens |
+| label_entropy | of the distribution of whole targets, in nats, over the logarithm of their number: 1 if all differ |
+| distinct_targets | share of different targets |
+| copied | mean share of a target's tokens that stand in its input |
+| equal_length | share of examples whose target is as long as the input |
+| overlap | share of the held-out inputs' distinct tokens that stand in the training inputs |
+| bare_exact, bare_loss, generated_exact, generated_loss | scores on the held-out examples before any training |
+| task_0 .. task_15 | the hypermodel's task embedding: its slot states, averaged and projected at random |
+
+>>> data = read("invoices")
+>>> data.hash, len(data.train)
+('…', 64)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from hyperflax.data.batches import text_batch
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import tokenise
+from hyperflax.data.finetuning import hold_out
+from hyperflax.data.jsonl import Line, read_lines
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import DataError
+from hyperflax.files import read_json
+
+SPLITS = ("train", "validation", "test")
+TASK_DIMENSIONS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """One task's examples in three disjoint parts.
+
+    Attributes:
+      name: unique among the data sets of a table. corpus, category: where it is from.
+      train, validation, test: what is trained on, what chooses, what is reported.
+      task: the name by which a hypermodel's training data may know it.
+    """
+
+    name: str
+    train: tuple[Line, ...]
+    validation: tuple[Line, ...]
+    test: tuple[Line, ...]
+    corpus: str = ""
+    category: str = ""
+    task: str = ""
+
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            object.__setattr__(self, split, tuple(getattr(self, split)))
+            if not getattr(self, split):
+                raise DataError(f"data set '{self.name}': expected at least one example in '{split}', got none")
+
+    @property
+    def hash(self) -> str:
+        """Of all examples and the part that each is in; 16 hexadecimal digits."""
+        text = json.dumps([[(line.input, line.target) for line in getattr(self, split)] for split in SPLITS])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def arrays(self, split: str, vocabulary: Vocabulary, config: EpisodeConfig) -> dict[str, np.ndarray]:
+        """Returns a part's examples as rows [n + 1, length], the last one padding of weight 0.
+
+        Raises:
+          DataError: an example that is too long, with its place.
+        """
+        lines: Sequence[Line] = getattr(self, split)
+        return text_batch(
+            [(tokenise(line.input, vocabulary), tokenise(line.target, vocabulary)) for line in lines],
+            inputs_length=config.inputs_length,
+            targets_length=config.targets_length,
+            batch_size=len(lines) + 1,
+            names=[line.at for line in lines],
+        )
+
+    def text_features(self, vocabulary: Vocabulary) -> dict[str, float]:
+        """Returns the meta-features that the text alone gives; see the module's table."""
+        pairs = [
+            (tokenise(line.input, vocabulary), tokenise(line.target, vocabulary))
+            for line in (*self.train, *self.validation)
+        ]
+        inputs, targets = (np.array([len(part) for part in parts], np.float64) for parts in zip(*pairs, strict=True))
+        counts = np.array(list(Counter(tuple(target) for _, target in pairs).values()), np.float64)
+        shares = counts / counts.sum()
+        entropy = -float(np.sum(shares * np.log(shares)))
+        known = {token for tokens, _ in pairs[: len(self.train)] for token in tokens}
+        asked = {token for tokens, _ in pairs[len(self.train) :] for token in tokens}
+        copied = [np.mean([token in set(given) for token in target]) for given, target in pairs if len(target)]
+        return {
+            "log_train": math.log(len(self.train)),
+            "log_held_out": math.log(len(self.validation)),
+            "input_mean": float(inputs.mean()),
+            "input_max": float(inputs.max()),
+            "target_mean": float(targets.mean()),
+            "target_max": float(targets.max()),
+            "label_entropy": entropy / math.log(len(pairs)),
+            "distinct_targets": len(counts) / len(pairs),
+            "copied": float(np.mean(copied)) if copied else 0.0,
+            "equal_length": float(np.mean(inputs == targets)),
+            "overlap": len(known & asked) / max(1, len(asked)),
+        }
+
+
+def read(path: pathlib.Path | str, seed: int = 0) -> DataSet:
+    """Reads a data set from a folder of three files, or from one file of which a fifth each is held out and tested.
+
+    Args:
+      path: see the module's text. seed: of what is held out of a single file.
+
+    Raises:
+      DataError: a missing or broken file, too few examples, or an input that stands in two parts; names the place.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        train, test = hold_out(read_lines(path), 0.2, seed)
+        train, validation = hold_out(train, 0.25, seed + 1)
+        return check(DataSet(path.stem, train, validation, test, corpus=path.stem, task=path.stem))
+    parts = {split: read_lines(path / f"{split}.jsonl") for split in SPLITS}
+    about = {"name": path.name, "corpus": path.parent.name, "category": "", "task": path.name}
+    if (path / "dataset.json").is_file():
+        given = read_json(path / "dataset.json")
+        if wrong := sorted(key for key, value in given.items() if key not in about or not isinstance(value, str)):
+            raise DataError(f"{path}/dataset.json: expected texts for some of {', '.join(about)}, got '{wrong[0]}'")
+        about |= given
+    return check(DataSet(**parts, **about))
+
+
+def check(data: DataSet) -> DataSet:
+    """Returns the data set. Raises DataError where an example of one part stands in another one."""
+    seen: dict[tuple[str, str], str] = {}
+    for split in SPLITS:
+        for line in getattr(data, split):
+            there = seen.setdefault((line.input, line.target), split)
+            if there != split:
+                raise DataError(f"{line.at}: this example of '{split}' also stands in '{there}' of '{data.name}'")
+    return data
+
+
+def task_embedding(slot_states: np.ndarray) -> dict[str, float]:
+    """Returns `task_0` ... : slot states [slots, width] averaged, and projected to few dimensions at random.
+
+    The projection depends on the width alone, so it is the same for all data sets of a hypermodel.
+    """
+    mean = np.asarray(slot_states, np.float64).mean(axis=0)
+    projection = np.random.default_rng(0).standard_normal((len(mean), TASK_DIMENSIONS)) / math.sqrt(len(mean))
+    return {f"task_{number}": float(value) for number, value in enumerate(mean @ projection)}

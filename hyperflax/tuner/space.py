@@ -1,0 +1,270 @@
+"""The space of pipelines: values, conditions between them, and what cannot work, on ConfigSpace.
+
+What a start allows is not listed by hand: every (start, kind, sites) is tried on the adapters' own rules
+(`adapters/start.py`), and what they refuse becomes a forbidden clause. So a kind or a rule that is added there is known
+here.
+
+    encode(pipelines) -> [n, columns] float32 in [0, 1]: numbers on their own (log) scale, choices one column each; what
+    does not apply is 0, and its column `NAME?` is 0 as well
+
+>>> space = PipelineSpace(t5_config, starts={"generated": model.config.spec})
+>>> space.sample(100, seed=0)[0].kind
+'prefix'
+>>> space.check(Pipeline(kind="lora", rank=1000, ...))
+Traceback (most recent call last):
+hyperflax.errors.ConfigError: pipeline: rank: expected a value in [1, 32], got 1000
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hyperflax.adapters.kinds import build_spec, kind_of
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.adapters.start import check_start
+from hyperflax.errors import AdapterError, ConfigError, MissingExtraError
+from hyperflax.tuner.pipeline import AS_GENERATED, GENERATED, RANDOM, SHARED, SITES, SOURCE, TUNE, Pipeline
+from hyperflax.types import T5Config
+
+if TYPE_CHECKING:
+    import ConfigSpace
+
+STARTS = (RANDOM, SHARED, GENERATED, SOURCE)
+KINDS = ("lora", "prefix", "lora+prefix", "soft_prompt", "parallel_mlp", "prefix+parallel_mlp", "full")
+_WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which a prompt can be tuned
+_BROUGHT = ("alpha_per_rank", "length", "bottleneck")  # what a start of that kind brings
+_KEYS = ("init", "kind", "sites", "prompt_first")  # what decides whether a start fits
+
+
+class PipelineSpace:
+    """All pipelines for one base model and the starts that it has.
+
+    Args:
+      t5: shape of the base model.
+      starts: `shared`, `generated` and `source` where they exist, with the spec of their adapters. `random` does
+        always.
+
+    Raises:
+      ConfigError: an unknown start.
+      MissingExtraError: ConfigSpace is not installed.
+    """
+
+    def __init__(self, t5: T5Config, starts: Mapping[str, AdapterSpec] | None = None):
+        self.t5, self.starts = t5, dict(starts or {})
+        if unknown := sorted(self.starts.keys() - {SHARED, GENERATED, SOURCE}):
+            raise ConfigError(f"starts: expected some of shared, generated, source, got '{unknown[0]}'")
+        self.space = _build(t5, self.starts, (RANDOM, *self.starts))
+        self.columns = tuple(name for hp in self._parameters() for name in _columns(hp))
+
+    def sample(self, count: int, seed: int) -> list[Pipeline]:
+        """Returns so many different pipelines, equally many of every start, the one that trains nothing among them.
+
+        Few points of the whole space have a start that fits, so each start is drawn from a space of its own.
+        """
+        drawn = {
+            pipeline.id: pipeline for pipeline in ([Pipeline(method=AS_GENERATED)] if GENERATED in self.starts else [])
+        }
+        inits = [RANDOM, *self.starts]
+        parts = {init: _build(self.t5, self.starts, (init,)) for init in inits}
+        for number, part in enumerate(parts.values()):
+            part.seed(seed * len(parts) + number)
+        for number in itertools.count():
+            if len(drawn) >= count:
+                return list(drawn.values())[:count]
+            configuration = parts[inits[number % len(inits)]].sample_configuration()
+            pipeline = self.from_configuration(configuration)
+            drawn.setdefault(pipeline.id, pipeline)
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Raises ConfigError, with what was expected, where a pipeline is not in the space."""
+        self.to_configuration(pipeline)
+
+    def to_configuration(self, pipeline: Pipeline) -> ConfigSpace.Configuration:
+        """Returns the pipeline as ConfigSpace has it. Raises ConfigError where it is not in the space."""
+        import ConfigSpace
+
+        values = pipeline.to_json()
+        for name, value in values.items():
+            if name not in self.space:
+                raise ConfigError(f"pipeline: {name}: nothing to choose here, got {value!r}")
+            if not self.space[name].legal_value(value):
+                raise ConfigError(f"pipeline: {name}: expected {_range(self.space[name])}, got {value!r}")
+        try:
+            return ConfigSpace.Configuration(self.space, values=values)
+        except ConfigSpace.exceptions.ActiveHyperparameterNotSetError as error:
+            raise ConfigError(f"pipeline {values}: '{error.hyperparameter.name}' applies and is not given") from error
+        except ConfigSpace.exceptions.InactiveHyperparameterSetError as error:
+            raise ConfigError(
+                f"pipeline {values}: '{error.hyperparameter.name}' does not apply and is given"
+            ) from error
+        except ConfigSpace.exceptions.ForbiddenValueError as error:
+            combination = {name: values[name] for name in _KEYS if name in values}
+            raise ConfigError(f"pipeline: no start of this kind: {combination} ({error})") from error
+
+    def from_configuration(self, configuration: Mapping[str, Any]) -> Pipeline:
+        """The inverse of `to_configuration`; takes any mapping of ConfigSpace's values."""
+        return Pipeline(**{name: _plain(value) for name, value in dict(configuration).items()})
+
+    def encode(self, pipelines: Sequence[Pipeline]) -> np.ndarray:
+        """Returns [n, columns] float32 in [0, 1]; `columns` of the space names them."""
+        rows = np.zeros((len(pipelines), len(self.columns)), np.float32)
+        places = {name: place for place, name in enumerate(self.columns)}
+        for row, pipeline in zip(rows, pipelines, strict=True):
+            values = pipeline.to_json()
+            for hp in self._parameters():
+                if hp.name not in values:
+                    continue
+                value = values[hp.name]
+                if _is_choice(hp):
+                    row[places[f"{hp.name}={value}"]] = 1.0
+                else:
+                    row[places[f"{hp.name}?"]] = 1.0
+                    row[places[hp.name]] = _unit(hp, value)
+        return rows
+
+    def _parameters(self) -> list[Any]:
+        return [self.space[field.name] for field in dataclasses.fields(Pipeline) if field.name in self.space]
+
+
+def possible_starts(t5: T5Config, spec: AdapterSpec) -> set[tuple[str, str | None, bool]]:
+    """Returns the (kind, sites, with a prompt first) of which an adapter of `spec` can be the start."""
+    fitting = set()
+    for kind, sites, prompt in _combinations():
+        pipeline = Pipeline(kind=kind, sites=sites, rank=1, length=1, bottleneck=1, prompt_first=float(prompt))
+        try:
+            check_start(spec, build_spec(pipeline.kinds(), t5))
+        except AdapterError:
+            continue
+        fitting.add((kind, sites, prompt))
+    return fitting
+
+
+def _combinations() -> list[tuple[str, str | None, bool]]:
+    return [
+        (kind, sites, prompt)
+        for kind in KINDS
+        for sites in (SITES if "lora" in kind.split("+") else (None,))
+        for prompt in ((False, True) if kind in _WITH_PROMPT else (False,))
+    ]
+
+
+def _build(t5: T5Config, starts: Mapping[str, AdapterSpec], inits: Sequence[str]) -> ConfigSpace.ConfigurationSpace:
+    """The space of the pipelines with one of `inits`."""
+    try:
+        import ConfigSpace as cs
+    except ImportError as error:
+        raise MissingExtraError("ConfigSpace", "tuner") from error
+
+    fitting = {init: possible_starts(t5, starts[init]) for init in inits if init != RANDOM}
+    possible = _combinations() if RANDOM in inits else sorted(set().union(*fitting.values()))
+    kinds = [kind for kind in KINDS if any(kind == one for one, _, _ in possible)]
+    sites = [name for name in SITES if any(name == one for _, one, _ in possible)]
+    prompts = [0.0, 0.25, 0.5] if any(prompt for _, _, prompt in possible) else [0.0]
+    space = cs.ConfigurationSpace()
+    tuned: list[Any] = [
+        cs.Categorical("init", [name for name in STARTS if name in inits]),
+        cs.Categorical("kind", kinds),
+        cs.Categorical("dropout", [0.0, 0.1, 0.2], ordered=True, default=0.0),
+        cs.Categorical("optimizer", ["adamw", "adafactor", "lion"]),
+        cs.Float("learning_rate", (1e-5, 1e-1), log=True, default=1e-3),
+        cs.Categorical("schedule", ["constant", "linear", "cosine"], default="cosine"),
+        cs.Float("warmup", (0.0, 0.2), default=0.05),
+        cs.Categorical("weight_decay", [0.0, 0.001, 0.01, 0.1], ordered=True, default=0.0),
+        cs.Categorical("batch_size", [4, 8, 16, 32], ordered=True, default=16),
+        cs.Categorical("epochs", [4, 8, 16, 32], ordered=True, default=16),
+        cs.Categorical("skip", [0.0, 0.25, 0.5], ordered=True, default=0.0),
+    ]
+    of_kinds = [
+        (cs.Categorical("sites", sites), ("lora",)),
+        (cs.Integer("rank", (1, 32), log=True, default=8), ("lora",)),
+        (cs.Float("alpha_per_rank", (0.25, 4.0), log=True, default=1.0), ("lora",)),
+        (cs.Categorical("prompt_first", prompts, ordered=True, default=0.0), _WITH_PROMPT),
+        (cs.Integer("length", (1, 32), log=True, default=8), ("prefix", "soft_prompt")),
+        (cs.Integer("bottleneck", (4, 64), log=True, default=16), ("parallel_mlp",)),
+    ]
+    nothing = [AS_GENERATED] if GENERATED in starts and len(inits) > 1 else []
+    method = cs.Categorical("method", [TUNE, *nothing])
+    space.add(method, *tuned)
+    space.add(*(cs.EqualsCondition(hp, method, TUNE) for hp in tuned))
+    for hp, users in of_kinds:
+        using = [kind for kind in kinds if set(kind.split("+")) & set(users)]
+        free = [init for init in inits if hp.name not in _BROUGHT or not _kinds_of(starts.get(init)) & set(users)]
+        if not using or not free:
+            continue
+        space.add(hp)
+        applies = cs.InCondition(hp, space["kind"], using)
+        if len(free) < len(inits):
+            applies = cs.AndConjunction(applies, cs.InCondition(hp, space["init"], free))
+        if hp.name == "length":
+            applies = cs.OrConjunction(applies, cs.InCondition(hp, space["prompt_first"], [0.25, 0.5]))
+        space.add(applies)
+    for init, combinations in fitting.items():
+        space.add(*_forbidden(space, init, kinds, combinations))
+    return space
+
+
+def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[str, str | None, bool]]) -> list[Any]:
+    """Clauses against every combination that `init` is no start of; whole kinds at once where none of theirs is."""
+    import ConfigSpace as cs
+
+    clauses = []
+    for kind in kinds:
+        members = [member for member in _combinations() if member[0] == kind]
+        members = [member for member in members if _sayable(space, member)]
+        refused = [member for member in members if member not in fitting]
+        both = [cs.ForbiddenEqualsClause(space["init"], init), cs.ForbiddenEqualsClause(space["kind"], kind)]
+        if len(refused) == len(members):
+            clauses.append(cs.ForbiddenAndConjunction(*both))
+            continue
+        for _, sites, prompt in refused:
+            parts = list(both)
+            if sites is not None:
+                parts.append(cs.ForbiddenEqualsClause(space["sites"], sites))
+            if kind in _WITH_PROMPT:
+                parts.append(cs.ForbiddenInClause(space["prompt_first"], [0.25, 0.5] if prompt else [0.0]))
+            clauses.append(cs.ForbiddenAndConjunction(*parts))
+    return clauses
+
+
+def _kinds_of(spec: AdapterSpec | None) -> set[str]:
+    return {kind_of(leaf).kind for leaf in spec.leaves} if spec else set()
+
+
+def _sayable(space: Any, combination: tuple[str, str | None, bool]) -> bool:
+    """Whether the space has these choices at all."""
+    _, sites, prompt = combination
+    return (sites is None or space["sites"].legal_value(sites)) and not (
+        prompt and not space["prompt_first"].legal_value(0.5)
+    )
+
+
+def _columns(hp: Any) -> list[str]:
+    return [f"{hp.name}={_plain(value)}" for value in hp.choices] if _is_choice(hp) else [f"{hp.name}?", hp.name]
+
+
+def _is_choice(hp: Any) -> bool:
+    return hasattr(hp, "choices")
+
+
+def _unit(hp: Any, value: Any) -> float:
+    """Where a value stands in its range, 0 to 1."""
+    if hasattr(hp, "sequence"):
+        return [_plain(item) for item in hp.sequence].index(value) / (len(hp.sequence) - 1)
+    return float(hp.to_vector(value))
+
+
+def _range(hp: Any) -> str:
+    values = getattr(hp, "choices", getattr(hp, "sequence", None))
+    if values is not None:
+        return f"one of {', '.join(str(_plain(value)) for value in values)}"
+    return f"a value in [{hp.lower:g}, {hp.upper:g}]"
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
