@@ -41,6 +41,9 @@ CORE = [
 EXTRAS = {
     # Reading registered seqio Tasks; training from a cache needs none of it.
     "seqio": ["seqio>=0.0.20,<0.1", "tensorflow>=2.21,<2.22", "tensorflow-datasets>=4.9.9,<5"],
+    # Choosing and recording fine-tuning pipelines; its rivals in benchmarks are packages of their own.
+    "tuner": ["ConfigSpace>=1.2,<2", "pyarrow>=21,<27"],
+    "tuner-baselines": ["dehb>=0.1.1,<0.2", "smac>=2.4,<3"],
     # For `make test-interop` alone: hyperflax reads and writes their files without them.
     "interop": [
         "torch==2.13.0",

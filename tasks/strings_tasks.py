@@ -1,6 +1,7 @@
 """Registers the embedded default data; needs neither seqio nor a file, and is known without being named.
 
-`strings`, splits `train` and `held_out`: generated programs. `strings_handwritten`, split `test`: tasks typed by hand,
+`strings`, splits `train` and `held_out`: generated programs; `fine_tuning`: the held-out ones with more examples, for
+whoever trains on each of them (`hyperflax tune datasets`). `strings_handwritten`, split `test`: tasks typed by hand,
 whose support stands among their positives:
 
 ```
@@ -20,13 +21,14 @@ from .strings.handwritten import Examples, load_handwritten
 from .strings.split import load_split
 
 SPLITS: tuple[SplitName, ...] = ("train", "held_out")
+FINE_TUNING = 128  # examples to train on, to hold out and to test
 
 
 def register(examples: int = 40) -> None:
     """Registers `strings` with so many examples of every program."""
     registry.register_source(
         "strings",
-        {split: _loader(split, examples) for split in SPLITS},
+        {**{split: _loader(split, examples) for split in SPLITS}, "fine_tuning": _loader("held_out", FINE_TUNING)},
         description="text transformations as spreadsheet users know them; a task is a program",
         sizes=lambda: _sizes(examples),
         replace=True,
@@ -51,7 +53,8 @@ def _loader(split: SplitName, examples: int) -> registry.Loader:
 
 def _sizes(examples: int) -> dict[str, tuple[int, int]]:
     programs = {"train": load_split().train, "held_out": load_split().held_out}
-    return {split: (len(found), examples * len(found)) for split, found in programs.items()}
+    sizes = {split: (len(found), examples * len(found)) for split, found in programs.items()}
+    return {**sizes, "fine_tuning": (len(programs["held_out"]), FINE_TUNING * len(programs["held_out"]))}
 
 
 def _handwritten(vocabulary: Vocabulary | None) -> InMemorySource:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import hyperflax
 from hyperflax.cli.bindings import split_bindings
@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "score a hypermodel on held-out tasks beside its baselines and controls",
     "adapt": "turn a few examples into an adapter",
     "finetune": "train an adapter on a task's own examples, from the generated one or another start",
+    "tune": "find the fine-tuning pipeline for a data set, learnt from earlier runs on others",
     "predict": "run a model, with or without an adapter, on new inputs",
     "cache": "write a seqio task or mixture as tokenised ArrayRecord shards, to train without TensorFlow",
     "tasks": "list the registered seqio tasks and mixtures",
@@ -65,12 +66,21 @@ def build_parser() -> argparse.ArgumentParser:
         "`hyperflax adapt --model strings --examples FILE.jsonl --out ADAPTER_DIR`.",
     )
     parser.add_argument("--version", action="version", version=f"hyperflax {hyperflax.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text in COMMANDS.items():
-        commands.add_parser(
-            name, command=name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+    add_commands(parser, COMMANDS)
     return parser
+
+
+def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, str], *, of: str = "") -> None:
+    """Adds commands, or the subcommands `of` one, whose modules are imported when they are chosen."""
+    choices = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, text in commands.items():
+        choices.add_parser(
+            name,
+            command=f"{of}_{name}" if of else name,
+            help=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

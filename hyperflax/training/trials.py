@@ -189,7 +189,7 @@ class Trials:
         loss, gradient = jax.value_and_grad(self._loss)(state.params, params, batch, key)
         mask = self._mask(state.params, state.step < hyper.prompt_steps)
         gradient = jax.tree.map(jnp.multiply, gradient, mask)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         gradient = jax.tree.map(lambda leaf: leaf * jnp.minimum(1.0, CLIP_NORM / jnp.maximum(norm, 1e-9)), gradient)
         direction, opt_state = self._direction.update(gradient, state.opt_state, state.params)
         rate = learning_rate(hyper, state.step)

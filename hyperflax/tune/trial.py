@@ -20,7 +20,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -85,6 +85,10 @@ class Bench:
         if recipe not in self._trials:
             self._trials[recipe] = Trials(self.model.model, self.model.base_params, recipe)
         return self._trials[recipe]
+
+    def forget_programs(self) -> None:
+        """Frees the compiled programs; facts of data sets stay."""
+        self._trials.clear()
 
     def arrays(self, data: DataSet, split: str) -> dict[str, np.ndarray]:
         """Returns a part of a data set as token rows. Raises DataError where an example is too long."""
@@ -255,18 +259,14 @@ class Group:
         return exact.mean(axis=1), loss
 
     def _row(self, run: int, test_score: float) -> table.Run:
-        facts = self.bench.facts(self.data)
         broken = next((part for part in range(len(self.parts)) if not np.isfinite(self.parts[part].loss[run])), None)
         parts = self.parts[:broken]
         epochs = (self.pipelines[run].epochs or 0) * len(self.parts) / FIDELITIES
-        return table.Run(
-            dataset=self.data.name,
-            corpus=self.data.corpus,
-            category=self.data.category,
-            dataset_hash=self.data.hash,
-            pipeline=self.pipelines[run],
-            seed=self.seeds[run],
-            model=self.bench.model.parts.id,
+        return row(
+            self.bench,
+            self.data,
+            self.pipelines[run],
+            self.seeds[run],
             status=table.COMPLETED if broken is None and len(parts) == FIDELITIES else table.FAILED,
             curve=tuple(part.exact[run] for part in parts),
             losses=tuple(part.loss[run] for part in parts),
@@ -275,14 +275,30 @@ class Group:
             amortised=len(self.seeds) > 1,
             start_score=float(self.start.exact[run]),
             test_score=test_score,
-            bare_score=facts.test["bare"],
-            generated_score=facts.test[GENERATED],
-            meta=facts.meta,
-            device=jax.devices()[0].device_kind,
-            versions={name: importlib.metadata.version(name) for name in VERSIONS},
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             error="" if broken is None else f"the loss was not finite after part {broken + 1}",
         )
+
+
+def row(bench: Bench, data: DataSet, pipeline: Pipeline, seed: int, **observed: Any) -> table.Run:
+    """Returns a row of the table: what is known of data set, model and machine, with what was observed."""
+    facts = bench.facts(data)
+    nothing = {"curve": (), "losses": (), "seconds": (), "seconds_per_epoch": 0.0, "amortised": False}
+    return table.Run(
+        dataset=data.name,
+        corpus=data.corpus,
+        category=data.category,
+        dataset_hash=data.hash,
+        pipeline=pipeline,
+        seed=seed,
+        model=bench.model.parts.id,
+        bare_score=facts.test["bare"],
+        generated_score=facts.test[GENERATED],
+        meta=facts.meta,
+        device=jax.devices()[0].device_kind,
+        versions={name: importlib.metadata.version(name) for name in VERSIONS},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **{**nothing, "start_score": math.nan, "test_score": math.nan, **observed},
+    )
 
 
 class Program(NamedTuple):

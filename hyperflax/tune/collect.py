@@ -1,0 +1,171 @@
+"""Filling the meta-dataset: many pipelines on many data sets.
+
+A collection is planned from its arguments alone: `structures` pipelines are drawn, and of each, for each data set,
+`variants` that differ in learning rate, schedule, warm-up, weight decay and alpha. What they share is one program, so
+the variants run side by side, and a program is compiled once for all data sets. On the first `solo` data sets of each
+structure the variants run one by one, for timings that are nobody's share.
+
+    out/group-<id>.parquet    one file for each group of runs, written when it has ended
+
+Killed and called again, a collection goes on with the groups that have no file. `shard=(i, n)` does every n-th
+structure, so that n machines fill one folder without talking to each other.
+
+>>> collect(bench, datasets, out="runs", structures=30, variants=4, seed=0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.contamination import check_names
+from hyperflax.evaluation.runner import EvaluationTask
+from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel
+from hyperflax.tune.trial import Bench, Group, row
+from hyperflax.tuner import table
+from hyperflax.tuner.datasets import DataSet
+from hyperflax.tuner.pipeline import TUNE, Pipeline
+from hyperflax.tuner.space import PipelineSpace
+
+VARIED = ("learning_rate", "schedule", "warmup", "weight_decay", "alpha_per_rank")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One group of a collection: pipelines of one structure on one data set, side by side or one by one."""
+
+    data: DataSet
+    pipelines: tuple[Pipeline, ...]
+    seeds: tuple[int, ...]
+    solo: bool
+
+    @property
+    def id(self) -> str:
+        """Names the group's file; equal for equal arguments of the collection."""
+        parts = [self.data.hash, *(pipeline.id for pipeline in self.pipelines), *map(str, self.seeds), str(self.solo)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def plan(
+    space: PipelineSpace, datasets: Sequence[DataSet], *, structures: int, variants: int, solo: int, seed: int
+) -> Iterator[list[Job]]:
+    """Yields the jobs of one structure after another; see the module's text for the arguments."""
+    for number, structure in enumerate(space.sample(structures, seed)):
+        jobs = []
+        for place, data in enumerate(datasets):
+            rng = np.random.default_rng(np.random.SeedSequence([seed, number, int(data.hash, 16)]))
+            count = variants if structure.method == TUNE else 1
+            seeds = tuple(rng.integers(2**31, size=count).tolist())
+            pipelines = vary(space, structure, count, int(rng.integers(2**31)))
+            # Every data set is the first of some structure, so each has solo timings.
+            alone = (place - number) % len(datasets) < solo
+            jobs.append(Job(data, tuple(pipelines), seeds, alone))
+        yield jobs
+
+
+def vary(space: PipelineSpace, structure: Pipeline, count: int, seed: int) -> list[Pipeline]:
+    """Returns pipelines that differ from `structure` only in what does not change the program."""
+    drawn = space.sample(4 * count + 8, seed)
+    varied = []
+    for number in range(count):
+        values = {}
+        for name in VARIED:
+            if getattr(structure, name) is not None:
+                choices = [getattr(pipeline, name) for pipeline in drawn if getattr(pipeline, name) is not None]
+                values[name] = choices[number % len(choices)]
+        varied.append(dataclasses.replace(structure, **values))
+    return varied
+
+
+def collect(
+    bench: Bench,
+    datasets: Sequence[DataSet],
+    *,
+    out: pathlib.Path | str,
+    structures: int,
+    variants: int = 4,
+    solo: int = 1,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> int:
+    """Carries out a collection, or what is left of it, and returns the number of runs that were written.
+
+    Args:
+      bench: with the hypermodel, for which every data set must be new.
+      datasets: see `DataSet`; names and contents are unique.
+      out: folder of the table.
+      structures, variants, solo, seed, shard: see the module's text.
+      progress: show a bar.
+
+    Raises:
+      DataError: a data set that the hypermodel was trained on, one that is given twice, or an example that is too long.
+      ConfigError: numbers that plan nothing.
+    """
+    if structures < 1 or variants < 1 or not 0 <= shard[0] < shard[1]:
+        raise ConfigError(
+            f"collect: expected structures and variants of at least 1 and shard (i, n) with i < n, got {structures}, "
+            f"{variants}, {shard}"
+        )
+    check_unseen(bench.model, datasets)
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    planned = plan(bench.space, datasets, structures=structures, variants=variants, solo=solo, seed=seed)
+    written = 0
+    with tqdm(total=structures * len(datasets), unit="group", disable=not progress) as bar:
+        for number, jobs in enumerate(planned):
+            if number % shard[1] == shard[0]:
+                for job in jobs:
+                    file = out / f"group-{job.id}.parquet"
+                    if not file.exists():
+                        runs = carry_out(bench, job)
+                        table.write(file, runs)
+                        written += len(runs)
+                    bar.update()
+            else:
+                bar.update(len(jobs))
+            bench.forget_programs()
+    return written
+
+
+def carry_out(bench: Bench, job: Job) -> list[table.Run]:
+    """Runs a job. A lack of memory is an observation, too; any other error is one."""
+    numbers = range(len(job.pipelines))
+    groups = [[number] for number in numbers] if job.solo else [list(numbers)]
+    runs: list[table.Run] = []
+    for group in groups:
+        pipelines, seeds = [job.pipelines[number] for number in group], [job.seeds[number] for number in group]
+        try:
+            runs += Group(bench, job.data, pipelines, seeds).finish()
+        except (ConfigError, jax.errors.JaxRuntimeError) as error:
+            memory = "RESOURCE_EXHAUSTED" in str(error)
+            status = table.OUT_OF_MEMORY if memory else table.FAILED
+            runs += [
+                row(bench, job.data, pipeline, seed, status=status, error=str(error)[:500])
+                for pipeline, seed in zip(pipelines, seeds, strict=True)
+            ]
+    return runs
+
+
+def check_unseen(model: Hypermodel, datasets: Sequence[DataSet]) -> None:
+    """Refuses data sets that the hypermodel was trained on, by task name, and repeated ones, by name and content.
+
+    Raises:
+      DataError: names the data sets.
+    """
+    for key in ("name", "hash"):
+        seen: dict[str, str] = {}
+        for data in datasets:
+            if (value := getattr(data, key)) in seen:
+                raise DataError(f"data sets: '{seen[value]}' and '{data.name}' have the same {key}")
+            seen[value] = data.name
+    tasks = [EvaluationTask(data.task, (), ()) for data in datasets if data.task]
+    trained = model.parts.provenance.get(TRAINING_TASKS, ())
+    check_names(f"the hypermodel '{model.parts.name}' was trained on and", trained, tasks)

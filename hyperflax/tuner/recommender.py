@@ -1,0 +1,243 @@
+"""What was learnt from recorded runs, ready for a new data set: both surrogates, and how to ask them.
+
+    DIR/performance/, DIR/cost/    the surrogates, see `surrogates/saving.py`
+    DIR/recommender.json           columns of pipelines, names of meta-features, number of fidelities, the pool
+
+The pool are the pipelines that did best: of every data set the best by validation score, then the second best, and so
+on. So a new data set is offered what has worked somewhere, next to fresh draws.
+
+>>> recommender = Recommender.fit(from_runs(read("runs"), space), pool, seed=0)
+>>> surrogate = recommender.on(space.encode(pool), meta)
+>>> GreyBox(surrogate).choose(History(size=len(pool)))
+Trial(pipeline=17, fidelity=1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hyperflax import configs
+from hyperflax.errors import CheckpointError, DataError
+from hyperflax.files import atomic_directory, read_schema, write_json
+from hyperflax.tuner import surrogates
+from hyperflax.tuner.history import History, Trial
+from hyperflax.tuner.pipeline import Pipeline
+from hyperflax.tuner.recorded import Recorded
+from hyperflax.tuner.surrogates import (
+    CostSurrogate,
+    DeepKernelGP,
+    Fitted,
+    MLPCost,
+    PerformanceSurrogate,
+    Queries,
+    in_seconds,
+)
+
+FORMAT, VERSION = "hyperflax-recommender", 1
+FILE, PERFORMANCE, COST = "recommender.json", "performance", "cost"
+REFIT_EVERY = 5
+"""Observations between two refits of the mode `refit`; those in between are conditioned on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What `recommender.json` holds."""
+
+    format: str
+    schema_version: int
+    columns: list[str]
+    features: list[str]
+    fidelities: int
+    unit: str
+    pool: list[dict]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recommender:
+    """See the module's text.
+
+    Attributes:
+      performance, cost: the surrogates. scores, seconds: what they have learnt.
+      columns: of encoded pipelines. features: names of the meta-features. fidelities: parts of a run.
+      unit: of the cost. pool: pipelines that have worked; empty for tables of other origin.
+    """
+
+    performance: PerformanceSurrogate
+    scores: Fitted
+    cost: CostSurrogate
+    seconds: Fitted
+    columns: tuple[str, ...]
+    features: tuple[str, ...]
+    fidelities: int
+    unit: str
+    pool: tuple[Pipeline, ...] = ()
+
+    @classmethod
+    def fit(
+        cls,
+        recorded: Recorded,
+        pool: Sequence[Pipeline] = (),
+        *,
+        performance: PerformanceSurrogate | None = None,
+        cost: CostSurrogate | None = None,
+        solo: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> Recommender:
+        """Learns both surrogates from recorded runs.
+
+        Args:
+          recorded: runs of other data sets. pool: see the class.
+          performance, cost: configurations; defaults of their classes.
+          solo: [run] whether a run's seconds are nobody's share; the cost is learnt from those alone. None: all are.
+          seed: of all that is random.
+
+        Raises:
+          DataError: no run with solo timings.
+        """
+        performance, cost = performance or DeepKernelGP(), cost or MLPCost()
+        queries, scores, _ = every_part(recorded)
+        timed = recorded if solo is None else recorded.rows(np.flatnonzero(solo))
+        timed_queries, _, seconds = every_part(timed)
+        return cls(
+            performance=performance,
+            scores=performance.fit(queries, scores, seed),
+            cost=cost,
+            seconds=cost.fit(timed_queries, seconds, seed),
+            columns=recorded.columns,
+            features=recorded.features,
+            fidelities=recorded.fidelities,
+            unit=recorded.unit,
+            pool=tuple(pool),
+        )
+
+    def on(self, pipelines: np.ndarray, meta: Mapping[str, float] | np.ndarray) -> TaskSurrogate:
+        """Returns the surrogate of one data set and pool, as `GreyBox` asks it.
+
+        Args:
+          pipelines: [pool, column], encoded. meta: the data set's meta-features; one that is not given is unknown.
+
+        Raises:
+          DataError: other columns than those learnt from.
+        """
+        if pipelines.ndim != 2 or pipelines.shape[1] != len(self.columns):
+            raise DataError(f"pipelines: expected {len(self.columns)} columns, got shape {pipelines.shape}")
+        if isinstance(meta, Mapping):
+            meta = np.array([meta.get(name, np.nan) for name in self.features], np.float32)
+        return TaskSurrogate(self, np.asarray(pipelines, np.float32), np.asarray(meta, np.float32))
+
+    def save(self, path: pathlib.Path | str, *, overwrite: bool = False) -> None:
+        """Writes a directory. Raises CheckpointError where it exists and may not be replaced."""
+        about = About(
+            FORMAT,
+            VERSION,
+            list(self.columns),
+            list(self.features),
+            self.fidelities,
+            self.unit,
+            [pipeline.to_json() for pipeline in self.pool],
+        )
+        with atomic_directory(path, overwrite=overwrite, owned=(FILE, PERFORMANCE, COST)) as folder:
+            surrogates.save(folder / PERFORMANCE, self.performance, self.scores)
+            surrogates.save(folder / COST, self.cost, self.seconds)
+            write_json(folder / FILE, configs.to_json(about))
+
+    @classmethod
+    def load(cls, path: pathlib.Path | str) -> Recommender:
+        """Reads a directory. Raises CheckpointError where it is none, or is damaged."""
+        folder = pathlib.Path(path)
+        about = read_schema(folder / FILE, About, file_format=FORMAT, version=VERSION)
+        performance, scores = surrogates.load(folder / PERFORMANCE)
+        cost, seconds = surrogates.load(folder / COST)
+        sizes = (len(about.columns), about.fidelities, len(about.features))
+        for name, fitted in ((PERFORMANCE, scores), (COST, seconds)):
+            if fitted.kept.queries.sizes != sizes:
+                raise CheckpointError(f"{folder}/{name}: expected sizes {sizes}, got {fitted.kept.queries.sizes}")
+        pool = tuple(Pipeline.from_json(item, f"{folder / FILE}: pool") for item in about.pool)
+        named = tuple(about.columns), tuple(about.features)
+        return cls(performance, scores, cost, seconds, *named, about.fidelities, about.unit, pool)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskSurrogate:
+    """A recommender on one data set and pool: predictions for trials, given a history."""
+
+    recommender: Recommender
+    pipelines: np.ndarray
+    meta: np.ndarray
+
+    def predict(
+        self, history: History, trials: Sequence[Trial], mode: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns mean and std of the trials' scores and their cost, [n] each; see `GreyBox` for the modes.
+
+        The cost always learns from this data set's own: a slower machine says nothing of how good a pipeline is.
+        """
+        chosen, asked = self.recommender, self.queries(history, trials)
+        done = [seen for seen in history.observations if seen.score is not None]
+        scores, seconds = chosen.scores, chosen.seconds
+        if done:
+            seen = self.queries(history, [Trial(one.pipeline, one.fidelity) for one in done])
+            seconds = chosen.cost.condition(seconds, seen, np.array([one.seconds for one in done]))
+            values = np.array([one.score for one in done])
+            whole = len(done) // REFIT_EVERY * REFIT_EVERY if mode == "refit" else 0
+            if whole:
+                scores = chosen.performance.refit(scores, seen.take(slice(0, whole)), values[:whole], seed=whole)
+            if mode != "transfer" and whole < len(done):
+                scores = chosen.performance.condition(scores, seen.take(slice(whole, None)), values[whole:])
+        mean, std = chosen.performance.predict(scores, asked)
+        return mean, std, in_seconds(*chosen.cost.predict(seconds, asked))[0]
+
+    def queries(self, history: History, trials: Sequence[Trial]) -> Queries:
+        """Returns the questions that trials are: each with the part of its pipeline's curve before it."""
+        curves = np.full((len(trials), self.recommender.fidelities), np.nan, np.float32)
+        for row, trial in zip(curves, trials, strict=True):
+            before = history.curve(trial.pipeline)[: trial.fidelity - 1]
+            row[: len(before)] = before
+        return Queries(
+            pipelines=self.pipelines[[trial.pipeline for trial in trials]],
+            curves=curves,
+            fidelity=[trial.fidelity for trial in trials],
+            meta=np.repeat(self.meta[None], len(trials), axis=0),
+        )
+
+
+def every_part(recorded: Recorded) -> tuple[Queries, np.ndarray, np.ndarray]:
+    """Returns a question for every part of every run, asked just before it: queries, scores and costs, [n] each.
+
+    Raises:
+      DataError: no run.
+    """
+    runs, parts = np.nonzero(~np.isnan(recorded.scores))
+    if not len(runs):
+        raise DataError("recorded runs: expected at least one score, got none")
+    curves = np.where(np.arange(recorded.fidelities) < parts[:, None], recorded.scores[runs], np.nan)
+    queries = Queries(
+        pipelines=recorded.pipelines[runs],
+        curves=curves,
+        fidelity=parts + 1,
+        meta=recorded.meta[recorded.dataset[runs]],
+    )
+    return queries, recorded.scores[runs, parts], recorded.cost[runs, parts]
+
+
+def best_pipelines(pipelines: Sequence[Pipeline], recorded: Recorded, count: int) -> list[Pipeline]:
+    """Returns the pipelines that did best: every data set's best, then every second best ..., without repetition.
+
+    Args:
+      pipelines: of the recorded runs, one for each. count: how many at most.
+    """
+    best = np.nanmax(np.where(np.isnan(recorded.scores), -np.inf, recorded.scores), axis=1)
+    ranked = [
+        rows[np.argsort(-best[rows], kind="stable")]
+        for rows in (np.flatnonzero(recorded.dataset == number) for number in range(len(recorded.datasets)))
+    ]
+    chosen: dict[str, Pipeline] = {}
+    for place in range(max(map(len, ranked))):
+        for rows in ranked:
+            if place < len(rows) and len(chosen) < count:
+                chosen.setdefault(pipelines[rows[place]].id, pipelines[rows[place]])
+    return list(chosen.values())

@@ -1,0 +1,202 @@
+"""Runs of pipelines on data sets, and collections of them, with a hypermodel of a few hundred parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from hyperflax.data.jsonl import Line
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.contamination import name_digests
+from hyperflax.hypermodel import TRAINING_TASKS
+from hyperflax.tune.collect import check_unseen, collect, plan, vary
+from hyperflax.tune.trial import Bench, Group, program
+from hyperflax.tuner import table
+from hyperflax.tuner.datasets import DataSet, read
+from hyperflax.tuner.pipeline import FIDELITIES, Pipeline, default_pipeline
+from tests.finetuning.micro_model import micro_model
+
+WORDS = [a + b for a in "abcdefgh" for b in "pqrstuvw"]
+TUNED = dataclasses.replace(default_pipeline(), epochs=8, learning_rate=0.02, batch_size=8)
+
+
+def data_set(name: str, place: int = 0) -> DataSet:
+    lines = [Line(f"{name}:{number}", word, word[place] * 2) for number, word in enumerate(WORDS)]
+    return DataSet(name, lines[:32], lines[32:48], lines[48:], corpus="letters", task=f"task {name}")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return Bench(micro_model())
+
+
+@pytest.fixture(scope="module")
+def group(bench) -> Group:
+    group = Group(bench, data_set("first"), [TUNED, dataclasses.replace(TUNED, learning_rate=1e-5)], [0, 1])
+    group.finish()
+    return group
+
+
+def test_a_run_learns_and_its_row_says_what_happened(bench, group):
+    good, idle = group.rows()
+    assert good.losses[-1] < idle.losses[-1] == pytest.approx(float(group.start.loss[1]), abs=0.05)
+    assert good.status == idle.status == "completed"
+    assert len(good.curve) == FIDELITIES
+    assert good.amortised
+    facts = bench.facts(group.data)
+    assert (good.bare_score, good.generated_score) == (facts.test["bare"], facts.test["generated"])
+    assert good.meta == facts.meta
+    assert good.meta["log_train"] == pytest.approx(math.log(32))
+    assert good.id == table.run_id(group.data.hash, TUNED, 0, bench.model.parts.id)
+    assert good.seconds_per_epoch == pytest.approx(group.training_seconds / 2 / 8)
+
+
+def test_the_adapter_that_is_kept_has_the_score_that_is_told(bench, group):
+    for run, told in enumerate(group.rows()):
+        exact, loss = bench.score(group.data, "validation", group.adapter(run))
+        best = max(
+            zip(
+                [group.start.exact[run], *told.curve], [-group.start.loss[run], *(-x for x in told.losses)], strict=True
+            )
+        )
+        assert (exact, -loss) == pytest.approx(best, abs=1e-5)
+        assert bench.score(group.data, "test", group.adapter(run))[0] == pytest.approx(told.test_score)
+
+
+def test_a_run_beside_others_is_the_run_alone(bench, group):
+    alone = Group(bench, group.data, [TUNED], [0])
+    (row,) = alone.finish()
+    assert not row.amortised
+    np.testing.assert_allclose(row.losses, group.rows()[0].losses, rtol=1e-4)
+
+
+def test_what_trains_nothing_is_the_generated_adapter(bench):
+    data = data_set("second", 1)
+    (row,) = Group(bench, data, [Pipeline(method="as_generated")], [0]).finish()
+    facts = bench.facts(data)
+    assert row.test_score == row.generated_score == facts.test["generated"]
+    assert set(row.losses) == {facts.meta["generated_loss"]}
+
+
+def test_a_generated_start_begins_where_the_generated_adapter_is(bench):
+    data = data_set("third", 1)
+    pipeline = next(p for p in bench.space.sample(6, seed=0) if p.init == "generated" and p.rank >= 2)
+    group = Group(bench, data, [pipeline], [0])
+    assert float(group.start.loss[0]) == pytest.approx(bench.facts(data).meta["generated_loss"], abs=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_a_failure_with_its_part(bench):
+    group = Group(bench, data_set("first"), [dataclasses.replace(TUNED, learning_rate=0.1, optimizer="lion")], [0])
+    group.advance()
+    group.parts.append(group.parts[-1]._replace(loss=np.array([np.nan])))
+    (row,) = group.rows()
+    assert (row.status, len(row.curve), row.error) == ("failed", 1, "the loss was not finite after part 2")
+
+
+def test_pipelines_of_two_programs_are_refused(bench):
+    with pytest.raises(ConfigError, match="got 2 programs"):
+        Group(bench, data_set("first"), [TUNED, dataclasses.replace(TUNED, rank=2)], [0, 1])
+
+
+def test_variants_share_their_program(bench):
+    data = data_set("first")
+    for structure in bench.space.sample(8, seed=5):
+        variants = vary(bench.space, structure, 3, seed=1)
+        assert len({program(bench, data, variant) for variant in variants}) == 1
+        for variant in variants:
+            bench.space.check(variant)
+
+
+def test_a_plan_follows_from_its_arguments_and_every_data_set_has_solo_runs(bench):
+    sets = [data_set("first"), data_set("second", 1)]
+    given = {"structures": 4, "variants": 2, "solo": 1, "seed": 3}
+    jobs = [job for part in plan(bench.space, sets, **given) for job in part]
+    assert [job.id for job in jobs] == [job.id for part in plan(bench.space, sets, **given) for job in part]
+    assert len({job.id for job in jobs}) == len(jobs) == 8
+    assert {job.data.name for job in jobs if job.solo} == {"first", "second"}
+
+
+def test_a_killed_collection_goes_on_and_repeats_nothing(bench, tmp_path, monkeypatch):
+    sets = [data_set("first"), data_set("second", 1)]
+    given = {"out": tmp_path, "structures": 2, "variants": 2, "seed": 0, "progress": False}
+    import hyperflax.tune.collect as module
+
+    done = []
+
+    def killed(bench, job):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(job.id)
+        return carry_out(bench, job)
+
+    carry_out = module.carry_out
+    monkeypatch.setattr(module, "carry_out", killed)
+    with pytest.raises(KeyboardInterrupt):
+        collect(bench, sets, **given)
+    assert len(list(tmp_path.glob("*.parquet"))) == 2
+    before = {run.id: run for run in table.read(tmp_path)}
+    monkeypatch.setattr(module, "carry_out", lambda bench, job: done.append(job.id) or carry_out(bench, job))
+    written = collect(bench, sets, **given)
+    assert len(done) == len(set(done)) == 4
+    after = {run.id: run for run in table.read(tmp_path)}
+    assert len(after) == len(before) + written
+    assert all(after[key] == run for key, run in before.items())
+    assert collect(bench, sets, **given) == 0
+
+
+def test_an_error_of_the_device_is_an_observation(bench, monkeypatch):
+    import jax
+
+    import hyperflax.tune.collect as module
+
+    def no_memory(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 1 byte")
+
+    monkeypatch.setattr(module, "Group", no_memory)
+    job = module.Job(data_set("first"), (TUNED,), (0,), solo=True)
+    (row,) = module.carry_out(bench, job)
+    assert (row.status, row.curve, row.dataset) == ("out_of_memory", (), "first")
+    assert "RESOURCE_EXHAUSTED" in row.error
+
+
+def test_data_that_the_hypermodel_knows_is_refused():
+    model = micro_model()
+    model.parts.provenance[TRAINING_TASKS] = name_digests(["task first"])
+    with pytest.raises(DataError, match="was trained on and holds the evaluated task 'task first'"):
+        check_unseen(model, [data_set("first")])
+    check_unseen(model, [data_set("second", 1)])
+    with pytest.raises(DataError, match="'second' and 'copy' have the same hash"):
+        check_unseen(model, [data_set("second", 1), dataclasses.replace(data_set("second", 1), name="copy")])
+
+
+def test_a_folder_is_a_data_set(tmp_path):
+    folder = tmp_path / "letters" / "twice"
+    folder.mkdir(parents=True)
+    rows = [json.dumps({"input": word, "target": word[0]}) for word in WORDS]
+    for split, part in (("train", rows[:40]), ("validation", rows[40:50]), ("test", rows[50:])):
+        (folder / f"{split}.jsonl").write_text("\n".join(part))
+    data = read(folder)
+    assert (data.name, data.corpus, len(data.train), len(data.test)) == ("twice", "letters", 40, 14)
+    (folder / "dataset.json").write_text('{"name": "other", "category": "c"}')
+    assert (read(folder).name, read(folder).category) == ("other", "c")
+    assert read(folder).hash == data.hash
+    (folder / "dataset.json").write_text('{"colour": "red"}')
+    with pytest.raises(DataError, match=r"dataset\.json: expected texts for some of name, corpus, category, task"):
+        read(folder)
+    (folder / "dataset.json").unlink()
+    (folder / "test.jsonl").write_text(rows[0])
+    with pytest.raises(DataError, match="of 'test' also stands in 'train'"):
+        read(folder)
+
+
+def test_a_file_is_a_data_set_with_parts_held_out(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"input": word, "target": word[0]}) for word in WORDS))
+    data = read(path)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [38, 13, 13]
+    assert data == read(path)
+    assert data.hash != read(path, seed=1).hash
