@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from hyperflax.checkpoints.artefacts import load_adapter
     from hyperflax.hypermodel import load
+    from hyperflax.tune.bench import Bench
     from hyperflax.tune.collect import collect
-    from hyperflax.tune.trial import Bench
     from hyperflax.tuner import datasets, table
 
     starts = {"shared": load_adapter(arguments.shared)} if arguments.shared else {}

@@ -28,7 +28,8 @@ from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.contamination import check_names
 from hyperflax.evaluation.runner import EvaluationTask
 from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel
-from hyperflax.tune.trial import Bench, Group, row
+from hyperflax.tune.bench import Bench
+from hyperflax.tune.trial import Group, row
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet
 from hyperflax.tuner.pipeline import TUNE, Pipeline

@@ -14,12 +14,12 @@ equally and marked as amortised. Compilation is not counted.
 from __future__ import annotations
 
 import datetime
-import functools
 import importlib.metadata
 import itertools
 import math
+import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,17 +27,15 @@ import numpy as np
 
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.adapters.start import start_from
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
-from hyperflax.errors import ConfigError
-from hyperflax.finetune import generate, readable
-from hyperflax.hypermodel import Hypermodel
+from hyperflax.checkpoints.tensors import load_tree, save_tree
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.training.information_gain import informative
-from hyperflax.training.trials import SCHEDULES, Hyper, Recipe, Trials, epoch_rows
+from hyperflax.training.trials import SCHEDULES, Hyper, Recipe, epoch_rows
+from hyperflax.tune.bench import Bench, raw_start, stack
 from hyperflax.tuner import table
-from hyperflax.tuner.datasets import DataSet, task_embedding
-from hyperflax.tuner.pipeline import AS_GENERATED, FIDELITIES, GENERATED, RANDOM, Pipeline
-from hyperflax.tuner.space import PipelineSpace
+from hyperflax.tuner.datasets import DataSet
+from hyperflax.tuner.pipeline import AS_GENERATED, FIDELITIES, GENERATED, Pipeline
 from hyperflax.types import PyTree
 
 VERSIONS = ("hyperflax", "jax", "jaxlib", "flax", "optax")
@@ -49,102 +47,6 @@ class Part(NamedTuple):
     exact: np.ndarray
     loss: np.ndarray
     seconds: np.ndarray
-
-
-class Facts(NamedTuple):
-    """What is known of a data set before any training.
-
-    Attributes:
-      meta: meta-features, see `tuner/datasets.py`.
-      generated: the generated adapter; None if the hypernetwork can read none of the examples.
-      test: test scores of the conditions `bare` and `generated`.
-    """
-
-    meta: dict[str, float]
-    generated: Adapter | None
-    test: dict[str, float]
-
-
-class Bench:
-    """A hypermodel and its starts, with the compiled programs that its runs share.
-
-    Args:
-      model: gives the frozen T5 and the generated starts.
-      starts: further starts by name, `shared` and `source`.
-    """
-
-    def __init__(self, model: Hypermodel, starts: Mapping[str, Adapter] | None = None):
-        self.model, self.starts = model, dict(starts or {})
-        specs = {name: adapter.spec for name, adapter in self.starts.items()}
-        self.space = PipelineSpace(model.config.base, {GENERATED: model.config.spec, **specs})
-        self._trials: dict[Recipe, Trials] = {}
-        self._facts: dict[str, Facts] = {}
-
-    def trials(self, recipe: Recipe) -> Trials:
-        """Returns the compiled functions of a recipe, made once."""
-        if recipe not in self._trials:
-            self._trials[recipe] = Trials(self.model.model, self.model.base_params, recipe)
-        return self._trials[recipe]
-
-    def forget_programs(self) -> None:
-        """Frees the compiled programs; facts of data sets stay."""
-        self._trials.clear()
-
-    def arrays(self, data: DataSet, split: str) -> dict[str, np.ndarray]:
-        """Returns a part of a data set as token rows. Raises DataError where an example is too long."""
-        return data.arrays(split, self.model.config.vocabulary, self.model.config.episodes)
-
-    def facts(self, data: DataSet) -> Facts:
-        """Returns what is known of a data set before training, computed once."""
-        if data.hash not in self._facts:
-            self._facts[data.hash] = self._describe(data)
-        return self._facts[data.hash]
-
-    def start(self, data: DataSet, pipeline: Pipeline) -> Adapter | None:
-        """Returns the adapter that a pipeline starts from on a data set; None for a random start.
-
-        Raises:
-          ConfigError: there is no such start.
-        """
-        if pipeline.init == RANDOM:
-            return None
-        if pipeline.init == GENERATED or pipeline.method == AS_GENERATED:
-            start = self.facts(data).generated
-        else:
-            start = self.starts.get(pipeline.init)
-        if start is None:
-            raise ConfigError(f"data set '{data.name}': no {pipeline.init or GENERATED} adapter to start from")
-        return start
-
-    def score(self, data: DataSet, split: str, adapter: Adapter | None) -> tuple[float, float]:
-        """Returns (exact match, loss per token) of an adapter, or of the bare model, on a part of a data set."""
-        spec = AdapterSpec(() if adapter is None else adapter.spec.leaves)
-        raw = {} if adapter is None else _raw(adapter, spec, seed=0)
-        exact, loss = self.trials(Recipe(spec)).score(_stack([raw]), _stack([self.arrays(data, split)]))
-        return float(exact.mean()), float(loss[0])
-
-    def _describe(self, data: DataSet) -> Facts:
-        vocabulary = self.model.config.vocabulary
-        adapter = generate(self.model, data.train)
-        meta = data.text_features(vocabulary)
-        meta["bare_exact"], meta["bare_loss"] = self.score(data, "validation", None)
-        test = {"bare": self.score(data, "test", None)[0], GENERATED: math.nan}
-        meta["generated_exact"], meta["generated_loss"] = math.nan, math.nan
-        if adapter is not None:
-            meta["generated_exact"], meta["generated_loss"] = self.score(data, "validation", adapter)
-            test[GENERATED] = self.score(data, "test", adapter)[0]
-            meta |= task_embedding(self._slot_states(data))
-        return Facts(meta, adapter, test)
-
-    def _slot_states(self, data: DataSet) -> np.ndarray:
-        """Slot states [slots, emb] of the first examples that fill one support."""
-        shown = readable(self.model, data.train)[: self.model.config.episodes.shots]
-        episode = {"support_tokens": self.model.episode(shown, [])["support_tokens"]}
-        return np.asarray(self._states({"params": self.model.hypernetwork_params}, episode))
-
-    @functools.cached_property
-    def _states(self):
-        return jax.jit(functools.partial(self.model.hypernetwork.apply, method="slot_states"))
 
 
 class Group:
@@ -172,14 +74,14 @@ class Group:
         self.parts: list[Part] = []
         self._trials = bench.trials(programs.pop().recipe)
         self._train, self._held, self._test = (
-            _stack([bench.arrays(data, split)] * len(seeds)) for split in ("train", "validation", "test")
+            stack([bench.arrays(data, split)] * len(seeds)) for split in ("train", "validation", "test")
         )
-        raw = [self._start(pipeline, seed) for pipeline, seed in zip(pipelines, seeds, strict=True)]
+        self._raw = raw = [self._start(pipeline, seed) for pipeline, seed in zip(pipelines, seeds, strict=True)]
         self._rows = np.stack([self._examples(*run) for run in zip(pipelines, seeds, raw, strict=True)])
         self._bounds = [round(self._rows.shape[1] * part / FIDELITIES) for part in range(FIDELITIES + 1)]
         self._hyper = _hyper(pipelines, seeds, self._rows.shape[1])
-        self._state = self._trials.start(_stack(raw))
-        self._best = _stack(raw)
+        self._state = self._trials.start(stack(raw))
+        self._best = stack(raw)
         self._compile()
         self.start = Part(*self._scored(), np.zeros(len(seeds)))
         self._best_scores = list(zip(self.start.exact, -self.start.loss, strict=True))
@@ -228,11 +130,49 @@ class Group:
         )
         return Adapter(jax.tree.map(np.asarray, tree), self.spec, metadata)
 
+    # Interrupted and gone on with
+
+    def save(self, path: pathlib.Path | str) -> None:
+        """Writes all that `restore` needs to go on bit for bit."""
+        leaves = {
+            name: {f"{number:05d}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(tree))}
+            for name, tree in (("state", self._state), ("best", self._best))
+        }
+        seen = {name: np.array([getattr(part, name) for part in self.parts]) for name in Part._fields}
+        scores = np.array(self._best_scores, np.float64)
+        save_tree(path, {**leaves, "parts": seen, "scores": scores, "seconds": np.array([self.training_seconds])})
+
+    def restore(self, path: pathlib.Path | str) -> None:
+        """Goes on where `save` was called on a group of the same arguments.
+
+        Raises:
+          CheckpointError: the file is of another group, or damaged.
+        """
+        tree = load_tree(path)
+        for name in ("state", "best"):
+            ours, theirs = jax.tree.leaves(getattr(self, f"_{name}")), list(tree.get(name, {}).values())
+            if [leaf.shape for leaf in ours] != [leaf.shape for leaf in theirs]:
+                raise CheckpointError(f"{path}: '{name}' is of another pipeline: shapes differ")
+            values = [np.asarray(new, old.dtype) for new, old in zip(theirs, ours, strict=True)]
+            setattr(self, f"_{name}", jax.tree.unflatten(jax.tree.structure(getattr(self, f"_{name}")), values))
+        self.parts = [Part(*values) for values in zip(*(tree["parts"][name] for name in Part._fields), strict=True)]
+        self._best_scores = [tuple(scores) for scores in tree["scores"]]
+        self.training_seconds = float(tree["seconds"][0])
+
+    def back_to(self, parts: int) -> None:
+        """Makes sure that so many parts are done; a group that is a part ahead begins anew and runs them again."""
+        if len(self.parts) != parts:
+            self._state, self._best, self.parts = self._trials.start(stack(self._raw)), stack(self._raw), []
+            self._best_scores = list(zip(self.start.exact, -self.start.loss, strict=True))
+            self.training_seconds = 0.0
+            while len(self.parts) < parts:
+                self.advance()
+
     def _start(self, pipeline: Pipeline, seed: int) -> PyTree:
         adapter = self.bench.start(self.data, pipeline)
         if adapter is None:
             return jax.tree.map(np.asarray, self.spec.init(jax.random.key(seed)))
-        return _raw(adapter, self.spec, seed)
+        return raw_start(adapter, self.spec, seed)
 
     def _examples(self, pipeline: Pipeline, seed: int, raw: PyTree) -> np.ndarray:
         """The examples of every step, [steps, batch]."""
@@ -340,12 +280,3 @@ def _hyper(pipelines: Sequence[Pipeline], seeds: Sequence[int], steps: int) -> H
         weight_decay=numbers("weight_decay"),
         seed=np.array(seeds, np.int32),
     )
-
-
-def _raw(adapter: Adapter, spec: AdapterSpec, seed: int) -> PyTree:
-    return start_from(adapter.tree, adapter.spec, spec, jax.random.key(seed))
-
-
-def _stack(items: Sequence[PyTree]) -> PyTree:
-    """Trees with a new first axis, one entry for each."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *items)

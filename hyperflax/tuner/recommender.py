@@ -206,7 +206,10 @@ class TaskSurrogate:
 
 
 def every_part(recorded: Recorded) -> tuple[Queries, np.ndarray, np.ndarray]:
-    """Returns a question for every part of every run, asked just before it: queries, scores and costs, [n] each.
+    """Returns the questions that recorded runs answer, with their scores and costs, [n] each.
+
+    Every part of every run is asked for just before it, as an optimiser does, and once more before the run has begun,
+    as who wants a recommendation does.
 
     Raises:
       DataError: no run.
@@ -214,10 +217,12 @@ def every_part(recorded: Recorded) -> tuple[Queries, np.ndarray, np.ndarray]:
     runs, parts = np.nonzero(~np.isnan(recorded.scores))
     if not len(runs):
         raise DataError("recorded runs: expected at least one score, got none")
-    curves = np.where(np.arange(recorded.fidelities) < parts[:, None], recorded.scores[runs], np.nan)
+    later = parts > 0
+    known = np.concatenate([parts, np.zeros(int(later.sum()), parts.dtype)])
+    runs, parts = np.concatenate([runs, runs[later]]), np.concatenate([parts, parts[later]])
     queries = Queries(
         pipelines=recorded.pipelines[runs],
-        curves=curves,
+        curves=np.where(np.arange(recorded.fidelities) < known[:, None], recorded.scores[runs], np.nan),
         fidelity=parts + 1,
         meta=recorded.meta[recorded.dataset[runs]],
     )

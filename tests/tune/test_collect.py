@@ -13,8 +13,9 @@ from hyperflax.data.jsonl import Line
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.contamination import name_digests
 from hyperflax.hypermodel import TRAINING_TASKS
+from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import check_unseen, collect, plan, vary
-from hyperflax.tune.trial import Bench, Group, program
+from hyperflax.tune.trial import Group, program
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet, read
 from hyperflax.tuner.pipeline import FIDELITIES, Pipeline, default_pipeline

@@ -1,0 +1,134 @@
+"""A hypermodel on the bench: its starts and pipelines, compiled programs, and what it knows of a data set untrained.
+
+>>> bench = Bench(hyperflax.load("strings"))
+>>> bench.facts(data).test
+{'bare': 0.0, 'generated': 0.41}
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.adapters.start import start_from
+from hyperflax.checkpoints.artefacts import Adapter
+from hyperflax.errors import ConfigError
+from hyperflax.finetune import generate, readable
+from hyperflax.hypermodel import Hypermodel
+from hyperflax.training.trials import Recipe, Trials
+from hyperflax.tuner.datasets import DataSet, task_embedding
+from hyperflax.tuner.pipeline import AS_GENERATED, GENERATED, RANDOM, Pipeline
+from hyperflax.tuner.space import PipelineSpace
+from hyperflax.types import PyTree
+
+
+class Facts(NamedTuple):
+    """What is known of a data set before any training.
+
+    Attributes:
+      meta: meta-features, see `tuner/datasets.py`.
+      generated: the generated adapter; None if the hypernetwork can read none of the examples.
+      test: test scores of the conditions `bare` and `generated`.
+    """
+
+    meta: dict[str, float]
+    generated: Adapter | None
+    test: dict[str, float]
+
+
+class Bench:
+    """A hypermodel and its starts, with the compiled programs that its runs share.
+
+    Args:
+      model: gives the frozen T5 and the generated starts.
+      starts: further starts by name, `shared` and `source`.
+    """
+
+    def __init__(self, model: Hypermodel, starts: Mapping[str, Adapter] | None = None):
+        self.model, self.starts = model, dict(starts or {})
+        specs = {name: adapter.spec for name, adapter in self.starts.items()}
+        self.space = PipelineSpace(model.config.base, {GENERATED: model.config.spec, **specs})
+        self._trials: dict[Recipe, Trials] = {}
+        self._facts: dict[str, Facts] = {}
+
+    def trials(self, recipe: Recipe) -> Trials:
+        """Returns the compiled functions of a recipe, made once."""
+        if recipe not in self._trials:
+            self._trials[recipe] = Trials(self.model.model, self.model.base_params, recipe)
+        return self._trials[recipe]
+
+    def forget_programs(self) -> None:
+        """Frees the compiled programs; facts of data sets stay."""
+        self._trials.clear()
+
+    def arrays(self, data: DataSet, split: str) -> dict[str, np.ndarray]:
+        """Returns a part of a data set as token rows. Raises DataError where an example is too long."""
+        return data.arrays(split, self.model.config.vocabulary, self.model.config.episodes)
+
+    def facts(self, data: DataSet) -> Facts:
+        """Returns what is known of a data set before training, computed once."""
+        if data.hash not in self._facts:
+            self._facts[data.hash] = self._describe(data)
+        return self._facts[data.hash]
+
+    def start(self, data: DataSet, pipeline: Pipeline) -> Adapter | None:
+        """Returns the adapter that a pipeline starts from on a data set; None for a random start.
+
+        Raises:
+          ConfigError: there is no such start.
+        """
+        if pipeline.init == RANDOM:
+            return None
+        if pipeline.init == GENERATED or pipeline.method == AS_GENERATED:
+            start = self.facts(data).generated
+        else:
+            start = self.starts.get(pipeline.init)
+        if start is None:
+            raise ConfigError(f"data set '{data.name}': no {pipeline.init or GENERATED} adapter to start from")
+        return start
+
+    def score(self, data: DataSet, split: str, adapter: Adapter | None) -> tuple[float, float]:
+        """Returns (exact match, loss per token) of an adapter, or of the bare model, on a part of a data set."""
+        spec = AdapterSpec(() if adapter is None else adapter.spec.leaves)
+        raw = {} if adapter is None else raw_start(adapter, spec, seed=0)
+        exact, loss = self.trials(Recipe(spec)).score(stack([raw]), stack([self.arrays(data, split)]))
+        return float(exact.mean()), float(loss[0])
+
+    def _describe(self, data: DataSet) -> Facts:
+        vocabulary = self.model.config.vocabulary
+        adapter = generate(self.model, data.train)
+        meta = data.text_features(vocabulary)
+        meta["bare_exact"], meta["bare_loss"] = self.score(data, "validation", None)
+        test = {"bare": self.score(data, "test", None)[0], GENERATED: math.nan}
+        meta["generated_exact"], meta["generated_loss"] = math.nan, math.nan
+        if adapter is not None:
+            meta["generated_exact"], meta["generated_loss"] = self.score(data, "validation", adapter)
+            test[GENERATED] = self.score(data, "test", adapter)[0]
+            meta |= task_embedding(self._slot_states(data))
+        return Facts(meta, adapter, test)
+
+    def _slot_states(self, data: DataSet) -> np.ndarray:
+        """Slot states [slots, emb] of the first examples that fill one support."""
+        shown = readable(self.model, data.train)[: self.model.config.episodes.shots]
+        episode = {"support_tokens": self.model.episode(shown, [])["support_tokens"]}
+        return np.asarray(self._states({"params": self.model.hypernetwork_params}, episode))
+
+    @functools.cached_property
+    def _states(self):
+        return jax.jit(functools.partial(self.model.hypernetwork.apply, method="slot_states"))
+
+
+def raw_start(adapter: Adapter, spec: AdapterSpec, seed: int) -> PyTree:
+    """Returns the raw tree of `spec` with the effect of an adapter; `seed` is of what is new in it."""
+    return start_from(adapter.tree, adapter.spec, spec, jax.random.key(seed))
+
+
+def stack(items: Sequence[PyTree]) -> PyTree:
+    """Returns trees with a new first axis, one entry for each."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *items)

@@ -1,0 +1,183 @@
+"""Optimisers of other packages as optimisers of ours: DEHB (Awad et al. 2021) and SMAC (Lindauer et al. 2022).
+
+Both propose points of the unit cube of encoded pipelines and, DEHB, fidelities. A point stands for the nearest pipeline
+of the pool that no earlier point stands for, so every proposal brings something new; a point that is proposed again
+stands for the same pipeline. What a package is told is negative, since both minimise; a pipeline that failed is told as
+the worst score so far.
+
+The packages keep a state of their own. `choose` builds it from the history: the same seed and the same observations
+lead to the same place, and as long as a history goes on from the last one, so does the state.
+
+>>> trial = DEHB(recorded.pipelines).choose(history)
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hyperflax.errors import DataError, MissingExtraError
+from hyperflax.tuner.history import History, Observation, Trial
+
+EXTRA = "tuner-baselines"
+
+
+class Proposal(NamedTuple):
+    """A point [column] and the fidelity to which it is to be run; `ticket` is the package's own."""
+
+    point: np.ndarray
+    fidelity: int
+    ticket: Any
+
+
+class Package(abc.ABC):
+    """What a package does for one data set."""
+
+    @abc.abstractmethod
+    def ask(self) -> Proposal:
+        """Returns the next proposal."""
+
+    @abc.abstractmethod
+    def tell(self, proposal: Proposal, point: np.ndarray, loss: float, seconds: float) -> None:
+        """Reports what came of a proposal, at the point that stood for it."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Session:
+    """A package's state after some observations, and what it waits for."""
+
+    package: Package
+    waiting: Proposal
+    standing: dict[bytes, int]
+    told: int = 0
+    observations: tuple[Observation, ...] = ()
+
+
+class _FromPackage(abc.ABC):
+    """`choose` by a package; see the module's text.
+
+    Args:
+      pipelines: [pool, column] in [0, 1].
+    """
+
+    def __init__(self, pipelines: np.ndarray):
+        self.pipelines = np.asarray(pipelines, np.float64)
+        if self.pipelines.ndim != 2 or not np.all((self.pipelines >= 0) & (self.pipelines <= 1)):
+            raise DataError(f"{type(self).__name__}: expected pipelines [pool, column] in 0..1")
+        self._sessions: dict[tuple[int, int, int], _Session] = {}
+
+    @abc.abstractmethod
+    def start(self, columns: int, fidelities: int, seed: int) -> Package:
+        """Returns the package at its beginning."""
+
+    def choose(self, history: History) -> Trial | None:
+        if history.size != len(self.pipelines):
+            raise DataError(f"{type(self).__name__}: expected a pool of {len(self.pipelines)}, got {history.size}")
+        key = (history.size, history.fidelities, history.seed)
+        session = self._sessions.get(key)
+        if session is None or history.observations[: len(session.observations)] != session.observations:
+            package = self.start(self.pipelines.shape[1], history.fidelities, history.seed)
+            session = self._sessions[key] = _Session(package, package.ask(), {})
+        session.observations = history.observations
+        while (pipeline := self._standing_for(session, session.waiting.point)) is not None:
+            curve = history.curve(pipeline)
+            ended = [seen for seen in history.observations if seen.pipeline == pipeline]
+            failed = bool(ended) and ended[-1].score is None
+            if len(curve) < session.waiting.fidelity and not failed:
+                return Trial(pipeline, len(curve) + 1) if pipeline in history.open() else None
+            self._tell(session, history, pipeline, failed)
+        return None
+
+    def _standing_for(self, session: _Session, point: np.ndarray) -> int | None:
+        """The pipeline that stands for a point; None if every pipeline stands for another one."""
+        key = np.asarray(point, np.float64).tobytes()
+        if key not in session.standing:
+            taken = set(session.standing.values())
+            free = [number for number in range(len(self.pipelines)) if number not in taken]
+            if not free:
+                return None
+            distances = np.sum(np.square(self.pipelines[free] - point), axis=1)
+            session.standing[key] = free[int(np.argmin(distances))]
+        return session.standing[key]
+
+    def _tell(self, session: _Session, history: History, pipeline: int, failed: bool) -> None:
+        scores = [seen.score for seen in history.observations if seen.score is not None]
+        score = min(scores, default=0.0) if failed else history.curve(pipeline)[session.waiting.fidelity - 1]
+        seconds = sum(seen.seconds for seen in history.observations if seen.pipeline == pipeline)
+        session.package.tell(session.waiting, self.pipelines[pipeline], -float(score), float(seconds))
+        session.told += 1
+        session.waiting = session.package.ask()
+
+
+class DEHB(_FromPackage):
+    """Differential evolution with Hyperband's fidelities, from the package `dehb` with its own defaults."""
+
+    def start(self, columns: int, fidelities: int, seed: int) -> Package:
+        return _DEHB(columns, fidelities, seed)
+
+
+class SMAC(_FromPackage):
+    """Bayesian optimisation with a random forest, from the package `smac` with its own defaults; whole runs only."""
+
+    def start(self, columns: int, fidelities: int, seed: int) -> Package:
+        return _SMAC(columns, fidelities, seed)
+
+
+class _DEHB(Package):
+    def __init__(self, columns: int, fidelities: int, seed: int):
+        try:
+            import dehb
+        except ImportError as error:
+            raise MissingExtraError("dehb", EXTRA) from error
+        self._folder = tempfile.TemporaryDirectory()  # it wants to write a log
+        self._dehb = dehb.DEHB(
+            dimensions=columns,
+            min_fidelity=1,
+            max_fidelity=fidelities,
+            n_workers=1,
+            seed=seed,
+            output_path=self._folder.name,
+            log_level="ERROR",
+        )
+
+    def ask(self) -> Proposal:
+        job = self._dehb.ask()
+        return Proposal(np.asarray(job["config"], np.float64), max(1, round(float(job["fidelity"]))), job)
+
+    def tell(self, proposal: Proposal, point: np.ndarray, loss: float, seconds: float) -> None:
+        del point  # it takes results for its own points alone
+        self._dehb.tell(proposal.ticket, {"fitness": loss, "cost": seconds})
+
+
+class _SMAC(Package):
+    def __init__(self, columns: int, fidelities: int, seed: int):
+        try:
+            import smac
+            from ConfigSpace import ConfigurationSpace, Float
+        except ImportError as error:
+            raise MissingExtraError("smac", EXTRA) from error
+        self._fidelities, self._folder = fidelities, tempfile.TemporaryDirectory()
+        self._space = ConfigurationSpace(seed=seed)
+        self._space.add(*(Float(f"x{number:04d}", (0.0, 1.0)) for number in range(columns)))
+        scenario = smac.Scenario(
+            self._space, n_trials=10_000, seed=seed, deterministic=True, output_directory=self._folder.name
+        )
+        design = smac.HyperparameterOptimizationFacade.get_initial_design(scenario, n_configs=8)
+        self._smac = smac.HyperparameterOptimizationFacade(
+            scenario, lambda config, seed: 0.0, initial_design=design, overwrite=True, logging_level=False
+        )
+
+    def ask(self) -> Proposal:
+        info = self._smac.ask()
+        return Proposal(np.asarray(info.config.get_array(), np.float64), self._fidelities, info)
+
+    def tell(self, proposal: Proposal, point: np.ndarray, loss: float, seconds: float) -> None:
+        import smac
+
+        del point  # what it asked for is what it is told of: the nearest pipeline is a noisy look at the point
+        value = smac.runhistory.TrialValue(cost=loss, time=seconds)
+        self._smac.tell(proposal.ticket, value, save=False)

@@ -1,0 +1,226 @@
+"""Recorded tables, replays and their regret, against small tables worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import lzma
+
+import numpy as np
+import pytest
+
+from hyperflax.errors import DataError
+from hyperflax.tuner.comparison import compare, default_optimisers, draw, table
+from hyperflax.tuner.foreign import peft_comparison, quick_tune, scaling_law
+from hyperflax.tuner.optimisers import Only, RandomSearch
+from hyperflax.tuner.packages import DEHB, SMAC
+from hyperflax.tuner.pipeline import FIDELITIES, default_pipeline
+from hyperflax.tuner.recommender import best_pipelines, every_part
+from hyperflax.tuner.recorded import Recorded, from_runs
+from hyperflax.tuner.replay import play, regrets
+from hyperflax.tuner.space import PipelineSpace
+from hyperflax.types import T5Config
+from tests.tuner.test_table import FAILED, RUN
+
+NAN = np.nan
+
+
+def recorded(scores, cost=None, final=None, start=0.0, names=None) -> Recorded:
+    scores = np.array(scores, np.float32)
+    runs = len(scores)
+    names = names or ["a"] * runs
+    datasets = tuple(sorted(set(names)))
+    return Recorded(
+        datasets=datasets,
+        groups=datasets,
+        dataset=np.array([datasets.index(name) for name in names]),
+        columns=("x", "y"),
+        pipelines=np.random.default_rng(0).uniform(size=(runs, 2)).astype(np.float32),
+        scores=scores,
+        cost=np.ones_like(scores) if cost is None else np.array(cost, np.float32),
+        final=np.full(runs, NAN, np.float32) if final is None else np.array(final, np.float32),
+        features=("size",),
+        meta=np.arange(len(datasets), dtype=np.float32)[:, None],
+        start=np.full(len(datasets), start, np.float32),
+    )
+
+
+def test_regret_by_hand():
+    """Best .8, start 0: a score of .4 has half the regret. The final score judges from a run's best part on."""
+    np.testing.assert_allclose(regrets(recorded([[0.2, 0.4], [0.6, 0.8]])), [[0.75, 0.5], [0.25, 0.0]], atol=1e-6)
+    judged = recorded([[0.2, 0.9, 0.5], [0.1, 0.2, 0.3]], final=[0.4, 0.8])
+    np.testing.assert_allclose(regrets(judged), [[0.75, 0.5, 0.5], [0.875, 0.75, 0.0]], atol=1e-6)
+    # Without a known start the worst of the pool is a regret of 1; a pool of equals has none.
+    np.testing.assert_allclose(regrets(recorded([[0.2, 0.4], [0.6, NAN]], start=NAN)), [[1, 0.5], [0, NAN]], atol=1e-6)
+    assert np.all(regrets(recorded([[0.3], [0.3]], start=0.3)) == 0)
+
+
+def test_a_play_spends_what_the_record_says():
+    """Two runs of 2 + 2 and 1 + 1 seconds cost 3 on average; a budget of one run is spent after part 1 and a half."""
+    pool = recorded([[0.2, 0.4], [0.6, 0.8]], cost=[[2, 2], [1, 1]])
+    curve = play(pool, Only(0), budget=1.0, seed=0)
+    np.testing.assert_allclose(curve.spent, [2 / 3])
+    np.testing.assert_allclose(curve.at(np.array([0.0, 0.5, 0.67, 1.0])), [1, 1, 0.75, 0.75], atol=1e-6)
+    curve = play(pool, Only(1), budget=1.0, seed=0)
+    np.testing.assert_allclose(curve.spent, [1 / 3, 2 / 3])
+    np.testing.assert_allclose(curve.regret, [0.25, 0.0], atol=1e-6)
+
+
+def test_a_record_that_ends_early_is_a_failure_there():
+    pool = recorded([[0.2, NAN], [0.6, 0.8]], cost=[[2, NAN], [1, 1]])
+    curve = play(pool, Only(0), budget=5.0, seed=0)
+    assert [seen.status for seen in curve.history.observations] == ["completed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"scores": np.array([[NAN, 0.5]], np.float32)}, "no gap in a curve"),
+        ({"cost": np.array([[0.0, 1.0]], np.float32)}, "a positive number beside every score"),
+        ({"meta": np.zeros((2, 1), np.float32)}, r"meta: expected shape \(1, 1\), got \(2, 1\)"),
+        ({"dataset": np.array([3])}, "known data sets"),
+    ],
+)
+def test_broken_tables_are_refused(change, complaint):
+    with pytest.raises(DataError, match=complaint):
+        dataclasses.replace(recorded([[0.2, 0.4]]), **change)
+
+
+def test_our_own_runs_as_a_table():
+    space = PipelineSpace(T5Config(vocab_size=32, num_encoder_layers=1, num_decoder_layers=1))
+    other = dataclasses.replace(RUN, dataset="dates", corpus="ni", dataset_hash="f" * 16, meta={"log_train": 2.0})
+    made = from_runs([RUN, FAILED, other], space)
+    assert (made.datasets, made.groups) == (("dates", "initials"), ("ni", "strings"))
+    assert made.lengths.tolist() == [8, 1, 8]
+    assert made.features == ("log_train", "task_0")
+    np.testing.assert_allclose(made.meta, [[2.0, NAN], [4.158, -1.5]], rtol=1e-4)
+    assert made.without("ni").dataset.tolist() == [1, 1]
+    np.testing.assert_array_equal(made.pipelines[0], space.encode([default_pipeline()])[0])
+    queries, scores, seconds = every_part(made)
+    assert len(queries) == len(scores) == len(seconds) == 2 * (8 + 7) + 1
+    for row in range(len(queries)):
+        assert queries.observed[row] in (0, queries.fidelity[row] - 1)
+        assert scores[row] in (*RUN.curve, *FAILED.curve)
+
+
+def test_the_pool_holds_every_data_sets_best_first():
+    pipelines = [dataclasses.replace(default_pipeline(), rank=rank) for rank in (1, 2, 3, 4)]
+    table = recorded([[0.2], [0.9], [0.5], [0.1]], names=["a", "a", "b", "b"])
+    assert [one.rank for one in best_pipelines(pipelines, table, 3)] == [2, 3, 1]
+
+
+# Foreign tables
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.csv").write_text(",dataset,lr,opt\n0,a,0.1,adam\n1,a,0.001,sgd\n2,b,0.01,\n")
+    (tmp_path / "curve.csv").write_text(",1,2,3\n0,.1,.2,.3\n1,.2,.4,\n2,.5,.6,.7\n")
+    (tmp_path / "cost.csv").write_text(",cost\n0,10\n1,20\n2,30\n")
+    (tmp_path / "meta.csv").write_text("dataset,num_classes,domain\na,10,birds\nb,2,cars\n")
+    return tmp_path
+
+
+def test_quick_tunes_folder(folder):
+    read = quick_tune(folder)
+    assert (read.datasets, read.columns) == (("a", "b"), ("lr?", "lr", "opt=adam", "opt=sgd"))
+    np.testing.assert_allclose(read.pipelines, [[1, 1, 1, 0], [1, 0, 0, 1], [1, 0.5, 0, 0]], atol=1e-6)
+    assert read.lengths.tolist() == [3, 2, 3]
+    np.testing.assert_allclose(read.cost[:, 0], [10, 20, 30])
+    assert read.features == ("num_classes",)
+    np.testing.assert_allclose(read.meta, [[10], [2]])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("curve.csv", ",1\n0,.1\n", "expected 3 rows as config.csv has, got 1"),
+        ("curve.csv", ",1\n0,.1\n1,high\n2,.2\n", r"curve\.csv:3: column '1': expected a finite number, got 'high'"),
+        ("cost.csv", ",1,2\n0,1,1\n1,1,1\n2,1,1\n", "expected 1 or 3 columns, got 2"),
+        ("meta.csv", "dataset,n\na,1\nc,2\n", "expected a row for data set 'b'"),
+        ("config.csv", ",lr\n0\n", "as many cells as the first line"),
+    ],
+)
+def test_broken_csv_files_are_refused_with_their_place(folder, file, text, complaint):
+    (folder / file).write_text(text)
+    with pytest.raises(DataError, match=complaint):
+        quick_tune(folder)
+
+
+def test_the_published_tables(data_dir, tmp_path):
+    law = scaling_law(data_dir / "finetuning_runs" / "scaling_law")
+    assert (law.datasets, law.scores.shape) == (("flan", "gigaword", "wmt19"), (90, 14))
+    assert law.scores[0, 0] == pytest.approx(-4.247949918)
+    assert law.cost[0].sum() == pytest.approx(1638400 * 124440576 / 1e15, rel=1e-5)
+    packed = data_dir / "finetuning_runs" / "peft_method_comparison.jsonl.xz"
+    (tmp_path / "peft.jsonl").write_bytes(lzma.decompress(packed.read_bytes()))
+    peft = peft_comparison(tmp_path / "peft.jsonl")
+    assert peft.scores.shape == (63, 20)
+    assert 0 < np.nanmin(peft.final) < np.nanmax(peft.final) < 1
+
+
+def test_a_line_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "runs.jsonl").write_text(json.dumps({"path": "x/MetaMathQA/y"}) + "\n")
+    with pytest.raises(DataError, match=r"runs\.jsonl:1: expected a run of PEFT"):
+        peft_comparison(tmp_path / "runs.jsonl")
+
+
+# Packages and comparisons
+
+
+@pytest.mark.parametrize("make", [DEHB, SMAC])
+def test_packages_keep_the_rules_and_repeat_themselves(make):
+    rng = np.random.default_rng(0)
+    pool = recorded(np.sort(rng.uniform(size=(12, 4)), axis=1))
+    first = play(pool, make(pool.pipelines), budget=8, seed=1)
+    assert len(first.history.observations) > 8
+    again = play(pool, make(pool.pipelines), budget=8, seed=1)
+    assert first.history == again.history
+    assert play(pool, make(pool.pipelines), budget=8, seed=2).history != first.history
+    # A fresh one picks up in the middle.
+    half = dataclasses.replace(first.history, observations=first.history.observations[:9])
+    seen = first.history.observations[9]
+    assert make(pool.pipelines).choose(half) == (seen.pipeline, seen.fidelity)
+
+
+def test_a_comparison_leaves_groups_out_and_tells_intervals(tmp_path):
+    rng = np.random.default_rng(0)
+    scores = np.sort(rng.uniform(size=(12, 3)), axis=1)
+    made = recorded(scores, names=["a"] * 6 + ["b"] * 6)
+    played = []
+
+    def watched(pool, learnt):
+        played.append((pool.dataset.tolist(), learnt.scores.kept.queries.meta[:, 0].tolist()))
+        return RandomSearch()
+
+    result = compare(made, {"random": watched, "nobody": lambda pool, learnt: None}, budget=4, seeds=2, progress=False)
+    assert result["left_out"] == "groups"
+    assert set(result["regret"]) == {"random"}
+    for inside, learnt_from in played:
+        assert not {float(number) for number in inside} & set(learnt_from)
+    curve = result["regret"]["random"]
+    assert curve["mean"][0] == 1.0 > curve["mean"][-1]
+    assert all(low <= mean <= high for low, mean, high in zip(curve["low"], curve["mean"], curve["high"], strict=True))
+    assert set(curve["datasets"]) == {"a", "b"}
+    assert "| random | " in table(result)
+    draw(result, tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_all_default_optimisers_can_be_made_for_a_pool():
+    made = recorded(np.linspace(0, 1, 24).reshape(6, 4))
+    makers = default_optimisers(np.zeros(2))
+    assert set(makers) >= {
+        "transfer",
+        "condition",
+        "quick_tune",
+        "random",
+        "successive_halving",
+        "dehb",
+        "smac",
+        "default",
+    }
+    nearest = makers["default"](made, None)
+    assert nearest == Only(int(np.argmin((made.pipelines**2).sum(axis=1))))
+    assert makers["as_generated"](made, None) is None
+    assert FIDELITIES == 8
