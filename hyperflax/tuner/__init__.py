@@ -1,1 +1,1 @@
-"""The tuner: which fine-tuning pipeline, for a new data set, under a budget; and data sets to learn that from."""
+"""Which fine-tuning pipeline for a new data set, learnt from earlier runs on others (docs/tuner.md)."""

@@ -1,9 +1,9 @@
 """One POST of json, with one deadline and one size limit, whatever the server does.
 
-The standard library is enough for it, so the core install reads endpoints: what is asked for is a single request without
-a session. Of what an HTTP library would add, redirects must not be followed (a key would go to wherever the server
-says), and bodies must not be unpacked. A deadline for the whole call, name look-up and trickling bytes included, would
-have to be written beside httpx and requests too: their time-outs are for each read.
+The standard library is enough for it, so the core install can use endpoints: what is asked for is a single request
+without a session. Of what an HTTP library would add, redirects must not be followed (a key would go to wherever the
+server says), and bodies must not be unpacked. A deadline for the whole call, name look-up and trickling bytes included,
+would have to be written beside httpx and requests too: their time-outs are for each read.
 
 >>> post_json("http://127.0.0.1:8000/v1/chat/completions", {"model": "m"}, {}, timeout=60, limit=2**20).status
 200

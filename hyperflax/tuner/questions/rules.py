@@ -1,8 +1,8 @@
 """The embedded extractor: reads sentences of the grammar in `relations/`, without a model and without a network.
 
-A text is plain prose, UTF-8. A sentence ends with a full stop, an exclamation or a question mark, before a space and a
-capital, a digit or a quotation mark (so "St. Louis" is two), or at a blank line. The first relation with a shape like the sentence reads it. A
-sentence that none reads is returned as unread: the extractor says so rather than guess.
+A text is plain prose, UTF-8. A sentence ends with a full stop, an exclamation or a question mark before
+a space and no small letter (so "St. Louis" is cut in two), or at a blank line. The first relation with a shape like the
+sentence reads it. A sentence that none reads is returned as unread: the extractor says so rather than guess.
 
 >>> Rules().facts(Text("towns", "Paris is the capital of France. It is old.")).unread
 ('It is old.',)
