@@ -53,8 +53,9 @@ class Fact(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits; statements that differ only in case, spaces or punctuation share them."""
-        return digest(normalise(self.statement))[:12]
+        """Twelve hexadecimal digits; statements that differ in case, spaces or the full stop share them."""
+        statement = unicodedata.normalize("NFKC", self.statement).casefold()
+        return digest(" ".join(statement.split()).rstrip(".!? "))[:12]
 
 
 class Pair(NamedTuple):

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from hyperflax.errors import DataError
 from hyperflax.files import atomic_directory, write_json
@@ -37,6 +38,7 @@ def generate(
     out: str | os.PathLike[str],
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Writes a data set; the folder appears whole or not at all.
 
@@ -46,6 +48,7 @@ def generate(
       out: a folder that does not exist or is empty; whether it is, is looked at before the first question is asked.
       seed: of the split, not negative.
       say: is told what was not read and what was left out.
+      progress: show a progress bar over the facts.
 
     Returns:
       what stands in `questions.json`.
@@ -60,7 +63,7 @@ def generate(
         facts, read = _read(texts, extractor, say)
         kept, pairs, left_out = {}, {split: [] for split in SPLITS}, []
         asked: dict[str, str] = {}
-        for fact_id, (fact, sources) in facts.items():
+        for fact_id, (fact, sources) in tqdm(facts.items(), unit="fact", disable=not progress):
             found = require_pairs(extractor.pairs(fact), fact)
             if clash := [pair for pair in found if pair.key in asked]:
                 left_out.append(fact.statement)

@@ -5,7 +5,7 @@ from hyperflax.tuner.questions.relation import Relation
 RELATIONS = (
     Relation(
         "number_of",
-        ("{subject} has {value:number} {thing}", "{subject} have {value:number} {thing}"),
+        ("{subject} has {value:number} {thing}",),
         (
             "How many {thing} does {subject} have?",
             "How many {thing} has {subject} got?",

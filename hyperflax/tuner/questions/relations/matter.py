@@ -157,7 +157,10 @@ RELATIONS = (
     ),
     Relation(
         "made_from",
-        ("{subject:common} is made from {value:list}", "{subject:common} is made of {value:list}"),
+        (
+            "{subject:common} is made from {value:list}",
+            "{subject:common} is made of {value:list}",
+        ),
         (
             "What is {subject} made from?",
             "From what do people make {subject}?",

@@ -11,7 +11,7 @@ RELATIONS = (
         ),
         (
             "How long does {subject} take to orbit {thing}?",
-            "How often does {subject} orbit {thing}?",
+            "How long until {subject} is round {thing} again?",
             "What is the orbital period of {subject}?",
             "In what time does {subject} go round {thing}?",
             "One orbit of {subject} takes how long?",
@@ -57,7 +57,7 @@ RELATIONS = (
             "At which place from the Sun is {subject}?",
             "What rank has {subject}, seen from the Sun?",
             "Name the place of {subject} among the planets.",
-            "How many steps from the Sun is {subject}?",
+            "Sorted by distance, {subject} is which planet?",
         ),
     ),
     Relation(

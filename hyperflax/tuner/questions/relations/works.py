@@ -148,7 +148,7 @@ RELATIONS = (
             "Which quantity is given in {subject}?",
             "{subject} tells how much of what?",
             "Of which quantity is {subject} the unit?",
-            "What do you know once you have {subject}?",
+            "{subject} is used to state what?",
         ),
     ),
     Relation(
@@ -163,10 +163,10 @@ RELATIONS = (
             "What is {subject} in full?",
             "Name what {subject} stands for.",
             "In full, {subject} is what?",
-            "What is behind the short form {subject}?",
-            "How do you read {subject} at full length?",
+            "What is behind {subject}?",
+            "How do you read {subject} out in full?",
             "What do people abbreviate as {subject}?",
-            "Which longer expression hides in {subject}?",
+            "How is {subject} to be understood?",
         ),
     ),
     Relation(
