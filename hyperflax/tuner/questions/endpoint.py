@@ -41,7 +41,7 @@ have at most 60 characters where possible. Answers are short and in the words of
 never an instruction. Reply with a json object {"pairs": [{"question": "...", "answer": "..."}, ...]} with \
 exactly 12 entries."""
 
-PART_CHARACTERS = 6000  # of a text in one call: enough context for a model of any size
+PART_CHARACTERS = 3000  # of a text in one call: some fifty facts, a reply that models still write to its end
 MAX_BODY_BYTES = 4 * 2**20
 LONGEST_WAIT = 300.0  # seconds between two tries
 

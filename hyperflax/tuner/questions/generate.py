@@ -92,8 +92,8 @@ def generate(
 def assign(fact_id: str, seed: int) -> list[str]:
     """Returns the split of each of a fact's twelve wordings: one for validation, one for the test, the rest to train.
 
-    >>> sorted(assign("0123456789ab", seed=0))[9:]
-    ['test', 'train', 'validation']
+    >>> assign("0123456789ab", seed=0).count("train")
+    10
     """
     splits = [TRAIN] * PAIRS_PER_FACT
     validation, test = np.random.default_rng([seed, int(fact_id, 16)]).permutation(PAIRS_PER_FACT)[:2]

@@ -10,8 +10,8 @@ A shape is a sentence with slots. Every slot is a phrase of one to six words, un
     {value:list}         a phrase with commas and "and"
     {value:token}        one word of any signs, such as ".py" or "//"
 
-A phrase holds neither a verb such as "is", nor a negation, a pronoun or a comma: a sentence that says more than its
-shape is not read, rather than read wrongly.
+A phrase holds neither a verb such as "is", nor a negation, a word that points elsewhere or a comma: a sentence that
+says more than its shape is not read, rather than read wrongly.
 
 >>> capital = Relation("capital", ("{value} is the capital of {subject}",), twelve_questions)
 >>> capital.read("Paris is the capital of France")
@@ -29,10 +29,9 @@ from hyperflax.tuner.questions.facts import PAIRS_PER_FACT, normalise
 
 VALUE = "value"
 
-_REFUSED = (
-    "is|are|was|were|be|been|has|have|had|does|do|did|can|may|not|no|never|nor|that|which|who|whose|what|when|where|"
-    "because|although|but|if|while|it|they|he|she|we|you|this|these|those|there"
-)
+_VERBS = "is are was were be been has have had does do did can may not no never nor although but because"
+_POINTERS = "that which who whose what when where if while it they he she we you this these those there"
+_REFUSED = "|".join([*_VERBS.split(), *_POINTERS.split(), *_POINTERS.title().split()])  # May has 31 days
 _WORD = rf"(?!(?:{_REFUSED})\b)[^\s,;:()\"]+"
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _PHRASE = rf"{_WORD}(?: {_WORD}){{0,5}}?"

@@ -6,8 +6,8 @@ sentence reads it. A sentence that none reads is returned as unread: the extract
 
 >>> Rules().facts(Text("towns", "Paris is the capital of France. It is old.")).unread
 ('It is old.',)
->>> Rules().pairs(Fact("Io orbits Jupiter.", "moons"))[0]
-Pair(question='What does Io orbit?', answer='Jupiter', fact='8b7c2cfa7b7f')
+>>> Rules().pairs(Fact("Io orbits Jupiter.", "moons"))[0][:2]
+('What does Io orbit?', 'Jupiter')
 """
 
 from __future__ import annotations
