@@ -45,9 +45,10 @@ MAY_IMPORT = {
     "checkpoints": BASE | {"", "data"},
     "evaluation": BASE | {"", "objectives", "data", "checkpoints"},
     "training": BASE | SIDE | {"", "objectives"},
+    "tuner": WORDS,
     "hypermodel": BASE | SIDE | {"", "objectives", "training"},
     "integrations": BASE | SIDE | {"", "objectives", "training", "hypermodel"},
-    "cli": BASE | SIDE | {"", "objectives", "training", "hypermodel", *JOBS},
+    "cli": BASE | SIDE | {"", "objectives", "training", "tuner", "hypermodel", *JOBS},
     **{job: BASE | SIDE | {"", "objectives", "training", "hypermodel"} for job in JOBS},
 }
 # The package's own doors: `import hyperflax` and `python -m hyperflax`.

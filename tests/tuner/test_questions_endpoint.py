@@ -199,7 +199,7 @@ def test_silence_and_trickling_end_at_the_deadline(server: StandIn, tmp_path: pa
 def test_no_server(tmp_path: pathlib.Path) -> None:
     with running() as stand_in:
         pass
-    with pytest.raises(DataError, match="expected an answer, got URLError .*refused.*given up after 3 calls"):
+    with pytest.raises(DataError, match=r"expected an answer, got URLError .*refused.*given up after 3 calls"):
         endpoint(stand_in, tmp_path).pairs(FACT)
 
 
@@ -249,7 +249,7 @@ def test_replies_of_another_model_or_text_are_not_taken(server: StandIn, tmp_pat
     ("content", "message"),
     [
         ('{"content": "{}"}', "a broken reply, expected a json object of the asked form"),
-        ('{"content": 3}', "expected a string, got int"),
+        ('{"content": 3}', "a broken reply, content: expected a string, got int"),
         ('{"content": ', "expected json"),
     ],
 )
@@ -289,7 +289,7 @@ def test_a_key_that_cannot_be_sent_is_not_shown(
     monkeypatch.delenv("A_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("A_KEY", key)
-    with pytest.raises(ConfigError, match="^endpoint: expected a key in the environment variable A_KEY, found none$"):
+    with pytest.raises(ConfigError, match=r"^endpoint: expected a key in the environment variable A_KEY, found none$"):
         endpoint(server, tmp_path, key_variable="A_KEY").pairs(FACT)
     assert server.requests == []
 
