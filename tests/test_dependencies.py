@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "data": BASE | {""},
     "checkpoints": BASE | {"", "data"},
     "evaluation": BASE | {"", "objectives", "data", "checkpoints"},
-    "tuner": BASE | {"data"},
+    "tuner": BASE | SIDE | {""},
     "training": BASE | SIDE | {"", "objectives"},
     "hypermodel": BASE | SIDE | {"", "objectives", "training"},
     "integrations": BASE | SIDE | {"", "objectives", "training", "hypermodel"},

@@ -14,6 +14,7 @@ DESCRIPTION = """Find the fine-tuning pipeline for a data set, learnt from earli
 
 COMMANDS = {
     "datasets": "write the tasks of a mixture as data sets: training, held-out and test examples",
+    "questions": "make a question-answer data set out of a text",
     "collect": "run many pipelines on many data sets and record them",
     "fit": "learn from recorded runs what a pipeline will score and cost",
     "recommend": "say which pipelines promise most for a data set, without running any",

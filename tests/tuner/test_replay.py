@@ -156,7 +156,7 @@ def test_the_published_tables(data_dir, tmp_path):
     (tmp_path / "peft.jsonl").write_bytes(lzma.decompress(packed.read_bytes()))
     peft = peft_comparison(tmp_path / "peft.jsonl")
     assert peft.scores.shape == (63, 20)
-    assert 0 < np.nanmin(peft.final) < np.nanmax(peft.final) < 1
+    assert 0 <= np.nanmin(peft.final) < np.nanmax(peft.final) == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_line_that_is_no_run_is_refused(tmp_path):
