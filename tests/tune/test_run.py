@@ -1,0 +1,190 @@
+"""The tuner at work on a small task: budget, folder, report, and a kill in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import hyperflax.tune.run as module
+from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.cli.tune_run import parse_time
+from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.tune.bench import Bench
+from hyperflax.tune.report import incumbents, pareto
+from hyperflax.tune.run import make_pool, recommend, run
+from hyperflax.tuner import table
+from hyperflax.tuner.history import History, Trial
+from hyperflax.tuner.pipeline import Pipeline, default_pipeline
+from hyperflax.tuner.recommender import Recommender
+from hyperflax.tuner.recorded import from_runs
+from hyperflax.tuner.surrogates import DeepKernelGP, MLPCost
+from tests.finetuning.micro_model import micro_model
+from tests.tune.test_collect import data_set
+
+POOL = [
+    Pipeline(method="as_generated"),
+    dataclasses.replace(default_pipeline(), epochs=8, learning_rate=0.02, batch_size=8),
+]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return Bench(micro_model())
+
+
+@pytest.fixture(autouse=True)
+def small_pool(monkeypatch):
+    monkeypatch.setattr(module, "make_pool", lambda *arguments, **names: list(POOL))
+
+
+def tune(bench, out, **given):
+    return run(bench, data_set("first"), None, out=out, **{"budget": 1e6, "seed": 1, **given})
+
+
+def trials(folder):
+    history = History.from_json(json.loads((folder / "tune.json").read_text())["history"], "here")
+    return [(seen.pipeline, seen.fidelity, seen.score) for seen in history.observations]
+
+
+@pytest.fixture(scope="module")
+def unbroken(bench, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_pool", lambda *arguments, **names: list(POOL))
+        report = tune(bench, out)
+    return out, report
+
+
+def test_a_run_writes_adapter_table_and_report(bench, unbroken):
+    out, report = unbroken
+    assert report["parts"] == 16
+    assert report["incumbent"]["validation_score"] == max(score for _, _, score in trials(out))
+    runs = table.read(out / "runs")
+    assert {one.pipeline.id for one in runs} == {one.id for one in POOL}
+    adapter = load_adapter(out)
+    assert bench.score(data_set("first"), "test", adapter)[0] == pytest.approx(report["incumbent"]["test_score"])
+    best = next(one for one in runs if one.pipeline.to_json() == report["incumbent"]["pipeline"])
+    assert best.test_score == report["test"]["tuned"]
+    text = (out / "report.md").read_text()
+    assert f"{report['test']['tuned']:.3f}" in text
+    assert (out / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(bench, unbroken, tmp_path, monkeypatch):
+    """Killed once between two parts, and once after a part was saved and before it was written down."""
+    out = tmp_path / "run"
+    parts = []
+    carry_out, save = module.Session.carry_out, module.Session._save
+
+    def killed_between(self, trial):
+        if len(parts) == 5:
+            raise KeyboardInterrupt
+        parts.append(trial)
+        carry_out(self, trial)
+
+    def killed_before_writing(self):
+        if len(self.history.observations) == 11:
+            raise KeyboardInterrupt
+        save(self)
+
+    for name, killer in (("carry_out", killed_between), ("_save", killed_before_writing)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module.Session, name, killer)
+            with pytest.raises(KeyboardInterrupt):
+                tune(bench, out)
+    report = tune(bench, out)
+    assert trials(out) == trials(unbroken[0])
+    assert report["test"] == unbroken[1]["test"]
+    for ours, theirs in zip(_leaves(out), _leaves(unbroken[0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _leaves(folder):
+    import jax
+
+    return jax.tree.leaves(load_adapter(folder).tree)
+
+
+def test_the_budget_ends_a_run(bench, tmp_path):
+    report = tune(bench, tmp_path / "run", budget=1e-9)
+    assert report["parts"] == 1
+    with pytest.raises(ConfigError, match="expected a positive number of seconds"):
+        tune(bench, tmp_path / "other", budget=0)
+
+
+def test_other_arguments_and_foreign_folders_are_refused(bench, unbroken, tmp_path):
+    with pytest.raises(CheckpointError, match="holds a run with another seed"):
+        tune(bench, unbroken[0], seed=2)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="found something else"):
+        tune(bench, tmp_path)
+
+
+def test_a_part_that_breaks_down_ends_its_pipeline(bench, tmp_path, monkeypatch):
+    import jax
+
+    advance = module.Group.advance
+
+    def no_memory(self):
+        if self.pipelines[0].method == "tune" and len(self.parts) == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return advance(self)
+
+    monkeypatch.setattr(module.Group, "advance", no_memory)
+    tune(bench, tmp_path / "run")
+    seen = trials(tmp_path / "run")
+    assert [part for part in seen if part[0] == 1][-1] == (1, 3, None)
+    rows = {one.pipeline.method: one for one in table.read(tmp_path / "run" / "runs")}
+    assert (rows["tune"].status, rows["as_generated"].status) == ("out_of_memory", "completed")
+
+
+def test_pools_hold_what_the_model_can_run(bench, monkeypatch):
+    monkeypatch.undo()
+    pool = make_pool(bench, None, size=12, seed=0)
+    assert len(pool) == 12
+    assert pool[0].method == "as_generated"
+    assert pool[1] == default_pipeline()
+    for pipeline in pool:
+        bench.space.check(pipeline)
+
+
+def test_a_recommender_from_recorded_runs_chooses_and_recommends(bench, unbroken, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    recorded = from_runs(table.read(unbroken[0] / "runs"), bench.space)
+    surrogates = {"performance": DeepKernelGP(steps=5), "cost": MLPCost(steps=5)}
+    learnt = Recommender.fit(recorded, POOL, **surrogates)
+    learnt.save(tmp_path / "tuner")
+    again = Recommender.load(tmp_path / "tuner")
+    assert again.pool == tuple(POOL)
+    data = data_set("second", 1)
+    found = recommend(bench, data, again, count=3)
+    assert found == recommend(bench, data, learnt, count=3)
+    assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
+    assert all(one["std"] > 0 and one["seconds"] > 0 for one in found)
+    for mode in ("transfer", "condition", "refit"):
+        surrogate = learnt.on(bench.space.encode(POOL), bench.facts(data).meta)
+        history = History(size=2).asked(Trial(0, 1)).told(Trial(0, 1), seconds=1.0, score=0.25)
+        mean, std, seconds = surrogate.predict(history, [Trial(0, 2), Trial(1, 1)], mode)
+        assert mean.shape == std.shape == seconds.shape == (2,)
+        assert np.all(std > 0)
+        assert np.all(seconds > 0)
+
+
+def test_incumbents_and_the_pareto_front_by_hand():
+    history = History(size=3, fidelities=2)
+    for trial, seconds, score in ((Trial(0, 1), 1.0, 0.3), (Trial(1, 1), 4.0, 0.2), (Trial(2, 1), 5.0, 0.6)):
+        history = history.asked(trial).told(trial, seconds=seconds, score=score)
+    seconds, scores = incumbents(history)
+    np.testing.assert_allclose(seconds, [1, 5, 10])
+    np.testing.assert_allclose(scores, [0.3, 0.3, 0.6])
+    assert pareto(history) == [0, 2]
+
+
+def test_budgets_are_read():
+    assert [parse_time(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
+    for text in ("30", "m", "-1m", "0s", "1d"):
+        with pytest.raises(ConfigError, match="--budget: expected a number with s, m or h"):
+            parse_time(text)
