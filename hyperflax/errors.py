@@ -27,6 +27,10 @@ class DataError(HyperflaxError):
     """Bad examples: a missing file, a broken line, a task with too few examples, an over-long example."""
 
 
+class SurrogateError(HyperflaxError):
+    """A tuner's surrogate whose numbers broke down: training that diverged, a covariance that cannot be decomposed."""
+
+
 class MissingExtraError(HyperflaxError, ImportError):
     """An optional dependency is absent; the message holds the pip command that brings it, or other advice."""
 

@@ -2,9 +2,9 @@
 
     types/errors/trees <- adapters <- models <- hypernets <- objectives <- training <- cli
 
-`data`, `checkpoints` and `evaluation` look down, never up to training or the command line. `integrations` look at
-everything but the jobs, and nobody looks at them. Imports inside functions count like those at the top of a file: they
-delay the cost, not the dependency.
+`data`, `checkpoints`, `evaluation` and `tuner` look down, never up to training or the command line. `integrations` look
+at everything but the jobs, and nobody looks at them. Imports inside functions count like those at the top of a file:
+they delay the cost, not the dependency.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "evaluation": BASE | {"", "objectives", "data", "checkpoints"},
     "tuner": BASE | SIDE | {""},
     "training": BASE | SIDE | {"", "objectives"},
+    "tuner": BASE | SIDE | {"", "objectives"},
     "hypermodel": BASE | SIDE | {"", "objectives", "training"},
     "integrations": BASE | SIDE | {"", "objectives", "training", "hypermodel"},
     "tune": BASE | SIDE | {"", "objectives", "training", "hypermodel", "finetune", "tuner"},

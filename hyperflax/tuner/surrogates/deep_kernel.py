@@ -1,0 +1,236 @@
+"""Performance: a Gaussian process on features that a small network makes of pipeline, partial curve and meta-features.
+
+    settings [n, p + 2 m + 1] ---------------------+
+    curve [n, t] -> 2 convolutions -> mean [n, c] -+-> MLP -> features [n, d] -> exact GP -> (mean, std)
+    last score, share of fidelities run [n, 2] ----+
+
+Deep kernel learning (Wilson et al. 2016, arXiv 1511.02222) as Quick-Tune uses it (Arango et al. 2024, arXiv 2306.03828,
+section 3, where the surrogate conditions on pipeline, partial curve and meta-features), with no refitting on the new
+task in Strangmann et al. 2024 (arXiv 2411.01195). Network and kernel are trained together by Adam on
+
+    -1/rows * log p(scores of a minibatch of rows),        exact within the minibatch,
+
+since all rows of a table do not fit into one decomposition. A prediction conditions on `kept` rows of the table, drawn
+by the seed in equal shares per task (`features.representative`), followed by the new task's own observations, all of
+them. `kept` is 384 so that with 128 observations of the task the covariance is still 512 x 512, a power of two.
+
+The prior mean is the table's mean score. `refit` maximises the joint likelihood of the kept rows and the task's
+observations, so that the earlier tasks are not forgotten.
+
+>>> surrogate = DeepKernelGP()
+>>> fitted = surrogate.fit(table, scores, seed=0)
+>>> mean, std = surrogate.predict(surrogate.condition(fitted, observed, observed_scores), candidates)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hyperflax.errors import ConfigError, SurrogateError
+from hyperflax.tuner.surrogates import exact_gp
+from hyperflax.tuner.surrogates.exact_gp import KERNELS, KernelName, pad, padded_size, row_mask
+from hyperflax.tuner.surrogates.features import Scaling, representative
+from hyperflax.tuner.surrogates.minimise import Schedule, minimise, require_count
+from hyperflax.tuner.surrogates.protocol import Fitted, Queries, table_of
+from hyperflax.types import Array, PyTree
+
+NOISE_FLOOR = 1e-4
+"""Least noise variance, in squared standard deviations of the table's scores: keeps float32 decompositions sound."""
+
+BLOCK = 1024
+"""Most queries that are answered at once."""
+
+
+class Extractor(nn.Module):
+    """Rows to GP features.
+
+    Attributes:
+      hidden: widths of the MLP.
+      features: d, the width of what comes out.
+      channels: c, of the convolutions along the curve; each sees a fidelity and its two neighbours.
+    """
+
+    hidden: tuple[int, ...]
+    features: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, inputs: Mapping[str, Array]) -> Array:
+        """Returns [n, d] for `settings` [n, p + 2 m + 1], `scores` and `seen` [n, t], `summary` [n, 2]."""
+        seen = inputs["seen"][..., None]
+        curve = jnp.concatenate([inputs["scores"][..., None], seen], axis=-1)
+        for name in ("curve_0", "curve_1"):
+            curve = seen * nn.silu(nn.Conv(self.channels, kernel_size=(3,), name=name)(curve))
+        curve = jnp.sum(curve, axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1.0)
+        x = jnp.concatenate([inputs["settings"], inputs["summary"], curve], axis=-1)
+        for number, width in enumerate(self.hidden):
+            x = nn.silu(nn.Dense(width, name=f"hidden_{number}")(x))
+        return nn.Dense(self.features, name="features")(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepKernelGP:
+    """A performance surrogate; see the module.
+
+    Attributes:
+      hidden, features, channels: of the extractor.
+      kernel: on the features: "matern52" or "rbf", with a length-scale per feature.
+      kept: most rows of the table that predictions condition on.
+      rows: of a minibatch.
+      steps, learning_rate: of `fit`.
+      refit_steps, refit_learning_rate: of `refit`.
+    """
+
+    hidden: tuple[int, ...] = (64, 64)
+    features: int = 8
+    channels: int = 8
+    kernel: KernelName = "matern52"
+    kept: int = 384
+    rows: int = 512
+    steps: int = 1000
+    learning_rate: float = 3e-3
+    refit_steps: int = 50
+    refit_learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("features", "channels", "kept", "rows"):
+            require_count(f"DeepKernelGP.{name}", getattr(self, name))
+        for width in self.hidden:
+            require_count("DeepKernelGP.hidden", width)
+        if self.kernel not in KERNELS:
+            raise ConfigError(f"DeepKernelGP.kernel: expected one of {sorted(KERNELS)}, got {self.kernel!r}")
+        Schedule(self.steps, self.learning_rate), Schedule(self.refit_steps, self.refit_learning_rate)
+
+    @property
+    def extractor(self) -> Extractor:
+        return Extractor(self.hidden, self.features, self.channels)
+
+    def fit(self, queries: Queries, scores: np.ndarray, seed: int) -> Fitted:
+        """Returns what is learnt from a table: n queries and their scores [n]; see the protocol.
+
+        Raises:
+          DataError: an empty table, or scores that are not finite.
+          SurrogateError: the training diverged.
+        """
+        table = table_of(queries, scores)
+        scaling = Scaling.of(queries, table.values)
+        inputs = _inputs(scaling, queries)
+        params = minimise(
+            self,
+            _start(self, seed, _first(inputs)),
+            {"inputs": inputs, "targets": scaling.scaled(table.values)},
+            Schedule(self.steps, self.learning_rate),
+            rows=self.rows,
+            seed=seed,
+        )
+        return Fitted(params, scaling, representative(table, self.kept, seed), table.take(slice(0)))
+
+    def condition(self, fitted: Fitted, queries: Queries, scores: np.ndarray) -> Fitted:
+        """Returns the posterior given further observations of the new task; no parameter changes."""
+        return fitted.observe(queries, scores)
+
+    def refit(self, fitted: Fitted, queries: Queries, scores: np.ndarray, seed: int) -> Fitted:
+        """Returns what `condition` does, after training further on the kept rows and the task's observations.
+
+        Raises:
+          SurrogateError: the training diverged.
+        """
+        fitted = self.condition(fitted, queries, scores)
+        known = fitted.known
+        data = {"inputs": _inputs(fitted.scaling, known.queries), "targets": fitted.scaling.scaled(known.values)}
+        schedule = Schedule(self.refit_steps, self.refit_learning_rate)
+        params = minimise(self, fitted.params, data, schedule, rows=len(known), seed=seed)
+        return dataclasses.replace(fitted, params=params)
+
+    def predict(self, fitted: Fitted, queries: Queries) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (mean [n], std [n]) of the scores, observation noise included.
+
+        Raises:
+          DataError: queries of other sizes than the table's.
+          SurrogateError: the covariance could not be decomposed, whatever the jitter.
+        """
+        fitted.require_sizes(queries)
+        if not len(queries):
+            return np.zeros(0), np.zeros(0)
+        known, scaling = fitted.known, fitted.scaling
+        size = padded_size(len(known))
+        given = jax.tree.map(lambda array: pad(array, size), _inputs(scaling, known.queries))
+        targets, mask = pad(scaling.scaled(known.values), size), row_mask(len(known), size)
+        parts = []
+        for first in range(0, len(queries), BLOCK):
+            asked = _inputs(scaling, queries.take(slice(first, first + BLOCK)))
+            rows = len(asked["settings"])
+            asked = jax.tree.map(lambda array, rows=rows: pad(array, padded_size(rows)), asked)
+            mean, variance = self._posterior(fitted.params, given, targets, mask, asked)
+            parts.append((mean[:rows], variance[:rows]))
+        mean, variance = (np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True))
+        return scaling.value_mean + scaling.value_std * mean, scaling.value_std * np.sqrt(variance)
+
+    def loss(self, params: PyTree, batch: Mapping[str, PyTree], mask: Array) -> Array:
+        """Returns minus the log marginal likelihood per row, in nats of standardised scores."""
+        features = self.extractor.apply({"params": params["extractor"]}, batch["inputs"])
+        likelihood = exact_gp.log_marginal_likelihood(
+            hyper_of(params), features, batch["targets"], mask, kernel=self.kernel
+        )
+        return -likelihood / jnp.sum(mask)
+
+    def check(self, fitted: Fitted) -> None:
+        """Raises DataError unless these parameters are of this surrogate: names, shapes, finite numbers."""
+        inputs = _first(_inputs(fitted.scaling, fitted.kept.queries))
+        fitted.require_params(jax.eval_shape(lambda: _start(self, 0, inputs)))
+
+    def _posterior(self, params, given, targets, mask, asked) -> tuple[np.ndarray, np.ndarray]:
+        for jitter in exact_gp.JITTERS:
+            mean, variance = map(np.asarray, _predict(self, params, given, targets, mask, asked, jitter))
+            if np.all(np.isfinite(mean)) and np.all(np.isfinite(variance)):
+                return mean, variance
+        raise SurrogateError(
+            f"DeepKernelGP: the covariance of {int(mask.sum())} observations is not positive definite in float32; "
+            f"expected it to be with {exact_gp.JITTERS[-1]} of the signal's variance added to its diagonal"
+        )
+
+
+def hyper_of(params: PyTree) -> exact_gp.Hyper:
+    """Returns the kernel's positive numbers; the parameters are their logarithms."""
+    kernel = params["kernel"]
+    return {
+        "lengthscales": jnp.exp(kernel["log_lengthscales"]),
+        "signal": jnp.exp(kernel["log_signal"]),
+        "noise": NOISE_FLOOR + jnp.exp(kernel["log_noise"]),
+    }
+
+
+def _inputs(scaling: Scaling, queries: Queries) -> dict[str, np.ndarray]:
+    return {"settings": scaling.settings(queries), **scaling.curves(queries)}
+
+
+@functools.partial(jax.jit, static_argnames="surrogate")
+def _start(surrogate: DeepKernelGP, seed: Array, inputs: Mapping[str, Array]) -> PyTree:
+    kernel = {
+        # Distances between unit-normal features are about sqrt(2 d): neighbours correlate from the start.
+        "log_lengthscales": jnp.full(surrogate.features, 0.5 * math.log(surrogate.features)),
+        "log_signal": jnp.zeros(()),
+        "log_noise": jnp.asarray(math.log(0.1)),
+    }
+    return {"extractor": surrogate.extractor.init(jax.random.key(seed), inputs)["params"], "kernel": kernel}
+
+
+def _first(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array[:1] for name, array in inputs.items()}
+
+
+@functools.partial(jax.jit, static_argnames="surrogate")
+def _predict(surrogate: DeepKernelGP, params, given, targets, mask, asked, jitter):
+    extractor, hyper = surrogate.extractor, hyper_of(params)
+    features, new = (extractor.apply({"params": params["extractor"]}, inputs) for inputs in (given, asked))
+    mean, variance = exact_gp.posterior(hyper, features, targets, mask, new, kernel=surrogate.kernel, jitter=jitter)
+    return mean, variance + hyper["noise"]
