@@ -46,7 +46,6 @@ MAY_IMPORT = {
     "evaluation": BASE | {"", "objectives", "data", "checkpoints"},
     "tuner": BASE | SIDE | {""},
     "training": BASE | SIDE | {"", "objectives"},
-    "tuner": BASE | SIDE | {"", "objectives"},
     "hypermodel": BASE | SIDE | {"", "objectives", "training"},
     "integrations": BASE | SIDE | {"", "objectives", "training", "hypermodel"},
     "tune": BASE | SIDE | {"", "objectives", "training", "hypermodel", "finetune", "tuner"},

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import shutil
 import tempfile
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,14 +135,14 @@ class _DEHB(Package):
             import dehb
         except ImportError as error:
             raise MissingExtraError("dehb", EXTRA) from error
-        self._folder = tempfile.TemporaryDirectory()  # it wants to write a log
+        folder = _scratch(self)  # it wants to write a log
         self._dehb = dehb.DEHB(
             dimensions=columns,
             min_fidelity=1,
             max_fidelity=fidelities,
             n_workers=1,
             seed=seed,
-            output_path=self._folder.name,
+            output_path=folder,
             log_level="ERROR",
         )
 
@@ -160,11 +162,11 @@ class _SMAC(Package):
             from ConfigSpace import ConfigurationSpace, Float
         except ImportError as error:
             raise MissingExtraError("smac", EXTRA) from error
-        self._fidelities, self._folder = fidelities, tempfile.TemporaryDirectory()
+        self._fidelities = fidelities
         self._space = ConfigurationSpace(seed=seed)
         self._space.add(*(Float(f"x{number:04d}", (0.0, 1.0)) for number in range(columns)))
         scenario = smac.Scenario(
-            self._space, n_trials=10_000, seed=seed, deterministic=True, output_directory=self._folder.name
+            self._space, n_trials=10_000, seed=seed, deterministic=True, output_directory=_scratch(self)
         )
         design = smac.HyperparameterOptimizationFacade.get_initial_design(scenario, n_configs=8)
         self._smac = smac.HyperparameterOptimizationFacade(
@@ -181,3 +183,10 @@ class _SMAC(Package):
         del point  # what it asked for is what it is told of: the nearest pipeline is a noisy look at the point
         value = smac.runhistory.TrialValue(cost=loss, time=seconds)
         self._smac.tell(proposal.ticket, value, save=False)
+
+
+def _scratch(owner: Package) -> str:
+    """A folder that goes when its owner does."""
+    folder = tempfile.mkdtemp(prefix="hyperflax-")
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    return folder
