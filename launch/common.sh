@@ -149,7 +149,7 @@ gather_gin_files() {
   local_files=() flags=()
   for file in "${gin_files[@]}"; do
     if [[ -f $file ]]; then
-      base=$(basename "$file")
+      base=${file##*/}
       [[ $taken != *"|$base|"* ]] || fail "--gin_file: two files are named '$base'"
       taken+="$base|"
       # With a folder before it, no name is taken for an option or for another host's.
@@ -174,7 +174,7 @@ build_wheel() {
 # Prints what installs the wheel on a host, as a shell command.
 install_command() {
   printf '%s' "cd $folder && $(quoted "$python") -m venv .venv && .venv/bin/python -m pip install --quiet" \
-    " --constraint core.lock $(quoted "./$(basename "$wheel")[$extras]")"
+    " --constraint core.lock $(quoted "./${wheel##*/}[$extras]")"
 }
 
 # Prints what runs the job on a host, as a shell command: host_command LAUNCH FLAG...
