@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 BIN = pathlib.Path(__file__).with_name("bin")
 
-TIMEOUT = 300  # seconds; none of them takes more than a few
+TIMEOUT = 1800  # seconds; on an idle machine the longest of them takes half a minute
 
 # Values that a shell, gin or scp would take apart if it got the chance.
 HOSTILE = ("'gs://bucket/a b'", "['it''s', \"$HOME\"]", "`id`", "$(id)", "a;b|c>d&", "\\n'\"'", "*", "--x={'y': 1}")
@@ -40,7 +41,11 @@ class World:
     def run(self, launcher: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Runs a launcher to its end."""
         process = self.start(launcher, *arguments, **environment)
-        out, error = process.communicate(timeout=TIMEOUT)
+        try:
+            out, error = process.communicate(timeout=TIMEOUT)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         return subprocess.CompletedProcess(arguments, process.returncode, out, error)
 
     def plan(self, host: str, *ends: str | int) -> None:
