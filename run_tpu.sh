@@ -42,7 +42,7 @@ A run on a slice of four hosts, overriding two macros:
 
   ./run_tpu.sh --name my-v4-32 --zone us-central2-b --create --accelerator_type v4-32 \
       --runtime_version tpu-ubuntu2204-base --spot --setup 'sudo mount 10.0.0.2:/runs /mnt' \
-      --gin_file hyperflax_gin_configs/runs/strings_base.gin --gin.MODEL_DIR=/mnt/run1 --gin.TRAIN_STEPS=20000
+      --gin_file my_run.gin --gin.MODEL_DIR=/mnt/run1 --gin.TRAIN_STEPS=20000
 
 Metrics and checkpoints go to MODEL_DIR; each host's output goes to this terminal, to FOLDER/run.log on that host, and at
 the end to the folder --logs. It ends with 0 or with the run's exit code; docs/launch.md explains them.

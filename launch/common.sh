@@ -9,13 +9,13 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables of the launchers
 
 program=$(basename "$0")
-run_options=(gin_file gin_search_paths module command)
+run_options=(gin_file gin_search_paths module command env)
 install_options=(python setup extras folder wheel)
 restart_options=(max_restarts backoff_seconds logs)
 command=train python=python3.11 setup="" extras="" folder=hyperflax-run wheel=""
 max_restarts=100 backoff_seconds=30 logs=hyperflax-logs
 dry_run=false skip_install=false reached=false
-gin_files=() arguments=()
+gin_files=() arguments=() environment=()
 
 run_usage() {
   cat <<'USAGE'
@@ -25,6 +25,7 @@ the run
   --gin_search_paths P    folders in which the hosts look for gin files
   --module MODULE         module of your own to import there, for its tasks; repeat it
   --command COMMAND       train (default), evaluate or infer
+  --env NAME=VALUE        environment variable of the run; repeat it
 USAGE
 }
 
@@ -126,6 +127,10 @@ parse_options() {
 set_option() {
   case $1 in
     gin_file) gin_files+=("$2") ;;
+    env)
+      [[ $2 =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env: expected NAME=VALUE, got '$2'"
+      environment+=("$2")
+      ;;
     create_flag) create_flags+=("$2") ;;
     gin_search_paths | module) arguments+=("--$1=$2") ;;
     *) printf -v "$1" %s "$2" ;;
@@ -177,11 +182,18 @@ install_command() {
     " --constraint core.lock $(quoted "./${wheel##*/}[$extras]")"
 }
 
+# Prints the job's command line: job PYTHON FLAG...
+job() {
+  local interpreter=$1
+  shift
+  quoted ${environment[@]+env "${environment[@]}"} "$interpreter" -m "hyperflax.$command" "${flags[@]}" "$@"
+}
+
 # Prints what runs the job on a host, as a shell command: host_command LAUNCH FLAG...
 host_command() {
   local launch=$1
   shift
-  printf '%s' "cd $folder && bash host.sh $launch .venv/bin/python -m hyperflax.$command $(quoted "${flags[@]}" "$@")"
+  printf '%s' "cd $folder && bash host.sh $launch $(job .venv/bin/python "$@")"
 }
 
 # The codes that ask for another attempt, wherever the run is; see hyperflax/cli/exit_codes.py. ssh itself says 255.

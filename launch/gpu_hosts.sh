@@ -27,7 +27,7 @@ USAGE
 
 A run on two hosts:
 
-  launch/gpu_hosts.sh --hosts gpu0,gpu1 --gin_file hyperflax_gin_configs/runs/strings_base.gin --gin.MODEL_DIR=/share/run1
+  launch/gpu_hosts.sh --hosts gpu0,gpu1 --gin_file my_run.gin --gin.MODEL_DIR=/share/run1
 
 Metrics and checkpoints go to MODEL_DIR; each host's output goes to this terminal, to FOLDER/run.log on that host, and at
 the end to the folder --logs. It ends with 0 or with the run's exit code; docs/launch.md explains them.

@@ -45,7 +45,7 @@ restarts and logs
 A run on four nodes of eight GPUs:
 
   sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 launch/slurm.sh \
-      --gin_file hyperflax_gin_configs/runs/strings_base.gin --gin.MODEL_DIR=/share/run1
+      --gin_file my_run.gin --gin.MODEL_DIR=/share/run1
 
 The job ends with 0 or with the run's exit code; docs/launch.md explains them.
 USAGE
@@ -61,7 +61,7 @@ flags=()
 for file in "${gin_files[@]}"; do flags+=("--gin_file=$file"); done
 flags+=(--multiprocess ${arguments[@]+"${arguments[@]}"})
 to=$logs/${SLURM_JOB_ID:-JOB}
-task="${setup:+$setup && }exec $(quoted "$python" -m "hyperflax.$command" "${flags[@]}")"
+task="${setup:+$setup && }exec $(job "$python")"
 step=(srun --ntasks-per-node=1 "--output=$to/node-%n.log" --open-mode=append bash -c "$task")
 
 if $dry_run; then

@@ -86,7 +86,12 @@ def test_ctrl_c_leaves_the_hosts_running_and_nothing_here(hosts: World):
 
 def test_a_dry_run_prints_each_command_and_runs_none(hosts: World):
     done = hosts.run(
-        "launch/gpu_hosts.sh", "--hosts=gpu0,me@gpu1", "--gin_file=f", f"--gin.X={HOSTILE[1]}", "--dry_run"
+        "launch/gpu_hosts.sh",
+        "--hosts=gpu0,me@gpu1",
+        "--gin_file=f",
+        f"--gin.X={HOSTILE[1]}",
+        "--env=A=x 'y'",
+        "--dry_run",
     )
     assert done.returncode == 0, done.stderr
     assert not hosts.lines("calls")
@@ -101,6 +106,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(hosts: World):
         "scp",
     ]
     assert shlex.split(commands[10][-1])[6:] == [
+        *("env", "A=x 'y'"),
         *(".venv/bin/python", "-m", "hyperflax.train", "--gin_file=f", "--multiprocess", f"--gin.X={HOSTILE[1]}"),
         *("--coordinator_address=gpu0:12321", "--process_count=2", "--process_index=1"),
     ]
@@ -112,6 +118,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(hosts: World):
         (["--gin_file=f"], "--hosts is missing"),
         (["--hosts=a,-b", "--gin_file=f"], "expected names with commas between them, got 'a,-b'"),
         (["--hosts=a"], "--gin_file is missing"),
+        (["--hosts=a", "--gin_file=f", "--env=1=a"], "--env: expected NAME=VALUE, got '1=a'"),
         (["--hosts=a", "--zone=z", "--gin_file=f"], "unknown option '--zone'"),
     ],
 )
