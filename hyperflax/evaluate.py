@@ -3,7 +3,8 @@
 >>> report = evaluate(model=hyperflax.load("strings"), source=source("held_out"), out="reports/strings")
 >>> report["conditions"]["generated"]["mean"]
 
-`evaluate_suite` does it for a benchmark by the benchmark's own rules.
+`evaluate_suite` does it for a benchmark by the benchmark's own rules. On several hosts (`--multiprocess`) the batches
+of tasks are shared out, `out` is a folder that all hosts see, and the first one writes the report.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from hyperflax.evaluation.report import write_report
 from hyperflax.evaluation.runner import Condition, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.suite import Suite, suite_report
 from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel
+from hyperflax.processes import Processes
 
 
 def evaluate(
@@ -79,7 +81,7 @@ def evaluate(
     Returns:
       the report, see `hyperflax.evaluation.schema`.
     """
-    began = time.monotonic()
+    began, processes = time.monotonic(), Processes.running()
     episodes = model.config.episodes
     episodes = episodes if shots is None else episodes.replace(shots=shots, min_shots=None)
 
@@ -123,14 +125,16 @@ def evaluate(
         out=out,
         config=config,
         progress=progress,
+        processes=processes,
     )
     figures = None
     if "generated" in table.scores:
         # The positives that come with a task are one support; there is no other to compare it with.
         figures = runnable.adapter_figures(held_out_tasks(1) if support == "examples" else None)
     report = table.report(run_info(config, seconds=time.monotonic() - began), adapters=figures)
-    write_report(report, out)
-    write_plots(report, out)
+    if processes.first:
+        write_report(report, out)
+        write_plots(report, out)
     return report
 
 
@@ -179,7 +183,7 @@ def evaluate_suite(
       DataError: `trained_on` holds a task or an example of the suite, or the model's own record of its training tasks
         such a task; fewer than two tasks can be evaluated.
     """
-    began = time.monotonic()
+    began, processes = time.monotonic(), Processes.running()
     episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
     episodes = episodes if shots is None else episodes.replace(shots=shots)
     source_of_support = support or suite.support
@@ -245,6 +249,7 @@ def evaluate_suite(
             out=out,
             config={**config, "run": name},
             progress=progress,
+            processes=processes,
         )
     report = suite_report(
         suite,
@@ -253,8 +258,9 @@ def evaluate_suite(
         missing=_missing(suite, runs, config, episodes.shots),
         checked_against=list(trained_on or {}),
     )
-    write_report(report, out)
-    write_plots(report, out)
+    if processes.first:
+        write_report(report, out)
+        write_plots(report, out)
     return report
 
 

@@ -1,4 +1,8 @@
-"""Inference jobs: `python -m hyperflax.infer --gin_file=F`, or `hyperflax predict` for the common case."""
+"""Inference jobs: `python -m hyperflax.infer --gin_file=F`, or `hyperflax predict` for the common case.
+
+On several hosts (`--multiprocess`) each answers a part of the file, in order, and writes `OUT-00000-of-00002` and so
+on: one after the other they are what a single host writes.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.data.jsonl import read_inputs
 from hyperflax.files import atomic_file
 from hyperflax.hypermodel import ROWS, Hypermodel
+from hyperflax.processes import Processes
 
 
 def infer(
@@ -23,19 +28,24 @@ def infer(
     Args:
       model: with its base model.
       inputs: jsonl file.
-      out: jsonl file; it appears when it is complete.
+      out: jsonl file; it appears when it is complete. One of several processes writes its shard of it.
       adapter: adapter directory; None runs the bare model.
       max_length: most tokens of a prediction.
 
     Raises:
       DataError: a broken line or an input that is too long, with file and line.
       AdapterError: the adapter belongs to another base model.
+
+    Returns:
+      the file written by this process.
     """
-    texts = list(read_inputs(inputs))
-    with atomic_file(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for row in predictions(model, tqdm(texts, unit="input"), adapter, max_length):
+    processes = Processes.running()
+    texts, shard = list(read_inputs(inputs)), processes.shard(out)
+    shown = tqdm(texts[processes.part(len(texts))], unit="input", disable=not processes.first)
+    with atomic_file(shard) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row in predictions(model, shown, adapter, max_length):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return pathlib.Path(out)
+    return shard
 
 
 def predictions(

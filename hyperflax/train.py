@@ -3,7 +3,7 @@
 A run file binds the arguments of `train`. What is trained is one of three: `PlainT5`, a T5 that learns from (inputs,
 targets) pairs; `HypernetworkOf`, a hypernetwork that learns to write adapters for a frozen T5; `SharedAdapter`, one
 adapter for all tasks. All go through the same loop and leave a directory `MODEL_DIR/model` that the next job,
-`hyperflax.load` or `hyperflax adapt` takes.
+`hyperflax.load` or `hyperflax adapt` takes. On several hosts MODEL_DIR lies on a disk that they share.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from hyperflax import trees
 from hyperflax.adapters.kinds import check_base as check_spec
@@ -37,6 +38,7 @@ from hyperflax.models.t5 import T5
 from hyperflax.objectives.episode import HypermodelObjective
 from hyperflax.objectives.language_model import T5Objective
 from hyperflax.objectives.protocol import Objective
+from hyperflax.processes import Processes
 from hyperflax.training import loop
 from hyperflax.training.evaluate import loss_evaluator
 from hyperflax.training.optimizers import Transformation
@@ -322,13 +324,23 @@ def train(
         **options,
     )
     directory = pathlib.Path(model_dir) / EXPORT
-    params = jax.tree.map(np.asarray, jax.device_get(state.params))
+    params = _on_host(state.params)
     results = {"steps": int(state.step), **latest}
     # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
     names = task_names(batches)
     provenance = {TRAINING_TASKS: name_digests(names)} if len(names) <= RECORDED_TASKS else {}
-    model.export(directory, params, results, provenance, export_dtype)
+    processes = Processes.running()
+    if processes.first:
+        model.export(directory, params, results, provenance, export_dtype)
+    processes.wait("exported")
     return directory
+
+
+def _on_host(params: PyTree) -> PyTree:
+    """Returns the parameters as numpy arrays; what lies in pieces on several hosts comes together."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, jax.device_get(params))
+    return multihost_utils.process_allgather(params, tiled=True)
 
 
 if __name__ == "__main__":

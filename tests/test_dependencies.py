@@ -22,7 +22,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-WORDS = {"types", "errors", "trees", "configs", "files", "versions"}
+WORDS = {"types", "errors", "trees", "configs", "files", "versions", "processes"}
 BASE = WORDS | {"adapters", "models", "hypernets"}
 SIDE = {"data", "checkpoints", "evaluation"}
 
@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "types": WORDS,
     "configs": WORDS,
     "files": WORDS,
+    "processes": WORDS,
     "versions": {""},
     "adapters": WORDS,
     "models": WORDS | {"adapters"},

@@ -1,4 +1,12 @@
-"""How a command ends: 0, 2 for an error that hyperflax raised on purpose, 130 if interrupted."""
+"""How a command ends.
+
+0    done
+2    an error that hyperflax raised on purpose, or an argument that it does not know: trying again does not help
+75   SIGTERM stopped a training run, which is saved: the same command goes on (`RESUME_EXIT_CODE`)
+130  interrupted by Ctrl-C
+143  SIGTERM ended a command that has nothing to save, or that had not begun to train
+1    a defect, with its traceback
+"""
 
 from __future__ import annotations
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import gin
 
+from hyperflax.cli import multiprocess
 from hyperflax.cli.models import add_module_argument
 from hyperflax.data import registry
 from hyperflax.errors import ConfigError
 from hyperflax.files import atomic_file
+from hyperflax.processes import Processes
 
 PACKAGE = "hyperflax_gin_configs"
 
@@ -42,11 +44,7 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gin_search_paths", default="", metavar="P,P", help="folders to look for gin files and includes in"
     )
-    parser.add_argument(
-        "--multiprocess",
-        action="store_true",
-        help="join the other hosts first (jax.distributed.initialize); a TPU slice or Slurm tells where they are",
-    )
+    multiprocess.add_multiprocess_arguments(parser)
     add_module_argument(parser)
 
 
@@ -55,14 +53,11 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
 
     Raises:
       ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
-        of `name`.
+        of `name`, or a MODEL_DIR that is no folder; see `multiprocess.join`.
     """
     if not arguments.gin_file:
         raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
-    if arguments.multiprocess:
-        import jax
-
-        jax.distributed.initialize()
+    multiprocess.join(arguments)
     registry.register_modules(arguments.module)
     gin.clear_config()
     for path in filter(None, arguments.gin_search_paths.split(",")):
@@ -105,11 +100,21 @@ def shipped_runs() -> list[str]:
 
 
 def _write_config(name: str, content: Callable[..., str]) -> None:
-    """Writes the configuration to MODEL_DIR, as T5X does; a job without MODEL_DIR has no folder to write to."""
+    """Writes the configuration to MODEL_DIR, as T5X does; a job without MODEL_DIR has no folder to write to.
+
+    Several processes have one configuration, and the first one writes it.
+
+    Raises:
+      ConfigError: MODEL_DIR is the address of a bucket.
+    """
     try:
         model_dir = gin.query_parameter("MODEL_DIR/gin.macro.value")
     except ValueError:
         return
-    if isinstance(model_dir, str):
+    if not isinstance(model_dir, str):
+        return
+    if "://" in model_dir:
+        raise ConfigError(f"MODEL_DIR: expected a folder, on a disk that all hosts share, got {model_dir!r}")
+    if Processes.running().first:
         with atomic_file(pathlib.Path(model_dir) / name) as temporary:
             temporary.write_text(content(max_line_length=120))

@@ -10,7 +10,9 @@ A condition is any callable that answers a batch of tasks with one list of predi
 
 With `out`, finished tasks are kept in `out/scores-HASH.jsonl`, one line per task and condition with its predictions,
 and an evaluation that was killed goes on where it stopped. HASH stands for the configuration, the metric and the tasks:
-a change in any of them starts a new file.
+a change in any of them starts a new file. Several processes (`--multiprocess`) share out the batches, and each keeps a
+file of its own, `scores-HASH.jsonl-00000-of-00002` and so on; when all are done, all read everything. However many took
+part earlier, what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from hyperflax.evaluation.metrics import Metric, get_metric
 from hyperflax.evaluation.provenance import plain_json
 from hyperflax.evaluation.report import build_report
 from hyperflax.evaluation.schema import CONDITIONS
+from hyperflax.processes import Processes
+
+ALONE = Processes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +111,12 @@ def evaluate_conditions(
     out: str | os.PathLike[str] | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> ScoreTable:
     """Scores every task under every condition.
 
-    Batches are the same slices of `tasks` in every run, resumed or not, so that a batch's composition cannot change a
-    figure.
+    Batches are the same slices of `tasks` in every run, resumed or not and on however many hosts, so that a batch's
+    composition cannot change a figure.
 
     Args:
       tasks: at least one.
@@ -120,12 +126,14 @@ def evaluate_conditions(
       out: folder of the file of finished tasks; None keeps none.
       config: all that decides the predictions (model fingerprint, seeds, refining steps ...), as json; part of the
         file's name and hence needed with `out`.
-      progress: show a progress bar over tasks.
+      progress: show a progress bar over tasks, in the first process.
+      processes: that share the work; with several, `out` is a folder that all of them see.
 
     Raises:
-      ConfigError: an unknown condition or metric, a batch size below 1, `out` without `config`.
+      ConfigError: an unknown condition or metric, a batch size below 1, `out` without `config`, several processes
+        without `out`.
       DataError: no tasks, a name given twice, a condition that answers with a wrong number of lists or strings, a
-        broken file of finished tasks.
+        broken file of finished tasks, or a folder in which the other processes' files do not appear.
     """
     measure = get_metric(metric) if isinstance(metric, str) else metric
     _check(tasks, conditions, batch_size)
@@ -137,23 +145,33 @@ def evaluate_conditions(
                 "evaluate_conditions: `out` needs `config`, or results of another model might be taken up"
             )
         journal = pathlib.Path(out) / f"scores-{_digest(config, measure.name, tasks)}.jsonl"
-        done = _read_journal(journal)
+        done = _read_journals(journal, processes)
+    elif processes.count > 1:
+        raise ConfigError("evaluate_conditions: several processes need `out`, where each finds what the others did")
     names = [task.name for task in tasks]
     finished = sum((condition, name) in done for condition in conditions for name in names)
     total = len(tasks) * len(conditions)
-    with tqdm(total=total, initial=finished, unit="task", disable=not progress) as bar:
+    with tqdm(total=total, initial=finished, unit="task", disable=not (progress and processes.first)) as bar:
         for condition, predict in conditions.items():
             bar.set_description(condition)
-            for start in range(0, len(tasks), batch_size):
+            for start in range(processes.index * batch_size, len(tasks), processes.count * batch_size):
                 batch = tasks[start : start + batch_size]
                 open_tasks = [task.name for task in batch if (condition, task.name) not in done]
                 if not open_tasks:
                     continue
                 rows = [row for row in _run_batch(condition, predict, batch, measure) if row["task"] in open_tasks]
                 if journal is not None:
-                    _append(journal, rows)
+                    _append(processes.shard(journal), rows)
                 done.update({(condition, row["task"]): row for row in rows})
                 bar.update(len(rows))
+    if journal is not None and processes.count > 1:
+        processes.wait(journal.name)
+        done = _read_journals(journal, processes)
+        if missing := [name for condition in conditions for name in names if (condition, name) not in done]:
+            raise DataError(
+                f"{journal}*: {len(missing)} of {total} results are missing, such as that of task '{missing[0]}'; "
+                "expected a folder that all hosts see"
+            )
     table = {condition: {name: done[condition, name] for name in names} for condition in conditions}
     return ScoreTable(
         metric=measure.name,
@@ -225,13 +243,20 @@ def _append(journal: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def _read_journal(journal: pathlib.Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """What is finished. A last line without its end is what a kill leaves: it is cut off and its task done again."""
-    if not journal.exists():
-        return {}
+def _read_journals(journal: pathlib.Path, processes: Processes) -> dict[tuple[str, str], dict[str, Any]]:
+    """What is finished, by whichever process."""
+    own, done = processes.shard(journal), {}
+    for path in sorted(journal.parent.glob(f"{journal.name}*")):
+        done.update(_read_journal(path, own=path == own))
+    return done
+
+
+def _read_journal(journal: pathlib.Path, own: bool) -> dict[tuple[str, str], dict[str, Any]]:
+    """What is finished by one file. A last line without its end is what a kill leaves, or what another process is just
+    writing: its task does not count, and in our `own` file, which grows behind it, it is cut off."""
     content = journal.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    if own and len(whole) < len(content):
         os.truncate(journal, len(whole))
     done = {}
     for number, line in enumerate(whole.splitlines(), start=1):

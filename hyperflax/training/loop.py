@@ -30,7 +30,7 @@ from hyperflax.training.run import Evaluator, Run
 from hyperflax.training.run_log import RunLog, plot_curve
 from hyperflax.training.state import TrainState
 from hyperflax.training.step import make_train_step
-from hyperflax.training.stopping import EarlyStopping, StopRequest
+from hyperflax.training.stopping import RESUME_EXIT_CODE, EarlyStopping, StopRequest
 from hyperflax.types import PyTree
 
 CHECKPOINTS = "checkpoints"
@@ -86,7 +86,7 @@ def train(
       ConfigError: an impossible setting.
       CheckpointError: the folder's run has another seed, model or optimizer.
       HyperflaxError: every step of a log period had a gradient that is not finite.
-      SystemExit: with code 0 after a SIGTERM, once the run is saved.
+      SystemExit: with `RESUME_EXIT_CODE` (75) after a SIGTERM, once the run is saved.
     """
     for name, value, least in (("total_steps", total_steps, 1), ("log_period", log_period, 1),
                                ("save_period", save_period, 0), ("eval_period", eval_period, 0)):  # fmt: skip
@@ -150,7 +150,7 @@ def train(
         if progress:
             print(run.clock.summary(), file=sys.stderr)
     if stop.terminated:
-        sys.exit(0)
+        sys.exit(RESUME_EXIT_CODE)
     return run.state
 
 

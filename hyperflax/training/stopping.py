@@ -21,6 +21,12 @@ import numpy as np
 from hyperflax.errors import ConfigError
 from hyperflax.types import PyTree
 
+RESUME_EXIT_CODE = 75
+"""How a process ends that SIGTERM stopped and that saved its run: the same command goes on with it.
+
+It is EX_TEMPFAIL of sysexits.h, "try again later". 0 would tell a launcher that the run is done; 143, what a shell
+says of a process that SIGTERM killed, that nothing was saved."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
@@ -55,24 +61,27 @@ class StopRequest:
 
     Args:
       max_seconds: counted from now; None for no limit.
+
+    Attributes:
+      terminated: whether SIGTERM had come when `requested` last asked, to any of the processes: all have one answer.
     """
 
     def __init__(self, max_seconds: float | None = None) -> None:
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._previous: object = None
-        self.terminated = False
+        self._signalled = self.terminated = False
 
     def requested(self) -> bool:
         """Returns whether to stop. With several processes all must ask at the same step, and all get one answer."""
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        stop = self.terminated or late
         if jax.process_count() == 1:
-            return stop
+            self.terminated = self._signalled
+            return self.terminated or late
         from jax.experimental import multihost_utils
 
-        answers = multihost_utils.process_allgather(np.array([stop, self.terminated])).reshape(-1, 2)
+        answers = multihost_utils.process_allgather(np.array([late, self._signalled])).reshape(-1, 2)
         self.terminated = bool(answers[:, 1].any())
-        return bool(answers[:, 0].any())
+        return bool(answers.any())
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -83,7 +92,7 @@ class StopRequest:
         self._restore()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.terminated = True
+        self._signalled = True
         self._restore()
 
     def _restore(self) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import json
 import pathlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation import EvaluationTask, evaluate_conditions, run_info, with_shuffled_support
+from hyperflax.processes import Processes
 
 TASKS = [
     EvaluationTask(
@@ -100,6 +104,49 @@ def test_a_killed_run_resumes(tmp_path: pathlib.Path, dies_at: int) -> None:
     third = Oracle()
     assert run(third, out=tmp_path, config=CONFIG).scores == unbroken.scores
     assert third.batches == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Threads(Processes):
+    """Processes that are threads here, and wait for each other as such."""
+
+    meeting: threading.Barrier | None = None
+
+    def wait(self, what: str) -> None:
+        self.meeting.wait(timeout=60)
+
+
+@pytest.mark.parametrize("earlier", [None, 1, 3])
+def test_several_processes_find_what_one_does(tmp_path: pathlib.Path, earlier: int | None) -> None:
+    """Each does whole batches of its own; what a run of another number of processes had done stays done."""
+    unbroken = run(Oracle())
+    if earlier is not None:
+        # Alone it dies at its second batch; one of three has no second batch, and does not find the others'.
+        with pytest.raises((KeyboardInterrupt, DataError)):
+            run(Oracle(dies_at=1), out=tmp_path, config=CONFIG, processes=Threads(0, earlier, threading.Barrier(1)))
+    meeting, oracles = threading.Barrier(2), [Oracle(), Oracle()]
+
+    def share(index: int) -> Any:
+        return run(oracles[index], out=tmp_path, config=CONFIG, processes=Threads(index, 2, meeting))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        tables = list(pool.map(share, range(2)))
+    for table in tables:
+        assert table.scores == unbroken.scores
+        assert table.predictions == unbroken.predictions
+    first, second = [["add_0", "add_1", "add_2"], ["add_6"]], [["add_3", "add_4", "add_5"]]
+    assert oracles[0].batches == (first if earlier is None else first[1:])
+    assert oracles[1].batches == second
+    third = Oracle()
+    assert run(third, out=tmp_path, config=CONFIG).scores == unbroken.scores
+    assert third.batches == []
+
+
+def test_several_processes_need_a_folder_that_all_see(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="several processes need `out`"):
+        run(Oracle(), processes=Processes(0, 2))
+    with pytest.raises(DataError, match=r"6 of 14 results are missing, .* 'add_3'; .* that all hosts see"):
+        run(Oracle(), out=tmp_path, config=CONFIG, processes=Threads(0, 2, threading.Barrier(1)))
 
 
 def test_a_torn_line_is_done_again_in_its_old_batch(tmp_path: pathlib.Path) -> None:

@@ -18,6 +18,7 @@ from hyperflax.training import loss_evaluator, make_optimizer, train
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.clock import CLOCK_FIGURES
 from hyperflax.training.run_log import RunLog, Sums, plot_curve, read_rows
+from hyperflax.training.stopping import RESUME_EXIT_CODE
 
 OPTIMIZER = make_optimizer("adamw", 0.05)
 
@@ -113,12 +114,12 @@ def test_checkpoints_written_in_the_background_are_the_same(tmp_path, unbroken, 
             np.testing.assert_array_equal(found[path], leaf, err_msg=f"{step} {path}")
 
 
-def test_sigterm_saves_and_exits_with_code_zero(tmp_path, unbroken, table, copy_batches):
+def test_sigterm_saves_and_exits_with_the_code_that_asks_for_more(tmp_path, unbroken, table, copy_batches):
     killing = Failing(copy_batches, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit_info:
         run(table, killing, tmp_path, save_period=0)
-    assert exit_info.value.code == 0
+    assert exit_info.value.code == RESUME_EXIT_CODE == os.EX_TEMPFAIL
     assert signal.getsignal(signal.SIGTERM) is before
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert 3 <= int(saved.name.removeprefix("checkpoint_")) <= 9

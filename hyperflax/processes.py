@@ -1,0 +1,63 @@
+"""The processes of one job, one per host: which of them this is, what falls to it, and waiting for the others.
+
+One process is the ordinary case and costs nothing here. Several were joined by `jax.distributed.initialize`
+(`--multiprocess`). They run the same program; training is one computation over all their devices, evaluation and
+inference are shared out: each does its part alone and writes a file of its own.
+
+>>> Processes(index=1, count=4).part(10)
+slice(2, 5, None)
+>>> Processes(index=1, count=4).shard("out/answers.jsonl")
+PosixPath('out/answers.jsonl-00001-of-00004')
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+from hyperflax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """This process among those of its job.
+
+    Attributes:
+      index: 0 for the first, which alone writes what there is only one of.
+      count: of the job.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(f"Processes.index: expected 0 to {self.count - 1}, got {self.index!r}")
+
+    @classmethod
+    def running(cls) -> Processes:
+        """Returns what JAX knows."""
+        import jax
+
+        return cls(jax.process_index(), jax.process_count())
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    def part(self, size: int) -> slice:
+        """Returns which of `size` things in a row fall to this process: all parts in order are the whole."""
+        return slice(self.index * size // self.count, (self.index + 1) * size // self.count)
+
+    def shard(self, path: str | os.PathLike[str]) -> pathlib.Path:
+        """Returns where this process writes its part of a file: T5X's `NAME-00001-of-00004`, or NAME if alone."""
+        path = pathlib.Path(path)
+        return path if self.count == 1 else path.with_name(f"{path.name}-{self.index:05d}-of-{self.count:05d}")
+
+    def wait(self, what: str) -> None:
+        """Returns once every process has come to the same `what`, a name of the place."""
+        if self.count > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(what)

@@ -1,0 +1,91 @@
+"""How work is shared out among the processes of a job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperflax.cli import multiprocess
+from hyperflax.errors import ConfigError
+from hyperflax.infer import infer
+from hyperflax.processes import Processes
+
+
+@given(size=st.integers(0, 200), count=st.integers(1, 20))
+def test_parts_in_order_are_the_whole(size: int, count: int):
+    things = list(range(size))
+    parts = [things[Processes(index, count).part(size)] for index in range(count)]
+    assert [thing for part in parts for thing in part] == things
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_shards_are_named_as_t5x_does():
+    assert Processes().shard("out/a.jsonl") == pathlib.Path("out/a.jsonl")
+    assert Processes(1, 4).shard("out/a.jsonl") == pathlib.Path("out/a.jsonl-00001-of-00004")
+    with pytest.raises(ConfigError, match="expected 0 to 1, got 2"):
+        Processes(2, 2)
+
+
+class Shouting:
+    """Stands for a model: it answers in capitals."""
+
+    def predict(self, texts, adapter, max_length):
+        return [text.upper() for text in texts]
+
+
+def test_shards_of_an_inference_job_are_together_what_one_process_writes(tmp_path, monkeypatch):
+    inputs = tmp_path / "in.jsonl"
+    inputs.write_text("".join(json.dumps({"input": f"text {number}"}) + "\n" for number in range(7)))
+    alone = infer(model=Shouting(), inputs=str(inputs), out=str(tmp_path / "alone"))
+    shards = []
+    for index in range(3):
+        monkeypatch.setattr(Processes, "running", lambda index=index: Processes(index, 3))
+        shards.append(infer(model=Shouting(), inputs=str(inputs), out=str(tmp_path / "out")))
+    assert [shard.name for shard in shards] == [f"out-{index:05d}-of-00003" for index in range(3)]
+    assert "".join(shard.read_text() for shard in shards) == alone.read_text()
+    assert json.loads(alone.read_text().splitlines()[6]) == {"input": "text 6", "prediction": "TEXT 6"}
+
+
+def parse(*flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    multiprocess.add_multiprocess_arguments(parser)
+    return parser.parse_args(flags)
+
+
+WHERE = ["--coordinator_address=h:1", "--process_count=2", "--process_index=1"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "given_to_jax"),
+    [
+        ([], None),
+        (["--multiprocess"], (None, None, None)),
+        (["--multiprocess", *WHERE], ("h:1", 2, 1)),
+        (["--multiprocess_gpu", *WHERE], ("h:1", 2, 1)),  # T5X's name
+    ],
+)
+def test_jax_is_told_where_the_others_are(monkeypatch, flags, given_to_jax):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *arguments: calls.append(arguments))
+    multiprocess.join(parse(*flags))
+    assert calls == ([] if given_to_jax is None else [given_to_jax])
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (WHERE, "--coordinator_address: expected beside it --multiprocess"),
+        (["--multiprocess", WHERE[1]], "--process_count: expected beside it --coordinator_address, --process_index"),
+        (["--multiprocess", "--coordinator_address=h", *WHERE[1:]], "expected HOST:PORT, got 'h'"),
+        (["--multiprocess", *WHERE[:2], "--process_index=2"], "expected 0 to 1 .*, got 2"),
+    ],
+)
+def test_half_an_address_is_refused(monkeypatch, flags, complaint):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *arguments: pytest.fail("joined"))
+    with pytest.raises(ConfigError, match=complaint):
+        multiprocess.join(parse(*flags))
