@@ -282,6 +282,14 @@ def test_the_key_is_sent_and_nowhere_else(
         asker.facts(TEXT)
 
 
+def test_a_word_as_key_changes_no_reply(
+    server: StandIn, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers at home take any key, and users give them one like this."""
+    monkeypatch.setenv("A_KEY", "soft")
+    assert endpoint(server, tmp_path, key_variable="A_KEY").pairs(FACT)[0].answer == "soft."
+
+
 @pytest.mark.parametrize("key", [None, "", "two\nlines", "schlüssel"])
 def test_a_key_that_cannot_be_sent_is_not_shown(
     server: StandIn, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, key: str | None

@@ -86,6 +86,7 @@ def test_ten_one_and_one_of_each_fact_and_no_question_twice(
     assert len(set(asked)) == len(asked) == 12 * len(names)
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[0-9a-f]{12}", fullmatch=True), st.integers(0, 2**63))
 def test_the_split_of_a_fact(fact_id: str, seed: int) -> None:
     splits = assign(fact_id, seed)

@@ -11,6 +11,7 @@ from hyperflax.errors import DataError
 from hyperflax.tuner.questions import Rules, generate
 from hyperflax_tasks import question_answer
 
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs/questions.md"
 NAMES = ("animals", "elements", "materials", "music", "places", "planets", "programming", "units")
 RULES = Rules()
 # From the periodic table, an atlas and a dictionary: one a text that a slip of the grammar would change.
@@ -46,6 +47,8 @@ def test_every_sentence_is_read_and_asked_for(name: str, tmp_path: pathlib.Path)
     pairs = [pair for fact in RULES.facts(text).facts for pair in RULES.pairs(fact)]
     assert KNOWN[name] in [pair[:2] for pair in pairs]
     assert max(len(part.encode()) for pair in pairs for part in pair[:2]) <= 64
+    row = f"| {name} | {count} | {10 * count} | {count} | {count} | {', '.join(relations)} |"
+    assert row in PAGE.read_text("utf-8").splitlines()
 
 
 def test_all_eight_make_one_data_set_without_a_clash(tmp_path: pathlib.Path) -> None:
