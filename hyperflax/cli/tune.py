@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hyperflax.tune.bench import Bench
 
 DESCRIPTION = """Find the fine-tuning pipeline for a data set, learnt from earlier runs on other data sets.
 
@@ -16,6 +20,7 @@ COMMANDS = {
     "datasets": "write the tasks of a mixture as data sets: training, held-out and test examples",
     "questions": "make a question-answer data set out of a text",
     "collect": "run many pipelines on many data sets and record them",
+    "bank": "fine-tune adapters on source tasks, for pipelines to start from",
     "fit": "learn from recorded runs what a pipeline will score and cost",
     "recommend": "say which pipelines promise most for a data set, without running any",
     "run": "tune on a data set until the budget is spent, and keep the best adapter",
@@ -31,3 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     raise AssertionError(f"the parser wants a subcommand, got {arguments}")  # pragma: no cover
+
+
+def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the starts that pipelines may have beside `random` and `generated`."""
+    parser.add_argument("--shared", metavar="DIR", help="adapter trained on many tasks, the start `shared`")
+    parser.add_argument("--bank", metavar="DIR", help="adapters of `hyperflax tune bank`, the start `source`")
+
+
+def bench_of(arguments: argparse.Namespace) -> Bench:
+    """Returns the bench that `--model`, `--shared` and `--bank` name."""
+    from hyperflax.checkpoints.artefacts import load_adapter
+    from hyperflax.hypermodel import load
+    from hyperflax.tune.bank import Bank
+    from hyperflax.tune.bench import Bench
+
+    model = load(arguments.model)
+    starts = {"shared": load_adapter(arguments.shared)} if arguments.shared else {}
+    return Bench(model, {**starts, "source": Bank.load(arguments.bank, model)} if arguments.bank else starts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hyperflax.cli.models import add_model_argument
+from hyperflax.cli.tune import add_start_arguments, bench_of
 from hyperflax.errors import ConfigError
 
 DESCRIPTION = """Run many fine-tuning pipelines on many data sets and record scores and seconds.
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--solo", type=int, default=1, metavar="N", help="data sets on which a structure's runs run alone (default 1)"
     )
-    parser.add_argument("--shared", metavar="DIR", help="adapter trained on many tasks, the start `shared`")
+    add_start_arguments(parser)
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th structure from I on (default 0/1)")
     parser.add_argument("--compact", action="store_true", help="make one file of the folder's at the end")
     parser.add_argument("--seed", type=int, default=0)
@@ -36,15 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import json
 
-    from hyperflax.checkpoints.artefacts import load_adapter
-    from hyperflax.hypermodel import load
-    from hyperflax.tune.bench import Bench
     from hyperflax.tune.collect import collect
     from hyperflax.tuner import datasets, table
 
-    starts = {"shared": load_adapter(arguments.shared)} if arguments.shared else {}
     written = collect(
-        Bench(load(arguments.model), starts),
+        bench_of(arguments),
         [datasets.read(path) for path in arguments.data],
         out=arguments.out,
         structures=arguments.structures,

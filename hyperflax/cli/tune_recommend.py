@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hyperflax.cli.models import add_model_argument
+from hyperflax.cli.tune import add_start_arguments, bench_of
 
 DESCRIPTION = """Say which fine-tuning pipelines promise most for a data set, without running any.
 
@@ -17,6 +18,7 @@ run` tries them.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
+    add_start_arguments(parser)
     parser.add_argument("--tuner", required=True, metavar="DIR", help="what `hyperflax tune fit` wrote")
     parser.add_argument("--data", required=True, metavar="PATH", help="jsonl file, or a folder of three")
     parser.add_argument("--count", type=int, default=5, metavar="N", help="how many pipelines to show (default 5)")
@@ -28,15 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     import time
 
-    from hyperflax.hypermodel import load
-    from hyperflax.tune.bench import Bench
     from hyperflax.tune.report import name
     from hyperflax.tune.run import recommend
     from hyperflax.tuner import datasets
     from hyperflax.tuner.pipeline import Pipeline
     from hyperflax.tuner.recommender import Recommender
 
-    bench, data = Bench(load(arguments.model)), datasets.read(arguments.data, arguments.seed)
+    bench, data = bench_of(arguments), datasets.read(arguments.data, arguments.seed)
     recommender = Recommender.load(arguments.tuner)
     bench.facts(data)
     begin = time.perf_counter()

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
+from hyperflax.cli.tune import add_start_arguments, bench_of
 from hyperflax.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", required=True, metavar="PATH")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--model", metavar="NAME_OR_DIR", help="hypermodel of a Parquet table")
+    add_start_arguments(parser)
     parser.add_argument(
         "--group", default="corpus", choices=("corpus", "category"), help="what is left out at a time (default corpus)"
     )
@@ -76,8 +78,6 @@ def read_table(arguments: argparse.Namespace) -> tuple[Recorded, np.ndarray | No
     """
     import numpy as np
 
-    from hyperflax.hypermodel import load
-    from hyperflax.tune.bench import Bench
     from hyperflax.tuner import foreign, table
     from hyperflax.tuner.pipeline import default_pipeline
     from hyperflax.tuner.recorded import from_runs
@@ -93,7 +93,7 @@ def read_table(arguments: argparse.Namespace) -> tuple[Recorded, np.ndarray | No
         raise DataError(f"--table: expected Parquet files, Quick-Tune's csv files, or a jsonl file, got '{path}'")
     if arguments.model is None:
         raise DataError("--model: expected the hypermodel of the table's runs, got none")
-    space = Bench(load(arguments.model)).space
+    space = bench_of(arguments).space
     runs = [run for run in table.read(path) if run.curve]
     solo = np.array([not run.amortised for run in runs])
     return from_runs(runs, space, group=arguments.group), solo, space.encode([default_pipeline()])[0]

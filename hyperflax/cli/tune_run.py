@@ -6,6 +6,7 @@ import argparse
 import re
 
 from hyperflax.cli.models import add_model_argument
+from hyperflax.cli.tune import add_start_arguments, bench_of
 from hyperflax.errors import ConfigError
 
 DESCRIPTION = """Find a fine-tuning pipeline for a data set and keep the best adapter.
@@ -30,22 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode", default="transfer", choices=("transfer", "condition", "refit"), help="whether to learn from this run"
     )
-    parser.add_argument("--shared", metavar="DIR", help="adapter trained on many tasks, the start `shared`")
+    add_start_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from hyperflax.checkpoints.artefacts import load_adapter
-    from hyperflax.hypermodel import load
-    from hyperflax.tune.bench import Bench
     from hyperflax.tune.run import run as tune
     from hyperflax.tuner import datasets
     from hyperflax.tuner.recommender import Recommender
 
     budget = parse_time(arguments.budget)
-    starts = {"shared": load_adapter(arguments.shared)} if arguments.shared else {}
     report = tune(
-        Bench(load(arguments.model), starts),
+        bench_of(arguments),
         datasets.read(arguments.data, arguments.seed),
         Recommender.load(arguments.tuner) if arguments.tuner else None,
         out=arguments.out,

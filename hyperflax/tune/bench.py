@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -42,20 +42,31 @@ class Facts(NamedTuple):
     test: dict[str, float]
 
 
+class Sources(Protocol):
+    """Adapters of one spec, one of which suits a data set; `bank.Bank` is such."""
+
+    spec: AdapterSpec
+
+    def first(self, model: Hypermodel, data: DataSet) -> Adapter:
+        """Returns the adapter to start from."""
+        ...
+
+
 class Bench:
     """A hypermodel and its starts, with the compiled programs that its runs share.
 
     Args:
       model: gives the frozen T5 and the generated starts.
-      starts: further starts by name, `shared` and `source`.
+      starts: further starts by name: `shared`, an adapter; `source`, a bank of them.
     """
 
-    def __init__(self, model: Hypermodel, starts: Mapping[str, Adapter] | None = None):
+    def __init__(self, model: Hypermodel, starts: Mapping[str, Adapter | Sources] | None = None):
         self.model, self.starts = model, dict(starts or {})
         specs = {name: adapter.spec for name, adapter in self.starts.items()}
         self.space = PipelineSpace(model.config.base, {GENERATED: model.config.spec, **specs})
         self._trials: dict[Recipe, Trials] = {}
         self._facts: dict[str, Facts] = {}
+        self._chosen: dict[tuple[str, str], Adapter] = {}
 
     def trials(self, recipe: Recipe) -> Trials:
         """Returns the compiled functions of a recipe, made once."""
@@ -89,6 +100,11 @@ class Bench:
             start = self.facts(data).generated
         else:
             start = self.starts.get(pipeline.init)
+            if start is not None and not isinstance(start, Adapter):
+                key = (pipeline.init, data.hash)
+                if key not in self._chosen:
+                    self._chosen[key] = start.first(self.model, data)
+                start = self._chosen[key]
         if start is None:
             raise ConfigError(f"data set '{data.name}': no {pipeline.init or GENERATED} adapter to start from")
         return start

@@ -1,0 +1,158 @@
+"""Adapters of source tasks to start from, and which of them a new data set is to start from.
+
+    bank/<source>/adapter.json, adapter.safetensors    fine-tuned on the source's data set by one and the same pipeline
+    bank/<source>/map.safetensors                      the embedding space map, see `tuner/sources.py`
+
+Embeddings are the encoder's states, averaged over an input's tokens; the labels that rank sources are the answers'
+token embeddings, averaged and projected to a few dimensions at random. A source with the data set's own name or content
+is passed over.
+
+>>> build(bench, sources, "bank")
+>>> bench = Bench(model, {"source": Bank.load("bank", model)})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from hyperflax import trees
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter, save_adapter
+from hyperflax.checkpoints.tensors import load_tree, save_tree
+from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.files import atomic_directory
+from hyperflax.hypermodel import Hypermodel
+from hyperflax.tune.bench import Bench
+from hyperflax.tune.trial import Group
+from hyperflax.tuner.datasets import DataSet
+from hyperflax.tuner.pipeline import Pipeline, default_pipeline
+from hyperflax.tuner.sources import fit_map, rank
+
+MAP = "map.safetensors"
+LABELS = 8
+"""Dimensions of the answers' embeddings."""
+
+
+def build(
+    bench: Bench,
+    datasets: Sequence[DataSet],
+    out: pathlib.Path | str,
+    *,
+    pipeline: Pipeline | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Fine-tunes an adapter on every data set and fits its map; what is there already is kept.
+
+    Args:
+      bench: the model. datasets: the sources; names are names of folders.
+      out: the bank. pipeline: of all sources, by default `default_pipeline()`.
+      seed: of starts and order of examples. progress: show a bar.
+
+    Raises:
+      ConfigError: a name that is no plain folder name.
+    """
+    pipeline, out = pipeline or default_pipeline(), pathlib.Path(out)
+    for data in tqdm(datasets, unit="source", disable=not progress):
+        if pathlib.PurePath(data.name).name != data.name or data.name.startswith("."):
+            raise ConfigError(f"bank: expected a plain folder name, got '{data.name}'")
+        if (out / data.name).is_dir():
+            continue
+        group = Group(bench, data, [pipeline], [seed])
+        group.finish()
+        adapter = group.adapter(0)
+        matrix = fit_map(embed(bench.model, data, None), embed(bench.model, data, adapter))
+        metadata = dataclasses.replace(adapter.metadata, provenance={"source": data.name, "dataset_hash": data.hash})
+        with atomic_directory(out / data.name) as folder:
+            save_tree(folder / MAP, {"map": matrix.astype(np.float32)})
+            save_adapter(folder, adapter.tree, adapter.spec, metadata, beside_others=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bank:
+    """Source adapters of one spec and base model, with their maps.
+
+    Attributes:
+      adapters, maps: by the source's name.
+    """
+
+    adapters: Mapping[str, Adapter]
+    maps: Mapping[str, np.ndarray]
+
+    @classmethod
+    def load(cls, path: pathlib.Path | str, model: Hypermodel) -> Bank:
+        """Reads a bank.
+
+        Raises:
+          CheckpointError: no source, a damaged one, or adapters of several specs.
+          AdapterError: adapters of another base model.
+        """
+        folders = sorted(folder for folder in pathlib.Path(path).glob("*") if (folder / MAP).is_file())
+        if not folders:
+            raise CheckpointError(f"{path}: expected folders of source adapters, found none")
+        adapters, maps = {}, {}
+        width = model.config.base.emb_dim
+        for folder in folders:
+            adapter, tree = load_adapter(folder), trees.flatten(load_tree(folder / MAP))
+            check_base(adapter, model.base_fingerprint)
+            shape = tree["map"].shape if set(tree) == {"map"} else None
+            if shape != (width + 1, width) or not np.all(np.isfinite(tree["map"])):
+                raise CheckpointError(f"{folder / MAP}: expected finite numbers [{width + 1}, {width}], got {shape}")
+            adapters[folder.name], maps[folder.name] = adapter, tree["map"]
+        if len({adapter.spec.leaves for adapter in adapters.values()}) > 1:
+            raise CheckpointError(f"{path}: expected adapters of one spec, got several")
+        return cls(adapters, maps)
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """Of every adapter."""
+        return next(iter(self.adapters.values())).spec
+
+    def ranked(self, model: Hypermodel, data: DataSet) -> list[tuple[str, float]]:
+        """Returns (source, evidence), best first, the data set itself left out. Raises ConfigError without sources."""
+        own = {
+            name
+            for name, adapter in self.adapters.items()
+            if name == data.name or adapter.metadata.provenance.get("dataset_hash") == data.hash
+        }
+        others = {name: matrix for name, matrix in self.maps.items() if name not in own}
+        if not others:
+            raise ConfigError(f"data set '{data.name}': the bank holds no other source")
+        return rank(embed(model, data, None), answers(model, data), others)
+
+    def first(self, model: Hypermodel, data: DataSet) -> Adapter:
+        """Returns the adapter of the source that ranks first."""
+        return self.adapters[self.ranked(model, data)[0][0]]
+
+
+def embed(model: Hypermodel, data: DataSet, adapter: Adapter | None) -> np.ndarray:
+    """Returns [n, emb] the training inputs' embeddings, by the base model or with an adapter."""
+    tokens = data.arrays("train", model.config.vocabulary, model.config.episodes)["encoder_input_tokens"][:-1]
+
+    @jax.jit
+    def encode(params, adapters, tokens):
+        variables = {"params": params} if adapters is None else {"params": params, "adapters": adapters}
+        states = model.model.apply(variables, tokens, method="encode")
+        # A soft prompt stands before the tokens' own states.
+        states, there = states[:, -tokens.shape[1] :], (tokens > 0)[..., None]
+        return jnp.sum(states * there, axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
+
+    return np.asarray(encode(model.base_params, None if adapter is None else adapter.tree, tokens), np.float64)
+
+
+def answers(model: Hypermodel, data: DataSet) -> np.ndarray:
+    """Returns [n, LABELS] embeddings of the training answers; equal for all adapters of a base model."""
+    arrays = data.arrays("train", model.config.vocabulary, model.config.episodes)
+    table = np.asarray(model.base_params["token_embedder"]["embedding"], np.float64)
+    weights = arrays["decoder_loss_weights"][:-1, :, None]
+    means = np.sum(table[arrays["decoder_target_tokens"][:-1]] * weights, axis=1) / np.maximum(weights.sum(axis=1), 1)
+    projection = np.random.default_rng(0).standard_normal((means.shape[1], LABELS)) / math.sqrt(means.shape[1])
+    return means @ projection

@@ -1,0 +1,95 @@
+"""Banks of source adapters: made, read, ranked, and started from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hyperflax.checkpoints.tensors import save_tree
+from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.tune.bank import MAP, Bank, answers, build, embed
+from hyperflax.tune.bench import Bench
+from hyperflax.tune.trial import Group
+from hyperflax.tuner.pipeline import default_pipeline
+from hyperflax.tuner.sources import apply_map
+from tests.finetuning.micro_model import micro_model
+from tests.tune.test_collect import data_set
+
+SHORT = dataclasses.replace(default_pipeline(), epochs=4, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return micro_model()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bank")
+    build(Bench(model), [data_set("first"), data_set("second", 1)], out, pipeline=SHORT, progress=False)
+    return out
+
+
+def test_a_bank_is_read_as_it_was_made_and_made_once(model, folder):
+    bank = Bank.load(folder, model)
+    assert set(bank.adapters) == {"first", "second"}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    build(Bench(model), [data_set("first"), data_set("second", 1)], folder, pipeline=SHORT, progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_embeddings_are_means_over_real_tokens_and_maps_bring_them_closer(model, folder):
+    data, bank = data_set("first"), Bank.load(folder, model)
+    base = embed(model, data, None)
+    tokens = data.arrays("train", model.config.vocabulary, model.config.episodes)["encoder_input_tokens"][:-1]
+    states = np.asarray(model.model.apply({"params": model.base_params}, tokens, method="encode"))
+    by_hand = np.stack([states[row][tokens[row] > 0].mean(axis=0) for row in range(len(tokens))])
+    np.testing.assert_allclose(base, by_hand, atol=1e-5)
+    tuned = embed(model, data, bank.adapters["first"])
+    mapped = apply_map(bank.maps["first"], base)
+    assert np.square(mapped - tuned).sum() < np.square(base - tuned).sum()
+
+
+def test_answers_are_mean_embeddings_of_target_tokens(model):
+    data = data_set("first")
+    made = answers(model, data)
+    assert made.shape == (32, 8)
+    same = [number for number, line in enumerate(data.train) if line.target == data.train[0].target]
+    np.testing.assert_array_equal(made[same], np.repeat(made[:1], len(same), axis=0))
+
+
+def test_a_data_set_is_not_its_own_source(model, folder):
+    bank = Bank.load(folder, model)
+    assert [name for name, _ in bank.ranked(model, data_set("first"))] == ["second"]
+    renamed = dataclasses.replace(data_set("first"), name="renamed")
+    assert bank.first(model, renamed) is bank.adapters["second"]
+    again = dataclasses.replace(data_set("second", 1), name="third")
+    assert [name for name, _ in bank.ranked(model, again)] == ["first"]
+    with pytest.raises(ConfigError, match="holds no other source"):
+        Bank({"first": bank.adapters["first"]}, {"first": bank.maps["first"]}).ranked(model, data_set("first"))
+
+
+def test_a_pipeline_starts_from_the_source_that_ranks_first(model, folder):
+    bank = Bank.load(folder, model)
+    bench = Bench(model, {"source": bank})
+    pipeline = next(one for one in bench.space.sample(40, seed=0) if one.init == "source" and one.rank >= 8)
+    data = dataclasses.replace(data_set("first"), name="renamed")
+    group = Group(bench, data, [pipeline], [0])
+    exact, loss = bench.score(data, "validation", bank.adapters["second"])
+    assert (float(group.start.exact[0]), float(group.start.loss[0])) == pytest.approx((exact, loss), abs=1e-5)
+
+
+def test_broken_banks_are_refused(model, folder, tmp_path):
+    with pytest.raises(CheckpointError, match="found none"):
+        Bank.load(tmp_path, model)
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "bank")
+    save_tree(tmp_path / "bank" / "first" / MAP, {"map": np.full((17, 16), np.nan, np.float32)})
+    with pytest.raises(CheckpointError, match="expected finite numbers"):
+        Bank.load(tmp_path / "bank", model)
+    save_tree(tmp_path / "bank" / "first" / MAP, {"map": np.zeros((3, 16), np.float32)})
+    with pytest.raises(CheckpointError, match=r"expected finite numbers \[17, 16\], got \(3, 16\)"):
+        Bank.load(tmp_path / "bank", model)
