@@ -117,7 +117,7 @@ def posterior(
     return mean, jnp.where(variance < 0.0, 0.0, variance)  # NaN stays NaN: the caller looks for it
 
 
-def padded_size(rows: int, least: int = 8) -> int:
+def padded_size(rows: int, least: int = 32) -> int:
     """Returns the power of two, at least `least`, that holds so many rows."""
     return max(least, 1 << max(rows - 1, 0).bit_length())
 

@@ -99,7 +99,7 @@ def _batch(data: Mapping[str, PyTree], chosen: np.ndarray, size: int) -> Mapping
 def _step(trained: Trained, rate, params, state, failed, batch, mask):
     # The rate is an argument: `fit` and `refit` share what is compiled.
     loss, gradient = jax.value_and_grad(trained.loss)(params, batch, mask)
-    fine = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradient))
+    fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((loss, gradient))]))
     updates, new_state = _ADAM.update(gradient, state, params)
     new = jax.tree.map(lambda param, update: param - rate * update, params, updates)
     choose = functools.partial(jnp.where, fine)
