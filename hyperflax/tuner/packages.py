@@ -25,8 +25,6 @@ import numpy as np
 from hyperflax.errors import DataError, MissingExtraError
 from hyperflax.tuner.history import History, Observation, Trial
 
-EXTRA = "tuner-baselines"
-
 
 class Proposal(NamedTuple):
     """A point [column] and the fidelity to which it is to be run; `ticket` is the package's own."""
@@ -134,7 +132,7 @@ class _DEHB(Package):
         try:
             import dehb
         except ImportError as error:
-            raise MissingExtraError("dehb", EXTRA) from error
+            raise MissingExtraError("dehb", "tuner-baselines") from error
         folder = _scratch(self)  # it wants to write a log
         self._dehb = dehb.DEHB(
             dimensions=columns,
@@ -161,7 +159,7 @@ class _SMAC(Package):
             import smac
             from ConfigSpace import ConfigurationSpace, Float
         except ImportError as error:
-            raise MissingExtraError("smac", EXTRA) from error
+            raise MissingExtraError("smac", "tuner-baselines") from error
         self._fidelities = fidelities
         self._space = ConfigurationSpace(seed=seed)
         self._space.add(*(Float(f"x{number:04d}", (0.0, 1.0)) for number in range(columns)))

@@ -279,7 +279,7 @@ def test_bad_tables_and_settings_are_refused(surrogate, fitted):
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """A loss of one parameter, the mean squared distance to the targets, and NaN while the parameter is below a floor."""
+    """A loss of one parameter, the mean squared distance to the targets; NaN while the parameter is below a floor."""
 
     floor: float
 
