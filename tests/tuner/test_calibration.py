@@ -30,14 +30,14 @@ def assert_calibrated(mean: np.ndarray, std: np.ndarray, truth: np.ndarray) -> N
 def test_an_exact_gp_on_functions_drawn_from_it(kernel):
     """One value of each of 300 functions, drawn with the very kernel that the posterior is computed with."""
     draw = np.random.default_rng(0)
-    hyper = {"lengthscales": np.float32([0.5, 1.5]), "signal": np.float32(2.0), "noise": np.float32(0.1)}
+    hyper = {"lengthscales": np.float32([0.5, 1.5]), "signal": 2.0, "shared": 0.0, "noise": 0.1}
     posterior, predictions = jax.jit(functools.partial(exact_gp.posterior, kernel=kernel)), []
     for _ in range(300):
         x = draw.uniform(-2, 2, (13, 2)).astype(np.float32)
         root = _root(x, kernel)
         y = (root @ draw.normal(size=13) + np.sqrt(0.1) * draw.normal(size=13)).astype(np.float32)
-        given = (exact_gp.pad(array[:12], 16) for array in (x, y))
-        mean, variance = posterior(hyper, *given, exact_gp.row_mask(12, 16), x[12:])
+        points, asked = exact_gp.Points(x[:12], np.zeros(12)), exact_gp.Points(x[12:], np.zeros(1))
+        mean, variance = posterior(hyper, points, y[:12], np.ones(12, np.float32), asked)
         predictions.append((mean[0], np.sqrt(variance[0] + 0.1), y[12]))
     assert_calibrated(*np.transpose(predictions))
 
@@ -45,7 +45,7 @@ def test_an_exact_gp_on_functions_drawn_from_it(kernel):
 def test_a_deep_kernel_on_tasks_that_it_has_not_seen():
     """Before the task's first observation, and after three: calibrated both times, and the three help."""
     draw = np.random.default_rng(1)
-    surrogate = DeepKernelGP(hidden=(16,), features=4, channels=2, kept=200, rows=128, steps=400, learning_rate=1e-2)
+    surrogate = DeepKernelGP(hidden=(16,), features=4, channels=2, kept=200, rows=128, steps=150, learning_rate=1e-2)
     table, scores = runs(draw, tasks=150, rows=4)
     fitted = surrogate.fit(table, scores, seed=0)
     blind, informed, truth = [], [], []

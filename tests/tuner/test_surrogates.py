@@ -218,15 +218,16 @@ def test_constant_columns_and_unknown_meta_features_do_no_harm(surrogate, rows):
     known = surrogate.fit(table, np.full(rows, 2.0, np.float32) if rows == 2 else values(table, 21), seed=22)
     here = surrogate.predict(known, constant(ASKED))
     check(here, len(ASKED))
-    elsewhere = dataclasses.replace(constant(ASKED), meta=np.full((len(ASKED), 2), [-1e30, 4.0]))
-    assert same(here, surrogate.predict(known, elsewhere))
+    new_tasks = (np.full((len(ASKED), 2), row) for row in ([-1e30, 4.0], [2e6, np.nan]))
+    elsewhere = [surrogate.predict(known, dataclasses.replace(constant(ASKED), meta=meta)) for meta in new_tasks]
+    assert same(*elsewhere)
     observed = one_task(2, seed=23)
     check(surrogate.predict(surrogate.refit(known, observed, values(observed, 24), seed=25), ASKED), len(ASKED))
 
 
 @given(
     rows=st.integers(1, 32),
-    sizes=st.sampled_from([(1, 1, 0), (2, 3, 1)]),
+    sizes=st.sampled_from([(1, 1, 0), SIZES]),
     seed=st.integers(0, 2**31),
     scale=st.sampled_from([1e-3, 1.0, 1e4]),
 )
@@ -279,7 +280,7 @@ def test_bad_tables_and_settings_are_refused(surrogate, fitted):
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """A loss of one parameter, the mean squared distance to the targets; NaN while the parameter is below a floor."""
+    """The mean squared distance of one parameter to the targets; NaN while the parameter is below a floor."""
 
     floor: float
 

@@ -32,7 +32,7 @@ import numpy as np
 from hyperflax.errors import DataError
 from hyperflax.tuner.surrogates import offsets
 from hyperflax.tuner.surrogates.exact_gp import pad, padded_size
-from hyperflax.tuner.surrogates.features import Scaling, representative
+from hyperflax.tuner.surrogates.features import Scaling, folds, representative
 from hyperflax.tuner.surrogates.minimise import Schedule, minimise, require_count
 from hyperflax.tuner.surrogates.protocol import Fitted, Observations, Queries, table_of
 from hyperflax.tuner.surrogates.queries import groups
@@ -165,20 +165,19 @@ class MLPCost:
 
     def _variances(self, scaling: Scaling, table: Observations, seed: int) -> offsets.Variances:
         """From residuals on tasks held out of the MLP, fold by fold; the tasks are shared out by the seed."""
-        tasks = table.queries.tasks
-        order = np.random.default_rng(seed).permutation(tasks.max() + 1)
-        if len(order) < 2:
+        fold = folds(table, FOLDS, seed)
+        numbers = np.unique(fold)
+        if len(numbers) < 2:
             return PRIOR
-        fold = (order % FOLDS)[tasks]
         residuals = np.empty(len(table))
-        for number in np.unique(fold):
+        for number in numbers:
             held = np.flatnonzero(fold == number)
             network = self._train(
                 scaling, table.take(np.flatnonzero(fold != number)), self._start(scaling, table.queries, seed), seed
             )
             predicted = self._mean(network, scaling, table.queries.take(held))
             residuals[held] = np.log(table.values[held].astype(np.float64)) - predicted
-        return offsets.estimate(residuals, tasks, groups(table.queries.pipelines), PRIOR)
+        return offsets.estimate(residuals, table.queries.tasks, groups(table.queries.pipelines), PRIOR)
 
 
 def in_seconds(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

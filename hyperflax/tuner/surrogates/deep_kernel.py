@@ -1,8 +1,9 @@
 """Performance: a Gaussian process on features that a small network makes of pipeline, partial curve and meta-features.
 
     settings [n, p + 2 m + 1] ---------------------+
-    curve [n, t] -> 2 convolutions -> mean [n, c] -+-> MLP -> features [n, d] -> exact GP -> (mean, std)
-    last score, share of fidelities run [n, 2] ----+
+    curve [n, t] -> 2 convolutions -> mean [n, c] -+-> MLP -> features [n, d] -+
+    last score, share of fidelities run [n, 2] ----+                           +-> exact GP -> (mean, std)
+    task [n] ------------------------------------------------------------------+
 
 Deep kernel learning (Wilson et al. 2016, arXiv 1511.02222) as Quick-Tune uses it (Arango et al. 2024, arXiv 2306.03828,
 section 3, where the surrogate conditions on pipeline, partial curve and meta-features), with no refitting on the new
@@ -13,6 +14,18 @@ task in Strangmann et al. 2024 (arXiv 2411.01195). Network and kernel are traine
 since all rows of a table do not fit into one decomposition. A prediction conditions on `kept` rows of the table, drawn
 by the seed in equal shares per task (`features.representative`), followed by the new task's own observations, all of
 them. `kept` is 384 so that with 128 observations of the task the covariance is still 512 x 512, a power of two.
+
+Beyond the papers, a task has an offset of its own, Gaussian with a learnt variance: how hard a data set is shows in its
+first scores and hardly in its meta-features. Without the offset one task's observations say little of its other
+pipelines, and a new task looks more certain than it is.
+
+A network that has been trained on few tasks is too sure of the next one. So `fit` trains `FOLDS` times without a part
+of the tasks, to see by how much their squared errors exceed the predicted variances, and once with all. All
+variances of the process are then multiplied by that ratio, which leaves every mean as it is:
+
+    ratio = (1 + sum over tasks of the task's mean ((score - mean) / std)^2) / (1 + tasks)
+
+The 1 is a prior of one task that is predicted as it should be, and all there is for a table of one task.
 
 The prior mean is the table's mean score. `refit` maximises the joint likelihood of the kept rows and the task's
 observations, so that the earlier tasks are not forgotten.
@@ -36,14 +49,18 @@ import numpy as np
 
 from hyperflax.errors import ConfigError, SurrogateError
 from hyperflax.tuner.surrogates import exact_gp
-from hyperflax.tuner.surrogates.exact_gp import KERNELS, KernelName, pad, padded_size, row_mask
-from hyperflax.tuner.surrogates.features import Scaling, representative
+from hyperflax.tuner.surrogates.exact_gp import KERNELS, KernelName, Points, pad, padded_size, row_mask
+from hyperflax.tuner.surrogates.features import Scaling, folds, representative
 from hyperflax.tuner.surrogates.minimise import Schedule, minimise, require_count
-from hyperflax.tuner.surrogates.protocol import Fitted, Queries, table_of
+from hyperflax.tuner.surrogates.protocol import Fitted, Observations, Queries, table_of
+from hyperflax.tuner.surrogates.queries import groups
 from hyperflax.types import Array, PyTree
 
 NOISE_FLOOR = 1e-4
 """Least noise variance, in squared standard deviations of the table's scores: keeps float32 decompositions sound."""
+
+FOLDS = 4
+"""Parts into which the tasks are shared out, to be held out one after the other."""
 
 BLOCK = 1024
 """Most queries that are answered at once."""
@@ -123,16 +140,8 @@ class DeepKernelGP:
         """
         table = table_of(queries, scores)
         scaling = Scaling.of(queries, table.values)
-        inputs = _inputs(scaling, queries)
-        params = minimise(
-            self,
-            _start(self, seed, _first(inputs)),
-            {"inputs": inputs, "targets": scaling.scaled(table.values)},
-            Schedule(self.steps, self.learning_rate),
-            rows=self.rows,
-            seed=seed,
-        )
-        return Fitted(params, scaling, representative(table, self.kept, seed), table.take(slice(0)))
+        fitted = self._fit(scaling, table, seed)
+        return dataclasses.replace(fitted, params=_widened(fitted.params, self._ratio(scaling, table, seed)))
 
     def condition(self, fitted: Fitted, queries: Queries, scores: np.ndarray) -> Fitted:
         """Returns the posterior given further observations of the new task; no parameter changes."""
@@ -145,10 +154,8 @@ class DeepKernelGP:
           SurrogateError: the training diverged.
         """
         fitted = self.condition(fitted, queries, scores)
-        known = fitted.known
-        data = {"inputs": _inputs(fitted.scaling, known.queries), "targets": fitted.scaling.scaled(known.values)}
-        schedule = Schedule(self.refit_steps, self.refit_learning_rate)
-        params = minimise(self, fitted.params, data, schedule, rows=len(known), seed=seed)
+        data, schedule = _rows(fitted.scaling, fitted.known), Schedule(self.refit_steps, self.refit_learning_rate)
+        params = minimise(self, fitted.params, data, schedule, rows=len(fitted.known), seed=seed)
         return dataclasses.replace(fitted, params=params)
 
     def predict(self, fitted: Fitted, queries: Queries) -> tuple[np.ndarray, np.ndarray]:
@@ -163,13 +170,15 @@ class DeepKernelGP:
             return np.zeros(0), np.zeros(0)
         known, scaling = fitted.known, fitted.scaling
         size = padded_size(len(known))
-        given = jax.tree.map(lambda array: pad(array, size), _inputs(scaling, known.queries))
+        tasks = groups(np.concatenate([known.queries.meta, queries.meta]))
+        given = _padded({"inputs": _inputs(scaling, known.queries), "tasks": tasks[: len(known)]}, size)
         targets, mask = pad(scaling.scaled(known.values), size), row_mask(len(known), size)
         parts = []
         for first in range(0, len(queries), BLOCK):
-            asked = _inputs(scaling, queries.take(slice(first, first + BLOCK)))
-            rows = len(asked["settings"])
-            asked = jax.tree.map(lambda array, rows=rows: pad(array, padded_size(rows)), asked)
+            block = slice(first, first + BLOCK)
+            asked = {"inputs": _inputs(scaling, queries.take(block)), "tasks": tasks[len(known) :][block]}
+            rows = len(asked["tasks"])
+            asked = _padded(asked, padded_size(rows))
             mean, variance = self._posterior(fitted.params, given, targets, mask, asked)
             parts.append((mean[:rows], variance[:rows]))
         mean, variance = (np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True))
@@ -177,9 +186,8 @@ class DeepKernelGP:
 
     def loss(self, params: PyTree, batch: Mapping[str, PyTree], mask: Array) -> Array:
         """Returns minus the log marginal likelihood per row, in nats of standardised scores."""
-        features = self.extractor.apply({"params": params["extractor"]}, batch["inputs"])
         likelihood = exact_gp.log_marginal_likelihood(
-            hyper_of(params), features, batch["targets"], mask, kernel=self.kernel
+            hyper_of(params), _points(self, params, batch), batch["targets"], mask, kernel=self.kernel
         )
         return -likelihood / jnp.sum(mask)
 
@@ -187,6 +195,25 @@ class DeepKernelGP:
         """Raises DataError unless these parameters are of this surrogate: names, shapes, finite numbers."""
         inputs = _first(_inputs(fitted.scaling, fitted.kept.queries))
         fitted.require_params(jax.eval_shape(lambda: _start(self, 0, inputs)))
+
+    def _fit(self, scaling: Scaling, table: Observations, seed: int) -> Fitted:
+        schedule, data = Schedule(self.steps, self.learning_rate), _rows(scaling, table)
+        params = minimise(self, _start(self, seed, _first(data["inputs"])), data, schedule, rows=self.rows, seed=seed)
+        return Fitted(params, scaling, representative(table, self.kept, seed), table.take(slice(0)))
+
+    def _ratio(self, scaling: Scaling, table: Observations, seed: int) -> float:
+        """Returns how much larger squared errors are than the variances predicted, on tasks held out fold by fold."""
+        fold, tasks = folds(table, FOLDS, seed), table.queries.tasks
+        if not np.any(fold):
+            return 1.0
+        squares = np.empty(len(table))
+        for number in np.unique(fold):
+            held = np.flatnonzero(fold == number)
+            partial = self._fit(scaling, table.take(np.flatnonzero(fold != number)), seed)
+            mean, std = self.predict(partial, table.queries.take(held))
+            squares[held] = ((table.values[held] - mean) / std) ** 2
+        per_task = np.bincount(tasks, squares) / np.bincount(tasks)
+        return float((1.0 + np.sum(per_task)) / (1.0 + len(per_task)))
 
     def _posterior(self, params, given, targets, mask, asked) -> tuple[np.ndarray, np.ndarray]:
         for jitter in exact_gp.JITTERS:
@@ -205,8 +232,24 @@ def hyper_of(params: PyTree) -> exact_gp.Hyper:
     return {
         "lengthscales": jnp.exp(kernel["log_lengthscales"]),
         "signal": jnp.exp(kernel["log_signal"]),
+        "shared": jnp.exp(kernel["log_shared"]),
         "noise": NOISE_FLOOR + jnp.exp(kernel["log_noise"]),
     }
+
+
+def _widened(params: PyTree, ratio: float) -> PyTree:
+    """Returns the parameters of the same process with all variances multiplied; noise stays above its floor."""
+    kernel = dict(params["kernel"])
+    noise = max(ratio * (NOISE_FLOOR + math.exp(kernel["log_noise"])) - NOISE_FLOOR, 1e-3 * NOISE_FLOOR)
+    kernel["log_noise"] = np.array(math.log(noise), np.float32)
+    for name in ("log_signal", "log_shared"):
+        kernel[name] = np.array(kernel[name] + math.log(ratio), np.float32)
+    return {**params, "kernel": kernel}
+
+
+def _rows(scaling: Scaling, table: Observations) -> dict[str, PyTree]:
+    targets = scaling.scaled(table.values)
+    return {"inputs": _inputs(scaling, table.queries), "tasks": table.queries.tasks, "targets": targets}
 
 
 def _inputs(scaling: Scaling, queries: Queries) -> dict[str, np.ndarray]:
@@ -219,9 +262,19 @@ def _start(surrogate: DeepKernelGP, seed: Array, inputs: Mapping[str, Array]) ->
         # Distances between unit-normal features are about sqrt(2 d): neighbours correlate from the start.
         "log_lengthscales": jnp.full(surrogate.features, 0.5 * math.log(surrogate.features)),
         "log_signal": jnp.zeros(()),
+        "log_shared": jnp.asarray(math.log(0.1)),
         "log_noise": jnp.asarray(math.log(0.1)),
     }
     return {"extractor": surrogate.extractor.init(jax.random.key(seed), inputs)["params"], "kernel": kernel}
+
+
+def _points(surrogate: DeepKernelGP, params: PyTree, rows: Mapping[str, PyTree]) -> Points:
+    features = surrogate.extractor.apply({"params": params["extractor"]}, rows["inputs"])
+    return Points(features, rows["tasks"])
+
+
+def _padded(rows: Mapping[str, PyTree], size: int) -> PyTree:
+    return jax.tree.map(lambda array: pad(array, size), dict(rows))
 
 
 def _first(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -230,7 +283,7 @@ def _first(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames="surrogate")
 def _predict(surrogate: DeepKernelGP, params, given, targets, mask, asked, jitter):
-    extractor, hyper = surrogate.extractor, hyper_of(params)
-    features, new = (extractor.apply({"params": params["extractor"]}, inputs) for inputs in (given, asked))
-    mean, variance = exact_gp.posterior(hyper, features, targets, mask, new, kernel=surrogate.kernel, jitter=jitter)
+    hyper = hyper_of(params)
+    known, new = (_points(surrogate, params, rows) for rows in (given, asked))
+    mean, variance = exact_gp.posterior(hyper, known, targets, mask, new, kernel=surrogate.kernel, jitter=jitter)
     return mean, variance + hyper["noise"]

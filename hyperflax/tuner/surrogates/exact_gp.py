@@ -1,14 +1,15 @@
 """An exact Gaussian process on feature vectors, in float32 JAX: marginal likelihood and posterior.
 
-    f ~ GP(0, signal * k(|x - x'|^2 / lengthscales^2)),   y = f(x) + noise      (Rasmussen & Williams 2006, ch. 2, 5)
+    y = f(x) + b_group + noise,   f ~ GP(0, signal * k(|x - x'|^2 / lengthscales^2)),   b ~ N(0, shared)
 
-    log p(y) = -1/2 y' C^-1 y - 1/2 log |C| - n/2 log 2 pi,          C = signal K + noise I
-    mean(x*) = k*' C^-1 y,   variance of f(x*) = signal - k*' C^-1 k*
+    C = signal K + shared S + noise I,   S_ij = 1 within a group    (Rasmussen & Williams 2006, ch. 2, 5)
+    log p(y) = -1/2 y' C^-1 y - 1/2 log |C| - n/2 log 2 pi
+    mean(x*) = c*' C^-1 y,   variance of f(x*) + b = signal + shared - c*' C^-1 c*,   c* = signal k* + shared s*
 
-Shapes: features [n, d], targets [n], mask [n] (1.0 = a real row, 0.0 = padding), hyper a dict of float32 `lengthscales`
-[d], `signal` [], `noise` [], all positive; signal and noise are variances. A padded row has covariance 0 with all
-others and 1 with itself, so it changes no result, and shapes come in powers of two: jit compiles once per size and not
-once per observation.
+Shapes: features [n, d] with groups [n] int, targets [n], mask [n] (1.0 = a real row, 0.0 = padding), hyper a dict of
+float32 `lengthscales` [d], `signal` [], `shared` [], `noise` []: the last three are variances. All are positive, but
+`shared` may be 0. A padded row has covariance 0 with all others and 1 with itself, so it changes no result, and shapes
+come in powers of two: jit compiles once per size and not once per observation.
 
 Float32. C's condition number is about n signal / noise at most; rounding is harmless while that stays below 10^6.
 `jitter` times signal is added to the diagonal. Where C is not positive definite even so, the decomposition is NaN, and
@@ -17,15 +18,15 @@ so is whatever is computed from it: nothing here repairs that, callers test for 
 One decomposition at a time, and never under vmap: many small ones in one XLA program can wait for each other for ever
 on a machine of few cores.
 
->>> hyper = {"lengthscales": jnp.ones(2), "signal": jnp.float32(1.0), "noise": jnp.float32(0.1)}
->>> mean, variance = posterior(hyper, features, targets, mask, asked, kernel="matern52")
+>>> hyper = {"lengthscales": jnp.ones(2), "signal": 1.0, "shared": 0.2, "noise": 0.1}
+>>> mean, variance = posterior(hyper, Points(features, groups), targets, mask, Points(asked, other), kernel="matern52")
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,13 @@ JITTERS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """In the order in which they are tried; the last one is a tenth of the signal's standard deviation."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # accelerators would otherwise multiply float32 in half precision
+
+
+class Points(NamedTuple):
+    """Where a process is looked at: features [n, d] float32 and groups [n] int, numbers that mean only equal or not."""
+
+    features: Array
+    groups: Array
 
 
 @jax.custom_jvp
@@ -65,55 +73,56 @@ def rbf(squared: Array) -> Array:
 KERNELS: Mapping[KernelName, Callable[[Array], Array]] = {"matern52": matern52, "rbf": rbf}
 
 
-def covariance(hyper: Hyper, one: Array, other: Array, kernel: KernelName) -> Array:
-    """Returns [n, m]: signal * k, for features [n, d] and [m, d]."""
+def covariance(hyper: Hyper, one: Points, other: Points, kernel: KernelName) -> Array:
+    """Returns [n, m]: signal * k, plus `shared` where two points are of one group."""
     # Differences first: |a|^2 + |b|^2 - 2ab cancels in float32 for near neighbours, the pairs that matter most.
-    difference = (one[:, None, :] - other[None, :, :]) / hyper["lengthscales"]
-    return hyper["signal"] * KERNELS[kernel](jnp.sum(difference**2, axis=-1))
+    difference = (one.features[:, None, :] - other.features[None, :, :]) / hyper["lengthscales"]
+    near = KERNELS[kernel](jnp.sum(difference**2, axis=-1))
+    return hyper["signal"] * near + hyper["shared"] * (one.groups[:, None] == other.groups[None, :])
 
 
-def _factor(hyper: Hyper, features: Array, mask: Array, kernel: KernelName, jitter: Array | float) -> Array:
+def _factor(hyper: Hyper, points: Points, mask: Array, kernel: KernelName, jitter: Array | float) -> Array:
     """Returns the lower triangle [n, n] with C = L L', padding as the identity; NaN if C is not positive definite."""
     both = mask[:, None] * mask[None, :]
     diagonal = mask * (hyper["noise"] + jitter * hyper["signal"]) + (1.0 - mask)
-    return jnp.linalg.cholesky(both * covariance(hyper, features, features, kernel) + jnp.diag(diagonal))
+    return jnp.linalg.cholesky(both * covariance(hyper, points, points, kernel) + jnp.diag(diagonal))
 
 
 def log_marginal_likelihood(
     hyper: Hyper,
-    features: Array,
+    points: Points,
     targets: Array,
     mask: Array,
     *,
     kernel: KernelName,
     jitter: Array | float = JITTERS[0],
 ) -> Array:
-    """Returns log p(targets), a scalar: the sum over real rows, in nats. Differentiable in all arrays."""
-    lower = _factor(hyper, features, mask, kernel, jitter)
+    """Returns log p(targets), a scalar: the sum over real rows, in nats."""
+    lower = _factor(hyper, points, mask, kernel, jitter)
     white = jax.scipy.linalg.solve_triangular(lower, mask * targets, lower=True)
     return -0.5 * jnp.sum(white**2) - jnp.sum(jnp.log(jnp.diag(lower))) - 0.5 * math.log(2.0 * math.pi) * jnp.sum(mask)
 
 
 def posterior(
     hyper: Hyper,
-    features: Array,
+    points: Points,
     targets: Array,
     mask: Array,
-    asked: Array,
+    asked: Points,
     *,
     kernel: KernelName,
     jitter: Array | float = JITTERS[0],
 ) -> tuple[Array, Array]:
-    """Returns (mean, variance), both [m], of f at the features asked about [m, d]; a new y has `noise` on top.
+    """Returns (mean, variance), both [m], of f + b at the m points asked about; a new y has `noise` on top.
 
     The variance is a difference; where rounding takes it below 0, at an observed point of almost no noise, it is 0.
     """
-    lower = _factor(hyper, features, mask, kernel, jitter)
+    lower = _factor(hyper, points, mask, kernel, jitter)
     white = jax.scipy.linalg.solve_triangular(lower, mask * targets, lower=True)
-    cross = mask[:, None] * covariance(hyper, features, asked, kernel)
+    cross = mask[:, None] * covariance(hyper, points, asked, kernel)
     explained = jax.scipy.linalg.solve_triangular(lower, cross, lower=True)
     mean = jnp.einsum("nm,n->m", explained, white, precision=_HIGHEST)
-    variance = hyper["signal"] - jnp.sum(explained**2, axis=0)
+    variance = hyper["signal"] + hyper["shared"] - jnp.sum(explained**2, axis=0)
     return mean, jnp.where(variance < 0.0, 0.0, variance)  # NaN stays NaN: the caller looks for it
 
 

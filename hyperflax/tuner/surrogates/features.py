@@ -117,6 +117,12 @@ def representative(table: Observations, rows: int, seed: int) -> Observations:
     return table.take(np.sort(chosen))
 
 
+def folds(table: Observations, count: int, seed: int) -> np.ndarray:
+    """Returns [n] int below `count`: tasks shared out evenly by the seed, all rows of a task in one fold."""
+    tasks = table.queries.tasks
+    return (np.random.default_rng(seed).permutation(tasks.max() + 1) % count)[tasks]
+
+
 def _share(count: np.ndarray, queries: Queries) -> np.ndarray:
     return (count / queries.sizes[1])[:, None]
 
