@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from hyperflax import configs
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.files import read_json, write_json
@@ -245,4 +244,4 @@ class Session:
         }
 
     def _save(self) -> None:
-        write_json(self.folder / FILE, {**self._about(), "history": configs.to_json(self.history)})
+        write_json(self.folder / FILE, {**self._about(), "history": self.history.to_json()})

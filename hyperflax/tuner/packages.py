@@ -42,8 +42,8 @@ class Package(abc.ABC):
         """Returns the next proposal."""
 
     @abc.abstractmethod
-    def tell(self, proposal: Proposal, point: np.ndarray, loss: float, seconds: float) -> None:
-        """Reports what came of a proposal, at the point that stood for it."""
+    def tell(self, proposal: Proposal, loss: float, seconds: float) -> None:
+        """Reports what came of a proposal, taken as its point's own though the nearest pipeline was run."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -53,7 +53,6 @@ class _Session:
     package: Package
     waiting: Proposal
     standing: dict[bytes, int]
-    told: int = 0
     observations: tuple[Observation, ...] = ()
 
 
@@ -108,8 +107,7 @@ class _FromPackage(abc.ABC):
         scores = [seen.score for seen in history.observations if seen.score is not None]
         score = min(scores, default=0.0) if failed else history.curve(pipeline)[session.waiting.fidelity - 1]
         seconds = sum(seen.seconds for seen in history.observations if seen.pipeline == pipeline)
-        session.package.tell(session.waiting, self.pipelines[pipeline], -float(score), float(seconds))
-        session.told += 1
+        session.package.tell(session.waiting, -float(score), float(seconds))
         session.waiting = session.package.ask()
 
 
@@ -148,8 +146,7 @@ class _DEHB(Package):
         job = self._dehb.ask()
         return Proposal(np.asarray(job["config"], np.float64), max(1, round(float(job["fidelity"]))), job)
 
-    def tell(self, proposal: Proposal, point: np.ndarray, loss: float, seconds: float) -> None:
-        del point  # it takes results for its own points alone
+    def tell(self, proposal: Proposal, loss: float, seconds: float) -> None:
         self._dehb.tell(proposal.ticket, {"fitness": loss, "cost": seconds})
 
 
@@ -175,10 +172,9 @@ class _SMAC(Package):
         info = self._smac.ask()
         return Proposal(np.asarray(info.config.get_array(), np.float64), self._fidelities, info)
 
-    def tell(self, proposal: Proposal, point: np.ndarray, loss: float, seconds: float) -> None:
+    def tell(self, proposal: Proposal, loss: float, seconds: float) -> None:
         import smac
 
-        del point  # what it asked for is what it is told of: the nearest pipeline is a noisy look at the point
         value = smac.runhistory.TrialValue(cost=loss, time=seconds)
         self._smac.tell(proposal.ticket, value, save=False)
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hyperflax.errors import DataError
-from hyperflax.tuner.pipeline import FIDELITIES, Pipeline
+from hyperflax.tuner.pipeline import FIDELITIES
 from hyperflax.tuner.space import PipelineSpace
 from hyperflax.tuner.table import Run
 
@@ -143,8 +143,3 @@ def from_runs(runs: Sequence[Run], space: PipelineSpace, *, group: str = "corpus
         meta=np.array([[first[name].meta.get(key, np.nan) for key in features] for name in datasets], np.float32),
         start=np.array([first[name].meta.get("bare_exact", np.nan) for name in datasets], np.float32),
     )
-
-
-def unique_pipelines(pipelines: Sequence[Pipeline]) -> list[Pipeline]:
-    """Returns the pipelines without repetition, in the order in which they first stand."""
-    return list({pipeline.id: pipeline for pipeline in pipelines}.values())

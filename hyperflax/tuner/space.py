@@ -18,6 +18,7 @@ hyperflax.errors.ConfigError: pipeline: rank: expected a value in [1, 32], got 1
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,14 +70,13 @@ class PipelineSpace:
         drawn = {
             pipeline.id: pipeline for pipeline in ([Pipeline(method=AS_GENERATED)] if GENERATED in self.starts else [])
         }
-        inits = [RANDOM, *self.starts]
-        parts = {init: _build(self.t5, self.starts, (init,)) for init in inits}
-        for number, part in enumerate(parts.values()):
+        parts = self._parts
+        for number, part in enumerate(parts):
             part.seed(seed * len(parts) + number)
         for number in itertools.count():
             if len(drawn) >= count:
                 return list(drawn.values())[:count]
-            configuration = parts[inits[number % len(inits)]].sample_configuration()
+            configuration = parts[number % len(parts)].sample_configuration()
             pipeline = self.from_configuration(configuration)
             drawn.setdefault(pipeline.id, pipeline)
 
@@ -126,6 +126,11 @@ class PipelineSpace:
                     row[places[f"{hp.name}?"]] = 1.0
                     row[places[hp.name]] = _unit(hp, value)
         return rows
+
+    @functools.cached_property
+    def _parts(self) -> list[ConfigSpace.ConfigurationSpace]:
+        """The spaces of the single starts, `random` first."""
+        return [_build(self.t5, self.starts, (init,)) for init in (RANDOM, *self.starts)]
 
     def _parameters(self) -> list[Any]:
         return [self.space[field.name] for field in dataclasses.fields(Pipeline) if field.name in self.space]
