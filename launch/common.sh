@@ -210,7 +210,8 @@ why_code() {
 # Calls `round` until the run is done, and exits with its code if it failed or was cut short too often.
 run_rounds() {
   local restarts=0 pause=$backoff_seconds stamp began code reason
-  stamp=$(date -u +%Y%m%dT%H%M%S)
+  # Two launches in one second must not take each other's run for their own: the number of the process tells them apart.
+  stamp=$(date -u +%Y%m%dT%H%M%S)-$$
   trap 'interrupted 130' INT
   trap 'interrupted 143' TERM
   while :; do

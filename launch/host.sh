@@ -59,11 +59,9 @@ hold() {
   mv .run.code run.code
 }
 
-if [[ $1 == hold ]]; then
-  shift
-  hold "$@"
-  exit
-fi
+# One line, read before the command runs: bash reads on in this file afterwards, and by then another launch may have copied
+# another version over it.
+if [[ $1 == hold ]]; then shift; hold "$@"; exit; fi
 if [[ $1 == stop ]]; then
   stop
   exit
