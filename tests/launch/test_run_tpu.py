@@ -146,7 +146,7 @@ def test_gcloud_that_cannot_answer_ends_it(world: World):
 
 
 def test_the_launcher_stops_alone_and_the_next_one_takes_over(world: World):
-    """Ctrl-C leaves the hosts alone. The next launch stops what they run, within the same second too, and starts its own."""
+    """Ctrl-C leaves the hosts alone. The next launch, in the same second, stops what they run and starts its own."""
     world.make_slice()
     world.plan("0", "wait", 0)
     world.stop_the_clock()
