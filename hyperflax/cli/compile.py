@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import pathlib
 from typing import Any
 
@@ -21,8 +22,8 @@ from hyperflax.errors import ConfigError
 from hyperflax.files import atomic_file, write_json
 from hyperflax.training.partitioning import Partitioner, make_mesh
 
-DESCRIPTION = """Compile the training step of a gin run with the real TPU compiler, for a slice that need not be there, and
-report what each chip will need: memory, operations, communication, and the speed that follows from them.
+DESCRIPTION = """Compile the training step of a gin run with the real TPU compiler, for a slice that need not be there,
+and report what each chip will need: memory, operations, communication, and the speed that follows from them.
 
   hyperflax compile --gin_file=hyperflax_gin_configs/runs/natural_instructions_hyper_t5_lora.gin --topology=v5e:16x16 \\
     --gin_file=hyperflax_gin_configs/models/t5_1_1_xl.gin --gin.BATCH_SIZE=512 --gin.MICROBATCHES=1
@@ -84,7 +85,7 @@ def program(name: str, arguments: argparse.Namespace, devices: list[jax.Device])
     """Returns a program of the gin run, for these devices."""
     gin_jobs.parse(JOB, arguments, STAND_INS)
     with gin.unlock_config():
-        gin.bind_parameter("hyperflax.training.partitioning.make_mesh.devices", devices)
+        gin.bind_parameter("hyperflax.training.partitioning.make_mesh.devices", _Uncopied(devices))
     bound = gin.get_bindings(JOB, resolve_references=False)
 
     def value(key: str) -> Any:
@@ -92,6 +93,7 @@ def program(name: str, arguments: argparse.Namespace, devices: list[jax.Device])
             raise ConfigError(f"gin: the files bind no {JOB}.{key}")
         return copy.deepcopy(bound[key])  # evaluates references
 
+    logging.getLogger("hyperflax.data").setLevel(logging.ERROR)  # that examples are left out is of no interest here
     with registry.standing_in(stand_in):
         batch = dict(value("batches").batch(0))
     partitioner = value("partitioner") if bound.get("partitioner") else Partitioner(make_mesh(devices=devices))
@@ -99,6 +101,13 @@ def program(name: str, arguments: argparse.Namespace, devices: list[jax.Device])
     options = ("microbatches", "loss_normalizing_factor") if name == "train" else ()
     chosen = {key: value(key) for key in options if key in bound}
     return make(value("model"), batch, value("optimizer"), partitioner=partitioner, **chosen)
+
+
+class _Uncopied(list):
+    """gin hands out copies of values, and devices have none."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Uncopied:
+        return self
 
 
 def stand_in(vocabulary: Vocabulary | None) -> ExampleSource:
@@ -109,5 +118,3 @@ def stand_in(vocabulary: Vocabulary | None) -> ExampleSource:
         vocabulary or Bytes(),
         definitions={"short": "c", "texts": "c"},
     )
-
-

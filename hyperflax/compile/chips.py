@@ -3,8 +3,8 @@
 All figures are from the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of Google Cloud's TPU documentation
 (cloud.google.com/tpu/docs), section "System architecture". Operations per second are those that training reports MFU by
 (`hyperflax.training.clock.PEAK_FLOPS`). A chip has a pair of links for each axis of its torus, one to either neighbour;
-the pages give the sum of all links in both directions, here stands one link in one direction: 400 GB/s of v5e are 4 links
-of 50 GB/s each way.
+the pages give the sum of all links in both directions, here stands one link in one direction: 400 GB/s of v5e are 4
+links of 50 GB/s each way.
 
 >>> chip_of("v5e").hbm_bytes
 16000000000

@@ -51,7 +51,8 @@ def kind_of(instruction: Instruction) -> str | None:
 
 
 def received_bytes(kind: str, nbytes: int, size: int) -> int:
-    """Returns what a chip of a group of `size` receives for `nbytes`: of the result for `all-gather`, else the argument.
+    """Returns what a chip of a group of `size` receives for `nbytes`: of the result for `all-gather`, else the
+    argument.
 
     >>> received_bytes("all-reduce", 1000, 4)
     1500
@@ -64,8 +65,8 @@ def received_bytes(kind: str, nbytes: int, size: int) -> int:
 def first_group(instruction: Instruction, devices: int) -> tuple[int, ...]:
     """Returns the device numbers of the first group.
 
-    Four forms are known: lists, `[groups,size]<=[shape]T(order)`, `mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'a'}`, and
-    pairs of a permute.
+    Four forms are known: lists, `[groups,size]<=[shape]T(order)`, `mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'a'}`,
+    and pairs of a permute.
 
     Raises:
       HyperflaxError: another form.

@@ -1,7 +1,7 @@
 """Bytes that an instruction of a compiled program reads from and writes to the chip's main memory.
 
-What lies in another memory space counts where it is copied there. A fusion that reads a slice of a large array counts the
-slice, one that writes a slice in place the slice; what a fusion only passes on counts nothing.
+What lies in another memory space counts where it is copied there. A fusion that reads a slice of a large array counts
+the slice, one that writes a slice in place the slice; what a fusion only passes on counts nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def main_memory_bytes(module: Module, computation: Computation, instruction: Ins
         return sum(_stored(shape) for shape in instruction.shapes[:2])
     operands = [computation[name].shapes for name in instruction.operands]
     written = sum(_stored(shape) for shape in instruction.shapes)
+    if opcode.endswith("-start") and len(instruction.shapes) > len(operands):  # the arguments stand in front
+        written = sum(_stored(shape) for shape in instruction.shapes[len(operands) :])
     if opcode in _SLICES:
         read = [0 if shapes[0].space else _stored(instruction.shapes[0]) for shapes in operands[:1]]
         return sum(read) + written

@@ -41,6 +41,7 @@ class Program:
       function: jitted.
       arguments: shapes with their shardings.
       mesh: of all of them.
+      rows: leading axis of the batch: tasks, or the rows of a plain T5.
       model_flops: operations that the model needs, the numerator of MFU.
     """
 
@@ -48,6 +49,7 @@ class Program:
     function: Any
     arguments: tuple[Any, ...]
     mesh: Mesh
+    rows: int
     model_flops: int
 
     def lower(self) -> jax.stages.Lowered:
@@ -81,10 +83,13 @@ def training_program(
         partitioner.abstract_batch(batch),
         jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=partitioner.replicated),
     )
-    return Program("train", partitioner.jit(step, state), arguments, partitioner.mesh, objective.flops(batch))
+    rows = len(batch["decoder_target_tokens"])
+    return Program("train", partitioner.jit(step, state), arguments, partitioner.mesh, rows, objective.flops(batch))
 
 
-def generation_program(model: Trainable, batch: Batch, optimizer: Transformation, *, partitioner: Partitioner) -> Program:
+def generation_program(
+    model: Trainable, batch: Batch, optimizer: Transformation, *, partitioner: Partitioner
+) -> Program:
     """Returns the hypernetwork's forward pass: the adapters of every task of a batch."""
     objective = _hypermodel(model)
     state, _ = partitioner.abstract_state(objective, optimizer, jax.random.key(0), batch)
@@ -95,6 +100,7 @@ def generation_program(model: Trainable, batch: Batch, optimizer: Transformation
         jax.jit(objective.generate),
         (state.params, partitioner.abstract_batch(episodes)),
         partitioner.mesh,
+        tasks,
         tasks * objective.hypernetwork.flops(rows, length).total,
     )
 
@@ -122,6 +128,7 @@ def decoding_program(model: Trainable, batch: Batch, optimizer: Transformation, 
         jax.jit(run),
         (partitioner.abstract_frozen(model.abstract_frozen), made, tokens),
         partitioner.mesh,
+        tasks,
         tasks * flops.t5(config, examples, inputs, length).total,
     )
 

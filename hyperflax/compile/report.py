@@ -35,6 +35,7 @@ def compile_program(program: Program, topology: str) -> tuple[dict[str, Any], st
         "topology": topology,
         "chips": program.mesh.size,
         "mesh": dict(program.mesh.shape),
+        "tasks": program.rows,
         "model_flops": program.model_flops,
     }
     try:

@@ -3,9 +3,9 @@
     step = max(executed operations / peak, memory bytes / memory bandwidth) + communication that is not overlapped
 
 A collective takes the bytes that a chip receives over the bandwidth of the links that its group uses: those along every
-axis of the slice on which the chips of a group differ, two for each if the axis is a ring, one if it is a line. Products
-that the program runs between its start and its end hide it, at their own time. The estimate is optimistic where products
-reach less than the peak, and pessimistic where the hardware overlaps more than the program says.
+axis of the slice on which the chips of a group differ, two for each if the axis is a ring, one if it is a line.
+Products that the program runs between its start and its end hide it, at their own time. The estimate is optimistic
+where products reach less than the peak, and pessimistic where the hardware overlaps more than the program says.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ class Estimate:
         return max(self.compute, self.memory) + self.exposed
 
 
-def estimate(
-    work: Work, chip: Chip, shape: Sequence[int], coordinates: Sequence[Sequence[int]]
-) -> Estimate:
+def estimate(work: Work, chip: Chip, shape: Sequence[int], coordinates: Sequence[Sequence[int]]) -> Estimate:
     """Returns the estimate for one chip's work.
 
     Args:
@@ -66,9 +64,7 @@ def _exposed(one: Collective, seconds: float, chip: Chip) -> float:
     return max(0.0, seconds - one.times * one.overlapped_flops / chip.peak)
 
 
-def bandwidth(
-    group: Sequence[int], chip: Chip, shape: Sequence[int], coordinates: Sequence[Sequence[int]]
-) -> float:
+def bandwidth(group: Sequence[int], chip: Chip, shape: Sequence[int], coordinates: Sequence[Sequence[int]]) -> float:
     """Returns bytes a second that a chip of a group can receive."""
     places = [coordinates[number] for number in group]
     links = 0

@@ -1,7 +1,7 @@
 """Devices of TPU slices that are not there: the real TPU compiler works for them on any machine.
 
-It is part of the package `libtpu`, which Google publishes under its own terms; hyperflax depends on it in the extra `tpu`
-and ships none of it.
+It is part of the package `libtpu`, which Google publishes under its own terms; hyperflax depends on it in the extra
+`tpu` and ships none of it.
 
 >>> devices = topology_devices("v5e:16x16")    # 256 of them
 """

@@ -1,7 +1,7 @@
-"""Walks a compiled program as it runs: operations, bytes of memory and communication, loops counted as often as they turn.
+"""Walks a compiled program as it runs: operations, bytes of memory, communication; loops count as often as they turn.
 
-XLA's own cost analysis counts the body of a loop once. Here it counts by the number of its turns, which is read from the
-loop's condition; one that may end early, such as decoding, counts with the most turns that it can take.
+XLA's own cost analysis counts the body of a loop once. Here it counts by the number of its turns, which is read from
+the loop's condition; one that may end early, such as decoding, counts with the most turns that it can take.
 
 Communication counts as overlapped where the program shows it: products that run between the start and the end of a
 collective. Where several are under way, they share those products.

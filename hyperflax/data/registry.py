@@ -143,7 +143,8 @@ def _import(name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def standing_in(loader: Loader) -> Iterator[None]:
-    """While it is open, `load_source` returns what `loader` does, whatever the name: where only the shapes of batches are
+    """While it is open, `load_source` returns what `loader` does, whatever the name: where only the shapes of batches
+    are
     of interest, no data need be there."""
     _STAND_IN.append(loader)
     try:

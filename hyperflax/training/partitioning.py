@@ -34,9 +34,9 @@ MESH_AXES = ("data", "fsdp", "model")
 
 Rules: TypeAlias = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
-# First match wins; a mesh axis that is taken by an earlier dimension, has size 1, or does not divide this one, is passed
-# over. So without model axis the kernels `wo` and `out` are split by their first dimension, like all others: the sum of
-# gradients over the mesh is then a reduce-scatter, where one split by its last dimension costs a whole all-reduce on TPUs.
+# First match wins; a mesh axis that is taken by an earlier dimension, has size 1, or does not divide this one, is
+# passed over. So without model axis the kernels `wo` and `out` are split by their first dimension, like all others: the
+# sum of their gradients over the mesh is then a reduce-scatter on TPUs, and not a whole all-reduce.
 LOGICAL_RULES: Rules = (
     ("batch", BATCH_AXES),
     ("vocab", "model"),
