@@ -81,9 +81,14 @@ $(VENV)/.core: requirements/core.lock setup.py pyproject.toml | $(VENV)/.made
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.test: requirements/test.lock $(VENV)/.core
+# The TPU compiler stands beside the environment's packages, where only tests that ask for it find it: jax would load it
+# in every process. There is none for macOS.
+$(VENV)/.test: requirements/test.lock requirements/tpu.lock $(VENV)/.core
 	@echo "Installing the pinned packages of requirements/test.lock, TensorFlow among them (once; a few minutes)"
 	@$(INSTALL) -r requirements/test.lock
+	@if [ "$$(uname -s)" = Linux ]; then \
+	  $(INSTALL) --no-deps --upgrade --target $(VENV)/tpu_compiler -r requirements/tpu.lock; \
+	fi
 	@touch $@
 
 $(VENV)/.interop: requirements/interop.lock $(VENV)/.core
@@ -100,6 +105,7 @@ lock:
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
 	$(COMPILE) --extra seqio --extra tuner --extra tuner-baselines --extra test -o requirements/test.lock setup.py requirements/build.in
 	$(COMPILE) -c requirements/test.lock -o requirements/core.lock setup.py requirements/build.in
+	$(COMPILE) --extra tpu -c requirements/test.lock setup.py requirements/build.in | grep '^libtpu==' > requirements/tpu.lock
 	$(COMPILE) --extra interop -c requirements/test.lock -o requirements/interop.lock setup.py requirements/build.in
 
 clean:

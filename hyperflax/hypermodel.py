@@ -88,9 +88,11 @@ class HypermodelConfig:
         """Name of the hypernetwork's class in a model directory."""
         return next(name for name, (config, _) in HYPERNETWORKS.items() if type(self.hypernetwork) is config)
 
-    def build(self) -> tuple[T5, HyperT5 | HART]:
-        """Returns the two modules."""
-        return T5(self.base), HYPERNETWORKS[self.hypernetwork_class][1](self.hypernetwork, self.spec)
+    def build(self, *, scan_layers: bool = False) -> tuple[T5, HyperT5 | HART]:
+        """Returns the two modules, with scanned layers on request."""
+        network = HYPERNETWORKS[self.hypernetwork_class][1]
+        trunk = dataclasses.replace(self.hypernetwork, t5=self.hypernetwork.t5.replace(scan_layers=scan_layers))
+        return T5(self.base.replace(scan_layers=scan_layers)), network(trunk, self.spec)
 
 
 class Hypermodel:

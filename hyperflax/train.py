@@ -15,6 +15,7 @@ import sys
 from typing import Any, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -34,6 +35,8 @@ from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.hypernets.table import Table
 from hyperflax.models.neighbour_heads import start_neighbour_heads
+from hyperflax.models.session import cast_kernels
+from hyperflax.models.stacking import stack_layers, unstack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.episode import HypermodelObjective
 from hyperflax.objectives.language_model import T5Objective
@@ -62,6 +65,11 @@ class Trainable(Protocol):
 
     @property
     def frozen(self) -> PyTree: ...
+
+    @property
+    def abstract_frozen(self) -> PyTree:
+        """Returns the shapes of `frozen`, without reading it."""
+        ...
 
     def initial_params(self, fresh: PyTree) -> PyTree:
         """Returns where to start from, given freshly initialised parameters."""
@@ -116,6 +124,10 @@ class PlainT5:
     def frozen(self) -> None:
         return None
 
+    @property
+    def abstract_frozen(self) -> None:
+        return None
+
     def initial_params(self, fresh: PyTree) -> PyTree:
         if self.initial_checkpoint:
             return load_base(self.initial_checkpoint, self.config)
@@ -150,6 +162,8 @@ class HypernetworkOf:
       consistency: weight of the distance between what is generated from several supports of a task; the training
         episodes need `supports` of at least 2.
       consistency_of: what is compared, slot `states` or `adapters`.
+      scan_layers: the layers of both networks are loops while they are trained, so that the step compiles in a time
+        that does not grow with their number. What is exported has its layers apart again.
     """
 
     config: HypermodelConfig
@@ -161,10 +175,11 @@ class HypernetworkOf:
     distillation: float = 0.0
     consistency: float = 0.0
     consistency_of: Literal["states", "adapters"] = "states"
+    scan_layers: bool = False
 
     @property
     def objective(self) -> HypermodelObjective:
-        base, hypernetwork = self.config.build()
+        base, hypernetwork = self.config.build(scan_layers=self.scan_layers)
         return HypermodelObjective(
             base,
             hypernetwork,
@@ -180,16 +195,34 @@ class HypernetworkOf:
         return dataclasses.replace(self.objective, distillation=0.0, consistency=0.0)
 
     @functools.cached_property
-    def frozen(self) -> PyTree:
+    def base(self) -> PyTree:
+        """The frozen T5 as it is stored."""
         return load_base(self.base_checkpoint, self.config.base)
+
+    @functools.cached_property
+    def frozen(self) -> PyTree:
+        return self.as_read(self.base)
+
+    @property
+    def abstract_frozen(self) -> PyTree:
+        return jax.eval_shape(self.as_read, _abstract_t5(self.config.base))
+
+    def as_read(self, base: PyTree) -> PyTree:
+        """Returns the frozen T5 as the step reads it: in the compute dtype, which is half of the memory in bfloat16 and
+        changes no bit of a result, and in the layout of the layers."""
+        base = cast_kernels(base, self.config.base)
+        return stack_layers(base, self.config.base) if self.scan_layers else base
 
     def initial_params(self, fresh: PyTree) -> PyTree:
         if self.start == "random":
             return fresh
+        trunk = self.config.hypernetwork.t5
         if self.start != "base" and is_model_directory(self.start):
-            return _trained_hypernetwork(self.start, fresh)
-        t5 = self.frozen if self.start == "base" else load_base(self.start, self.config.hypernetwork.t5)
-        return initialise_from_t5(fresh, t5)
+            flat = {**fresh, "t5": unstack_layers(fresh["t5"], trunk)} if self.scan_layers else fresh
+            params = _trained_hypernetwork(self.start, flat)
+            return {**params, "t5": stack_layers(params["t5"], trunk)} if self.scan_layers else params
+        t5 = self.base if self.start == "base" else load_base(self.start, trunk)
+        return initialise_from_t5(fresh, stack_layers(t5, trunk) if self.scan_layers else t5)
 
     def export(
         self,
@@ -199,7 +232,9 @@ class HypernetworkOf:
         provenance: dict[str, Any],
         dtype: StorageDtype | None,
     ) -> None:
-        model = Hypermodel(self.config, self.frozen, params, name=self.name, results=results, provenance=provenance)
+        if self.scan_layers:
+            params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
+        model = Hypermodel(self.config, self.base, params, name=self.name, results=results, provenance=provenance)
         model.save(directory, dtype=dtype, overwrite=True)
 
 
@@ -239,6 +274,10 @@ class SharedAdapter:
     def frozen(self) -> PyTree:
         return load_base(self.base_checkpoint, self.base)
 
+    @property
+    def abstract_frozen(self) -> PyTree:
+        return _abstract_t5(self.base)
+
     def initial_params(self, fresh: PyTree) -> PyTree:
         return fresh
 
@@ -254,6 +293,12 @@ class SharedAdapter:
         provenance = {**provenance, "results": results}
         metadata = AdapterMetadata(base_fingerprint=fingerprint(self.frozen), provenance=provenance)
         save_adapter(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
+
+
+def _abstract_t5(config: T5Config) -> PyTree:
+    """Returns the shapes of a T5's parameters as they are stored, layers apart."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(T5(config.replace(scan_layers=False)).init, jax.random.key(0), tokens, tokens)["params"]
 
 
 def _trained_hypernetwork(directory: str, fresh: PyTree) -> PyTree:

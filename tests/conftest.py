@@ -95,6 +95,18 @@ def t5x_copy() -> pathlib.Path:
     pytest.skip("needs a copy of T5X: set HYPERFLAX_T5X to its repository (docs/interop.md)")
 
 
+@pytest.fixture(scope="session")
+def tpu_library() -> pathlib.Path:
+    """The TPU compiler, which works on machines without a TPU."""
+    named = os.environ.get("TPU_LIBRARY_PATH")
+    path = pathlib.Path(named) if named else pathlib.Path(sys.prefix) / "tpu_compiler" / "libtpu" / "libtpu.so"
+    if path.is_file():
+        return path
+    if named or path.parents[1].exists():
+        pytest.fail(f"{path}: expected the TPU compiler, found none", pytrace=False)
+    pytest.skip("needs the TPU compiler: make test installs it on Linux, or set TPU_LIBRARY_PATH")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Ends every run with the number of tests that were not run, and why."""
     reasons: collections.Counter[str] = collections.Counter()

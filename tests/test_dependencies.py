@@ -50,7 +50,8 @@ MAY_IMPORT = {
     "hypermodel": BASE | SIDE | {"", "objectives", "training"},
     "integrations": BASE | SIDE | {"", "objectives", "training", "hypermodel"},
     "tune": BASE | SIDE | {"", "objectives", "training", "hypermodel", "finetune", "tuner"},
-    "cli": BASE | SIDE | {"", "objectives", "training", "hypermodel", "tune", "tuner", *JOBS},
+    "compile": BASE | SIDE | {"", "objectives", "training", "hypermodel", "train"},
+    "cli": BASE | SIDE | {"", "objectives", "training", "hypermodel", "compile", "tune", "tuner", *JOBS},
     **{job: BASE | SIDE | {"", "objectives", "training", "hypermodel"} for job in JOBS},
 }
 # The package's own doors: `import hyperflax` and `python -m hyperflax`.

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
+import types
 from typing import Any
 
 import gin
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
+from hyperflax import trees
 from hyperflax.adapters.kinds import check_base
 from hyperflax.cli.gin_jobs import shipped_folder, shipped_runs
 from hyperflax.hypermodel import HYPERNETWORKS
 from hyperflax.models.t5 import T5
+from hyperflax.objectives.language_model import axes_of
+from hyperflax.training.partitioning import Partitioner, t5_axes
 
 MODELS = sorted(path.name for path in shipped_folder().glob("models/*.gin"))
 HYPERNETS = sorted(path.name for path in shipped_folder().glob("hypernets/*.gin"))
@@ -91,6 +98,34 @@ def built(*files: str) -> tuple[T5, Any, Any]:
 def test_every_model_is_built(model: str) -> None:
     base, params, _ = built(f"models/{model}", "adapters/lora_qv.gin", "hypernets/hyper_t5.gin")
     assert params["token_embedder"]["embedding"].shape == (base.config.vocab_size, base.config.emb_dim)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("hypernet", HYPERNETS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_parameter_is_matched_by_a_rule(model: str, hypernet: str, scan_layers: bool) -> None:
+    """On a mesh with all three axes, and matrices lie in pieces: a rule that matches and splits nothing is no help."""
+    parse(f"models/{model}", "adapters/lora_qv.gin", f"hypernets/{hypernet}")
+    base, spec, hypernetwork = (value_of(name) for name in ("T5_CONFIG", "ADAPTER_SPEC", "HYPERNETWORK"))
+    base = base.replace(scan_layers=scan_layers)
+    hypernetwork = dataclasses.replace(hypernetwork, t5=hypernetwork.t5.replace(scan_layers=scan_layers))
+    network = next(network for config, network in HYPERNETWORKS.values() if type(hypernetwork) is config)
+    partitioner = Partitioner(types.SimpleNamespace(shape={"data": 2, "fsdp": 4, "model": 2}))
+    boxed = jax.eval_shape(network(hypernetwork, spec).init, jax.random.key(0), {"support_tokens": TOKENS})["params"]
+    frozen = jax.eval_shape(T5(base).init, jax.random.key(0), TOKENS, TOKENS)["params"]
+    for params, declared in ((nn.unbox(boxed), trees.flatten(axes_of(boxed))), (frozen, {})):
+        for path, leaf in trees.flatten(params).items():
+            placed = partitioner.spec(path, leaf.shape, declared.get(path) or t5_axes(path))
+            if path.endswith("/kernel") and base.emb_dim > 8:
+                assert any(placed), f"{path} {leaf.shape} lies whole on every device"
+
+
+@pytest.mark.parametrize("mesh", sorted(path.name for path in shipped_folder().glob("meshes/*.gin")))
+def test_a_mesh_file_sets_mesh_batch_and_scanned_layers(mesh: str) -> None:
+    parse("runs/natural_instructions_hart.gin", "models/t5_1_1_xl.gin", f"meshes/{mesh}")
+    sizes = [gin.query_parameter(f"hyperflax.training.partitioning.make_mesh.{axis}") for axis in ("data", "fsdp")]
+    assert gin.query_parameter("BATCH_SIZE/gin.macro.value") % math.prod(sizes) == 0
+    assert gin.query_parameter("hyperflax.train.HypernetworkOf.scan_layers")
 
 
 @pytest.mark.parametrize("hypernet", HYPERNETS)

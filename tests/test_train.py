@@ -23,9 +23,10 @@ from hyperflax.errors import CheckpointError
 from hyperflax.hypermodel import HypermodelConfig, load
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.train import HypernetworkOf, SharedAdapter, train
-from hyperflax.training.optimizers import adamw
+from hyperflax.training.optimizers import Optimizer, adamw
 from hyperflax.types import PyTree, T5Config
 
 BASE = T5Config(
@@ -62,9 +63,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return t5_directory(tmp_path_factory.mktemp("base") / "model", BASE, 0)
 
 
-def run(model, batches, folder: pathlib.Path, steps: int = 1) -> pathlib.Path:
+def run(model, batches, folder: pathlib.Path, steps: int = 1, optimizer: Optimizer | None = None) -> pathlib.Path:
     return train(
-        model=model, batches=batches, optimizer=adamw(1e-2), total_steps=steps, model_dir=str(folder), progress=False
+        model=model,
+        batches=batches,
+        optimizer=optimizer or adamw(1e-2),
+        total_steps=steps,
+        model_dir=str(folder),
+        progress=False,
     )
 
 
@@ -135,3 +141,26 @@ def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_
     # `b` starts at zero and moves by at most 0.01 in each of two Adam steps; alpha / rank = 4 is in what layers read.
     moved = [np.abs(leaf).max() for path, leaf in trees.flatten(adapter.tree).items() if path.endswith("/b")]
     assert 0.04 * 0.9 < min(moved) <= max(moved) < 0.08 * 1.01
+
+
+def test_scanned_layers_train_to_the_same_model(base: str, tmp_path: pathlib.Path) -> None:
+    """Three steps each; the exported models have the same layout, and the same values up to rounding."""
+    # A small epsilon would blow up gradients that are nothing but rounding to whole steps.
+    optimizer, found = adamw(0.1, eps=1.0), []
+    for scan_layers in (False, True):
+        model = HypernetworkOf(config(), base, scan_layers=scan_layers)
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.frozen) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), model.abstract_frozen
+        )
+        found.append(load(run(model, Episodes(TASKS, EPISODES), tmp_path / str(scan_layers), 3, optimizer)))
+    apart, scanned = (trees.flatten(model.parts.hypernetwork_params) for model in found)
+    assert found[0].base_fingerprint == found[1].base_fingerprint
+    assert list(apart) == list(scanned)
+    for path, leaf in apart.items():
+        np.testing.assert_allclose(scanned[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_a_hypernetwork_with_scanned_layers_starts_from_an_exported_one(base: str, hyperpretrained: str) -> None:
+    model = HypernetworkOf(config(WIDE), base, start=hyperpretrained, scan_layers=True)
+    started = model.initial_params(fresh(model))
+    assert same(started["t5"], stack_layers(load(hyperpretrained).parts.hypernetwork_params["t5"], WIDE))

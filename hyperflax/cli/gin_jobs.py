@@ -55,29 +55,49 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
       ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
         of `name`, or a MODEL_DIR that is no folder; see `multiprocess.join`.
     """
+    multiprocess.join(arguments)
+    job = parse(name, arguments)
+    _write_config("config.gin", gin.config_str)
+    try:
+        return job()
+    finally:
+        _write_config("operative_config.gin", gin.operative_config_str)
+
+
+def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Callable[..., Any]:
+    """Parses gin files and bindings and returns the function `name` with the arguments bound to it, not yet called.
+
+    Args:
+      name: dotted, of the function.
+      arguments: see `add_gin_arguments`.
+      stand_ins: gin text parsed behind the files and before the bindings of the command line, for values that the files
+        require and that do not matter here.
+
+    Raises:
+      ConfigError: see `run_job`.
+    """
     if not arguments.gin_file:
         raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
-    multiprocess.join(arguments)
     registry.register_modules(arguments.module)
     gin.clear_config()
     for path in filter(None, arguments.gin_search_paths.split(",")):
         gin.add_config_file_search_path(path)
     logging.getLogger().addFilter(_is_not_a_failed_look_up)
     try:
-        gin.parse_config_files_and_bindings(arguments.gin_file, arguments.gin_bindings)
+        if stand_ins:
+            gin.parse_config_files_and_bindings(arguments.gin_file, [], finalize_config=False)
+            gin.parse_config(stand_ins)
+            gin.parse_config(arguments.gin_bindings)
+        else:
+            gin.parse_config_files_and_bindings(arguments.gin_file, arguments.gin_bindings)
     except (OSError, SyntaxError, ValueError, AttributeError, ImportError) as error:
         raise ConfigError(f"gin: {error}") from error
     finally:
         logging.getLogger().removeFilter(_is_not_a_failed_look_up)
     try:
-        job = gin.get_configurable(name)
+        return gin.get_configurable(name)
     except ValueError as error:
         raise ConfigError(f"gin: the files bind no argument of {name}, so there is nothing to run") from error
-    _write_config("config.gin", gin.config_str)
-    try:
-        return job()
-    finally:
-        _write_config("operative_config.gin", gin.operative_config_str)
 
 
 def _is_not_a_failed_look_up(record: logging.LogRecord) -> bool:

@@ -19,6 +19,7 @@ from hyperflax.cli.host_memory import keep_freed_memory
 COMMANDS = {
     "demo": "train a small hypermodel live and see it adapt a frozen T5 to unseen tasks (about 4 minutes)",
     "train": "run a gin-configured training job",
+    "compile": "compile a training job for TPUs on a machine without one: memory, operations, communication, speed",
     "evaluate": "score a hypermodel on held-out tasks beside its baselines and controls",
     "adapt": "turn a few examples into an adapter",
     "finetune": "train an adapter on a task's own examples, from the generated one or another start",

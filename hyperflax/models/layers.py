@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from hyperflax.adapters.full import changed
 from hyperflax.adapters.lora import lora_delta
@@ -44,6 +45,18 @@ def query_init(head_dim: int) -> Initializer:
 def activation(name: str) -> Callable[[Array], Array]:
     """Returns the function that `T5Config.mlp_activations` names: `linear` or one of `flax.linen`'s."""
     return (lambda x: x) if name == "linear" else getattr(nn, name)
+
+
+def channels_whole(x: Array) -> Array:
+    """Returns x [..., channels], every row of it on one device where a mesh is in use.
+
+    Kernels in pieces are then brought together for a product; left to itself, XLA's partitioner also moves activations,
+    which are larger.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, None))
 
 
 def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Array:

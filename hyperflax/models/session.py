@@ -96,13 +96,16 @@ class Session:
 
 
 def cast_kernels(params: PyTree, config: T5Config) -> PyTree:
-    """Casts to the compute dtype, once, what layers would cast in every step. The output projection stays float32."""
+    """Casts to the compute dtype, once, what layers would cast in every step. The output projection stays float32.
+
+    Arrays on the host stay there.
+    """
     if config.dtype == "float32":
         return params
 
     def cast(path: str, x: Array) -> Array:
         embedding = path == "token_embedder/embedding" and not config.logits_via_embedding
         kernel = path.endswith("/kernel") and "logits_dense" not in path
-        return jnp.asarray(x, config.dtype) if kernel or embedding else x
+        return x.astype(jnp.dtype(config.dtype)) if kernel or embedding else x
 
     return trees.map_with_path(cast, params)

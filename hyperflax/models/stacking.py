@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 
 import jax.numpy as jnp
+import numpy as np
 
 from hyperflax import trees
 from hyperflax.errors import CheckpointError
@@ -49,7 +50,9 @@ def stack_layers(params: PyTree, config: T5Config) -> dict:
         depth = _depth(path, config)
         if sorted(layers) != list(range(depth)):
             raise CheckpointError(f"parameter '{path}': expected layers 0 to {depth - 1}, got {sorted(layers)}")
-        flat[path] = jnp.stack([layers[layer] for layer in range(depth)], axis=LAYER_AXIS)
+        # What lies on the host stays there: the largest models fit no single device.
+        stack = np.stack if all(isinstance(x, np.ndarray) for x in layers.values()) else jnp.stack
+        flat[path] = stack([layers[layer] for layer in range(depth)], axis=LAYER_AXIS)
     return trees.unflatten(flat)
 
 

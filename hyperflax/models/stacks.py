@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import struct
 
 from hyperflax.models.attention import Attention
-from hyperflax.models.layers import DENSE_INIT, Mlp, Projection, RMSNorm
+from hyperflax.models.layers import DENSE_INIT, Mlp, Projection, RMSNorm, channels_whole
 from hyperflax.models.relative_bias import PositionBias, RelativeBias
 from hyperflax.types import Array, T5Config
 
@@ -86,6 +86,7 @@ class EncoderLayer(Layer):
     def __call__(self, x: Array, cache: LayerCache, context: Context) -> tuple[Array, LayerCache]:
         """[batch, length, emb] -> the same."""
         deterministic = context.deterministic
+        x = channels_whole(x)
         y = self.pre_attention_layer_norm(x)
         y = self.attention(y, y, context.mask, self.bias(context), deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
@@ -111,6 +112,7 @@ class DecoderLayer(Layer):
         Given a cache, its `cross` part stands for `context.encoded`.
         """
         deterministic = context.deterministic
+        x = channels_whole(x)
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, y, context.mask, self.bias(context), deterministic)
         x = x + self.dropout(y, deterministic=deterministic)

@@ -29,11 +29,26 @@ from hyperflax.training.prefetch import Batches, Prefetcher
 from hyperflax.training.run import Evaluator, Run
 from hyperflax.training.run_log import RunLog, plot_curve
 from hyperflax.training.state import TrainState
-from hyperflax.training.step import make_train_step
+from hyperflax.training.step import Step, make_train_step
 from hyperflax.training.stopping import RESUME_EXIT_CODE, EarlyStopping, StopRequest
 from hyperflax.types import PyTree
 
 CHECKPOINTS = "checkpoints"
+
+
+def prepare(
+    *,
+    objective: Objective,
+    optimizer: Transformation,
+    microbatches: int = 1,
+    loss_normalizing_factor: LossNormalizingFactor = REAL_TOKENS,
+    partitioner: Partitioner | None = None,
+) -> tuple[Step, Partitioner]:
+    """Returns the step that `train` runs with these arguments, and where it runs; `hyperflax compile` looks at both."""
+    step = make_train_step(
+        objective, optimizer, microbatches=microbatches, loss_normalizing_factor=loss_normalizing_factor
+    )
+    return step, partitioner or Partitioner()
 
 
 def train(
@@ -94,10 +109,13 @@ def train(
             raise ConfigError(f"train.{name}: expected at least {least}, got {value!r}")
     if early_stopping is not None and evaluator is None:
         raise ConfigError("train.early_stopping: expected an evaluator, got None")
-    step_fn = make_train_step(
-        objective, optimizer, microbatches=microbatches, loss_normalizing_factor=loss_normalizing_factor
+    step_fn, partitioner = prepare(
+        objective=objective,
+        optimizer=optimizer,
+        microbatches=microbatches,
+        loss_normalizing_factor=loss_normalizing_factor,
+        partitioner=partitioner,
     )
-    partitioner = partitioner or Partitioner()
     first, directory = jax.process_index() == 0, os.fspath(model_dir)
     with (
         StopRequest(max_seconds) as stop,

@@ -34,13 +34,17 @@ MESH_AXES = ("data", "fsdp", "model")
 
 Rules: TypeAlias = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
-# First match wins; a mesh axis that is taken by an earlier dimension, or does not divide this one, is passed over.
+# First match wins; a mesh axis that is taken by an earlier dimension, has size 1, or does not divide this one, is
+# passed over. So without model axis the kernels `wo` and `out` are split by their first dimension, like all others: the
+# sum of their gradients over the mesh is then a reduce-scatter on TPUs, and not a whole all-reduce.
 LOGICAL_RULES: Rules = (
     ("batch", BATCH_AXES),
     ("vocab", "model"),
     ("mlp", "model"),
     ("heads", "model"),
     ("joined_kv", "model"),
+    ("mlp", "fsdp"),
+    ("joined_kv", "fsdp"),
     ("embed", "fsdp"),
     ("task", "fsdp"),
     ("kv", None),
@@ -115,8 +119,8 @@ class Partitioner:
             raise ConfigError(f"parameter '{path}': no rule covers its logical axis '{axis}'")
         for mesh_axes in matching:
             names = (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
-            free = not taken.intersection(names)
-            if free and size % int(np.prod([self.mesh.shape[name] for name in names])) == 0:
+            parts = int(np.prod([self.mesh.shape[name] for name in names]))
+            if parts > 1 and size % parts == 0 and not taken.intersection(names):
                 taken.update(names)
                 return mesh_axes
         return None
@@ -178,21 +182,27 @@ class Partitioner:
 
         state = jax.eval_shape(make, rng, batch)
         shardings = self.state_shardings(state, objective.logical_axes(batch))
-        described = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
-        )
-        return described, shardings
+        return described(state, shardings), shardings
 
     def t5_sharding(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
         """Returns where a T5's parameter lies, for `checkpoints.onto_mesh.read_onto_mesh`."""
         return NamedSharding(self.mesh, self.spec(path, shape, t5_axes(path)))
 
-    def place_frozen(self, frozen: PyTree, axes: PyTree | None = None) -> PyTree:
-        """Returns the frozen tree on the mesh: by its axes where they are given, else replicated."""
-        if frozen is None:
-            return None
-        shardings = self.replicated if axes is None else self.shardings(frozen, axes)
-        return jax.device_put(frozen, shardings)
+    def place_frozen(self, frozen: PyTree) -> PyTree:
+        """Returns the frozen tree, a T5's, on the mesh: in pieces, by the same rules as parameters that are trained."""
+        return None if frozen is None else jax.device_put(frozen, self.shardings(frozen, {}))
+
+    def abstract_frozen(self, frozen: PyTree) -> PyTree:
+        """Returns shapes with their shardings for a frozen tree, of arrays or of shapes."""
+        return None if frozen is None else described(frozen, self.shardings(frozen, {}))
+
+    def abstract_batch(self, batch: Mapping[str, Any]) -> Batch:
+        """Returns shapes with their shardings for a batch, of arrays or of shapes; see `place_batch`."""
+        sharding = self._batch_sharding(batch)
+        return {
+            name: jax.ShapeDtypeStruct(feature.shape, feature.dtype, sharding=sharding)
+            for name, feature in batch.items()
+        }
 
     def place_batch(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """Returns a batch split over the data axes by its leading axis.
@@ -202,13 +212,7 @@ class Partitioner:
         Raises:
           ConfigError: the leading axis does not divide.
         """
-        parts = int(np.prod([self.mesh.shape[name] for name in BATCH_AXES]))
-        for name, feature in batch.items():
-            if np.shape(feature)[0] % parts:
-                raise ConfigError(
-                    f"batch feature '{name}': {np.shape(feature)[0]} rows do not divide over {parts} data shards"
-                )
-        sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        sharding = self._batch_sharding(batch)
         if jax.process_count() == 1:
             return jax.device_put(dict(batch), sharding)
         return {
@@ -216,10 +220,24 @@ class Partitioner:
             for name, feature in batch.items()
         }
 
+    def _batch_sharding(self, batch: Mapping[str, Any]) -> NamedSharding:
+        parts = int(np.prod([self.mesh.shape[name] for name in BATCH_AXES]))
+        for name, feature in batch.items():
+            if np.shape(feature)[0] % parts:
+                raise ConfigError(
+                    f"batch feature '{name}': {np.shape(feature)[0]} rows do not divide over {parts} data shards"
+                )
+        return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+
+    def jit(self, step: Step, state: TrainState) -> Any:
+        """Returns the step jitted for states placed like `state`, whose buffers it takes over; to be called or lowered
+        while the mesh is in use (`jax.set_mesh`)."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        return jax.jit(step, donate_argnums=(0,), out_shardings=(shardings, self.replicated))
+
     def compile(self, step: Step, state: TrainState) -> Step:
         """Returns the step jitted for states placed like `state`, whose buffers it takes over."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        compiled = jax.jit(step, donate_argnums=(0,), out_shardings=(shardings, self.replicated))
+        compiled = self.jit(step, state)
 
         def on_mesh(state: TrainState, frozen: PyTree, batch: Batch, rng: Array) -> tuple[TrainState, Metrics]:
             # What the objective and the step say about batch axes refers to this mesh.
@@ -227,6 +245,13 @@ class Partitioner:
                 return compiled(state, frozen, batch, rng)
 
         return on_mesh
+
+
+def described(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Returns a tree's shapes and dtypes with the shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+    )
 
 
 def t5_axes(path: str) -> tuple[str, ...] | None:

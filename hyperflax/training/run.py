@@ -69,7 +69,9 @@ class Run:
             self._restore_host(host)
             return
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
-        self._log_initial(objective, partitioner.place_batch(batch), partitioner.replicated)
+        # What the objective says about batch axes refers to the mesh.
+        with jax.set_mesh(partitioner.mesh):
+            self._log_initial(objective, partitioner.place_batch(batch), partitioner.replicated)
 
     def did(self, metrics: Metrics, batch: Batch, tokens: int) -> bool:
         """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it.

@@ -23,7 +23,6 @@ from hyperflax.adapters.kinds import build_spec  # noqa: E402
 from hyperflax.adapters.lora import LoRA  # noqa: E402
 from hyperflax.hypernets.heads import HeadsConfig  # noqa: E402
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config  # noqa: E402
-from hyperflax.models.axes import logical_axes  # noqa: E402
 from hyperflax.models.t5 import T5  # noqa: E402
 from hyperflax.objectives import HypermodelObjective, T5Objective  # noqa: E402
 from hyperflax.training.optimizers import adafactor, adamw  # noqa: E402
@@ -58,7 +57,7 @@ OPTIMIZERS = {"t5": adafactor(0.05, min_dim_size_to_factor=16, beta1=0.9), "hype
 def one_step(objective, optimizer, frozen, batch, mesh, microbatches):
     partitioner = Partitioner(mesh)
     state = partitioner.create_state(objective, optimizer, jax.random.key(0), batch)
-    placed = partitioner.place_frozen(frozen, logical_axes(CONFIG)) if frozen is not None else None
+    placed = partitioner.place_frozen(frozen)
     compiled = partitioner.compile(make_train_step(objective, optimizer, microbatches=microbatches), state)
     old = state
     state, metrics = compiled(state, placed, partitioner.place_batch(batch), jax.random.key(1))

@@ -1,0 +1,54 @@
+"""`hyperflax compile` with the real TPU compiler, for a slice of four chips."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from hyperflax.errors import MissingExtraError
+
+RUN = "hyperflax_gin_configs/runs/strings_hypermodel.gin"
+# One layer each, one example: most of the time is compilation.
+SMALL = (
+    "--gin.types.T5Config.num_encoder_layers=1",
+    "--gin.types.T5Config.num_decoder_layers=1",
+    "--gin.HypernetworkOf.scan_layers=True",
+    "--gin.LoRA.rank=2",
+    "--gin.LoRA.sites=('*/query',)",
+    "--gin.BATCH_SIZE=8",
+)
+
+
+def compile_(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    command = [sys.executable, "-m", "hyperflax", "compile", f"--gin_file={RUN}", *SMALL, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_run_is_compiled_for_four_chips(tpu_library: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "out.json"
+    done = compile_("--topology=v5e:2x2", f"--out={out}", TPU_LIBRARY_PATH=str(tpu_library))
+    assert done.returncode == 0, done.stderr
+    (report,) = json.loads(out.read_text())["reports"]
+    assert (report["chips"], report["mesh"], report["tasks"]) == (4, {"data": 4, "fsdp": 1, "model": 1}, 8)
+    assert report["hbm"]["capacity"] == 16e9
+    # Adapters and heads add to what the model counts; nothing is rematerialised.
+    assert report["model_flops"] < report["chips"] * report["executed_flops"] < 1.5 * report["model_flops"]
+    # Gradients of all parameters are summed over the four chips once, and nothing else is moved.
+    (row,) = report["collectives"]
+    assert (row["kind"], row["group"]) == ("all-reduce", 4)
+    assert "implied MFU" in done.stdout
+
+
+def test_without_the_compiler_the_answer_is_a_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hyperflax.compile import topology
+
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'hyperflax\[tpu\]'"):
+        topology.topology_devices("v5e:2x2")
