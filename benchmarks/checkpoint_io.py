@@ -2,10 +2,11 @@
 
     python benchmarks/checkpoint_io.py [--megabytes N] [--folder DIR]
 
-Each measurement runs in a process of its own; the files are in the file cache. The bounds the project holds itself to:
-80% of the rate of plain reading for safetensors and uncompressed arrays, 80% of what parallel inflation of the same
-chunks reaches for compressed ones (`inflate`, T5X's gzip, a thread for each core), and a peak of 1.3 times the tree.
-Other work on the machine adds to seconds; CPU seconds, of all threads, stand beside them.
+Each measurement runs in a process of its own, twice, and the better one counts; the files are in the file cache. The
+bounds the project holds itself to: 80% of the rate of plain reading for safetensors and uncompressed arrays, 80% of
+what parallel inflation of the same chunks reaches for compressed ones (`inflate`, T5X's gzip, a thread for each core),
+and a peak of 1.3 times the tree; Orbax's zstd stands beside plain reading, without a bound. Other work on the machine
+adds to seconds; CPU seconds, of all threads, stand beside them. Two quiet cores take about two minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
+import math
 import os
 import pathlib
 import resource
@@ -24,10 +26,15 @@ import zlib
 from collections.abc import Callable
 
 FORMS = {
-    "huggingface": ("write", "plain", "read"),
-    "t5x": ("write", "plain", "inflate", "read"),
-    "orbax": ("write", "plain", "read"),
+    "huggingface": ("plain",),
+    "t5x": ("plain", "inflate"),
+    "t5x_raw": ("plain",),
+    "orbax": ("plain",),
 }
+"""What each form is read beside; the last one is its measure. `t5x_raw` is T5X's legacy form without compression."""
+
+RATE, MEMORY = 0.8, 1.3
+REPEATS = 2
 
 
 def config(megabytes: int):
@@ -38,6 +45,12 @@ def config(megabytes: int):
     return T5Config(
         vocab_size=128, emb_dim=emb, num_heads=emb // 64, mlp_dim=2 * emb, num_encoder_layers=4, num_decoder_layers=4
     )
+
+
+def shapes(megabytes: int) -> dict[str, tuple[int, ...]]:
+    from hyperflax.checkpoints.shapes import expected_shapes
+
+    return expected_shapes(config(megabytes))
 
 
 def plain(folder: pathlib.Path) -> int:
@@ -65,12 +78,13 @@ def write(form: str, folder: pathlib.Path, megabytes: int) -> tuple[float, float
     import numpy as np
 
     from hyperflax import trees
+    from hyperflax.checkpoints import t5x_writer
     from hyperflax.checkpoints.forms import Model, write_model
-    from hyperflax.checkpoints.shapes import expected_shapes
 
-    shapes = expected_shapes(config(megabytes))
+    if form == "t5x_raw":
+        t5x_writer._COMPRESSOR, form = None, "t5x"  # hyperflax writes gzip, as T5X does by default
     rng = np.random.default_rng(0)
-    flat = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+    flat = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes(megabytes).items()}
     model = Model("t5", trees.unflatten(flat), config(megabytes))
     return measured(lambda: write_model(folder, model, form))
 
@@ -98,23 +112,39 @@ def main() -> None:
         }
         print(json.dumps(actions[action]()))
         return
+    tree = 4 * sum(math.prod(shape) for shape in shapes(arguments.megabytes).values())
+    print(f"a tree of {tree / 2**20:,.0f} MiB, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for form, actions in FORMS.items():
-            reference = 0.0
-            for action in actions:
-                command = [sys.executable, __file__, "--one", action, form, "--folder", folder]
-                command += ["--megabytes", str(arguments.megabytes)]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                seconds, cpu, grown = json.loads(done.stdout)
-                size = sum(path.stat().st_size for path in (pathlib.Path(folder) / form).rglob("*") if path.is_file())
-                rate = size / 2**20 / seconds
-                told = f"   {reference / seconds:4.0%} of the rate above" if action == "read" else ""
-                reference = seconds
-                print(
-                    f"{form:12} {action:7} {seconds:7.2f} s (cpu {cpu:6.2f})  {rate:8.0f} MiB/s of files"
-                    f"  memory grew by {grown / 2**20:8.0f} MiB{told}",
-                    flush=True,
-                )
+        for form, beside in FORMS.items():
+            report(form, "write", one("write", form, folder, arguments.megabytes), folder)
+            best: dict[str, tuple[float, float, int]] = {}
+            for _ in range(REPEATS):
+                for action in (*beside, "read"):
+                    found = one(action, form, folder, arguments.megabytes)
+                    best[action] = min(best.get(action, found), found)
+            for action, found in best.items():
+                report(form, action, found, folder)
+            rate, memory = best[beside[-1]][0] / best["read"][0], best["read"][2] / tree
+            bound = "" if form == "orbax" else f" ({'reaches' if rate >= RATE else 'MISSES'} {RATE:.0%})"
+            held = "under" if memory < MEMORY else "NOT UNDER"
+            print(f"{form:12} reads at {rate:.0%} of {beside[-1]}{bound}; peak {memory:.2f} trees ({held} {MEMORY})")
+
+
+def one(action: str, form: str, folder: str, megabytes: int) -> tuple[float, float, int]:
+    """Measures in a process of its own."""
+    command = [sys.executable, __file__, "--one", action, form, "--folder", folder, "--megabytes", str(megabytes)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
+
+
+def report(form: str, action: str, found: tuple[float, float, int], folder: str) -> None:
+    seconds, cpu, grown = found
+    size = sum(path.stat().st_size for path in (pathlib.Path(folder) / form).rglob("*") if path.is_file())
+    print(
+        f"{form:12} {action:7} {seconds:7.2f} s (cpu {cpu:6.2f})  {size / 2**20 / seconds:8.0f} MiB/s of files"
+        f"  memory grew by {grown / 2**20:8.0f} MiB",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

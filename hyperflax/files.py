@@ -165,6 +165,11 @@ def read_json(path: pathlib.Path | str) -> dict[str, Any]:
     Raises:
       CheckpointError: no file, no UTF-8, no json, no object at the top, a key given twice, or a number that json lacks.
     """
+    return parse_json(read_bytes(path, limit=MAX_JSON_BYTES), path)
+
+
+def parse_json(data: bytes, where: Any) -> dict[str, Any]:
+    """Returns the json object in a file's content; `where` is the file's name for errors, those of `read_json`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -176,15 +181,14 @@ def read_json(path: pathlib.Path | str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not json")
 
-    data = read_bytes(path, limit=MAX_JSON_BYTES)
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError as error:
-        raise CheckpointError(f"{path}: expected json, got brackets nested too deep") from error
+        raise CheckpointError(f"{where}: expected json, got brackets nested too deep") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: expected json, {error}") from error
+        raise CheckpointError(f"{where}: expected json, {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a json object, got {type(value).__name__}")
+        raise CheckpointError(f"{where}: expected a json object, got {type(value).__name__}")
     return value
 
 

@@ -17,6 +17,9 @@ Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Batch: TypeAlias = dict[str, Any]
 
+MAX_LAYERS = 9999
+"""A stack that claims more is a mistake, or a file that wants its reader to count for years."""
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
@@ -67,6 +70,8 @@ class T5Config:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"T5Config.{name}: expected a positive int, got {value!r}")
+            if name.endswith("_layers") and value > MAX_LAYERS:
+                raise ConfigError(f"T5Config.{name}: expected at most {MAX_LAYERS:,}, got {value:,}")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ConfigError(f"T5Config.dropout_rate: expected a number in [0, 1), got {self.dropout_rate!r}")
         if self.relative_bias not in ("shared", "per_layer"):

@@ -64,7 +64,6 @@ class SoftPrompt(KindConfig):
         "merge": "no change of the weights adds positions to the input",
         "interpolate": "its effect passes through the whole encoder, and no prompt turns that into a weighted sum of "
         "effects",
-        "export to PEFT": "hyperflax writes PEFT's LoRA and prefix tuning, not its prompt tuning",
     }
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import as_numpy
@@ -32,13 +33,17 @@ def rounded_as(model: Model, dtype: str | None) -> Model:
     )
 
 
-def certify(source: Model, directory: pathlib.Path | str) -> Certificate:
+def certify(
+    source: Model, directory: pathlib.Path | str, *, progress: Callable[[int], None] = lambda nbytes: None
+) -> Certificate:
     """Compares a model with what was written to a directory, and writes parity.json there.
+
+    `progress` is called with the number of bytes read again, array by array.
 
     Raises:
       CheckpointError: they differ by more than is allowed; the certificate is written all the same.
     """
-    written = read_model(directory)
+    written = read_model(directory, progress=progress)
     config = written.config
     if written.form in ("t5x", "orbax"):  # there the activations stand in the user's gin file
         config = config.replace(mlp_activations=source.config.mlp_activations)

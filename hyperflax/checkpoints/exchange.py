@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 from hyperflax.adapters.algebra import merge
 from hyperflax.adapters.kinds import check_base as check_spec
@@ -29,12 +30,20 @@ def with_base(adapter: Adapter, base: Model) -> Adapter:
     return dataclasses.replace(adapter, metadata=dataclasses.replace(adapter.metadata, base_fingerprint=found))
 
 
-def write_merged(directory: pathlib.Path | str, adapter: Adapter, base: Model) -> None:
+def write_merged(
+    directory: pathlib.Path | str,
+    adapter: Adapter,
+    base: Model,
+    *,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
     """Writes the base model with the adapter in its weights, in Hugging Face's form.
+
+    `progress` is called with the number of bytes written, weight by weight.
 
     Raises:
       AdapterError: a kind that is no change of weights, or an adapter of another base model.
       CheckpointError: the directory may not be replaced.
     """
     merged = merge(base.params, with_base(adapter, base).tree, adapter.spec)
-    write_model(directory, dataclasses.replace(base, params=merged), "huggingface")
+    write_model(directory, dataclasses.replace(base, params=merged), "huggingface", progress=progress)

@@ -9,6 +9,8 @@
     adapter       adapter.json                                an adapter directory, no T5
     peft          adapter_config.json                         an adapter as PEFT keeps it, no T5
 
+T5X's two forms are read from buckets as well, `gs://...` and `s3://...`; the others are local.
+
 >>> write_model("for_t5x", read_model("flan-t5-small"), "t5x")
 """
 
@@ -21,6 +23,7 @@ from typing import Any, Literal
 
 from hyperflax import configs
 from hyperflax.checkpoints import huggingface
+from hyperflax.checkpoints.buckets import BucketPath, Location, locate
 from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
 from hyperflax.checkpoints.model_directory import load_model_directory
@@ -79,15 +82,19 @@ class Model:
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-def form_of(path: pathlib.Path | str) -> Form:
+def form_of(path: Location | str) -> Form:
     """Returns the form of what lies at `path`.
 
     Raises:
-      CheckpointError: nothing that hyperflax knows; says what it looks for.
+      CheckpointError: nothing that hyperflax knows, says what it looks for; or a local form in a bucket.
     """
-    folder = pathlib.Path(path)
+    folder = locate(path)
     for mark, form in _MARKS.items():
         if (folder / mark).is_file():
+            if isinstance(folder, BucketPath):
+                raise CheckpointError(
+                    f"{folder}: found {mark}; of what lies in buckets only T5X's checkpoints are read, copy it first"
+                )
             return form
     if find_orbax(folder) is not None:
         return "orbax"
@@ -100,37 +107,45 @@ def form_of(path: pathlib.Path | str) -> Form:
     return "t5x"
 
 
-def read_model(path: pathlib.Path | str, *, step: int | None = None, dtype: str | None = None) -> Model:
+def read_model(
+    path: Location | str,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> Model:
     """Reads the T5 at `path`, whatever its form.
 
     Args:
       path: see the module.
       step: which one of a run's checkpoints; the latest by default.
       dtype: cast the parameters to this dtype while they are read; None keeps them.
+      progress: called with the number of bytes read, array by array.
 
     Raises:
       CheckpointError: nothing of the kind, an adapter (which is no T5), or damaged files.
     """
-    folder, form = pathlib.Path(path), form_of(path)
+    folder = locate(path)
+    form = form_of(folder)
     if form in ("adapter", "peft"):
         raise CheckpointError(f"{folder}: expected a T5, found an adapter; `hyperflax export` and `import` take those")
     if form == "huggingface":
         files = {name: (folder / name).read_bytes() for name in _VOCABULARY if (folder / name).is_file()}
-        params, config = huggingface.read_huggingface(folder, dtype=dtype)
+        params, config = huggingface.read_huggingface(folder, dtype=dtype, progress=progress)
         return Model(form, params, config, files=files)
     if form == "t5":
-        params, config, vocabulary = load_t5(folder)
+        params, config, vocabulary = load_t5(folder, progress=progress)
         return Model(form, params, config, files=vocabulary_files(vocabulary))
     if form == "hypermodel":
-        parts = load_model_directory(folder)
+        parts = load_model_directory(folder, progress=progress)
         files = vocabulary_files(vocabularies.from_json(parts.vocabulary, folder))
         return Model(form, parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder)), files=files)
     if form == "t5x":
-        stored = read_t5x_checkpoint(folder, dtype=dtype, step=step)
-        state = read_t5x_state(folder, step)
+        stored = read_t5x_checkpoint(folder, dtype=dtype, step=step, progress=progress)
+        state = read_t5x_state(folder, step, progress=progress)
     else:
-        stored = read_orbax(folder, dtype=dtype, step=step)
-        state = read_orbax(folder, branch="state", step=step)
+        stored = read_orbax(folder, dtype=dtype, step=step, progress=progress)
+        state = read_orbax(folder, branch="state", step=step, progress=progress)
     steps = state.pop("step", 0)
     params, config = unrolled(stored)
     return Model(form, params, config, int(steps), state or None, is_scalable(stored))

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.types import T5Config
+from hyperflax.types import MAX_LAYERS, T5Config
 
 ARCHITECTURES = {
     "t5": "T5ForConditionalGeneration",
@@ -39,7 +39,6 @@ _FIXED = {"layer_norm_epsilon": 1e-6, "pad_token_id": 0, "decoder_start_token_id
 # flax's name of an activation, transformers' name. transformers' plain `gelu` is another function, the exact one.
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
 _GATED_GELU = "gated-gelu"
-_MOST_LAYERS = 9999
 
 
 def from_hf(data: Mapping[str, Any], where: str) -> T5Config:
@@ -67,8 +66,8 @@ def from_hf(data: Mapping[str, Any], where: str) -> T5Config:
     sizes = {name: data.get(name, default) for name, default in _SIZES[family].items()}
     decoder_layers = data.get("num_decoder_layers")
     for key, count in (("num_layers", sizes["num_layers"]), ("num_decoder_layers", decoder_layers)):
-        if isinstance(count, int) and count > _MOST_LAYERS:
-            raise CheckpointError(f"{where}: key '{key}': expected at most {_MOST_LAYERS} layers, got {count}")
+        if isinstance(count, int) and count > MAX_LAYERS:
+            raise CheckpointError(f"{where}: key '{key}': expected at most {MAX_LAYERS} layers, got {count}")
     try:
         return T5Config(
             vocab_size=sizes["vocab_size"],

@@ -10,7 +10,7 @@ import json
 import pathlib
 
 from hyperflax.checkpoints.model_directory import collect_files
-from hyperflax.data.vocabularies import Bytes, SentencePiece, Vocabulary
+from hyperflax.data.vocabularies import MAX_EXTRA_IDS, Bytes, SentencePiece, Vocabulary
 from hyperflax.errors import CheckpointError
 from hyperflax.files import read_json
 
@@ -31,8 +31,10 @@ def read_vocabulary(path: pathlib.Path | str) -> Vocabulary:
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     bytes_only = config.get("tokenizer_class") == _BYTES
     extra_ids = config.get("extra_ids", 125 if bytes_only else 100)
-    if not isinstance(extra_ids, int) or isinstance(extra_ids, bool) or not 0 <= extra_ids <= 10_000:
-        raise CheckpointError(f"{folder / CONFIG}: key 'extra_ids': expected 0 to 10,000, got {extra_ids!r:.100}")
+    if not isinstance(extra_ids, int) or isinstance(extra_ids, bool) or not 0 <= extra_ids <= MAX_EXTRA_IDS:
+        raise CheckpointError(
+            f"{folder / CONFIG}: key 'extra_ids': expected 0 to {MAX_EXTRA_IDS:,}, got {extra_ids!r:.100}"
+        )
     if bytes_only:
         return Bytes(extra_ids)
     if not (folder / PIECES).is_file():

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hyperflax.checkpoints import huggingface, peft
+from hyperflax.checkpoints.buckets import Location, locate
 from hyperflax.checkpoints.forms import Form, form_of
 from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.safetensors_files import open_tensors
@@ -68,13 +69,14 @@ class Inspection:
         return sum(leaf.nbytes for leaf in self.leaves)
 
 
-def inspect_path(path: pathlib.Path | str) -> Inspection:
+def inspect_path(path: Location | str) -> Inspection:
     """Looks at any checkpoint, model or adapter.
 
     Raises:
       CheckpointError: nothing that hyperflax knows, or a damaged file; names it.
     """
-    folder, form = pathlib.Path(path), form_of(path)
+    folder = locate(path)
+    form = form_of(folder)
     if form == "t5x":
         return _t5x(folder)
     if form == "orbax":
@@ -102,7 +104,7 @@ def _safetensors(file: pathlib.Path, named: bool) -> list[Entry]:
     return entries
 
 
-def _t5x(folder: pathlib.Path) -> Inspection:
+def _t5x(folder: Location) -> Inspection:
     index = read_index(folder)
     entries = []
     for branch in ("target", "state"):
@@ -113,7 +115,7 @@ def _t5x(folder: pathlib.Path) -> Inspection:
     return Inspection("t5x", {"file": str(index.file), "version": index.version}, entries)
 
 
-def _orbax(folder: pathlib.Path) -> Inspection:
+def _orbax(folder: Location) -> Inspection:
     directory = find_orbax(folder)
     assert directory is not None  # form_of has found it
     arrays = open_arrays(directory)

@@ -178,8 +178,12 @@ def save_model_directory(
     return parts
 
 
-def load_model_directory(directory: pathlib.Path | str) -> ModelParts:
+def load_model_directory(
+    directory: pathlib.Path | str, *, progress: Callable[[int], None] = lambda nbytes: None
+) -> ModelParts:
     """Reads what `save_model_directory` wrote; trees come back as numpy arrays.
+
+    `progress` is called with the number of bytes read, array by array.
 
     Raises:
       CheckpointError: a file is missing, damaged, from elsewhere, or does not belong to the others; names the file and
@@ -191,10 +195,10 @@ def load_model_directory(directory: pathlib.Path | str) -> ModelParts:
     _check_names(content.files, str(file))
     config = _t5_config(content.t5, f"{file}: key 't5'")
     spec = spec_from(content.spec, file)
-    base = load_tree(folder / _BASE)
+    base = load_tree(folder / _BASE, progress=progress)
     check_shapes(base, config, where=str(folder / _BASE))
     check_fingerprint(folder / _BASE, base, content.base_fingerprint, _JSON)
-    hypernetwork = load_tree(folder / _HYPERNETWORK)
+    hypernetwork = load_tree(folder / _HYPERNETWORK, progress=progress)
     check_fingerprint(folder / _HYPERNETWORK, hypernetwork, content.hypernetwork_fingerprint, _JSON)
     files = {}
     for name, expected in content.files.items():

@@ -13,7 +13,6 @@ PartitionSpec('model', 'fsdp')
 from __future__ import annotations
 
 import collections
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.checkpoints.buckets import Location, locate
 from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.t5x import as_asked, on_disk
@@ -37,12 +37,12 @@ Part: TypeAlias = tuple[tuple[int, int], ...]  # (start, stop) of every dimensio
 
 
 def read_onto_mesh(
-    path: pathlib.Path | str, config: T5Config, place: Place, *, dtype: str | None = None, step: int | None = None
+    path: Location | str, config: T5Config, place: Place, *, dtype: str | None = None, step: int | None = None
 ) -> PyTree:
     """Reads the model's parameters.
 
     Args:
-      path: the checkpoint's directory or a run's, legacy or Orbax.
+      path: the checkpoint's directory or a run's, legacy or Orbax; local or in a bucket.
       config: the T5 that is expected, checked before any value is read.
       place: the sharding of each parameter, see `Partitioner.t5_sharding`.
       dtype: cast floating leaves to this dtype, part by part; None keeps what is stored.
@@ -57,6 +57,7 @@ def read_onto_mesh(
     target = None if dtype is None else dtype_of(dtype)
     if dtype is not None and target is None:
         raise CheckpointError(f"{path}: dtype: expected a floating dtype such as 'float32', got {dtype!r}")
+    path = locate(path)
     folder = find_orbax(path, step)
     sources = _legacy(path, step, target) if folder is None else _orbax(folder, target)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, (leaf, _) in sources.items()}
@@ -64,7 +65,7 @@ def read_onto_mesh(
     return trees.unflatten(_place(sources, place))
 
 
-def _legacy(path: pathlib.Path | str, step: int | None, target: np.dtype | None) -> dict[str, Source]:
+def _legacy(path: Location, step: int | None, target: np.dtype | None) -> dict[str, Source]:
     index = read_index(path, step)
 
     def source(name: str, leaf: np.ndarray | Stored) -> Source:
@@ -75,7 +76,7 @@ def _legacy(path: pathlib.Path | str, step: int | None, target: np.dtype | None)
     return {name: source(name, leaf) for name, leaf in index.leaves("target").items()}
 
 
-def _orbax(folder: pathlib.Path, target: np.dtype | None) -> dict[str, Source]:
+def _orbax(folder: Location, target: np.dtype | None) -> dict[str, Source]:
     def finish(part: np.ndarray) -> np.ndarray:
         return part if target is None or part.dtype == target else part.astype(target)
 

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.checkpoints.buckets import Location, kvstore, locate, read_json
 from hyperflax.checkpoints.fingerprint import as_numpy
-from hyperflax.checkpoints.zarr import ZarrArray, dtype_of, read_arrays
+from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, dtype_of, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
-from hyperflax.files import atomic_directory, read_json
+from hyperflax.files import atomic_directory
 from hyperflax.types import PyTree
 
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"
@@ -36,14 +37,14 @@ _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 _RATIO, _SLACK = 32768, 2**20
 
 
-def find_orbax(path: pathlib.Path | str, step: int | None = None) -> pathlib.Path | None:
+def find_orbax(path: Location | str, step: int | None = None) -> Location | None:
     """Returns the directory of the checkpoint that `path` means, or None if there is none in this form.
 
     Args:
-      path: the checkpoint's directory, or a run's with `checkpoint_<step>` inside.
+      path: the checkpoint's directory, or a run's with `checkpoint_<step>` inside; local or in a bucket.
       step: which one of a run's checkpoints; the latest by default.
     """
-    path = pathlib.Path(path)
+    path = locate(path)
     if (path / _ITEM).is_dir():
         return path
     if not path.is_dir():
@@ -56,7 +57,12 @@ def find_orbax(path: pathlib.Path | str, step: int | None = None) -> pathlib.Pat
 
 
 def read_orbax(
-    path: pathlib.Path | str, *, branch: str = "target", dtype: str | None = None, step: int | None = None
+    path: Location | str,
+    *,
+    branch: str = "target",
+    dtype: str | None = None,
+    step: int | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, Any]:
     """Reads the model's parameters, or another branch of the state.
 
@@ -64,6 +70,7 @@ def read_orbax(
       path, step: as for `find_orbax`.
       branch: `target`, the parameters, or `state`, the optimizer's.
       dtype: cast floating leaves to this dtype; None keeps what is stored.
+      progress: called with the number of bytes read, array by array.
 
     Returns:
       A nested dict of numpy arrays.
@@ -80,15 +87,16 @@ def read_orbax(
     if not arrays:
         raise CheckpointError(f"{item}: expected leaves under '{branch}', found none")
     claimed = sum(array.nbytes for array in arrays.values())
-    held = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
-    if claimed > held * _RATIO + _SLACK:
-        raise CheckpointError(f"{item}: claims {claimed:,} bytes of arrays, which files of {held:,} bytes cannot hold")
+    if isinstance(item, pathlib.Path):  # a bucket's list of names tells no sizes
+        held = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
+        if claimed > held * _RATIO + _SLACK:
+            raise CheckpointError(f"{item}: claims {claimed:,} bytes of arrays, which files of {held:,} cannot hold")
 
     def finish(name: str, array: np.ndarray) -> np.ndarray:
         floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
         return array.astype(target) if target is not None and floating and array.dtype != target else array
 
-    flat = read_arrays(arrays, finish)
+    flat = read_arrays(arrays, finish, progress)
     try:
         return trees.unflatten({name.removeprefix(f"{branch}/"): array for name, array in flat.items()})
     except HyperflaxError as error:
@@ -131,7 +139,7 @@ def write_orbax(
     return pathlib.Path(directory) / name
 
 
-def open_arrays(directory: pathlib.Path) -> dict[str, ZarrArray]:
+def open_arrays(directory: Location) -> dict[str, ZarrArray]:
     """Opens every array of a checkpoint's directory, without reading values.
 
     Returns:
@@ -143,7 +151,7 @@ def open_arrays(directory: pathlib.Path) -> dict[str, ZarrArray]:
     import tensorstore as ts
 
     item = directory / _ITEM
-    base: dict[str, Any] = {"driver": "file", "path": f"{item.resolve()}/"}
+    base: dict[str, Any] = kvstore(item.resolve() if isinstance(item, pathlib.Path) else item)
     if (item / _MANIFEST).is_file():
         base = {"driver": "ocdbt", "base": base}
     try:
@@ -163,13 +171,29 @@ def open_arrays(directory: pathlib.Path) -> dict[str, ZarrArray]:
             raise CheckpointError(f"{item}: leaf '{name}': cannot be opened, {error}") from error
         if math.prod(store.shape) >= 2**60:
             raise CheckpointError(f"{item}: leaf '{name}': expected a shape that fits in memory, got {store.shape}")
-        found[paths.get(name, name.replace(".", "/"))] = ZarrArray(
-            name, item, tuple(store.shape), store.dtype.numpy_dtype, spec["driver"], spec["kvstore"]
-        )
+        array = ZarrArray(name, item, tuple(store.shape), store.dtype.numpy_dtype, spec["driver"], spec["kvstore"])
+        _check_storage(array, store)
+        found[paths.get(name, name.replace(".", "/"))] = array
     return found
 
 
-def _paths(item: pathlib.Path) -> dict[str, str]:
+def _check_storage(array: ZarrArray, store: Any) -> None:
+    """Raises CheckpointError where a chunk could ask for more memory than its array: no file vouches for its size."""
+    for kind in ("read_chunk", "write_chunk"):  # one is a part of the other where chunks lie in shards
+        sizes = getattr(store.chunk_layout, kind).shape or ()
+        if not chunk_fits(math.prod(sizes) * array.dtype.itemsize, array):
+            raise unreadable(array, f"expected chunks no larger than its shape {array.shape}, got {tuple(sizes)}")
+    if _blosc(store.spec().to_json().get("metadata")):
+        raise unreadable(array, "expected gzip, zstd or no compressor; blosc allocates whatever a chunk says it holds")
+
+
+def _blosc(metadata: Any) -> bool:
+    if isinstance(metadata, dict):
+        return "blosc" in (metadata.get("id"), metadata.get("name")) or any(map(_blosc, metadata.values()))
+    return isinstance(metadata, list) and any(map(_blosc, metadata))
+
+
+def _paths(item: Location) -> dict[str, str]:
     """Returns the path of every array by its name in the files, as Orbax's own metadata tells; {} where there is none.
 
     Raises:

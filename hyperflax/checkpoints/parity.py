@@ -60,7 +60,8 @@ def trace(
       decoded: number of tokens to decode.
 
     Returns:
-      `encoder/layers_0`, ..., `decoder/layers_0`, ... [batch, length, emb], zeros at padding;
+      `encoder/layers_0`, ..., `decoder/layers_0`, ... [batch, length, emb], zeros at padding, a soft prompt's positions
+        first;
       `logits` [batch, length, vocab]; `greedy` int [batch, decoded], zeros after the end of sequence;
       `margin` [batch, decoded], the best logit's lead over the next at each of these steps.
     """
@@ -88,8 +89,12 @@ def trace(
 
 
 def without_padding(hidden: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Returns [batch, length, emb] with zeros where the tokens are padding: what stands there is read by nobody."""
-    return hidden * (tokens > 0)[:, :, None]
+    """Returns [batch, length, emb] with zeros where the tokens are padding: what stands there is read by nobody.
+
+    `hidden` may begin with a soft prompt's positions, which stay.
+    """
+    prompt = hidden.shape[1] - tokens.shape[1]
+    return hidden * np.pad(tokens > 0, ((0, 0), (prompt, 0)), constant_values=True)[:, :, None]
 
 
 @dataclasses.dataclass(frozen=True)

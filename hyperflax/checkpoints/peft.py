@@ -4,9 +4,10 @@
     adapter_model.safetensors     the weights
     hyperflax.json                ours, ignored by PEFT: the spec, the base's fingerprint, the adapter's own
 
-LoRA goes both ways (`peft_lora.py`), prefixes where PEFT can express them (`peft_prefix.py`). What it cannot express is
-refused with the place and the reason; nothing is dropped. An adapter that comes back unchanged is the one that went
-out, with its spec and its base model; one from elsewhere has no known base and says so.
+LoRA and soft prompts go both ways (`peft_lora.py`, `peft_prompt.py`), prefixes where PEFT can express them
+(`peft_prefix.py`). What it cannot express is refused with the place and the reason; nothing is dropped. An adapter that
+comes back unchanged is the one that went out, with its spec and its base model; one from elsewhere has no known base
+and says so.
 
 >>> write_peft("for_peft", load_adapter("names_adapter"))
 >>> adapter = read_peft("for_peft")
@@ -25,11 +26,13 @@ from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.kinds import groups, kind_of, refuse
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
+from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Count, Fingerprint, spec_from
 from hyperflax.checkpoints.fingerprint import as_numpy, fingerprint
 from hyperflax.checkpoints.peft_lora import export_lora, import_lora
 from hyperflax.checkpoints.peft_prefix import export_prefix, import_prefix
+from hyperflax.checkpoints.peft_prompt import export_prompt, import_prompt
 from hyperflax.checkpoints.safetensors_files import Tensor, open_tensors, write_tensors
 from hyperflax.errors import AdapterError, CheckpointError
 from hyperflax.files import atomic_directory, read_json, read_schema, write_json
@@ -40,8 +43,8 @@ ORIGIN_VERSION = 1
 _KEPT = ("base_fingerprint", "hypermodel", "support_hash", "refine_steps")  # of an adapter's metadata
 _PICKLE = "adapter_model.bin"
 
-_EXPORTS: dict[type[KindConfig], Any] = {LoRA: export_lora, Prefix: export_prefix}
-_METHODS = ("LORA", "PREFIX_TUNING")
+_EXPORTS: dict[type[KindConfig], Any] = {LoRA: export_lora, Prefix: export_prefix, SoftPrompt: export_prompt}
+_METHODS = ("LORA", "PREFIX_TUNING", "PROMPT_TUNING")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +133,8 @@ def read_peft(directory: pathlib.Path | str, *, decoder_layers: int | None = Non
     try:
         if method == "LORA":
             flat, spec = import_lora(weights, config)
+        elif method == "PROMPT_TUNING":
+            flat, spec = import_prompt(weights, config)
         else:
             flat, spec = import_prefix(weights, config, decoder_layers)
         tree = trees.unflatten(flat)

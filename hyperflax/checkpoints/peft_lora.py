@@ -25,6 +25,7 @@ from hyperflax.checkpoints.hf_names import module_name, module_path
 from hyperflax.errors import AdapterError
 
 _PREFIX = "base_model.model."
+_LARGEST_ALPHA = 10**9  # far beyond what anybody trains with, and far below where float32 ends
 _KEY = re.compile(re.escape(_PREFIX) + r"(.+)\.(lora_A|lora_B)\.weight")
 
 # Settings of PEFT under which the two matrices do not tell everything. Any other value than these is refused.
@@ -140,8 +141,11 @@ def _scaling(module: str, config: Mapping[str, Any]) -> tuple[int, float]:
     alpha = _by_pattern(module, config, "alpha_pattern", "lora_alpha", 8)
     if not is_int(rank) or rank < 1:
         raise AdapterError(f"adapter_config.json: rank of '{module}': expected a positive int, got {rank!r}")
-    if not is_number(alpha):
-        raise AdapterError(f"adapter_config.json: lora_alpha of '{module}': expected a number, got {alpha!r}")
+    if not is_number(alpha) or abs(alpha) > _LARGEST_ALPHA:
+        raise AdapterError(
+            f"adapter_config.json: lora_alpha of '{module}': expected a number up to {_LARGEST_ALPHA:.0e}, "
+            f"got {alpha!r:.100}"
+        )
     rslora = config.get("use_rslora", False)
     if not isinstance(rslora, bool):
         raise AdapterError(f"adapter_config.json: key 'use_rslora': expected true or false, got {rslora!r}")

@@ -69,7 +69,7 @@ class OpenTensors:
             raise CheckpointError(f"{self.path}: tensor '{name}': expected floating-point numbers of 16 to 64 bits")
         try:
             return self._file.get_tensor(name)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, OverflowError) as error:  # such as a shape [0, 2**62]
             raise CheckpointError(f"{self.path}: tensor '{name}': cannot be read, {error}") from error
 
 

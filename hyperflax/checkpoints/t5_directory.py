@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hyperflax import configs
 from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json
+from hyperflax.checkpoints.buckets import Location, locate
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.huggingface import is_huggingface, read_huggingface
 from hyperflax.checkpoints.layouts import unrolled
@@ -84,15 +85,17 @@ def save_t5(
         write_json(folder / _JSON, document)
 
 
-def load_t5(directory: pathlib.Path | str) -> tuple[dict[str, Any], T5Config, Vocabulary]:
-    """Reads what `save_t5` wrote.
+def load_t5(
+    directory: pathlib.Path | str, *, progress: Callable[[int], None] = lambda nbytes: None
+) -> tuple[dict[str, Any], T5Config, Vocabulary]:
+    """Reads what `save_t5` wrote; `progress` is called with the number of bytes read, array by array.
 
     Raises:
       CheckpointError: a file is missing, damaged, or does not belong to the others.
       DataError: the vocabulary's file does.
     """
     folder = pathlib.Path(directory)
-    params, content = _read(folder)
+    params, content = _read(folder, progress)
     try:
         config = configs.from_json(T5Config, content.t5, f"{folder / _JSON}: key 't5'")
     except ConfigError as error:
@@ -100,24 +103,25 @@ def load_t5(directory: pathlib.Path | str) -> tuple[dict[str, Any], T5Config, Vo
     return params, config, from_json(content.vocabulary, folder)
 
 
-def load_base(path: pathlib.Path | str, config: T5Config) -> dict[str, Any]:
+def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
     """Returns the parameters of the T5 at `path`, numpy arrays in unrolled layers.
 
     Args:
-      path: a T5 directory, a model directory, a T5X checkpoint or a folder of them (the latest counts), or a model in
-        Hugging Face's form.
+      path: a T5 directory, a model directory, a T5X checkpoint or a folder of them (the latest counts), local or in a
+        bucket, or a model in Hugging Face's form.
       config: the shape that is expected; compute settings (dtype, dropout, scanning) are free.
 
     Raises:
       CheckpointError: nothing of the kind is there, its shapes differ (every leaf that does is listed), or it says that
         it computes otherwise.
     """
-    folder = pathlib.Path(path)
-    if (folder / _JSON).is_file():
+    folder = locate(path)
+    local = isinstance(folder, pathlib.Path)
+    if local and (folder / _JSON).is_file():
         params, _ = _read(folder)
-    elif is_model_directory(folder):
+    elif local and is_model_directory(folder):
         params = load_model_directory(folder).base
-    elif is_huggingface(folder):
+    elif local and is_huggingface(folder):
         params, found = read_huggingface(folder)
         for name in ("mlp_activations", "max_distance"):  # what shapes do not show
             if getattr(found, name) != getattr(config, name):
@@ -137,8 +141,10 @@ def load_base(path: pathlib.Path | str, config: T5Config) -> dict[str, Any]:
     return params
 
 
-def _read(folder: pathlib.Path) -> tuple[dict[str, Any], _T5File]:
+def _read(
+    folder: pathlib.Path, progress: Callable[[int], None] = lambda nbytes: None
+) -> tuple[dict[str, Any], _T5File]:
     content = read_schema(folder / _JSON, _T5File, file_format=T5_FORMAT, version=T5_VERSION)
-    params = load_tree(folder / _WEIGHTS)
+    params = load_tree(folder / _WEIGHTS, progress=progress)
     check_fingerprint(folder / _WEIGHTS, params, content.fingerprint, _JSON)
     return params, content

@@ -10,13 +10,14 @@ from scalable_t5, all layers in one array (`encoder/encoder/...`, layers on axis
 
 from __future__ import annotations
 
-import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.checkpoints.buckets import Location
 from hyperflax.checkpoints.t5x_index import Stored, T5XIndex, read_index
 from hyperflax.checkpoints.zarr import ZarrArray, dtype_of, inspect_array, read_arrays
 from hyperflax.errors import CheckpointError
@@ -26,14 +27,20 @@ _UINT16 = np.dtype(np.uint16)
 
 
 def read_t5x_checkpoint(
-    path: pathlib.Path | str, *, dtype: str | None = None, step: int | None = None
+    path: Location | str,
+    *,
+    dtype: str | None = None,
+    step: int | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, Any]:
     """Reads the model's parameters; the optimizer's state is left on the disk.
 
     Args:
-      path: the checkpoint's directory, its msgpack file, or a run's directory with `checkpoint_<step>` inside.
+      path: the checkpoint's directory, its msgpack file, or a run's directory with `checkpoint_<step>` inside; a local
+        path, or a directory in a bucket, `gs://...` or `s3://...`.
       dtype: cast floating leaves to this dtype, `"float32"` or `"bfloat16"`; None keeps what is stored.
       step: which one of a run's checkpoints; the latest by default.
+      progress: called with the number of bytes read, array by array.
 
     Returns:
       A nested dict of numpy arrays (ml_dtypes.bfloat16 where that is stored).
@@ -44,24 +51,26 @@ def read_t5x_checkpoint(
     target = None if dtype is None else dtype_of(str(dtype))
     if dtype is not None and (target is None or not _is_floating(target)):
         raise CheckpointError(f"{path}: dtype: expected a floating dtype such as 'float32', got {dtype!r}")
-    return trees.unflatten(_read(read_index(path, step), ("target",), target))
+    return trees.unflatten(_read(read_index(path, step), ("target",), target, progress))
 
 
-def read_t5x_step(path: pathlib.Path | str, step: int | None = None) -> int:
+def read_t5x_step(path: Location | str, step: int | None = None) -> int:
     """Returns the number of training steps that the checkpoint's optimizer counted. Arguments as above.
 
     Raises:
       CheckpointError: as above, or there is no step inside.
     """
     index = read_index(path, step)
-    values = _read(index, ("state", "step"), None)
+    values = _read(index, ("state", "step"))
     value = values.get("")
     if value is None or value.size != 1 or value.dtype.kind not in "iu":
         raise CheckpointError(f"{index.file}: leaf 'state/step': expected one integer")
     return int(value.reshape(()))
 
 
-def read_t5x_state(path: pathlib.Path | str, step: int | None = None) -> dict[str, Any]:
+def read_t5x_state(
+    path: Location | str, step: int | None = None, *, progress: Callable[[int], None] = lambda nbytes: None
+) -> dict[str, Any]:
     """Returns the optimizer's state as it is stored, `step` included: `{"step": ..., "param_states": ...}`.
 
     Adafactor's slots stand below each parameter's path, optax's as `param_states/0/{count, mu, nu}`; a checkpoint for
@@ -70,10 +79,15 @@ def read_t5x_state(path: pathlib.Path | str, step: int | None = None) -> dict[st
     Raises:
       CheckpointError: as above.
     """
-    return trees.unflatten(_read(read_index(path, step), ("state",), None))
+    return trees.unflatten(_read(read_index(path, step), ("state",), progress=progress))
 
 
-def _read(index: T5XIndex, branch: tuple[str, ...], target: np.dtype | None) -> dict[str, np.ndarray]:
+def _read(
+    index: T5XIndex,
+    branch: tuple[str, ...],
+    target: np.dtype | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> dict[str, np.ndarray]:
     leaves = index.leaves(*branch)
     if not leaves or (branch == ("target",) and "" in leaves):
         raise CheckpointError(f"{index.file}: expected leaves under '{'/'.join(branch)}', found none")
@@ -83,7 +97,7 @@ def _read(index: T5XIndex, branch: tuple[str, ...], target: np.dtype | None) -> 
     def finish(path: str, array: np.ndarray) -> np.ndarray:
         return as_asked(index, where[path], array, target)
 
-    arrays = read_arrays(stored, finish)
+    arrays = read_arrays(stored, finish, progress)
     return {path: arrays[path] if path in arrays else finish(path, leaf) for path, leaf in leaves.items()}
 
 

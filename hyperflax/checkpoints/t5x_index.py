@@ -18,9 +18,9 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from hyperflax.checkpoints.buckets import BucketPath, Location, locate, read_bytes
 from hyperflax.checkpoints.zarr import dtype_of
 from hyperflax.errors import CheckpointError
-from hyperflax.files import read_bytes
 
 NEWEST_VERSION = 3
 _FILE = "checkpoint"
@@ -47,7 +47,7 @@ class Stored:
       shape, dtype: what the msgpack file says about it, None where it says nothing.
     """
 
-    directory: pathlib.Path
+    directory: Location
     shape: tuple[int, ...] | None
     dtype: np.dtype | None
 
@@ -62,7 +62,7 @@ class T5XIndex:
       tree: `{"target": ..., "state": ...}`, not decoded.
     """
 
-    file: pathlib.Path
+    file: Location
     version: int
     tree: Mapping[str, Any]
 
@@ -158,11 +158,12 @@ class T5XIndex:
         )
 
 
-def read_index(path: pathlib.Path | str, step: int | None = None) -> T5XIndex:
+def read_index(path: Location | str, step: int | None = None) -> T5XIndex:
     """Reads the msgpack file of a checkpoint; arrays beside it are not touched.
 
     Args:
-      path: the checkpoint's directory, its msgpack file, or a run's directory with `checkpoint_<step>` inside.
+      path: the checkpoint's directory, its msgpack file, or a run's directory with `checkpoint_<step>` inside; a local
+        path, or a directory in a bucket.
       step: which one of a run's checkpoints; the latest by default.
 
     Raises:
@@ -185,11 +186,9 @@ def read_index(path: pathlib.Path | str, step: int | None = None) -> T5XIndex:
     return T5XIndex(file, version, tree["optimizer"] if version else tree)
 
 
-def find_checkpoint(path: pathlib.Path | str, step: int | None = None) -> pathlib.Path:
+def find_checkpoint(path: Location | str, step: int | None = None) -> Location:
     """Returns the msgpack file that `path` means; see `read_index`. `checkpoint_<step>.tmp-<time>` is never taken."""
-    if "://" in str(path):
-        raise CheckpointError(f"{path}: expected a local path; copy the checkpoint here first")
-    path = pathlib.Path(path)
+    path = locate(path)
     if path.is_file():
         return path
     if not path.is_dir():
@@ -210,12 +209,14 @@ def find_checkpoint(path: pathlib.Path | str, step: int | None = None) -> pathli
     raise CheckpointError(f"{path}: expected the msgpack file 'checkpoint', or directories 'checkpoint_<step>'")
 
 
-def _inside(file: pathlib.Path, where: str, relative: str) -> pathlib.Path:
+def _inside(file: Location, where: str, relative: str) -> Location:
     """The directory of a stored leaf. A spec may only name places inside its checkpoint."""
     parts = pathlib.PurePosixPath(relative).parts
-    root = file.parent.resolve()
     if not parts or relative.startswith("/") or ".." in parts or "\0" in relative or "\\" in relative:
         raise CheckpointError(f"{file}: leaf '{where}': expected a path inside the checkpoint, got {relative[:200]!r}")
+    if isinstance(file, BucketPath):  # which has no links
+        return file.parent / "/".join(parts)
+    root = file.parent.resolve()
     directory = root.joinpath(*parts)
     try:
         real = directory.resolve()

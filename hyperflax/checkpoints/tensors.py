@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import ml_dtypes
@@ -76,8 +77,10 @@ def save_tree(path: pathlib.Path | str, tree: PyTree, *, dtype: StorageDtype | N
         temporary.chmod(mode)
 
 
-def load_tree(path: pathlib.Path | str) -> dict[str, Any]:
+def load_tree(path: pathlib.Path | str, *, progress: Callable[[int], None] = lambda nbytes: None) -> dict[str, Any]:
     """Returns the nested dict of numpy arrays in a safetensors file, whoever wrote it.
+
+    `progress` is called with the number of bytes read, array by array.
 
     Raises:
       CheckpointError: no file, a truncated or foreign file, or tensor names that make no tree.
@@ -92,6 +95,7 @@ def load_tree(path: pathlib.Path | str) -> dict[str, Any]:
             metadata = file.metadata() or {}
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 arrays[name] = _tensor(file, path, name)
+                progress(arrays[name].nbytes)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: expected a safetensors file, {error}") from error
     for name in _narrowed(path, metadata):
@@ -116,6 +120,8 @@ def _tensor(file: Any, path: pathlib.Path, name: str) -> np.ndarray:
         return file.get_tensor(name)
     except (TypeError, KeyError, AttributeError) as error:  # a dtype that numpy lacks, such as a 4-bit float
         raise CheckpointError(f"{path}: leaf '{name}': expected a dtype that numpy knows ({error})") from error
+    except (ValueError, OverflowError) as error:  # [0, 2**62]
+        raise CheckpointError(f"{path}: leaf '{name}': expected a shape that numpy can have ({error})") from error
 
 
 def _narrowed(path: pathlib.Path, metadata: dict[str, str]) -> list[str]:

@@ -1,8 +1,9 @@
 """Zarr v2 arrays as T5X writes them: `.zarray` plus one file per chunk, read with TensorStore.
 
 Everything a file claims is checked against what lies on the disk before memory is asked for: chunks must be there
-(zarr itself reads a missing one as zeros) and may not be smaller than their compressor can make them. TensorStore
-stops inflating at the size that the metadata promise, so a compressed bomb ends in an error too.
+(zarr itself reads a missing one as zeros), may not be smaller than their compressor can make them and no larger than
+their array, and all arrays together no larger than the machine's memory. TensorStore stops inflating at the size that
+the metadata promise, so a compressed bomb ends in an error too. In a bucket, chunks are looked for and not measured.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import collections
 import dataclasses
 import math
 import os
-import pathlib
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,8 +19,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from hyperflax.checkpoints.buckets import BucketPath, Location, kvstore, read_json
 from hyperflax.errors import CheckpointError
-from hyperflax.files import read_json
 
 # How many bytes one stored byte can stand for at most. Deflate's limit is 1032; a zstd block of 128 KiB takes 4 bytes.
 # T5X writes gzip or nothing, and zstd on request; blosc is TensorStore's own default. Others do not notice a cut end.
@@ -28,6 +28,7 @@ _RATIO = {None: 1, "gzip": 1032, "zstd": 32768, "blosc": 32768}
 _PROMISE = {"gzip": (-4, os.SEEK_END), "blosc": (4, os.SEEK_SET)}
 _SLACK = 2**16
 _MAX_CHUNK_BYTES = 2**40
+_SMALL_CHUNK_BYTES = 16 * 2**20
 _MAX_DIMENSIONS = 32
 IN_FLIGHT_BYTES = 256 * 2**20
 
@@ -40,7 +41,7 @@ class ZarrArray:
     """
 
     leaf: str
-    directory: pathlib.Path
+    directory: Location
     shape: tuple[int, ...]
     dtype: np.dtype
     driver: str = "zarr"
@@ -51,7 +52,7 @@ class ZarrArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def inspect_array(leaf: str, directory: pathlib.Path) -> ZarrArray:
+def inspect_array(leaf: str, directory: Location) -> ZarrArray:
     """Reads `.zarray` and looks at every chunk file's size, not at its content.
 
     Args:
@@ -83,28 +84,49 @@ def inspect_array(leaf: str, directory: pathlib.Path) -> ZarrArray:
     compressor = metadata.get("compressor")
     name = compressor.get("id") if isinstance(compressor, Mapping) else compressor
     require((name is None or isinstance(name, str)) and name in _RATIO, "compressor", f"one of {list(_RATIO)}")
+    # Blosc allocates whatever a chunk says that it holds, and nobody looks into those of a bucket beforehand.
+    require(name != "blosc" or not isinstance(directory, BucketPath), "compressor", "gzip, zstd or none in a bucket")
     array = ZarrArray(leaf, directory, tuple(shape), dtype)
     chunk_bytes = math.prod(chunks) * dtype.itemsize
     require(chunk_bytes <= _MAX_CHUNK_BYTES, "chunks", f"chunks of at most {_MAX_CHUNK_BYTES:,} bytes")
     for chunk in _chunk_files(directory, shape, chunks, separator):
-        _check_chunk(leaf, chunk, name, chunk_bytes)
+        if isinstance(chunk, BucketPath):
+            if not chunk.is_file():
+                raise CheckpointError(f"{chunk}: leaf '{leaf}': chunk is missing")
+        else:
+            _check_chunk(leaf, chunk, name, chunk_bytes)
+    require(chunk_fits(chunk_bytes, array), "chunks", f"chunks no larger than the array of {array.nbytes:,} bytes")
     return array
 
 
+def chunk_fits(chunk_bytes: int, array: ZarrArray) -> bool:
+    """Whether a chunk is small or no larger than its array: nothing is inflated that the array does not need."""
+    return chunk_bytes <= max(array.nbytes, _SMALL_CHUNK_BYTES)
+
+
 def read_arrays(
-    arrays: Mapping[str, ZarrArray], finish: Callable[[str, np.ndarray], np.ndarray]
+    arrays: Mapping[str, ZarrArray],
+    finish: Callable[[str, np.ndarray], np.ndarray],
+    progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, np.ndarray]:
     """Reads all arrays, many at a time; no more than a quarter of a gigabyte waits to be finished at any moment.
 
     Args:
       arrays: by any name.
       finish: applied to each array as it arrives (to cast it), so that the tree never exists twice.
+      progress: called with the number of bytes of each array as it arrives.
 
     Raises:
-      CheckpointError: a chunk is damaged or truncated.
+      CheckpointError: a chunk is damaged or truncated, or the arrays are larger than the machine's memory.
     """
     import tensorstore as ts
 
+    claimed, memory = sum(array.nbytes for array in arrays.values()), _memory_bytes()
+    if claimed > memory:  # zeros compress well: a file of megabytes can stand for terabytes
+        where = next(iter(arrays.values())).directory.parent
+        raise CheckpointError(
+            f"{where}: arrays of {claimed:,} bytes; expected at most this machine's {memory:,} of memory"
+        )
     context = ts.Context({"file_io_concurrency": {"limit": 128}})
     opened = {path: ts.open(spec_of(array), open=True, read=True, context=context) for path, array in arrays.items()}
     reading: collections.deque[tuple[str, Any]] = collections.deque()
@@ -121,6 +143,7 @@ def read_arrays(
         while reading and (path is None or in_flight + arrays[path].nbytes > IN_FLIGHT_BYTES):
             ready, future = reading.popleft()
             done[ready] = finish(ready, wait(ready, future))
+            progress(arrays[ready].nbytes)
             in_flight -= arrays[ready].nbytes
         if path is not None:
             store = wait(path, opened.pop(path))
@@ -153,9 +176,13 @@ def spec_of(array: ZarrArray) -> dict[str, Any]:
     """Returns TensorStore's name of an array; a missing chunk is an error, not zeros."""
     return {
         "driver": array.driver,
-        "kvstore": array.kvstore or {"driver": "file", "path": f"{array.directory}/"},
+        "kvstore": array.kvstore or kvstore(array.directory),
         "fill_missing_data_reads": False,
     }
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _is_shape(value: Any, smallest: int) -> bool:
@@ -167,9 +194,7 @@ def _is_shape(value: Any, smallest: int) -> bool:
     )
 
 
-def _chunk_files(
-    directory: pathlib.Path, shape: list[int], chunks: list[int], separator: str
-) -> Iterator[pathlib.Path]:
+def _chunk_files(directory: Location, shape: list[int], chunks: list[int], separator: str) -> Iterator[Location]:
     """Names every chunk, lazily: a grid of absurd size ends at its first missing chunk."""
     counts = [-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)]
     for number in range(math.prod(counts)):
@@ -180,7 +205,7 @@ def _chunk_files(
         yield directory / (separator.join(reversed(index)) or "0")
 
 
-def _check_chunk(leaf: str, file: pathlib.Path, compressor: str | None, chunk_bytes: int) -> None:
+def _check_chunk(leaf: str, file: os.PathLike, compressor: str | None, chunk_bytes: int) -> None:
     try:
         status = os.stat(file)
     except OSError as error:
@@ -200,7 +225,7 @@ def _check_chunk(leaf: str, file: pathlib.Path, compressor: str | None, chunk_by
     raise CheckpointError(f"{file}: leaf '{leaf}': {expected}, the file has {status.st_size:,} bytes")
 
 
-def _promised(file: pathlib.Path, compressor: str) -> int:
+def _promised(file: os.PathLike, compressor: str) -> int:
     """The size that a chunk says it has.
 
     Blosc would allocate it unasked. Gzip's stands in its last four bytes, which TensorStore does not miss if they are

@@ -9,9 +9,10 @@ DESCRIPTION = """Convert a T5 between Hugging Face's form and T5X's two forms; t
   hyperflax convert flan-t5-small flan_for_t5x --to t5x --check
   hyperflax convert runs/t5/checkpoint_1000000 t5_for_transformers
 
-SRC may be a transformers directory (safetensors), a T5X checkpoint or run (legacy or Orbax), a T5 directory or a model
-directory of hyperflax. Neither t5x nor torch nor TensorFlow is needed. --check runs both on the same random tokens,
-compares every layer, the logits and a greedy decode, and writes DST/parity.json; it fails where they differ.
+SRC may be a transformers directory (safetensors), a T5X checkpoint or run (legacy or Orbax), also in a bucket (gs:// or
+s3://), a T5 directory or a model directory of hyperflax. Neither t5x nor torch nor TensorFlow is needed. --check runs
+both on the same random tokens, compares every layer, the logits and a greedy decode, and writes DST/parity.json; it
+fails where they differ.
 """
 
 
@@ -36,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.forms import read_model, write_model
     from hyperflax.cli.progress import byte_bar
 
-    source = read_model(arguments.source, step=arguments.step)
+    with byte_bar("read") as progress:
+        source = read_model(arguments.source, step=arguments.step, progress=progress)
     form = arguments.to or ("t5x" if source.form == "huggingface" else "huggingface")
     with byte_bar("written") as progress:
         write_model(
@@ -46,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         print("left behind: the optimizer's state, which that form or layout does not hold")
     told = f"{arguments.destination}: {form}, from {source.form} {arguments.source}"
     if arguments.check:
-        certificate = certify(rounded_as(source, arguments.dtype), arguments.destination)
+        with byte_bar("read again") as progress:
+            certificate = certify(rounded_as(source, arguments.dtype), arguments.destination, progress=progress)
         told += f"; logits differ by {certificate.max_error:.1e} of their largest, greedy tokens equal: parity.json"
     print(told)
     return 0

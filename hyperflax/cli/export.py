@@ -29,15 +29,20 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.exchange import with_base, write_merged
     from hyperflax.checkpoints.forms import read_model
     from hyperflax.checkpoints.peft import write_peft
+    from hyperflax.cli.progress import byte_bar
     from hyperflax.errors import ConfigError
 
     adapter = load_adapter(arguments.adapter)
-    base = read_model(arguments.base) if arguments.base else None
+    base = None
+    if arguments.base:
+        with byte_bar("read") as progress:
+            base = read_model(arguments.base, progress=progress)
     if arguments.format == "peft":
         write_peft(arguments.out, with_base(adapter, base) if base else adapter, base_name=arguments.base)
     elif base is None:
         raise ConfigError("--format merged: expected --base, the model that the adapter is to be merged into")
     else:
-        write_merged(arguments.out, adapter, base)
+        with byte_bar("written") as progress:
+            write_merged(arguments.out, adapter, base, progress=progress)
     print(f"{arguments.out}: {arguments.format}, from {arguments.adapter}")
     return 0

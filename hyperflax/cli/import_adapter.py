@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-DESCRIPTION = """Read an adapter of PEFT, LoRA or prefix tuning, and write it as hyperflax keeps adapters.
+DESCRIPTION = """Read an adapter of PEFT, LoRA, prefix or prompt tuning, and write it as hyperflax keeps adapters.
 
   hyperflax import names_peft --out names_adapter
   hyperflax import their_adapter --base flan-t5-small --out their_adapter_here
@@ -25,8 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.exchange import with_base
     from hyperflax.checkpoints.forms import read_model
     from hyperflax.checkpoints.peft import read_peft
+    from hyperflax.cli.progress import byte_bar
 
-    base = read_model(arguments.base) if arguments.base else None
+    base = None
+    if arguments.base:
+        with byte_bar("read") as progress:
+            base = read_model(arguments.base, progress=progress)
     adapter = read_peft(arguments.source, decoder_layers=base.config.num_decoder_layers if base else None)
     if base is not None:
         adapter = with_base(adapter, base)

@@ -9,8 +9,8 @@ DESCRIPTION = """Say what lies at PATH: its form, where it comes from, and every
   hyperflax inspect names_adapter
   hyperflax inspect runs/t5/checkpoint_1000000
 
-Takes transformers and PEFT directories, T5X checkpoints in both forms, and hyperflax's own directories. No array is
-read.
+Takes transformers and PEFT directories, T5X checkpoints in both forms, also in a bucket, and hyperflax's own
+directories. No array is read.
 """
 
 

@@ -43,6 +43,12 @@ def prefix(tmp_path) -> pathlib.Path:
     return tmp_path / "prefix"
 
 
+@pytest.fixture
+def prompt(tmp_path) -> pathlib.Path:
+    write_peft(tmp_path / "prompt", adapter(SoftPrompt(length=3)))
+    return tmp_path / "prompt"
+
+
 def edit_weights(folder: pathlib.Path, change) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
     change(weights)
@@ -138,6 +144,46 @@ def test_a_decoder_deeper_than_the_pairs_is_refused(prefix):
 
 
 @pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"task_type": "CAUSAL_LM"}, "task_type.*SEQ_2_SEQ_LM"),
+        ({"task_type": None}, "task_type"),
+        ({"num_transformer_submodules": 2}, r"expected shape \(6, 12\)"),
+        ({"num_transformer_submodules": None}, "num_transformer_submodules"),
+        ({"num_virtual_tokens": 2**70}, "num_virtual_tokens"),
+        ({"num_virtual_tokens": 4}, "expected shape"),
+        ({"token_dim": 7}, "expected shape"),
+        ({"token_dim": True}, "token_dim"),
+        ({"peft_type": "P_TUNING"}, "peft_type"),
+    ],
+)
+def test_prompt_settings_that_contradict_the_weights(prompt, change, told):
+    edit_json(prompt / "adapter_config.json", lambda config: config.update(change))
+    with pytest.raises(CheckpointError, match=told):
+        read_peft(prompt)
+
+
+def test_rows_of_a_prompt_that_nothing_reads_are_left_out(prompt):
+    rows = np.arange(72, dtype=np.float32).reshape(6, 12)  # PEFT's own default: as many again, for the decoder
+    edit_json(prompt / "adapter_config.json", lambda config: config.update(num_transformer_submodules=2))
+    edit_weights(prompt, lambda weights: weights.update(prompt_embeddings=rows))
+    read = read_peft(prompt)
+    np.testing.assert_array_equal(read.tree["encoder"]["soft_prompt"]["embedding"], rows[:3])
+    assert read.spec == build_spec(SoftPrompt(length=3), CONFIG)
+
+
+def test_a_masked_prompt_is_refused_and_a_mask_of_ones_is_none(tmp_path):
+    masked = adapter(SoftPrompt(length=3))
+    masked.tree["encoder"]["soft_prompt"]["mask"] = np.ones(3, np.float32)
+    write_peft(tmp_path / "ones", masked)
+    assert read_peft(tmp_path / "ones").spec == masked.spec
+    masked.tree["encoder"]["soft_prompt"]["mask"][1] = 0
+    with pytest.raises(AdapterError, match=r"encoder/soft_prompt.*mask"):
+        write_peft(tmp_path / "out", masked)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("kinds", "told"),
     [
         ((Prefix(length=3, **PRECEDING, layers=(1, 2)),), "every decoder layer, and layers"),
@@ -147,7 +193,6 @@ def test_a_decoder_deeper_than_the_pairs_is_refused(prefix):
         ),
         ((Prefix(length=3, position_bias="preceding"),), "encoder/layers_0/attention"),
         ((Prefix(length=3, sites=("decoder/self_attention",)),), "'zero'"),
-        ((SoftPrompt(),), "soft_prompt at 'encoder/soft_prompt' refuses to export to PEFT: .* not its prompt tuning"),
         (
             (ParallelMLP(),),
             "parallel_mlp at 'encoder/layers_0/mlp/parallel_mlp' refuses to export to PEFT: PEFT has no",

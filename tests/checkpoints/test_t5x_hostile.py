@@ -238,8 +238,8 @@ def test_zarray_that_is_no_json(tmp_path, content):
 def test_whatever_is_no_checkpoint(tmp_path):
     refused(tmp_path / "nothing", "nothing")
     refused(tmp_path, "checkpoint_<step>")
-    with pytest.raises(CheckpointError, match="local path"):
-        read_t5x_checkpoint("gs://bucket/checkpoint_1000")
+    with pytest.raises(CheckpointError, match="expected a local path, gs://"):
+        read_t5x_checkpoint("https://host/checkpoint_1000")
     with pytest.raises(CheckpointError, match="dtype"):
         read_t5x_checkpoint(tmp_path, dtype="int8")
     with pytest.raises(CheckpointError, match="dtype"):

@@ -13,9 +13,12 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +36,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 def run(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Trains in a fresh folder and returns the arrays of the module's table."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    params = T5(BASE).init(jax.random.key(3), tokens, tokens)["params"]
-    checkpoint = write_t5x_checkpoint(folder / "t5", jax.device_get(params), step=1000)
+    params, checkpoint = t5(folder)
     train(folder / "run", checkpoint)
     found = {f"checkpoint/{path}": np.asarray(leaf) for path, leaf in trees.flatten(params).items()}
     for name, step in (("start", 0), ("end", STEPS)):
@@ -49,24 +50,48 @@ def run(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
-def train(model_dir: pathlib.Path, checkpoint: pathlib.Path) -> None:
+def t5(folder: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
+    """Writes the T5 that runs start from; returns its parameters and the checkpoint."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = jax.device_get(T5(BASE).init(jax.random.key(3), tokens, tokens)["params"])
+    return params, write_t5x_checkpoint(folder / "t5", params, step=1000)
+
+
+def train(
+    model_dir: pathlib.Path, checkpoint: pathlib.Path, *settings: str, killed_at: pathlib.Path | None = None
+) -> None:
     """Runs T5X as its users do.
 
+    Args:
+      model_dir: where T5X writes.
+      checkpoint: of the T5 to start from.
+      settings: of gin, besides, `TRAIN_STEPS=12`.
+      killed_at: the run is killed as soon as this is there.
+
     Raises:
-      RuntimeError: it failed; holds the end of what it printed.
+      RuntimeError: it failed, or ended before it could be killed; holds the end of what it printed.
     """
     copy = os.environ["HYPERFLAX_T5X"]
     places = [copy, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     command = [sys.executable, "-m", "t5x.train", f"--gin_file={HERE / 't5x_letters.gin'}"]
     command += [f"--gin.MODEL_DIR='{model_dir}'", f"--gin.INITIAL_CHECKPOINT_PATH='{checkpoint}'"]
+    command += [f"--gin.{setting}" for setting in settings]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-6000:]}")
+    model_dir.parent.mkdir(parents=True, exist_ok=True)
+    with (model_dir.parent / "t5x.log").open("w+b") as log:
+        process = subprocess.Popen(command, cwd=HERE.parent.parent, env=environment, stdout=log, stderr=log)
+        while killed_at is not None and process.poll() is None:
+            if killed_at.exists():
+                process.kill()
+            time.sleep(0.01)
+        if process.wait() != (0 if killed_at is None else -signal.SIGKILL):
+            log.seek(0)
+            told = log.read()[-6000:].decode(errors="replace")
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{told}")
 
 
-def batches() -> list[dict[str, np.ndarray]]:
-    """The batches that T5X trained on, from its own function."""
+def batches(count: int = STEPS) -> list[dict[str, np.ndarray]]:
+    """The first batches that T5X trained on, from its own function."""
     from t5x import utils
 
     from hyperflax.integrations.t5x_episodes import EpisodeFeatureConverter
@@ -75,7 +100,7 @@ def batches() -> list[dict[str, np.ndarray]]:
     lengths = {"inputs": 32, "targets": 32}
     settings = utils.DatasetConfig(NAME, lengths, split="train", batch_size=TASKS, shuffle=True, seed=SEED)
     converter = functools.partial(EpisodeFeatureConverter, config=CONFIG.episodes, vocabulary=VOCABULARY)
-    return list(utils.get_dataset(settings, 0, 1, converter).take(STEPS).as_numpy_iterator())
+    return list(utils.get_dataset(settings, 0, 1, converter).take(count).as_numpy_iterator())
 
 
 def scalars(folder: pathlib.Path) -> dict[str, list[float]]:

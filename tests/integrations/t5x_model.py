@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,23 +48,26 @@ def branch(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
 
 
 class Recorded:
-    """The batches that T5X trained on, as `loop.train` wants them."""
+    """The batches that T5X trained on, in some order, as `loop.train` wants them."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
+    def __init__(self, arrays: Mapping[str, np.ndarray], order: Sequence[int]):
         self._batches = branch(arrays, "batch")
+        self._order = order
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        return self._batches[str(min(step, STEPS - 1))]
+        return self._batches[str(self._order[min(step, len(self._order) - 1)])]
 
 
-def train_ourselves(arrays: Mapping[str, np.ndarray], model_dir: pathlib.Path) -> tuple[Any, list[dict[str, float]]]:
+def train_ourselves(
+    arrays: Mapping[str, np.ndarray], model_dir: pathlib.Path, order: Sequence[int] = range(STEPS)
+) -> tuple[Any, list[dict[str, float]]]:
     """Runs hyperflax's loop on the recorded batches from T5X's start: its last state and a row for every step."""
     state = loop.train(
         objective=HypermodelObjective(*CONFIG.build()),
         optimizer=make_optimizer("adafactor", LEARNING_RATE),
-        batches=Recorded(arrays),
+        batches=Recorded(arrays, order),
         model_dir=model_dir,
-        total_steps=STEPS,
+        total_steps=len(order),
         frozen=branch(arrays, "start/base"),
         initial_params=branch(arrays, "start/hypernetwork"),
         log_period=1,

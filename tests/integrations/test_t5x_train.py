@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
+from hyperflax.checkpoints.orbax_form import read_orbax
 from tests.integrations import run_t5x, t5x_model
 from tests.integrations.t5x_model import CONFIG, STEPS
 
@@ -46,6 +47,26 @@ def test_the_goldens_are_what_t5x_still_does(trained):
     goldens = t5x_model.goldens()
     assert found.keys() == goldens.keys()
     np.testing.assert_allclose(found["loss"], goldens["loss"], rtol=1e-5)
+
+
+def test_a_run_that_was_killed_goes_on(t5x_copy, tmp_path):
+    run, (_, checkpoint) = tmp_path / "run", run_t5x.t5(tmp_path)
+    every = ("EVAL_PERIOD=600", "CHECKPOINT_PERIOD=3")
+    run_t5x.train(run, checkpoint, "TRAIN_STEPS=600", *every, killed_at=run / "checkpoint_3")
+    names = (path.name.removeprefix("checkpoint_") for path in run.iterdir())
+    reached = max(int(name) for name in names if name.isdigit())
+    assert reached < 600
+    run_t5x.train(run, checkpoint, f"TRAIN_STEPS={reached + 3}", *every)
+    # T5X restores parameters, optimizer and step. Its stream begins anew unless it saves that too (`save_dataset`),
+    # which it cannot where a Task reads from a Python generator.
+    order = [*range(reached), 0, 1, 2]
+    arrays = {f"batch/{i}/{name}": x for i, batch in enumerate(run_t5x.batches(reached)) for name, x in batch.items()}
+    arrays |= {f"start/{path}": leaf for path, leaf in trees.flatten(read_orbax(run, step=0)).items()}
+    state, _ = t5x_model.train_ourselves(arrays, tmp_path / "ours", order)
+    end = trees.flatten(read_orbax(run, step=reached + 3))
+    assert read_orbax(run, branch="state", step=reached + 3)["step"] == reached + 3
+    for path, leaf in trees.flatten(state.params).items():
+        np.testing.assert_allclose(leaf, end[f"hypernetwork/{path}"], rtol=0, atol=1e-4, err_msg=path)
 
 
 def test_what_t5x_trained_becomes_a_model(trained, model, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable
 
-from hyperflax.adapters import LoRA, Prefix, build_spec
+from hyperflax.adapters import LoRA, Prefix, SoftPrompt, build_spec
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.hf_config import from_hf
@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[str, tuple[KindConfig, ...]]] = {
     # Three decoder layers, and two: PEFT gives layer i the pair 2 i modulo the number of pairs.
     "prefix_odd": ("umt5", (Prefix(length=3, position_bias="preceding", sites=("decoder/self_attention",)),)),
     "prefix_even": ("byt5", (Prefix(length=4, position_bias="preceding", sites=("decoder/self_attention",)),)),
+    "prompt": ("t5_1_0", (SoftPrompt(length=5),)),
 }
 """The model's family and the kinds, by name."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from tests.interop.adapters import EXPORTED
 from tests.interop.families import FAMILIES, inputs
@@ -51,6 +51,7 @@ MADE_BY_PEFT = {
     "prefix_odd": ("umt5", PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, token_dim=8)),
     # PEFT takes num_layers from the encoder: four pairs for two decoder layers.
     "prefix_even": ("byt5", PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, token_dim=8)),
+    "prompt": ("umt5", PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4)),
 }
 
 

@@ -27,6 +27,7 @@ MADE_BY_PEFT = {
     "lora_rslora": "t5_1_0",
     "prefix_odd": "umt5",
     "prefix_even": "byt5",
+    "prompt": "umt5",
 }
 
 

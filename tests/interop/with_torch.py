@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 
 from hyperflax import trees
-from hyperflax.adapters import LoRA, Prefix, build_spec, merge
+from hyperflax.adapters import LoRA, Prefix, SoftPrompt, build_spec, merge
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.huggingface import read_huggingface, write_huggingface
 from hyperflax.checkpoints.parity import Certificate, compare, trace, without_padding
@@ -30,6 +30,7 @@ SEED = int(os.environ.get("HYPERFLAX_INTEROP_SEED", "1000"))
 KINDS = {
     "lora": LoRA(rank=3, alpha=2.0, sites=("*",)),
     "prefix": Prefix(length=5, position_bias="preceding", sites=("decoder/self_attention",)),
+    "prompt": SoftPrompt(length=5),
 }
 
 

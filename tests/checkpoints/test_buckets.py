@@ -1,0 +1,187 @@
+"""T5X's checkpoints in a bucket, read through a server on this machine that speaks Google's protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from hyperflax.checkpoints.buckets import BucketPath, locate
+from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.forms import read_model
+from hyperflax.checkpoints.huggingface import write_huggingface
+from hyperflax.checkpoints.inspection import Entry, inspect_path
+from hyperflax.checkpoints.orbax_form import write_orbax
+from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
+from hyperflax.errors import CheckpointError
+from tests.checkpoints.bucket_server import Server, serve
+from tests.checkpoints.directories import CONFIG, base
+from tests.checkpoints.t5x_writer import write_zarr_with_tensorstore
+
+# TensorStore takes the server's address from the environment when it starts, so every reader is a process of its own.
+READERS = """
+import json, sys
+from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.forms import read_model
+from hyperflax.checkpoints.inspection import inspect_path
+from hyperflax.checkpoints.onto_mesh import read_onto_mesh
+from hyperflax.checkpoints.t5_directory import load_base
+from hyperflax.errors import CheckpointError
+from hyperflax.training.partitioning import Partitioner, make_mesh
+from tests.checkpoints.directories import CONFIG
+
+def told(read, *arguments):
+    try:
+        return read(*arguments)
+    except CheckpointError as error:
+        return f"refused: {error}"
+
+def model(url, step=None):
+    found = read_model(url, step=step)
+    return [found.form, found.step, fingerprint(found.params)]
+
+actions = {
+    "model": model,
+    "base": lambda url: fingerprint(load_base(url, CONFIG)),
+    "mesh": lambda url: fingerprint(
+        read_onto_mesh(url, CONFIG, Partitioner(make_mesh(data=1, fsdp=1)).t5_sharding)
+    ),
+    "inspect": lambda url: [inspect_path(url).form, len(inspect_path(url).leaves), inspect_path(url).nbytes],
+}
+asked = [told(actions[name], *arguments) for name, *arguments in json.loads(sys.argv[1])]
+print(json.dumps([asked, sorted({"tensorflow", "etils.epath"} & set(sys.modules))]))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("bucket")
+    write_t5x_checkpoint(folder / "legacy", base(), step=12)
+    (folder / "runs").mkdir()
+    for step, seed in ((9, 1), (10, 2)):
+        write_t5x_checkpoint(folder / "one", base(seed), step=step)
+        (folder / "one" / f"checkpoint_{step}").rename(folder / "runs" / f"checkpoint_{step}")
+        (folder / "one").rmdir()
+    write_orbax(folder / "orbax", base(), step=12)
+    write_huggingface(folder / "huggingface", base(), CONFIG)
+    for name in ("gap", "blosc", "lie"):
+        write_t5x_checkpoint(folder / name, base(), step=12)
+    table = "checkpoint_12/target.token_embedder.embedding"
+    (folder / "gap" / table / "0.0").unlink()
+    array = base()["token_embedder"]["embedding"]
+    for file in (folder / "blosc" / table).iterdir():
+        file.unlink()
+    compressor = {"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 0}
+    write_zarr_with_tensorstore(folder / "blosc" / table, array, array.shape, compressor)
+    metadata = folder / "lie" / table / ".zarray"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "chunks": [2**17, 2**17]}))
+    with serve(folder) as running:
+        yield running
+
+
+def ask(server: Server, *questions: tuple) -> list:
+    here = str(pathlib.Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([here, *sys.path])
+    environment = {**os.environ, **server.environment, "PYTHONPATH": path}
+    command = [sys.executable, "-W", "ignore", "-c", READERS, json.dumps(questions)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    answers, modules = json.loads(done.stdout.splitlines()[-1])
+    assert "tensorflow" not in modules
+    return answers
+
+
+def test_what_is_read_is_what_lies_there(server):
+    local = read_model(server.folder / "legacy")
+    assert fingerprint(local.params) == fingerprint(base())
+    found = ask(
+        server,
+        ("model", "gs://bucket/legacy"),
+        ("model", "gs://bucket/legacy/checkpoint_12/"),
+        ("model", "gs://bucket/orbax/checkpoint_12"),
+        ("model", "gs://bucket/runs"),
+        ("model", "gs://bucket/runs", 9),
+        ("base", "gs://bucket/legacy"),
+        ("base", "gs://bucket/orbax"),
+        ("mesh", "gs://bucket/legacy"),
+        ("mesh", "gs://bucket/orbax"),
+        ("inspect", "gs://bucket/legacy"),
+        ("inspect", "gs://bucket/orbax"),
+    )
+    whole, nbytes = fingerprint(base()), sum(entry.nbytes for entry in inspected(server.folder / "legacy"))
+    assert found == [
+        ["t5x", 12, whole],
+        ["t5x", 12, whole],
+        ["orbax", 12, whole],
+        ["t5x", 10, fingerprint(base(2))],
+        ["t5x", 9, fingerprint(base(1))],
+        *[whole] * 4,
+        ["t5x", len(inspected(server.folder / "legacy")), nbytes],
+        ["orbax", len(inspected(server.folder / "orbax")), nbytes],
+    ]
+
+
+def inspected(folder: pathlib.Path) -> list[Entry]:
+    return inspect_path(folder).leaves
+
+
+def test_what_is_damaged_or_no_checkpoint_is_refused(server):
+    answers = ask(
+        server,
+        ("model", "gs://bucket/gap"),
+        ("model", "gs://bucket/blosc"),
+        ("model", "gs://bucket/lie"),
+        ("model", "gs://bucket/huggingface"),
+        ("model", "gs://bucket/nothing"),
+        ("model", "gs://other/nothing"),
+        ("model", "gs://bucket/runs", 7),
+    )
+    told = (
+        "chunk is missing",
+        "compressor",
+        "chunks",
+        "only T5X's checkpoints",
+        "found none",
+        "listed",
+        "checkpoint_7",
+    )
+    for answer, words in zip(answers, told, strict=True):
+        assert answer.startswith("refused: gs://"), answer
+        assert words in answer
+
+
+def test_convert_takes_an_address(server, tmp_path):
+    here = str(pathlib.Path(__file__).resolve().parents[2])
+    environment = {**os.environ, **server.environment, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    command = [sys.executable, "-m", "hyperflax", "convert", "gs://bucket/orbax", str(tmp_path / "out")]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
+    assert fingerprint(read_model(tmp_path / "out").params) == fingerprint(base())
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("gs://bucket", "gs://bucket"),
+        ("gs://bucket/a/b/", "gs://bucket/a/b"),
+        (pathlib.Path("gs://bucket/a"), "gs://bucket/a"),
+        ("s3://bucket/a", "s3://bucket/a"),
+    ],
+)
+def test_addresses(path, address):
+    found = locate(path)
+    assert isinstance(found, BucketPath)
+    assert str(found) == address
+    assert str(found / "c" / "d") == f"{address}/c/d"
+    assert str((found / "c" / "d").parent) == f"{address}/c"
+    assert locate(found) is found
+
+
+@pytest.mark.parametrize("path", ["http://host/a", "file:///etc", "gcs://bucket/a", "gs://", "gs://B?x/a"])
+def test_other_addresses_are_refused(path):
+    with pytest.raises(CheckpointError, match="expected a local path, gs://"):
+        locate(path)
