@@ -29,7 +29,7 @@ from hyperflax.serving.engine import Engine, EngineConfig, Request
 from tests.models import t5_cases as cases
 
 MODEL = T5(cases.MICRO)
-LENGTH, EOS = 6, 9
+LENGTH, EOS = 6, 31
 KINDS: dict[str, tuple[KindConfig, ...]] = {
     "lora": (LoRA(rank=2),),
     "lora everywhere": (LoRA(rank=3, sites=("*",)),),
@@ -78,14 +78,21 @@ def source(length: int, seed: int) -> np.ndarray:
 def alone(request: Request, seed: int = 0) -> tuple[list[int], float]:
     """What plain decoding makes of the request: its tokens and their log-probability."""
     tree = None if request.key is None else adapter(str(request.key), seed)[0]
-    result = decode(MODEL, params(), request.source[None], max_length=LENGTH, adapters=tree, eos_id=-1)
-    tokens = np.asarray(result.tokens)[0, : request.limit]
+    inputs = np.pad(request.source, (0, SIZES.sources[-1] - len(request.source)))[None]
+    result = decode(MODEL, params(), inputs, max_length=LENGTH, adapters=tree, eos_id=-1)
+    tokens = np.asarray(result.tokens)
+    log_probs = np.asarray(_log_probs(tree, inputs, tokens))[: request.limit]
+    tokens = tokens[0, : request.limit]
     ends = np.flatnonzero(tokens == EOS)
-    tokens = tokens[: ends[0] + 1] if len(ends) else tokens
-    variables = {"params": params()} | ({} if tree is None else {"adapters": tree})
-    logits = MODEL.apply(variables, request.source[None], np.pad(tokens, (1, 0))[None, :-1])
-    log_probs = jax.nn.log_softmax(logits)[0, np.arange(len(tokens)), tokens]
-    return tokens.tolist(), float(log_probs.sum())
+    length = ends[0] + 1 if len(ends) else len(tokens)
+    return tokens[:length].tolist(), float(log_probs[:length].sum())
+
+
+@jax.jit
+def _log_probs(adapters: Any, inputs: jax.Array, tokens: jax.Array) -> jax.Array:
+    variables = {"params": params()} | ({} if adapters is None else {"adapters": adapters})
+    logits = MODEL.apply(variables, inputs, jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1])
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[0, :, 0]
 
 
 def check(request: Request, seed: int = 0) -> None:
