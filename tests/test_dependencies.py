@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "models": WORDS | {"adapters"},
     "hypernets": WORDS | {"adapters", "models"},
     "objectives": BASE,
+    "serving": BASE,
     "data": BASE | {""},
     "checkpoints": BASE | {"", "data"},
     "evaluation": BASE | {"", "objectives", "data", "checkpoints"},

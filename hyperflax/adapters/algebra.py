@@ -1,4 +1,4 @@
-"""Operations on whole adapters: stack, pad, interpolate, merge.
+"""Operations on whole adapters: stack, unite, pad, interpolate, merge.
 
 All take materialised trees (what layers read) with their spec, and validate at the entry. Nothing is mutated.
 
@@ -61,9 +61,39 @@ def stack_padded(adapters: Sequence[PyTree], specs: Sequence[AdapterSpec]) -> tu
         raise AdapterError(f"stack_padded: expected one spec per adapter, got {len(adapters)} and {len(specs)}")
     for adapter, spec in zip(adapters, specs, strict=True):
         spec.validate(adapter)
-    union = _union(specs)
-    flats = [widen(spec.flatten(tree), spec, union) for tree, spec in zip(adapters, specs, strict=True)]
-    return trees.unflatten(_stacked(flats)), union
+    room = union(specs)
+    flats = [widen(spec.flatten(tree), spec, room) for tree, spec in zip(adapters, specs, strict=True)]
+    return trees.unflatten(_stacked(flats)), room
+
+
+def union(specs: Sequence[AdapterSpec]) -> AdapterSpec:
+    """Returns the spec into which an adapter of any of these can be widened: every leaf, at its largest size.
+
+    Scale and starts are the first one's. It keeps `kinds` only where all specs have the same kinds up to size.
+
+    Raises:
+      AdapterError: two specs of different base models.
+    """
+
+    def largest(every: list[Leaf]) -> tuple[Leaf, ...]:
+        found: dict[str, Leaf] = {}
+        for leaf in every:
+            known = found.setdefault(leaf.path, leaf)
+            if known.slot_axis != leaf.slot_axis or known.resized(1).shape != leaf.resized(1).shape:
+                raise AdapterError(f"leaf '{leaf.path}': shapes {known.shape} and {leaf.shape} are of different models")
+            found[leaf.path] = known.resized(max(known.slots, leaf.slots))
+        return tuple(found.values())
+
+    sizes: dict[KindConfig, int] = {}
+    for config in (config for spec in specs for config in spec.kinds):
+        key = config.resized(1)
+        sizes[key] = max(sizes.get(key, 0), getattr(config, config.size))
+    alike = all({config.resized(1) for config in spec.kinds} == set(sizes) for spec in specs)
+    return AdapterSpec(
+        largest([leaf for spec in specs for leaf in spec.leaves]),
+        tuple(config.resized(size) for config, size in sizes.items()) if alike else (),
+        optional=largest([leaf for spec in specs for leaf in spec.optional]),
+    )
 
 
 def pad(
@@ -170,30 +200,6 @@ def _resized(spec: AdapterSpec, size: Callable[[type[KindConfig] | KindConfig, i
         tuple(leaf.resized(size(kind_of(leaf), leaf.slots)) for leaf in spec.leaves),
         tuple(config.resized(size(config, getattr(config, config.size))) for config in spec.kinds),
         optional=tuple(leaf.resized(size(kind_of(leaf), leaf.slots)) for leaf in spec.optional),
-    )
-
-
-def _union(specs: Sequence[AdapterSpec]) -> AdapterSpec:
-    """Every leaf that any spec has, at its largest size; scale and starts are the first one's."""
-
-    def largest(every: list[Leaf]) -> tuple[Leaf, ...]:
-        found: dict[str, Leaf] = {}
-        for leaf in every:
-            known = found.setdefault(leaf.path, leaf)
-            if known.slot_axis != leaf.slot_axis or known.resized(1).shape != leaf.resized(1).shape:
-                raise AdapterError(f"leaf '{leaf.path}': shapes {known.shape} and {leaf.shape} are of different models")
-            found[leaf.path] = known.resized(max(known.slots, leaf.slots))
-        return tuple(found.values())
-
-    sizes: dict[KindConfig, int] = {}
-    for config in (config for spec in specs for config in spec.kinds):
-        key = config.resized(1)
-        sizes[key] = max(sizes.get(key, 0), getattr(config, config.size))
-    alike = all({config.resized(1) for config in spec.kinds} == set(sizes) for spec in specs)
-    return AdapterSpec(
-        largest([leaf for spec in specs for leaf in spec.leaves]),
-        tuple(config.resized(size) for config, size in sizes.items()) if alike else (),
-        optional=largest([leaf for spec in specs for leaf in spec.optional]),
     )
 
 

@@ -95,7 +95,7 @@ class Attention(nn.Module):
         Args:
           x: [example, decodes, emb], one token of each decode.
           cache: `key`, `value` [rows, heads, (prefix + length) * width, head_dim], rows * width = example * decodes.
-          bias: the stack's bias, for the position `bias.index`.
+          bias: the stack's bias, for the position `bias.index`, which the cache keeps at `bias.place`.
           ancestors: with width > 1, int32 [rows, width, length]: which of the row's `width` places holds a decode's
             token at each position.
 
@@ -109,10 +109,10 @@ class Attention(nn.Module):
         new = {}
         for name, projection in (("key", self.key), ("value", self.value)):
             y = projection(x).reshape(rows, width, heads, head_dim).swapaxes(1, 2)
-            new[name] = write_position(cache[name], y, (prefix_length + bias.index) * width, axis=2)
+            new[name] = write_position(cache[name], y, (prefix_length + bias.place) * width, axis=2)
         q = self.query(x).reshape(rows, width, heads, head_dim).swapaxes(1, 2)
         position_bias = jnp.repeat(self._bias(prefixes, bias), width, axis=-1)
-        mask = self._mask(prefixes, (jnp.arange(bias.length) <= bias.index)[None, None, None], bias.length)
+        mask = self._mask(prefixes, (bias.ages() <= bias.index)[None, None, None], bias.length)
         mask = jnp.repeat(mask, width, axis=-1)
         if ancestors is not None:
             ancestors = jnp.pad(ancestors, ((0, 0), (0, 0), (prefix_length, 0)))

@@ -3,6 +3,10 @@
 Positions are places in the array, also in packed batches: distances inside one segment do not change by packing.
 A bias depends on `key position - query position` alone, so it is looked up once per distance and then spread over
 the [query, key] plane by reshaping: no [buckets, query, key] one-hot, and a gradient that is a sum, not a scatter.
+
+For the same reason a decoding cache can be a ring. Place p of it was written (place - p) mod length steps ago, whatever
+the row's own position is, so rows that started at different times share one place to write to and one bias; only how
+far back a row may look is its own.
 """
 
 from __future__ import annotations
@@ -48,46 +52,69 @@ class PositionBias:
     """The bias of one stack, or of one layer.
 
     Attributes:
-      own: [heads, queries, keys] for keys at the positions 0 .. length - 1.
+      own: [heads, queries, keys] for keys at the positions 0 .. length - 1; while decoding, in the places of the cache.
       table: [heads, buckets] in the compute dtype.
       index: None for a whole sequence; while decoding, the position of the single query (an int32 scalar).
-      length: number of query positions, static; while decoding, the largest there will be.
+      place: while decoding, the cache's place for that position, an int32 scalar below `length`.
+      length: number of query positions, static; while decoding, the number of places in the cache.
       bidirectional, max_distance: see `bucket`.
+      start: where the sequence begins, an int32 scalar of at most `latest_start`; None is 0. Positions before it are
+        masked, and a prefix stands right before it.
     """
 
     own: Array
     table: Array
     index: Array | None
+    place: Array | None
     length: int = struct.field(pytree_node=False)
     bidirectional: bool = struct.field(pytree_node=False)
     max_distance: int = struct.field(pytree_node=False)
+    start: Array | None = None
+    latest_start: int = struct.field(pytree_node=False, default=0)
 
     @classmethod
     def create(
-        cls, table: Array, *, length: int, bidirectional: bool, max_distance: int, index: Array | None = None
+        cls,
+        table: Array,
+        *,
+        length: int,
+        bidirectional: bool,
+        max_distance: int,
+        index: Array | None = None,
+        place: Array | None = None,
     ) -> PositionBias:
-        """Computes `own` once, to be shared by all layers."""
-        bias = cls(table, table, index, length, bidirectional, max_distance)
-        return bias.replace(own=bias.at(0, length))
+        """Computes `own` once, to be shared by all layers. Without a `place`, position and place are one."""
+        bias = cls(table, table, index, index if place is None else place, length, bidirectional, max_distance)
+        return bias.replace(own=bias.at(0, length) if index is None else bias.in_places())
+
+    def ages(self) -> Array:
+        """While decoding: how many steps ago every place was written, int32 [length]; 0 is the query's own."""
+        return (self.place - jnp.arange(self.length, dtype=jnp.int32)) % self.length
+
+    def in_places(self) -> Array:
+        """While decoding: [heads, 1, length] for the keys in the cache's places."""
+        return jnp.take(self.values(-np.arange(self.length)), self.ages(), axis=1, mode="clip")[:, None]
 
     def preceding(self, length: int) -> Array:
-        """Returns [heads, queries, length] for keys at the positions -length .. -1, where a prefix can stand."""
-        return self.at(-length, length)
+        """Returns [heads, queries, length] for keys at the positions -length .. -1 from the start: for a prefix."""
+        if self.start is None:
+            return self.at(-length, length)
+        values = self.values(np.arange(-length - (self.length - 1), self.latest_start))
+        values = jax.lax.dynamic_slice_in_dim(values, self.start, length + self.length - 1, axis=1)
+        return _toeplitz(values, self.length, length)
 
     def at(self, first_key: int, keys: int) -> Array:
         """Returns [heads, queries, keys] for keys at the positions `first_key` and on."""
         # One column per distance, from the last query's to the first key up to the first query's to the last key.
-        distance = np.arange(first_key - (self.length - 1), first_key + keys)
-        buckets = bucket(
-            distance,
-            bidirectional=self.bidirectional,
-            num_buckets=self.table.shape[-1],
-            max_distance=self.max_distance,
-        )
-        values = jnp.take(self.table, buckets, axis=1, mode="clip")
+        values = self.values(np.arange(first_key - (self.length - 1), first_key + keys))
         if self.index is not None:
             return jax.lax.dynamic_slice_in_dim(values, self.length - 1 - self.index, keys, axis=1)[:, None]
         return _toeplitz(values, self.length, keys)
+
+    def values(self, distance: np.ndarray) -> Array:
+        """Returns [heads, n] for n distances, key position minus query position."""
+        sizes = {"num_buckets": self.table.shape[-1], "max_distance": self.max_distance}
+        return jnp.take(self.table, bucket(distance, bidirectional=self.bidirectional, **sizes), axis=1, mode="clip")
 
 
 def _toeplitz(values: Array, queries: int, keys: int) -> Array:
@@ -106,8 +133,10 @@ class RelativeBias(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, length: int, bidirectional: bool, index: Array | None = None) -> PositionBias:
-        """Returns the bias for `length` query positions, or for the one at `index` of them."""
+    def __call__(
+        self, length: int, bidirectional: bool, index: Array | None = None, place: Array | None = None
+    ) -> PositionBias:
+        """Returns the bias for `length` query positions, or for the one at `index` with a cache of `length` places."""
         cfg = self.config
         table = parameter(self, "rel_embedding", TABLE_INIT, (cfg.num_heads, cfg.num_buckets))
         return PositionBias.create(
@@ -116,4 +145,5 @@ class RelativeBias(nn.Module):
             bidirectional=bidirectional,
             max_distance=cfg.max_distance,
             index=index,
+            place=place,
         )

@@ -140,6 +140,43 @@ def choose(logits: Array, method: Greedy | Sample, rng: Array) -> tuple[Array, A
     return token, jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
 
 
+def choose_each(
+    logits: Array, temperature: Array, topk: Array, topp: Array, seed: Array, index: Array
+) -> tuple[Array, Array]:
+    """Chooses a token from each row, every row in its own way; for rows that have nothing to do with each other.
+
+    A row's draws depend on its seed and on how many it has made, never on its neighbours. With temperature 0 a row is
+    greedy, and as long as all are, nothing is sorted or drawn.
+
+    Args:
+      logits: [rows, vocab].
+      temperature, topk, topp: [rows], see `Sample`; 0 sets no limit. With both limits a token must be within each.
+      seed: uint32 [rows].
+      index: int32 [rows], how many tokens the row has.
+
+    Returns:
+      tokens int32 [rows] and their log-probabilities by the model's own distribution, float32 [rows].
+    """
+    best, best_log_prob = choose(logits, Greedy(), jax.random.key(0))
+    greedy = temperature <= MIN_TEMPERATURE
+
+    def draw() -> tuple[Array, Array]:
+        scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+        falling = -jnp.sort(-scaled, axis=-1)
+        last = jnp.where(topk > 0, jnp.minimum(topk, logits.shape[-1]), logits.shape[-1]) - 1
+        probs = jax.nn.softmax(falling)
+        needed = jnp.sum(jnp.cumsum(probs, axis=-1) < topp[:, None], axis=-1)
+        last = jnp.where(topp > 0, jnp.minimum(last, needed), last)
+        limited = jnp.where(scaled >= jnp.take_along_axis(falling, last[:, None], axis=-1), scaled, EXCLUDED)
+        keys = jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(seed, index)
+        drawn = jax.vmap(jax.random.categorical)(keys, limited).astype(jnp.int32)
+        token = jnp.where(greedy, best, drawn)
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+        return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    return jax.lax.cond(jnp.all(greedy), lambda: (best, best_log_prob), draw)
+
+
 def keep_topk(logits: Array, k: int) -> Array:
     """Excludes what is smaller than the k-th largest of [..., vocab]."""
     threshold = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
@@ -32,9 +33,11 @@ class Context:
       encoded: [batch, source, emb], for the decoder.
       cross_mask: bool [batch, 1, query, source].
       index: position of the token while decoding, an int32 scalar.
+      place: where the cache holds it, see `PositionBias`; None: at `index`.
       ancestors: see `Attention.step_self`.
       length: number of self-attention positions; while decoding, of the cache.
       rows, width: layout of the cache that is started.
+      start, latest_start: where self-attention's positions begin, see `PositionBias`.
       bias_kind: which position bias a layer with its own table is to use.
       deterministic: no dropout.
     """
@@ -44,7 +47,10 @@ class Context:
     encoded: Array | None = None
     cross_mask: Array | None = None
     index: Array | None = None
+    place: Array | None = None
     ancestors: Array | None = None
+    start: Array | None = None
+    latest_start: int = struct.field(pytree_node=False, default=0)
     length: int = struct.field(pytree_node=False, default=0)
     rows: int = struct.field(pytree_node=False, default=0)
     width: int = struct.field(pytree_node=False, default=1)
@@ -55,7 +61,8 @@ class Context:
 def _position_bias(module: RelativeBias, context: Context) -> PositionBias | None:
     if context.bias_kind == "none":
         return None
-    return module(context.length, context.bias_kind == "bidirectional", context.index)
+    bias = module(context.length, context.bias_kind == "bidirectional", context.index, context.place)
+    return bias.replace(start=context.start, latest_start=context.latest_start)
 
 
 class Layer(nn.Module):
@@ -202,6 +209,10 @@ class Encoder(Stack):
         """Runs all layers and the final norm; `mask` as in `masks.py`."""
         x = self.embed_dropout(x, deterministic=deterministic)
         context = Context(mask=mask, length=x.shape[1], bias_kind="bidirectional", deterministic=deterministic)
+        if (kept := (self.soft_prompt() or {}).get("mask")) is not None:
+            # Masked positions of a soft prompt have no effect, so they do not keep a prefix away from the input either.
+            first = jnp.argmax(jnp.append(kept > 0, True)).astype(jnp.int32)
+            context = context.replace(start=first, latest_start=kept.shape[0])
         x, _ = self.run(x, context)
         return self.dropout(self.encoder_norm(x), deterministic=deterministic)
 

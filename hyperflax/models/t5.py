@@ -195,6 +195,7 @@ class T5(nn.Module):
         index: Array,
         *,
         length: int,
+        place: Array | None = None,
         ancestors: Array | None = None,
     ) -> tuple[Array, dict[str, LayerCache]]:
         """Decodes one token of each sequence.
@@ -205,6 +206,8 @@ class T5(nn.Module):
           tokens: int [example, decodes], the decoder's input at `index`.
           index: int32 scalar, one for all rows: the position of `tokens`.
           length: as given to `start_cache`.
+          place: int32 scalar, the cache's place for `tokens`; None: `index`. Under `vmap` rows may have positions of
+            their own and share the place, if each moves on by one, modulo `length`, with every step.
           ancestors: with shared rows, int32 [example, decodes, length], see `Attention.step_self`.
 
         Returns:
@@ -213,6 +216,7 @@ class T5(nn.Module):
         context = Context(
             cross_mask=self._real(encoder_input_tokens)[:, None, None, :],
             index=index,
+            place=place,
             ancestors=ancestors,
             length=length,
             bias_kind="causal",

@@ -191,12 +191,13 @@ def test_misspelt_paths_wrong_shapes_and_wrong_bases_are_refused_with_the_leaf_n
 
 
 def test_different_adapters_in_one_batch_are_each_alone(spec):
-    """Two of this kind, and one of another that is widened to the same leaves."""
-    other = build_spec(KINDS["lora_two_ranks"], CONFIG)
-    specs, adapters = [spec, spec, other], [random_tree(spec, 8), random_tree(spec, 9), random_tree(other, 9)]
-    stacked, union = stack_padded(adapters, specs)
-    check_base(union, CONFIG)
-    encoder, decoder = tokens(1, batch=(3, 3))
+    """Two of this kind, and some of others, all of them widened to the same leaves."""
+    others = [build_spec(KINDS[name], CONFIG) for name in ("lora_two_ranks", "soft_prompt", "prefix_preceding")]
+    specs = [spec, spec, *others]
+    adapters = [random_tree(own, 8 + number) for number, own in enumerate(specs)]
+    stacked, room = stack_padded(adapters, specs)
+    check_base(room, CONFIG)
+    encoder, decoder = tokens(1, batch=(len(specs), 3))
     together = quick(jax.vmap(run, in_axes=(None, 0, 0, 0)))(frozen(), stacked, encoder, decoder)
     for task, alone in enumerate(adapters):
         close(together[task], run(frozen(), alone, encoder[task], decoder[task]))

@@ -1,0 +1,297 @@
+"""Continuous batching: many requests, each with an adapter of its own, through one frozen T5.
+
+A request goes to the first lane whose inputs are long enough, takes a row as soon as one is free, and leaves it with
+its last token; the others go on meanwhile. What a request gets does not depend on who shared the batch with it.
+
+>>> engine = Engine(model.model, model.base_params, spec, EngineConfig(sources=(32, 128), max_length=64))
+>>> engine.compile()
+>>> engine.add("dates", adapter.tree, adapter.spec)
+>>> requests = [engine.submit(tokens, key) for tokens, key in work]
+>>> engine.run()
+>>> requests[0].tokens
+[45, 88, 1]
+
+Beams and options do not come and go one by one: `search` and `score` take a batch at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.errors import AdapterError, ConfigError, DataError
+from hyperflax.models.beam import Beam
+from hyperflax.models.decoding import DecodeResult, decode
+from hyperflax.models.scoring import score_options
+from hyperflax.models.t5 import T5
+from hyperflax.serving.lane import Choice, Lane, Newcomers, Progress
+from hyperflax.serving.pool import AdapterPool, powers
+from hyperflax.types import PyTree
+
+BEAM = Beam()
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Sizes, which decide about memory and about what is compiled.
+
+    Attributes:
+      sources: a lane for inputs of up to so many tokens, for each.
+      max_length: tokens of the longest output.
+      rows: requests decoded at once in a lane.
+      steps: tokens between two looks of the host: fewer start waiting requests sooner, more cost less.
+      resident: adapters on the device at once.
+      eos_id: the token that ends an output.
+    """
+
+    sources: tuple[int, ...] = (32, 128)
+    max_length: int = 64
+    rows: int = 32
+    steps: int = 8
+    resident: int = 256
+    eos_id: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(sorted(self.sources)))
+        if not self.sources or min(*self.sources, self.max_length, self.rows, self.steps, self.resident) < 1:
+            raise ConfigError(f"EngineConfig: expected at least one source length, and sizes of at least 1, got {self}")
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """One input on its way.
+
+    Attributes:
+      source: its tokens.
+      key: its adapter; None runs the bare model.
+      limit: tokens decoded at most.
+      temperature, topk, topp, seed: see `models.sampling.choose_each`.
+      tokens: what has been decoded so far, the end-of-sequence token included.
+      log_prob: of all of them.
+      done: nothing more will come.
+      error: why there is no output, if there is none.
+    """
+
+    source: np.ndarray
+    key: Hashable | None
+    limit: int
+    temperature: float = 0.0
+    topk: int = 0
+    topp: float = 0.0
+    seed: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    log_prob: float = 0.0
+    done: bool = False
+    error: str | None = None
+
+
+class Engine:
+    """See the module. Not for several threads at once.
+
+    Args:
+      model, params: the base model, layers unrolled.
+      spec: the largest adapter there will be, of several specs their `adapters.algebra.union`.
+      config: sizes.
+    """
+
+    def __init__(self, model: T5, params: PyTree, spec: AdapterSpec, config: EngineConfig = EngineConfig()):
+        self.model, self.config = model, config
+        self.params = jax.tree.map(jnp.asarray, params)
+        self.pool = AdapterPool(spec, model.config, config.resident)
+        sizes = {"rows": config.rows, "length": config.max_length, "steps": config.steps, "eos_id": config.eos_id}
+        self._lanes = [_Queue(Lane(model, spec, source=source, **sizes), self) for source in config.sources]
+
+    def compile(self) -> None:
+        """Compiles everything that `run` needs."""
+        self.pool.compile(min(self.config.rows, self.config.resident))
+        for lane in self._lanes:
+            lane.compile()
+
+    def add(self, key: Hashable, tree: PyTree, spec: AdapterSpec) -> None:
+        """Takes an adapter in under a key, or replaces it. Raises AdapterError, see `AdapterPool.add`."""
+        self.pool.add(key, tree, spec)
+
+    def submit(
+        self,
+        source: Sequence[int] | np.ndarray,
+        key: Hashable | None = None,
+        *,
+        max_length: int | None = None,
+        temperature: float = 0.0,
+        topk: int = 0,
+        topp: float = 0.0,
+        seed: int = 0,
+    ) -> Request:
+        """Queues an input.
+
+        Args:
+          source: its tokens, end-of-sequence token included.
+          key: of an adapter that was added; None runs the bare model.
+          max_length: tokens decoded at most; by default the engine's.
+          temperature, topk, topp: 0 is greedy, and no limit.
+          seed: of the draws; an equal request gets an equal answer.
+
+        Raises:
+          AdapterError: there is no such adapter.
+          DataError: no tokens, or more than the longest lane takes.
+          ConfigError: a limit or a setting out of range.
+        """
+        tokens = np.asarray(source, np.int32).reshape(-1)
+        limit = self.config.max_length if max_length is None else max_length
+        if key is not None and key not in self.pool:
+            raise AdapterError(f"no adapter with the key {key!r}")
+        if not 1 <= limit <= self.config.max_length:
+            raise ConfigError(f"max_length: expected 1 to {self.config.max_length}, got {limit}")
+        if temperature < 0 or topk < 0 or not 0 <= topp <= 1 or not 0 <= seed < 2**32:
+            raise ConfigError(
+                "expected temperature >= 0, topk >= 0, topp in [0, 1] and a seed of 32 bits, got "
+                f"{temperature}, {topk}, {topp} and {seed}"
+            )
+        request = Request(tokens, key, limit, temperature, topk, topp, seed)
+        self._lane_of(len(tokens)).waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request where it stands; its row is free at the next turn."""
+        for lane in self._lanes:
+            lane.cancel(request)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody waits and nobody decodes."""
+        return not any(lane.waiting or lane.taken for lane in self._lanes)
+
+    def turn(self) -> list[Request]:
+        """Lets waiting requests join, decodes a few tokens, and returns the requests that are done now."""
+        return [request for lane in self._lanes if lane.waiting or lane.taken for request in lane.turn()]
+
+    def run(self) -> None:
+        """Goes on until nobody waits and nobody decodes."""
+        while not self.idle:
+            self.turn()
+
+    def search(
+        self,
+        sources: Sequence[np.ndarray],
+        keys: Sequence[Hashable | None],
+        beam: Beam = BEAM,
+        max_length: int | None = None,
+    ) -> DecodeResult:
+        """Decodes a batch by beam search; leaves [input, ...]. Raises as `submit` does."""
+        tokens, adapters = self._batch(sources, keys)
+        length = self.config.max_length if max_length is None else max_length
+        settings = {"max_length": length, "method": beam, "eos_id": self.config.eos_id}
+        result = decode(self.model, self.params, tokens[:, None], adapters=adapters, **settings)
+        return jax.tree.map(lambda leaf: leaf[: len(sources), 0], result)
+
+    def score(self, sources: Sequence[np.ndarray], keys: Sequence[Hashable | None], options: np.ndarray) -> np.ndarray:
+        """Returns the log-probability [input, option] of every option, int [input, option, length]."""
+        tokens, adapters = self._batch(sources, keys)
+        options = np.pad(np.asarray(options), ((0, len(tokens) - len(sources)), (0, 0), (0, 0)))
+        scores = score_options(self.model, self.params, tokens[:, None], options[:, None], adapters)
+        return np.asarray(scores[: len(sources), 0])
+
+    def _batch(self, sources: Sequence[np.ndarray], keys: Sequence[Hashable | None]) -> tuple[np.ndarray, PyTree]:
+        """Tokens and adapters, padded to a power of two rows and to a lane's width."""
+        if not sources or len(sources) != len(keys):
+            raise DataError(f"expected one key per input, and at least one input, got {len(sources)} and {len(keys)}")
+        width = self._lane_of(max(len(tokens) for tokens in sources)).lane.source
+        rows = powers(len(sources))[-1]
+        tokens = np.zeros((rows, width), np.int32)
+        for row, source in zip(tokens, sources, strict=False):
+            row[: len(source)] = source
+        slots = self.pool.slots_of([*keys, *[None] * (rows - len(keys))])
+        return tokens, jax.tree.map(lambda leaf: leaf[slots], self.pool.leaves)
+
+    def _lane_of(self, length: int) -> _Queue:
+        for lane in self._lanes:
+            if 1 <= length <= lane.lane.source:
+                return lane
+        raise DataError(f"expected 1 to {self.config.sources[-1]} input tokens, got {length}")
+
+
+class _Queue:
+    """A lane, who is in it and who waits for it."""
+
+    def __init__(self, lane: Lane, engine: Engine):
+        self.lane, self._engine = lane, engine
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.taken: dict[int, Request] = {}
+        self._rows, self._progress = lane.empty(engine.params)
+
+    def turn(self) -> list[Request]:
+        done = self._join()
+        if not self.taken:
+            return done
+        self._progress = self.lane.advance(self._engine.params, self._rows, self._progress)
+        seen: Progress = jax.device_get(self._progress._replace(caches=None))
+        for row, request in list(self.taken.items()):
+            request.tokens = seen.tokens[row, : seen.age[row]].tolist()
+            request.log_prob = float(seen.log_probs[row])
+            if seen.ended[row]:
+                request.done = True
+                done.append(self.taken.pop(row))
+        return done
+
+    def _join(self) -> list[Request]:
+        """Gives free rows to those who wait; returns the requests whose adapter is gone meanwhile."""
+        free = [row for row in range(self.lane.rows) if row not in self.taken]
+        joined: dict[int, Request] = {}
+        lost = []
+        while self.waiting and len(joined) < min(len(free), self._engine.pool.slots):
+            request = self.waiting.popleft()
+            if request.key is None or request.key in self._engine.pool:
+                joined[free[len(joined)]] = request
+            else:
+                request.done, request.error = True, f"the adapter {request.key!r} was removed"
+                lost.append(request)
+        if joined:
+            self._admit(joined, powers(len(joined))[-1])
+        return lost
+
+    def _admit(self, requests: Mapping[int, Request], size: int) -> None:
+        """Lets the requests, by row, join, as one of the sizes that are compiled."""
+        joining = list(requests.values())
+
+        def padded(values: Sequence[Any], dtype: type, fill: int = 0) -> np.ndarray:
+            return np.array([*values, *[fill] * (size - len(joining))], dtype)
+
+        tokens = np.zeros((size, self.lane.source), np.int32)
+        for row, request in zip(tokens, joining, strict=False):
+            row[: len(request.source)] = request.source
+        new = Newcomers(
+            row=padded(list(requests), np.int32, self.lane.rows),
+            slot=padded(self._engine.pool.slots_of([request.key for request in joining]), np.int32),
+            tokens=tokens,
+            limit=padded([request.limit for request in joining], np.int32),
+            choice=Choice(
+                temperature=padded([request.temperature for request in joining], np.float32),
+                topk=padded([request.topk for request in joining], np.int32),
+                topp=padded([request.topp for request in joining], np.float32),
+                seed=padded([request.seed for request in joining], np.uint32),
+            ),
+        )
+        leaves = self._engine.pool.leaves
+        self._rows, self._progress = self.lane.admit(self._engine.params, leaves, self._rows, self._progress, new)
+        self.taken |= requests
+
+    def cancel(self, request: Request) -> None:
+        if request in self.waiting:
+            self.waiting.remove(request)
+            request.done = True
+        for row in [row for row, other in self.taken.items() if other is request]:
+            self._progress = self._progress._replace(ended=self._progress.ended.at[row].set(True))
+            del self.taken[row]
+            request.done = True
+
+    def compile(self) -> None:
+        for size in powers(self.lane.rows):
+            self._admit({}, size)
+        self._progress = self.lane.advance(self._engine.params, self._rows, self._progress)

@@ -1,0 +1,292 @@
+"""Continuous batching gives every request what it would get alone, whoever comes and goes beside it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hyperflax.adapters.algebra import union
+from hyperflax.adapters.kind_config import KindConfig
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.parallel_mlp import ParallelMLP
+from hyperflax.adapters.prefix import Prefix
+from hyperflax.adapters.soft_prompt import SoftPrompt
+from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.errors import AdapterError, ConfigError, DataError
+from hyperflax.models.beam import Beam
+from hyperflax.models.decoding import decode
+from hyperflax.models.sampling import choose_each, keep_topk, keep_topp
+from hyperflax.models.scoring import score_options
+from hyperflax.models.t5 import T5
+from hyperflax.serving.engine import Engine, EngineConfig, Request
+from tests.models import t5_cases as cases
+
+MODEL = T5(cases.MICRO)
+LENGTH, EOS = 6, 31
+KINDS: dict[str, tuple[KindConfig, ...]] = {
+    "lora": (LoRA(rank=2),),
+    "lora everywhere": (LoRA(rank=3, sites=("*",)),),
+    "lora in one layer": (LoRA(rank=1, layers=(1,)),),
+    "prefix": (Prefix(length=3),),
+    "short preceding prefix": (Prefix(length=2, position_bias="preceding"),),
+    "preceding prefix": (Prefix(length=4, position_bias="preceding"),),
+    "soft prompt": (SoftPrompt(length=2),),
+    "parallel": (ParallelMLP(bottleneck=2),),
+    "several": (LoRA(rank=2), Prefix(length=2, position_bias="preceding")),
+}
+ROOM = union([build_spec(kinds, cases.MICRO) for kinds in KINDS.values()])
+LORA = build_spec(KINDS["lora"], cases.MICRO)
+SIZES = EngineConfig(sources=(5, 9), max_length=LENGTH, rows=4, steps=2, resident=4, eos_id=EOS)
+
+
+@functools.cache
+def params() -> Any:
+    return cases.random_params(cases.MICRO)
+
+
+def adapter(name: str, seed: int = 0) -> tuple[Any, AdapterSpec]:
+    spec = build_spec(KINDS[name], cases.MICRO)
+    rng = np.random.default_rng(seed)
+    return spec.unflatten({leaf.path: rng.normal(0, 0.4, leaf.shape).astype(np.float32) for leaf in spec.leaves}), spec
+
+
+def engine(room: AdapterSpec = ROOM) -> Engine:
+    return Engine(MODEL, params(), room, SIZES)
+
+
+@functools.cache
+def everybody() -> Engine:
+    """An engine that knows an adapter of every kind, shared by tests that leave it idle."""
+    made = engine()
+    for name in KINDS:
+        made.add(name, *adapter(name))
+    made.compile()
+    return made
+
+
+def source(length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(2, cases.MICRO.vocab_size, length).astype(np.int32)
+
+
+def alone(request: Request, seed: int = 0) -> tuple[list[int], float]:
+    """What plain decoding makes of the request: its tokens and their log-probability."""
+    tree = None if request.key is None else adapter(str(request.key), seed)[0]
+    inputs = np.pad(request.source, (0, SIZES.sources[-1] - len(request.source)))[None]
+    result = decode(MODEL, params(), inputs, max_length=LENGTH, adapters=tree, eos_id=-1)
+    tokens = np.asarray(result.tokens)
+    log_probs = np.asarray(_log_probs(tree, inputs, tokens))[: request.limit]
+    tokens = tokens[0, : request.limit]
+    ends = np.flatnonzero(tokens == EOS)
+    length = ends[0] + 1 if len(ends) else len(tokens)
+    return tokens[:length].tolist(), float(log_probs[:length].sum())
+
+
+@jax.jit
+def _log_probs(adapters: Any, inputs: jax.Array, tokens: jax.Array) -> jax.Array:
+    variables = {"params": params()} | ({} if adapters is None else {"adapters": adapters})
+    logits = MODEL.apply(variables, inputs, jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1])
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[0, :, 0]
+
+
+def check(request: Request, seed: int = 0) -> None:
+    tokens, log_prob = alone(request, seed)
+    assert request.done
+    assert request.tokens == tokens
+    np.testing.assert_allclose(request.log_prob, log_prob, rtol=1e-4)
+
+
+def test_all_kinds_at_once_are_each_alone() -> None:
+    keys: list[Hashable | None] = [None, *KINDS, None, *reversed(KINDS)]
+    requests = [
+        everybody().submit(source(2 + number % 8, number), key, max_length=1 + number % LENGTH)
+        for number, key in enumerate(keys)
+    ]
+    everybody().run()
+    for request in requests:
+        check(request)
+    assert any(request.tokens[-1] == EOS for request in requests), "no row ended by itself"
+    assert any(len(request.tokens) == LENGTH for request in requests), "no row went on to the end"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_arrivals_at_any_time(seed: int) -> None:
+    """Rows of all ages share the ring, which goes round many times."""
+    rng = np.random.default_rng(seed)
+    requests = []
+    while len(requests) < 30 or not everybody().idle:
+        for _ in range(rng.integers(0, 4) if len(requests) < 30 else 0):
+            key = rng.choice([None, *KINDS])
+            tokens = source(int(rng.integers(1, 10)), int(rng.integers(1000)))
+            requests.append(everybody().submit(tokens, key, max_length=int(rng.integers(1, LENGTH + 1))))
+        everybody().turn()
+    for request in requests:
+        check(request)
+
+
+def test_nothing_is_compiled_for_new_adapters() -> None:
+    served = engine()
+    served.compile()
+    compiled = compilations(served)
+    for number, name in enumerate(KINDS):
+        served.add(number, *adapter(name))
+        for _ in range(number):
+            served.submit(source(number + 1, number), number)
+        served.turn()
+    served.run()
+    assert compilations(served) == compiled
+
+
+def compilations(served: Engine) -> int:
+    lanes = [queue.lane for queue in served._lanes]
+    return sum(fn._cache_size() for lane in lanes for fn in (lane.admit, lane.advance))
+
+
+def test_more_adapters_than_slots() -> None:
+    served = engine(LORA)
+    for seed in range(9):
+        served.add(seed, *adapter("lora", seed))
+    requests = [served.submit(source(4, seed), seed) for seed in [*range(9), *range(9)]]
+    served.run()
+    for request in requests:
+        request_key = request.key
+        request.key = "lora"
+        check(request, int(request_key))
+
+
+def test_a_replaced_adapter_counts_for_those_who_join_later() -> None:
+    served = engine(LORA)
+    served.add("lora", *adapter("lora", 1))
+    before = served.submit(source(4, 0), "lora")
+    served.turn()
+    served.add("lora", *adapter("lora", 2))
+    after = served.submit(source(4, 0), "lora")
+    served.run()
+    check(before, seed=1)
+    check(after, seed=2)
+    assert before.tokens != after.tokens
+
+
+def test_outputs_are_seen_while_they_grow() -> None:
+    served = everybody()
+    request = served.submit(source(4, 3), None)
+    seen = []
+    while not request.done:
+        served.turn()
+        seen.append(list(request.tokens))
+    assert [len(tokens) for tokens in seen] == [2, 4, 6]
+    assert all(request.tokens[: len(tokens)] == tokens for tokens in seen)
+
+
+def test_draws_depend_on_the_seed_alone() -> None:
+    served = everybody()
+    settings = {"temperature": 1.5, "seed": 7}
+    request = served.submit(source(4, 0), "lora", **settings)
+    served.run()
+    company = [served.submit(source(3, number), None, temperature=1.0, seed=number) for number in range(3)]
+    served.turn()
+    again, other = (served.submit(source(4, 0), "lora", **settings | {"seed": seed}) for seed in (7, 8))
+    served.run()
+    assert again.tokens == request.tokens != other.tokens
+    assert all(other.done for other in company)
+
+
+def test_rows_choose_each_in_its_own_way() -> None:
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 2, 12).astype(np.float32))
+    draws = 20_000
+    ways = {"free": (0.7, 0, 0.0), "topk": (1.0, 3, 0.0), "topp": (1.3, 0, 0.6), "greedy": (0.0, 0, 0.0)}
+    expected = {
+        "free": jax.nn.softmax(logits / 0.7),
+        "topk": jax.nn.softmax(keep_topk(logits, 3)),
+        "topp": jax.nn.softmax(keep_topp(logits / 1.3, 0.6)),
+        "greedy": jax.nn.one_hot(jnp.argmax(logits), 12),
+    }
+    settings = [jnp.repeat(jnp.asarray(column), draws) for column in zip(*ways.values(), strict=True)]
+    rows = draws * len(ways)
+    every = (jnp.broadcast_to(logits, (rows, 12)), *settings, jnp.arange(rows, dtype=jnp.uint32), jnp.full(rows, 5))
+    tokens, log_probs = jax.jit(choose_each)(*every)
+    np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits)[tokens], rtol=1e-5)
+    for number, name in enumerate(ways):
+        part = np.asarray(tokens[number * draws : (number + 1) * draws])
+        share = np.bincount(part, minlength=12) / draws
+        # Five standard deviations of a share of `draws` draws.
+        tolerance = 5 * np.sqrt(np.asarray(expected[name]) * (1 - np.asarray(expected[name])) / draws)
+        assert np.all(np.abs(share - expected[name]) <= tolerance + 1e-6), name
+
+
+def test_cancelled_requests_make_room() -> None:
+    served = everybody()
+    requests = [served.submit(source(4, number), None) for number in range(6)]
+    served.turn()
+    partial = list(requests[0].tokens)
+    served.cancel(requests[0])
+    served.cancel(requests[5])
+    served.run()
+    assert requests[0].done
+    assert requests[0].tokens == partial
+    assert requests[5].done
+    assert requests[5].tokens == []
+    for request in requests[1:5]:
+        check(request)
+
+
+def test_an_adapter_that_is_removed_fails_those_who_wait_for_it() -> None:
+    served = engine(LORA)
+    served.add("lora", *adapter("lora"))
+    first = [served.submit(source(4, number), "lora") for number in range(SIZES.rows)]
+    served.turn()
+    late = served.submit(source(4, 9), "lora")
+    served.pool.remove("lora")
+    served.run()
+    for request in first:
+        check(request)
+    assert late.done
+    assert late.error == "the adapter 'lora' was removed"
+
+
+def test_beams_and_options_of_a_mixed_batch() -> None:
+    served = everybody()
+    keys: list[Hashable | None] = [None, "several", "soft prompt"]
+    sources = [source(length, length) for length in (3, 8, 6)]
+    beams = served.search(sources, keys, Beam(num_decodes=3), max_length=4)
+    options = np.random.default_rng(0).integers(2, 60, (3, 2, 4)).astype(np.int32)
+    scores = served.score(sources, keys, options)
+    for number, (tokens, key) in enumerate(zip(sources, keys, strict=True)):
+        tree = None if key is None else adapter(str(key))[0]
+        expected = decode(
+            MODEL, params(), tokens[None], max_length=4, adapters=tree, method=Beam(num_decodes=3), eos_id=EOS
+        )
+        np.testing.assert_array_equal(beams.all_tokens[number], expected.all_tokens[0])
+        np.testing.assert_allclose(beams.all_scores[number], expected.all_scores[0], rtol=1e-4)
+        own = score_options(MODEL, params(), tokens[None], options[number][None], tree)
+        np.testing.assert_allclose(scores[number], own[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "error", "complaint"),
+    [
+        (([], None), {}, DataError, "expected 1 to 9 input tokens, got 0"),
+        ((range(10), None), {}, DataError, "expected 1 to 9 input tokens, got 10"),
+        (([3], "nobody"), {}, AdapterError, "no adapter with the key 'nobody'"),
+        (([3], None), {"max_length": 7}, ConfigError, "max_length: expected 1 to 6, got 7"),
+        (([3], None), {"topp": 1.5}, ConfigError, "topp in"),
+    ],
+)
+def test_bad_requests_are_refused(arguments: Any, settings: Any, error: type, complaint: str) -> None:
+    with pytest.raises(error, match=complaint):
+        everybody().submit(*arguments, **settings)
+    assert everybody().idle
+
+
+def test_a_lane_is_needed() -> None:
+    with pytest.raises(ConfigError, match="at least one source length"):
+        EngineConfig(sources=())
+    with pytest.raises(ConfigError, match="sizes of at least 1"):
+        EngineConfig(rows=0)
