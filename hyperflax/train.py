@@ -162,8 +162,8 @@ class HypernetworkOf:
       consistency: weight of the distance between what is generated from several supports of a task; the training
         episodes need `supports` of at least 2.
       consistency_of: what is compared, slot `states` or `adapters`.
-      scan_layers: the layers of both networks are loops while they are trained, so that the step compiles in a time
-        that does not grow with their number. What is exported has its layers apart again.
+      scan_layers: the layers of both networks are loops while they are trained, so that they compile in a time that
+        does not grow with their number. What is exported has its layers apart again.
     """
 
     config: HypermodelConfig
