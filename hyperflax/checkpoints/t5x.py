@@ -84,7 +84,7 @@ def _read(index: T5XIndex, branch: tuple[str, ...], target: np.dtype | None) -> 
         return as_asked(index, where[path], array, target)
 
     arrays = read_arrays(stored, finish)
-    return {path: arrays[path] if path in arrays else finish(path, leaf) for path, leaf in leaves.items()}
+    return {path: arrays[path] if isinstance(leaf, Stored) else finish(path, leaf) for path, leaf in leaves.items()}
 
 
 def on_disk(where: str, leaf: Stored) -> ZarrArray:

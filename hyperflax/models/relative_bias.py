@@ -7,6 +7,9 @@ the [query, key] plane by reshaping: no [buckets, query, key] one-hot, and a gra
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +60,7 @@ class PositionBias:
 
     own: Array
     table: Array
-    index: Array | None
+    index: Any
     length: int = struct.field(pytree_node=False)
     bidirectional: bool = struct.field(pytree_node=False)
     max_distance: int = struct.field(pytree_node=False)
@@ -68,7 +71,7 @@ class PositionBias:
     ) -> PositionBias:
         """Computes `own` once, to be shared by all layers."""
         bias = cls(table, table, index, length, bidirectional, max_distance)
-        return bias.replace(own=bias.at(0, length))
+        return dataclasses.replace(bias, own=bias.at(0, length))
 
     def preceding(self, length: int) -> Array:
         """Returns [heads, queries, length] for keys at the positions -length .. -1, where a prefix can stand."""
