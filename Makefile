@@ -4,7 +4,7 @@
 #   make demo    see a frozen T5 adapt to unseen tasks: training live, a table, a plot (demo/)
 #   make test    the whole test suite; pick some with  make test PYTEST_ARGS="tests/adapters -k lora"
 #   make test-interop   hyperflax beside torch, transformers and PEFT, in an environment of its own (.venv-interop)
-#   make lint    style and format, changing nothing;  make format  repairs what can be repaired
+#   make lint    style, format and types, changing nothing;  make format  repairs what can be repaired
 #   make lock    resolve requirements/*.lock anew (needs uv);  make wheel  dist/*.whl;  make clean  remove what was made
 
 VENV ?= .venv
@@ -44,6 +44,7 @@ goldens-interop:
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(LINTED)
 	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(LINTED)

@@ -13,7 +13,7 @@ import re
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).resolve().parent
-VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "hyperflax/__init__.py").read_text("utf-8"), re.MULTILINE)
+(VERSION,) = re.findall(r'^__version__ = "([^"]+)"$', (ROOT / "hyperflax/__init__.py").read_text("utf-8"), re.MULTILINE)
 
 FOLDERS = {"hyperflax_tasks": "tasks", "hyperflax_gin_configs": "gin_configs"}
 
@@ -54,7 +54,14 @@ EXTRAS = {
     ],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
-    "test": ["hypothesis>=6.100,<7", "pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18", "setuptools>=77"],
+    "test": [
+        "hypothesis>=6.100,<7",
+        "pyrefly>=1.4,<1.5",
+        "pytest>=9,<10",
+        "pytest-xdist>=3.6,<4",
+        "ruff>=0.17,<0.18",
+        "setuptools>=77",
+    ],
 }
 
 
@@ -68,7 +75,7 @@ def installed_packages() -> list[str]:
 
 setup(
     name="hyperflax",
-    version=VERSION.group(1),
+    version=VERSION,
     description="Hypernetworks that read a few examples of a task and emit LoRA or prefix parameters for a frozen T5",
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",

@@ -24,6 +24,10 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hyperflax.checkpoints.forms import Target
 
 FORMS = {
     "huggingface": ("plain",),
@@ -74,7 +78,7 @@ def measured(action: Callable[[], object]) -> tuple[float, float, int]:
     return seconds, cpu, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def write(form: str, folder: pathlib.Path, megabytes: int) -> tuple[float, float, int]:
+def write(form: Target, folder: pathlib.Path, megabytes: int) -> tuple[float, float, int]:
     import numpy as np
 
     from hyperflax import trees

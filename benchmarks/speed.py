@@ -145,7 +145,7 @@ def theirs(
     )
     if not one_hot:
         shipped = layers.Embed
-        layers.Embed = lambda **options: shipped(**{**options, "one_hot": False})
+        vars(layers)["Embed"] = lambda **options: shipped(**{**options, "one_hot": False})
     names = ("vocab_size", "emb_dim", "num_heads", "num_encoder_layers", "num_decoder_layers", "head_dim", "mlp_dim")
     shape = {name: getattr(config, name) for name in names}
     model = network.Transformer(

@@ -57,7 +57,7 @@ def atomic_file(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_directory(
-    path: pathlib.Path | str, *, overwrite: bool = False, owned: Collection[str] = ()
+    path: str | os.PathLike[str], *, overwrite: bool = False, owned: Collection[str] = ()
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary directory; on leaving without an exception it becomes `path`.
 

@@ -36,7 +36,7 @@ from hyperflax.data.examples import tokenise
 from hyperflax.data.finetuning import PairBatches, hold_out
 from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.data.rendering import SENTINELS
-from hyperflax.errors import CheckpointError, DataError, HyperflaxError
+from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
 from hyperflax.files import read_json, write_json
@@ -84,10 +84,13 @@ def finetune(
       the report, as `report.json` has it: see `evaluation.worth.compare`; `best_step`, `held_out`, `overlap`.
 
     Raises:
+      ConfigError: an unknown `init`.
       DataError: a broken or too long example, with file and line; too few examples.
       AdapterError: an adapter that cannot be the start, or is of another base model.
       CheckpointError: `out` holds something else, or a run with other settings.
     """
+    if isinstance(init, str) and init not in (GENERATED, RANDOM):
+        raise ConfigError(f"finetune.init: expected '{GENERATED}', '{RANDOM}' or an adapter, got '{init}'")
     settings, folder = settings or FineTuning(), pathlib.Path(out)
     spec = build_spec(tuple(kinds), model.config.base)
     lines, held = read_lines(examples), None if validation is None else read_lines(validation)
@@ -106,7 +109,7 @@ def finetune(
             f"{lines[0].at}: too long for the hypernetwork to read, as all others: expected at most "
             f"{model.config.episodes.support_length} tokens of input, target, two sentinels and end of sequence"
         )
-    adapter = generated if init == GENERATED else None if init == RANDOM else init
+    adapter = init if isinstance(init, Adapter) else generated if init == GENERATED else None
     start = None if adapter is None else _table_of(adapter, model, spec, settings.seed)
     _claim(folder, settings, spec, model, lines, held, start)
     _train(folder, settings, spec, model, batches, held_batches, start, progress)

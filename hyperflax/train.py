@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import jax
@@ -46,6 +47,7 @@ from hyperflax.training import loop
 from hyperflax.training.evaluate import loss_evaluator
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.prefetch import Batches
+from hyperflax.training.run import Evaluator
 from hyperflax.types import PyTree, T5Config
 
 EXPORT = "model"
@@ -346,16 +348,10 @@ def train(
     if not model_dir:
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
     objective = model.objective
+    latest: dict[str, Any] = {}
     evaluator = None
     if validation is not None:
-        evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
-    latest: dict[str, Any] = {}
-
-    def evaluate(params: PyTree, frozen: PyTree, step: int) -> dict[str, float]:
-        values = evaluator(params, frozen, step)
-        latest.update({f"validation/{name}": float(value) for name, value in values.items()}, step=step)
-        return values
-
+        evaluator = _remembering(loss_evaluator(model.validation_objective, validation, validation_batches), latest)
     state = loop.train(
         objective=objective,
         optimizer=optimizer,
@@ -364,7 +360,7 @@ def train(
         total_steps=total_steps,
         frozen=model.frozen,
         initial_params=model.initial_params,
-        evaluator=evaluate if evaluator is not None else None,
+        evaluator=evaluator,
         eval_period=eval_period,
         **options,
     )
@@ -379,6 +375,17 @@ def train(
         model.export(directory, params, results, provenance, export_dtype)
     processes.wait("exported")
     return directory
+
+
+def _remembering(evaluator: Evaluator, latest: dict[str, Any]) -> Evaluator:
+    """Returns the evaluator; what it found last, and at which step, stands in `latest`."""
+
+    def evaluate(params: PyTree, frozen: PyTree, step: int) -> Mapping[str, float]:
+        values = evaluator(params, frozen, step)
+        latest.update({f"validation/{name}": float(value) for name, value in values.items()}, step=step)
+        return values
+
+    return evaluate
 
 
 def _on_host(params: PyTree) -> PyTree:

@@ -63,9 +63,10 @@ def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | No
     found = root or os.environ.get(ROOT_VARIABLE)
     if not found or not pathlib.Path(found).is_dir():
         raise ConfigError(f"text: set {ROOT_VARIABLE} to a folder of jsonl shards with a 'text' each, got {found!r}")
+    folder = pathlib.Path(found)
 
     def loader(split: str) -> registry.Loader:
-        return lambda given: text_source(found, split, find_vocabulary(given or vocabulary))
+        return lambda given: text_source(folder, split, find_vocabulary(given or vocabulary))
 
     registry.register_source(
         "text", {split: loader(split) for split in SPLITS}, description="plain documents for pretraining", replace=True

@@ -122,7 +122,7 @@ def read_file(path: pathlib.Path | str, *, choices: bool) -> Iterator[PromptExam
 
 
 def _example(row: dict[str, Any], place: str, choices: bool) -> PromptExample:
-    texts = [row.get(key) for key in ("inputs_pretokenized", "targets_pretokenized")]
+    texts: list[Any] = [row.get(key) for key in ("inputs_pretokenized", "targets_pretokenized")]
     if not all(isinstance(text, str) for text in texts):
         raise DataError(
             f"{place}: expected the strings 'inputs_pretokenized' and 'targets_pretokenized', got the keys "

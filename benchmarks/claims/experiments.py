@@ -23,6 +23,7 @@ from typing import Any, Literal
 from benchmarks.claims.flops import step_flops
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError
@@ -142,18 +143,27 @@ class Experiment:
         return "mtf" if self.adapter is None else "shared"
 
     @property
+    def spec(self) -> AdapterSpec:
+        """Of the adapters that are written or shared. Raises ConfigError where the T5 itself is trained."""
+        if self.adapter is None:
+            raise ConfigError(f"experiment '{self.name}': expected an adapter, got None")
+        return build_spec(self.adapter, self.base.shape)
+
+    @property
     def flops_per_step(self) -> int | None:
         """Of a hypernetwork's training step, in closed form; None for the other systems."""
         if self.hypernetwork is None:
             return None
-        spec, distilled = build_spec(self.adapter, self.base.shape), self.distillation > 0
-        return step_flops(self.base.shape, spec, self.hypernetwork, self.episodes, distilled=distilled)
+        distilled = self.distillation > 0
+        return step_flops(self.base.shape, self.spec, self.hypernetwork, self.episodes, distilled=distilled)
 
     def hypermodel(self, vocabulary: Vocabulary) -> HypermodelConfig:
-        """Returns the hypermodel's configuration; only for a hypernetwork."""
+        """Returns the hypermodel's configuration. Raises ConfigError where the system is no hypernetwork."""
+        if self.hypernetwork is None:
+            raise ConfigError(f"experiment '{self.name}': expected a hypernetwork, got system '{self.system}'")
         return HypermodelConfig(
             base=self.base.shape,
-            spec=build_spec(self.adapter, self.base.shape),
+            spec=self.spec,
             hypernetwork=self.hypernetwork,
             # Several supports and a teacher are of training; who loads the model adapts from one support.
             episodes=self.episodes.replace(supports=1, teacher="none"),

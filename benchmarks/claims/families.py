@@ -103,7 +103,7 @@ def _natural_base(base: Base) -> Batches:
         **lengths,
     )
     text = SpanCorruption(_text(), base.inputs_length - 6)
-    pairs = MixedPairs([text, TaskPairs(_natural("train"), config)], (0.6, 0.4))
+    pairs = MixedPairs((text, TaskPairs(_natural("train"), config)), (0.6, 0.4))
     return PackedBatches(pairs, base.batch_size, **lengths)
 
 

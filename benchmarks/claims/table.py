@@ -98,7 +98,7 @@ def _against_baselines(systems: Systems) -> Claim:
     mtf = systems.mtf()
     found = []
     for ours, shared in ((systems.hyper_t5, systems.shared), (systems.hyper_t5_prefix, systems.shared_prefix)):
-        kind = ours.adapter.kind
+        kind = ours.spec.kinds[0].kind
         published = {"lora": "P3 53.3 : 50.6 [2]", "prefix": "P3 54.6 : 50.6 (one shared LoRA) [2]"}[kind]
         generated = Side(ours.name)
         found += [
@@ -135,8 +135,9 @@ def _against_baselines(systems: Systems) -> Claim:
 
 def _hyperpretraining(systems: Systems) -> Claim:
     plain = systems.hyper_t5
-    short, right, long = (systems.hyperpretrained(plain, steps) for steps in systems.setting.hyperpretraining)
-    points = [(0, plain), *((one.hyperpretraining.steps, one) for one in (short, right, long))]
+    steps = systems.setting.hyperpretraining
+    short, right, long = (systems.hyperpretrained(plain, number) for number in steps)
+    points = [(0, plain), *zip(steps, (short, right, long), strict=True)]
     return Claim(
         2,
         "Hyperpretraining helps, and too much of it hurts.",
@@ -210,7 +211,8 @@ def at_equal_flops(ours: Experiment, theirs: Experiment) -> Experiment:
     Operations are counted in closed form (`flops`). Where the steps change by less than a share of `EQUAL`, `ours`
     itself is returned: its run is that at equal operations, too.
     """
-    steps = round(theirs.steps * theirs.flops_per_step / ours.flops_per_step)
+    # Both are hypernetworks, whose operations are known.
+    steps = round(theirs.steps * theirs.flops_per_step / ours.flops_per_step)  # pyrefly: ignore[unsupported-operation]
     if abs(steps - ours.steps) < EQUAL * ours.steps:
         return ours
     return ours.replace(name=f"{ours.name}_equal_flops", steps=steps)
@@ -373,7 +375,7 @@ def _initialisation(systems: Systems) -> Claim:
     shown = setting.tuning_train_examples[0]
     found, tunings, curves = [], [], []
     for ours, shared in ((systems.hyper_t5, systems.shared), (systems.hyper_t5_prefix, systems.shared_prefix)):
-        kind = ours.adapter.kind
+        kind = ours.spec.kinds[0].kind
         tuning = Tuning(
             name=f"tuning_{kind}",
             hypermodel=ours,

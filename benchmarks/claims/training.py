@@ -20,9 +20,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.claims.experiments import PROTOCOL, Base, Experiment, described, digest
+from benchmarks.claims.experiments import PROTOCOL, Base, Experiment, Hyperpretraining, described, digest
 from benchmarks.claims.families import FAMILIES, Family
-from hyperflax.adapters.kinds import build_spec
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.hyperpretraining import CACLM
@@ -135,11 +134,10 @@ def _job(experiment: Experiment, seed: int, workspace: Workspace, folder: pathli
         "validation": Episodes(family.held_out(), watched, VALIDATION_SEED),
     }
     if experiment.system == "shared":
-        spec = build_spec(experiment.adapter, base.shape)
-        return {"model": SharedAdapter(base.shape, spec, checkpoint), "optimizer": optimizer, **data}
+        return {"model": SharedAdapter(base.shape, experiment.spec, checkpoint), "optimizer": optimizer, **data}
     start = "base"
     if experiment.hyperpretraining is not None:
-        start = str(_hyperpretrained(experiment, seed, workspace, folder, checkpoint))
+        start = str(_hyperpretrained(experiment, experiment.hyperpretraining, seed, workspace, folder, checkpoint))
     model = _hypernetwork(experiment, family, checkpoint, start)
     model = dataclasses.replace(model, distillation=experiment.distillation, consistency=experiment.consistency)
     return {"model": model, "optimizer": optimizer, **data}
@@ -157,9 +155,14 @@ def mtf_episodes(experiment: Experiment) -> EpisodeConfig:
 
 
 def _hyperpretrained(
-    experiment: Experiment, seed: int, workspace: Workspace, folder: pathlib.Path, checkpoint: str
+    experiment: Experiment,
+    stage: Hyperpretraining,
+    seed: int,
+    workspace: Workspace,
+    folder: pathlib.Path,
+    checkpoint: str,
 ) -> pathlib.Path:
-    stage, family = experiment.hyperpretraining, workspace.family(experiment.base)
+    family = workspace.family(experiment.base)
     return _train(
         folder / "before",
         lambda: {

@@ -63,7 +63,7 @@ def leaf(leaf: Leaf) -> None:
     path = leaf.path if isinstance(leaf.path, str) else ""
     inside, outside = _PATH.fullmatch(path), _OUTSIDE.fullmatch(path)
     require(bool(inside or outside), "path", "'[encoder|decoder/layers_N/]MODULE/READER/NAME'")
-    if stack := (inside or outside)[1 if inside else 2]:  # the token embedding stands in no stack
+    if stack := inside[1] if inside else outside and outside[2]:  # the token embedding stands in no stack
         require(leaf.stack == stack, "stack", f"{stack!r} as in the path")
     require(leaf.stack in ("encoder", "decoder"), "stack", "'encoder' or 'decoder'")
     if inside:

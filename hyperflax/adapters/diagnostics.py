@@ -55,7 +55,7 @@ def diagnostics(adapters: PyTree, spec: AdapterSpec) -> dict[str, LayerDiagnosti
     return {
         layer: LayerDiagnostics(
             jnp.sqrt(sum(squares for squares, _ in found)),
-            sum(effective_rank(squares, fourths) for squares, fourths in found) / len(found),
+            sum((effective_rank(*one) for one in found), jnp.float32(0.0)) / len(found),
         )
         for layer, found in sums.items()
     }

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from hyperflax.errors import CheckpointError
@@ -82,7 +83,8 @@ def trace(
             if stack == "encoder":
                 found[f"{stack}/{name}"] = without_padding(found[f"{stack}/{name}"], encoder_tokens)
     found["logits"] = np.asarray(logits)
-    greedy = np.asarray(decode(model, params, encoder_tokens, adapters=adapters, max_length=decoded).tokens)
+    greedy = decode(model, params, jnp.asarray(encoder_tokens), adapters=adapters, max_length=decoded)
+    greedy = np.asarray(greedy.tokens)
     steps = model.apply(variables, encoder_tokens, np.pad(greedy, ((0, 0), (1, 0)))[:, :-1])
     best = np.sort(np.asarray(steps), axis=-1)
     return {**found, "greedy": greedy, "margin": best[..., -1] - best[..., -2]}

@@ -142,7 +142,7 @@ def read_peft(directory: pathlib.Path | str, *, decoder_layers: int | None = Non
     except AdapterError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     provenance = {"imported_from": "PEFT", "base_model": config.get("base_model_name_or_path")}
-    if origin is None or fingerprint(tree) != origin.fingerprint:
+    if origin is None or own is None or fingerprint(tree) != origin.fingerprint:
         return Adapter(tree, spec, AdapterMetadata(base_fingerprint=None, provenance=provenance))
     try:
         own.validate(tree)

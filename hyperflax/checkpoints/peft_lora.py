@@ -131,7 +131,7 @@ def import_lora(
             f"{path}/lora/a": np.ascontiguousarray(a),
             f"{path}/lora/b": np.ascontiguousarray(b * np.float32(scaling)),
         }
-        leaves += _leaves(path, a.shape[0], rank, b.shape[1])
+        leaves += _leaves(path, a.shape[0], rank, b.shape[1])  # pyrefly: ignore[bad-argument-type]  # looked at above
     return flat, AdapterSpec(tuple(leaves))
 
 

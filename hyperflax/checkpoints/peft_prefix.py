@@ -114,7 +114,7 @@ def import_prefix(
     """
     if set(weights) != {_WEIGHT}:
         raise AdapterError(f"expected the one weight '{_WEIGHT}', found {sorted(weights)[:5]}")
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for key in ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"):
         sizes[key] = config.get(key)
         if not is_int(sizes[key]) or not 0 < sizes[key] < 2**20:

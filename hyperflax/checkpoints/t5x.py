@@ -98,7 +98,7 @@ def _read(
         return as_asked(index, where[path], array, target)
 
     arrays = read_arrays(stored, finish, progress)
-    return {path: arrays[path] if path in arrays else finish(path, leaf) for path, leaf in leaves.items()}
+    return {path: arrays[path] if isinstance(leaf, Stored) else finish(path, leaf) for path, leaf in leaves.items()}
 
 
 def on_disk(where: str, leaf: Stored) -> ZarrArray:

@@ -69,7 +69,7 @@ def inspect_array(leaf: str, directory: Location) -> ZarrArray:
 
     file = directory / ".zarray"
     try:
-        metadata = read_json(file)
+        metadata: Any = read_json(file)
     except CheckpointError as error:
         raise CheckpointError(f"{error} (leaf '{leaf}')") from error
     require(metadata.get("zarr_format") == 2, "zarr_format", "2")
@@ -79,7 +79,7 @@ def inspect_array(leaf: str, directory: Location) -> ZarrArray:
     require(separator in (".", "/"), "dimension_separator", "'.' or '/'")
     require(metadata.get("filters") in (None, []), "filters", "none")
     require(metadata.get("order", "C") in ("C", "F"), "order", "'C' or 'F'")
-    dtype = dtype_of(metadata.get("dtype"))
+    dtype: Any = dtype_of(metadata.get("dtype"))
     require(dtype is not None, "dtype", "a number type such as '<f4' or 'bfloat16'")
     compressor = metadata.get("compressor")
     name = compressor.get("id") if isinstance(compressor, Mapping) else compressor

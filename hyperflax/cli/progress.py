@@ -12,4 +12,8 @@ def byte_bar(what: str) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
     with tqdm(desc=what, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        yield bar.update
+
+        def add(count: int) -> None:
+            bar.update(count)
+
+        yield add

@@ -35,7 +35,7 @@ def write_cache(
     out_dir: pathlib.Path | str,
     vocabulary: Vocabulary,
     *,
-    group_rates: Sequence[float] | None = None,
+    group_rates: Sequence[float] | np.ndarray | None = None,
     origin: Mapping[str, Any] | None = None,
     records_per_shard: int = 65_536,
 ) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _write_examples(
                     raise DataError(
                         f"task '{task}': expected token ids in [0, {vocabulary.vocab_size}), got {ids.max()}"
                     )
-            if count % per_shard == 0:
+            if writer is None or count % per_shard == 0:
                 if writer is not None:
                     writer.close()
                 path = folder / form.shard_name(count // per_shard)

@@ -99,7 +99,7 @@ class CachedSource:
         wanted: dict[int, list[int]] = {}
         for at, record in enumerate(records):
             wanted.setdefault(record // self._per_shard, []).append(at)
-        examples: list[Example | None] = [None] * len(records)
+        examples: dict[int, Example] = {}
         for shard, places in wanted.items():
             within = [records[at] % self._per_shard for at in places]
             try:
@@ -111,7 +111,7 @@ class CachedSource:
                     examples[at] = form.decode_record(item)
                 except DataError as error:
                     raise self._broken(shard, record, error) from error
-        return examples
+        return [examples[at] for at in range(len(records))]
 
     def _read_one(self, shard: int, record: int) -> bytes:
         try:

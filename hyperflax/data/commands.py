@@ -86,7 +86,7 @@ def list_tasks(modules: Iterable[str] = ()) -> list[Listing]:
 
 def format_listing(rows: Sequence[Listing]) -> str:
     """The rows as a table with aligned columns; `?` where a number is not known without reading the data."""
-    cells = [("name", "split", "kind", "tasks", "examples", "description")]
+    cells: list[tuple[str, ...]] = [("name", "split", "kind", "tasks", "examples", "description")]
     for row in rows:
         numbers = ("?" if n is None else f"{n:,}" for n in (row.tasks, row.examples))
         cells.append((row.name, row.split, row.kind, *numbers, row.description))

@@ -32,6 +32,7 @@ class Windows:
     source: ExampleSource
     length: int
     shortest: int = 16
+    _table: tuple[np.ndarray, np.ndarray, np.ndarray] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.length:
@@ -118,6 +119,8 @@ class SpanCorruption:
     shortest: int = 16
     density: float = 0.15
     mean_span: float = 3.0
+    _windows: Windows = dataclasses.field(init=False, repr=False, compare=False)
+    _sentinels: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         vocabulary = self.source.vocabulary
@@ -138,6 +141,7 @@ class PrefixLM:
     source: ExampleSource
     length: int
     shortest: int = 16
+    _windows: Windows = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_windows", Windows(self.source, self.length, min(2 * self.shortest, self.length)))
@@ -154,6 +158,7 @@ class MixedPairs:
 
     sources: tuple
     rates: tuple[float, ...]
+    _cumulative: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))

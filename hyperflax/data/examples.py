@@ -211,7 +211,7 @@ class InMemorySource:
             raise DataError(f"task '{self.task_names[task]}': expected an index below {self.sizes[task]}, got {index}")
         at = self._first[task] + index
         start, middle, stop = self._bounds[2 * at : 2 * at + 3]
-        return Example(self._tokens[start:middle], self._tokens[middle:stop], *self._extras.get(at, ()))
+        return Example(self._tokens[start:middle], self._tokens[middle:stop], *self._extras.get(at, ((), ())))
 
     def examples(self, task: int, indices: Sequence[int]) -> list[Example]:
         return [self.example(task, index) for index in indices]

@@ -64,6 +64,7 @@ class CACLM:
     inputs_length: int = 256
     targets_length: int = 128
     seed: int = 0
+    _windows: Windows = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         longest = self.length - 2 * self.shortest + 2

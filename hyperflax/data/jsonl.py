@@ -17,6 +17,7 @@ left alone.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
@@ -68,7 +69,7 @@ def read_examples(path: pathlib.Path | str) -> list[tuple[str, str]]:
     return [(line.input, line.target) for line in read_lines(path)]
 
 
-def read_lines(path: pathlib.Path | str) -> list[Line]:
+def read_lines(path: str | os.PathLike[str]) -> list[Line]:
     """The examples of a file with their places, for whoever has more to say about one; otherwise as `read_examples`."""
     rows = [Line(at, _text(row, "input", at), _text(row, "target", at)) for at, row in _rows_of(path)]
     if not rows:
@@ -114,7 +115,7 @@ def jsonl_source(*paths: pathlib.Path | str, vocabulary: Vocabulary) -> InMemory
     return InMemorySource.from_stream(jsonl_stream(paths, vocabulary), vocabulary)
 
 
-def _rows_of(path: pathlib.Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_of(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (`file:line`, object)."""
     if str(path) == "-":
         for number, row in read_rows(sys.stdin, "standard input"):

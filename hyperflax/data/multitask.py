@@ -52,6 +52,7 @@ class TaskPairs:
 
     source: ExampleSource
     config: EpisodeConfig
+    _drawer: _Drawer = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_drawer", _Drawer(self.source, self.config))
@@ -79,6 +80,7 @@ class Induction:
 
     source: ExampleSource
     config: EpisodeConfig
+    _drawer: _Drawer = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         config = self.config.replace(definition="inputs", demonstrations="inputs")

@@ -274,6 +274,8 @@ class Conditions:
     @functools.cached_property
     def _stored(self) -> list[PyTree]:
         """Adapters generated for training tasks, `BLOCK` at a time; the last block may have fewer."""
+        if self._neighbours is None:
+            raise ConfigError("condition nearest_task: expected neighbours, got None")
         neighbours = HeldOut.from_source(
             self._neighbours, self.model.config.episodes, examples=1, tasks=self._num_neighbours
         )

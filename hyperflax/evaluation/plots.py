@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hyperflax.evaluation.markdown import category_means, main_condition
 from hyperflax.files import atomic_file
@@ -196,7 +196,7 @@ def _metric_label(report: Mapping[str, Any]) -> str:
     )
 
 
-def _clean(axes: Axes, grid: str) -> None:
+def _clean(axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if grid == "x":
         axes.spines["left"].set_visible(False)

@@ -47,8 +47,8 @@ def rank(
     """
     tokens, exists = choice_tokens(choices, inputs.shape[1])
     scores = [
-        np.asarray(score_options(model.model, model.base_params, *parts, adapters))[:, :kept]
-        for kept, *parts in slices(inputs, tokens, rows=ROWS // tokens.shape[2])
+        np.asarray(score_options(model.model, model.base_params, part, tokens_of_part, adapters))[:, :kept]
+        for kept, part, tokens_of_part in slices(inputs, tokens, rows=ROWS // tokens.shape[2])
     ]
     table = best_options(np.concatenate(scores, axis=1), exists)
     return [row[: len(task)].tolist() for row, task in zip(table, choices, strict=True)]

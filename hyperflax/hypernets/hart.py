@@ -65,7 +65,7 @@ class HARTConfig(HyperT5Config):
 class HART(HyperT5):
     """Generates the adapters that `spec` describes from one task's support, one layer after the other."""
 
-    config: HARTConfig
+    config: HARTConfig  # pyrefly: ignore[bad-override-mutable-attribute]  # no field of a module is ever assigned
 
     def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
         """Returns the state of every slot of every layer, [slots, emb], in the spec's order."""
@@ -74,7 +74,7 @@ class HART(HyperT5):
         memory = self.t5.read(encoded)
 
         def next_layer(network: HART, hidden: Array, _: None) -> tuple[Array, Array]:
-            for _ in range(config.steps_per_layer):
+            for _step in range(config.steps_per_layer):
                 hidden = network.t5.decode_embeddings(
                     hidden,
                     memory,

@@ -15,6 +15,7 @@ keeps its own ancestors, so beams are never reordered in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +176,7 @@ class Attention(nn.Module):
         extra = [slot[name].astype(x.dtype) for slot in prefixes.values()]
         return jnp.concatenate([*(jnp.broadcast_to(y, (x.shape[0], *y.shape)) for y in extra), x], axis=1)
 
-    def _mask(self, prefixes: Mapping[str, Mapping[str, Array]], mask: Array | None, keys: int) -> Array | None:
+    def _mask(self, prefixes: Mapping[str, Mapping[str, Array]], mask: Array | None, keys: int) -> Any:
         """Widens a mask [..., keys] to the left by the prefixes' own, which are all ones where they are absent."""
         if not prefixes:
             return mask
@@ -185,7 +186,7 @@ class Attention(nn.Module):
         ]
         return jnp.concatenate([*(jnp.broadcast_to(y, (*mask.shape[:-1], *y.shape)) for y in extra), mask], axis=-1)
 
-    def _bias(self, prefixes: Mapping[str, Mapping[str, Array]], bias: PositionBias | None) -> Array | None:
+    def _bias(self, prefixes: Mapping[str, Mapping[str, Array]], bias: PositionBias | None) -> Any:
         """Returns the bias of prefixes and own keys, [heads, queries, prefix + keys]; None where nothing has one."""
         if bias is None:
             return None

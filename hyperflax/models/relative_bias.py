@@ -11,6 +11,9 @@ far back a row may look is its own.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,8 +67,8 @@ class PositionBias:
 
     own: Array
     table: Array
-    index: Array | None
-    place: Array | None
+    index: Any
+    place: Any
     length: int = struct.field(pytree_node=False)
     bidirectional: bool = struct.field(pytree_node=False)
     max_distance: int = struct.field(pytree_node=False)
@@ -85,7 +88,7 @@ class PositionBias:
     ) -> PositionBias:
         """Computes `own` once, to be shared by all layers. Without a `place`, position and place are one."""
         bias = cls(table, table, index, index if place is None else place, length, bidirectional, max_distance)
-        return bias.replace(own=bias.at(0, length) if index is None else bias.in_places())
+        return dataclasses.replace(bias, own=bias.at(0, length) if index is None else bias.in_places())
 
     def ages(self) -> Array:
         """While decoding: how many steps ago every place was written, int32 [length]; 0 is the query's own."""

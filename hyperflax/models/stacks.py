@@ -6,6 +6,7 @@ x is carried, the cache is sliced by layer, the context is the same for every la
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -44,8 +45,8 @@ class Context:
 
     mask: Array | None = None
     bias: PositionBias | None = None
-    encoded: Array | None = None
-    cross_mask: Array | None = None
+    encoded: Any = None
+    cross_mask: Any = None
     index: Array | None = None
     place: Array | None = None
     ancestors: Array | None = None
@@ -75,8 +76,8 @@ class Layer(nn.Module):
         if self.config.relative_bias == "per_layer":
             self.relpos_bias = RelativeBias(self.config)
 
-    def bias(self, context: Context) -> PositionBias | None:
-        """The stack's bias, or this layer's own."""
+    def bias(self, context: Context) -> Any:
+        """The stack's `PositionBias`, or this layer's own; None where there is none."""
         return context.bias if self.config.relative_bias == "shared" else _position_bias(self.relpos_bias, context)
 
 
@@ -178,7 +179,7 @@ class Stack(nn.Module):
     ) -> tuple[Array, dict[str, LayerCache]]:
         """Sends x through `method` of every layer. Caches are keyed as the layers are: `layers_0`, ... or `layers`."""
         if self.config.relative_bias == "shared":
-            context = context.replace(bias=_position_bias(self.relpos_bias, context))
+            context = dataclasses.replace(context, bias=_position_bias(self.relpos_bias, context))
         if self.config.scan_layers:
             x, cache = getattr(self.layers, method)(x, None if caches is None else caches["layers"], context)
             return x, {"layers": cache}
@@ -234,7 +235,7 @@ class Decoder(Stack):
         """Runs all layers and the final norm; `caches` from `start` save computing cross-attention's keys again."""
         deterministic = context.deterministic
         x = self.dropout(x, deterministic=deterministic)
-        x, _ = self.run(x, context.replace(length=x.shape[1]), caches=caches)
+        x, _ = self.run(x, dataclasses.replace(context, length=x.shape[1]), caches=caches)
         return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
     def start(self, context: Context) -> dict[str, LayerCache]:

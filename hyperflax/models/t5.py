@@ -155,7 +155,7 @@ class T5(nn.Module):
         caches = encoded if isinstance(encoded, Mapping) else None
         context = Context(
             mask=masks.causal(embeddings.shape[1]) if causal else None,
-            encoded=encoded if caches is None else None,
+            encoded=None if isinstance(encoded, Mapping) else encoded,
             cross_mask=masks.pairs(real, self._real(encoder_input_tokens)),
             bias_kind="bidirectional" if bidirectional else "causal" if causal else "none",
             deterministic=not enable_dropout,

@@ -98,7 +98,7 @@ def scale_by_adafactor(
 
         return AdafactorState(jnp.zeros((), jnp.int32), *_transpose(params, jax.tree.map_with_path(slots, params), 3))
 
-    def update(grads: PyTree, state: AdafactorState, params: PyTree | None = None) -> tuple[PyTree, AdafactorState]:
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, AdafactorState]:
         if params is None:
             raise ConfigError("adafactor: the update needs the parameters, call update(grads, state, params)")
         step = (state.count - step_offset).astype(jnp.float32) + 1.0
@@ -128,8 +128,8 @@ def scale_by_adafactor(
                 out *= jnp.maximum(_rms(param, within), epsilon2)
             return out, v_row, v_col, v
 
-        results = jax.tree.map_with_path(one, grads, params, state.v_row, state.v_col, state.v)
-        out, v_row, v_col, v = _transpose(grads, results, 4)
+        results = jax.tree.map_with_path(one, updates, params, state.v_row, state.v_col, state.v)
+        out, v_row, v_col, v = _transpose(updates, results, 4)
         return out, AdafactorState(state.count + 1, v_row, v_col, v)
 
     return optax.GradientTransformation(init, update)

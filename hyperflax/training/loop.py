@@ -134,7 +134,7 @@ def train(
             log=log,
         )
         compiled = partitioner.compile(step_fn, run.state)
-        if early_stopping is not None and not run.step:
+        if early_stopping is not None and evaluator is not None and not run.step:
             _evaluate(run, evaluator, early_stopping)
         ended = early_stopping is not None and early_stopping.exhausted(run.losses)
         with (

@@ -23,15 +23,18 @@ from hyperflax.models.stacking import LAYER_AXIS
 from hyperflax.training.adafactor import scale_by_adafactor
 from hyperflax.types import Array, PyTree
 
-Schedule: TypeAlias = Callable[[Array], Array]
+Schedule: TypeAlias = Callable[[Any], Array]
 LearningRate: TypeAlias = float | Schedule
 
 
 class Transformation(Protocol):
     """Any optax transformation, or an `Optimizer`."""
 
-    init: Callable[[PyTree], PyTree]
-    update: Callable[..., tuple[PyTree, PyTree]]
+    @property
+    def init(self) -> Callable[[PyTree], PyTree]: ...
+
+    @property
+    def update(self) -> Callable[..., tuple[PyTree, PyTree]]: ...
 
 
 @dataclasses.dataclass(frozen=True)

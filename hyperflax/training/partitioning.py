@@ -153,7 +153,7 @@ class Partitioner:
             return self.replicated
 
         return TrainState(
-            step=self.replicated,
+            step=self.replicated,  # pyrefly: ignore[bad-argument-type]  # a state of shardings
             params=trees.unflatten(placed),
             opt_state=jax.tree.map_with_path(of_slot, state.opt_state),
         )

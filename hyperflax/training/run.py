@@ -151,8 +151,8 @@ class Run:
         self._earlier_seconds = float(host["seconds"])
         self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
 
-    def _log_initial(self, objective: Objective, batch: Mapping, replicated: jax.sharding.Sharding) -> None:
-        def initial(params: PyTree, frozen: PyTree, batch: Mapping) -> Metrics:
+    def _log_initial(self, objective: Objective, batch: Batch, replicated: jax.sharding.Sharding) -> None:
+        def initial(params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
             return {
                 **objective.loss(params, frozen, batch, None)[2],
                 **objective.initial_metrics(params, frozen, batch),

@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -61,7 +62,8 @@ class RunLog:
         self, directory: str | os.PathLike[str], *, resume_step: int | None = None, enabled: bool = True
     ) -> None:
         self.path = pathlib.Path(directory) / METRICS_FILE
-        self._file = self._events = None
+        self._file: TextIO | None = None
+        self._events: Any = None  # a SummaryWriter wherever there is a file
         if not enabled:
             return
         from tensorboardX import SummaryWriter

@@ -10,6 +10,7 @@ the step number, and its metrics do not count.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import TypeAlias
@@ -78,7 +79,7 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        kept = state.replace(step=state.step + 1)
+        kept = dataclasses.replace(state, step=state.step + 1)
         new = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, kept)
 
         metrics["gradient_norm"] = (norm, jnp.float32(1.0))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,7 +69,7 @@ class StopRequest:
 
     def __init__(self, max_seconds: float | None = None) -> None:
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self._previous: object = None
+        self._previous: Any = None
         self._signalled = self.terminated = False
 
     def requested(self) -> bool:

@@ -81,13 +81,13 @@ class Hyper(NamedTuple):
       seed: of dropout.
     """
 
-    learning_rate: np.ndarray
-    schedule: np.ndarray
-    warmup: np.ndarray
-    total_steps: np.ndarray
-    prompt_steps: np.ndarray
-    weight_decay: np.ndarray
-    seed: np.ndarray
+    learning_rate: np.ndarray | Array
+    schedule: np.ndarray | Array
+    warmup: np.ndarray | Array
+    total_steps: np.ndarray | Array
+    prompt_steps: np.ndarray | Array
+    weight_decay: np.ndarray | Array
+    seed: np.ndarray | Array
 
 
 class TrialState(NamedTuple):
@@ -104,7 +104,7 @@ def learning_rate(hyper: Hyper, step: Array) -> Array:
     x = jnp.clip((step - warm) / jnp.maximum(hyper.total_steps - warm, 1.0), 0.0, 1.0)
     shapes = jnp.stack([jnp.ones_like(x), 1.0 - x, 0.5 * (1.0 + jnp.cos(jnp.pi * x))])
     shape = jnp.take_along_axis(shapes, jnp.asarray(hyper.schedule)[None], axis=0)[0]
-    return hyper.learning_rate * jnp.where(step < warm, jnp.minimum(1.0, (step + 1) / jnp.maximum(warm, 1.0)), shape)
+    return jnp.where(step < warm, jnp.minimum(1.0, (step + 1) / jnp.maximum(warm, 1.0)), shape) * hyper.learning_rate
 
 
 class Trials:

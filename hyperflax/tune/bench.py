@@ -45,7 +45,8 @@ class Facts(NamedTuple):
 class Sources(Protocol):
     """Adapters of one spec, one of which suits a data set; `bank.Bank` is such."""
 
-    spec: AdapterSpec
+    @property
+    def spec(self) -> AdapterSpec: ...
 
     def first(self, model: Hypermodel, data: DataSet) -> Adapter:
         """Returns the adapter to start from."""
@@ -99,9 +100,10 @@ class Bench:
         if pipeline.init == GENERATED or pipeline.method == AS_GENERATED:
             start = self.facts(data).generated
         else:
-            start = self.starts.get(pipeline.init)
+            name = pipeline.init or GENERATED
+            start = self.starts.get(name)
             if start is not None and not isinstance(start, Adapter):
-                key = (pipeline.init, data.hash)
+                key = (name, data.hash)
                 if key not in self._chosen:
                     self._chosen[key] = start.first(self.model, data)
                 start = self._chosen[key]

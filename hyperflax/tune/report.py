@@ -63,7 +63,7 @@ def pareto(history: History) -> list[int]:
 
 def write(folder: pathlib.Path, report: Mapping[str, Any], history: History, pool: Sequence[Pipeline]) -> None:
     """Writes report.md and report.png."""
-    chosen = history.incumbent
+    score = report["incumbent"]["validation_score"]
     test = "\n".join(f"| {key} | {value:.3f} |" for key, value in report["test"].items())
     front = "\n".join(
         f"| {name(pool[number])} | {max(history.curve(number)):.3f} | {_seconds(history, number):.1f} |"
@@ -79,7 +79,7 @@ choosing took {report["choosing"]:.1f} seconds, {report["choosing"] / max(report
 |---|---|
 {test}
 
-The test split took no part in choosing. The validation score of the chosen pipeline, {chosen.score:.3f}, did, and errs
+The test split took no part in choosing. The validation score of the chosen pipeline, {score:.3f}, did, and errs
 on the high side.
 
 ## The pipeline

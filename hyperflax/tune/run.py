@@ -35,7 +35,7 @@ from hyperflax.tune.trial import Group, row
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet
 from hyperflax.tuner.history import History, Trial
-from hyperflax.tuner.optimisers import GreyBox, Optimiser, RandomSearch
+from hyperflax.tuner.optimisers import GreyBox, Mode, Optimiser, RandomSearch
 from hyperflax.tuner.pipeline import AS_GENERATED, FIDELITIES, Pipeline, default_pipeline
 from hyperflax.tuner.recommender import Recommender
 
@@ -89,7 +89,7 @@ def run(
     *,
     out: str | os.PathLike[str],
     budget: float,
-    mode: str = "transfer",
+    mode: Mode = "transfer",
     size: int = POOL,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,

@@ -182,7 +182,8 @@ class Group:
         if pipeline.skip:
             train, held = (jax.tree.map(lambda array: array[0], part) for part in (self._train, self._held))
             kept = informative(self._trials, raw, train, held, share=1.0 - pipeline.skip, seed=seed)
-        return epoch_rows(kept, pipeline.batch_size, pipeline.epochs, seed)
+        values: Any = pipeline  # it trains, so all of them apply
+        return epoch_rows(kept, values.batch_size, values.epochs, seed)
 
     def _compile(self) -> None:
         lengths = {after - before for before, after in itertools.pairwise(self._bounds)}
@@ -222,7 +223,15 @@ class Group:
 def row(bench: Bench, data: DataSet, pipeline: Pipeline, seed: int, **observed: Any) -> table.Run:
     """Returns a row of the table: what is known of data set, model and machine, with what was observed."""
     facts = bench.facts(data)
-    nothing = {"curve": (), "losses": (), "seconds": (), "seconds_per_epoch": 0.0, "amortised": False}
+    nothing: dict[str, Any] = {
+        "curve": (),
+        "losses": (),
+        "seconds": (),
+        "seconds_per_epoch": 0.0,
+        "amortised": False,
+        "start_score": math.nan,
+        "test_score": math.nan,
+    }
     return table.Run(
         dataset=data.name,
         corpus=data.corpus,
@@ -237,7 +246,7 @@ def row(bench: Bench, data: DataSet, pipeline: Pipeline, seed: int, **observed: 
         device=jax.devices()[0].device_kind,
         versions={name: importlib.metadata.version(name) for name in VERSIONS},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **{**nothing, "start_score": math.nan, "test_score": math.nan, **observed},
+        **{**nothing, **observed},
     )
 
 
@@ -254,15 +263,16 @@ def program(bench: Bench, data: DataSet, pipeline: Pipeline) -> Program:
     spec = AdapterSpec(spec_of(bench, data, pipeline).leaves)
     if pipeline.method == AS_GENERATED:
         return Program(Recipe(spec), 0, 0)
-    kept = max(1, round((1.0 - pipeline.skip) * len(data.train)))
-    recipe = Recipe(spec, pipeline.optimizer, pipeline.dropout, bool(pipeline.prompt_first))
-    return Program(recipe, pipeline.batch_size, max(1, round(kept * pipeline.epochs / pipeline.batch_size)))
+    values: Any = pipeline  # it trains, so all of them apply
+    kept = max(1, round((1.0 - values.skip) * len(data.train)))
+    recipe = Recipe(spec, values.optimizer, values.dropout, bool(values.prompt_first))
+    return Program(recipe, values.batch_size, max(1, round(kept * values.epochs / values.batch_size)))
 
 
 def spec_of(bench: Bench, data: DataSet, pipeline: Pipeline) -> AdapterSpec:
     """Returns the spec that a pipeline trains. Raises ConfigError where it has no start."""
     start = bench.start(data, pipeline)
-    if pipeline.method == AS_GENERATED:
+    if start is not None and pipeline.method == AS_GENERATED:
         return start.spec
     return build_spec(pipeline.kinds(None if start is None else start.spec), bench.model.config.base)
 

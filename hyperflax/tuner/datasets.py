@@ -32,6 +32,7 @@ import math
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -134,15 +135,15 @@ def read(path: pathlib.Path | str, seed: int = 0) -> DataSet:
     if not path.is_dir():
         train, test = hold_out(read_lines(path), 0.2, seed)
         train, validation = hold_out(train, 0.25, seed + 1)
-        return check(DataSet(path.stem, train, validation, test, corpus=path.stem, task=path.stem))
-    parts = {split: read_lines(path / f"{split}.jsonl") for split in SPLITS}
-    about = {"name": path.name, "corpus": path.parent.name, "category": "", "task": path.name}
+        return check(DataSet(path.stem, tuple(train), tuple(validation), tuple(test), corpus=path.stem, task=path.stem))
+    train, validation, test = (read_lines(path / f"{split}.jsonl") for split in SPLITS)
+    about: dict[str, Any] = {"name": path.name, "corpus": path.parent.name, "category": "", "task": path.name}
     if (path / "dataset.json").is_file():
         given = read_json(path / "dataset.json")
         if wrong := sorted(key for key, value in given.items() if key not in about or not isinstance(value, str)):
             raise DataError(f"{path}/dataset.json: expected texts for some of {', '.join(about)}, got '{wrong[0]}'")
         about |= given
-    return check(DataSet(**parts, **about))
+    return check(DataSet(about.pop("name"), tuple(train), tuple(validation), tuple(test), **about))
 
 
 def check(data: DataSet) -> DataSet:

@@ -111,7 +111,7 @@ class History:
 
     def open(self) -> list[int]:
         """Returns the pipelines that can go on: not ended, not failed, not under way."""
-        closed = {trial.pipeline for trial in self.pending}
+        closed = {pipeline for pipeline, _ in self.pending}
         closed |= {
             seen.pipeline for seen in self.observations if seen.status != COMPLETED or seen.fidelity == self.fidelities
         }
@@ -125,9 +125,10 @@ class History:
     @property
     def incumbent(self) -> Incumbent | None:
         """The best score so far, the earliest of equals; None before any."""
-        scored = [seen for seen in self.observations if seen.score is not None]
-        best = max(scored, key=lambda seen: seen.score, default=None)
-        return None if best is None else Incumbent(best.pipeline, best.fidelity, best.score)
+        scored = [
+            Incumbent(seen.pipeline, seen.fidelity, seen.score) for seen in self.observations if seen.score is not None
+        ]
+        return max(scored, key=lambda best: best.score, default=None)
 
     # Json
 

@@ -18,13 +18,15 @@ way at once: whoever asks writes each into the history before asking again.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from hyperflax.errors import ConfigError
 from hyperflax.tuner.acquisition import expected_improvement, per_second
 from hyperflax.tuner.history import History, Trial
+
+Mode: TypeAlias = Literal["transfer", "condition", "refit"]
 
 
 class Optimiser(Protocol):
@@ -84,7 +86,7 @@ class SuccessiveHalving:
     def _in_bracket(self, history: History, members: list[int]) -> tuple[Trial | None, bool]:
         """The bracket's next trial, and whether it is held up by trials under way."""
         still, rung = set(history.open()), 1
-        pending = {trial.pipeline for trial in history.pending}
+        pending = {pipeline for pipeline, _ in history.pending}
         while members:
             below = [member for member in members if member in still and len(history.curve(member)) < rung]
             if below:
@@ -115,7 +117,7 @@ class GreyBox:
     """
 
     surrogate: Surrogate
-    mode: Literal["transfer", "condition", "refit"] = "transfer"
+    mode: Mode = "transfer"
     xi: float = 0.0
     enough: float = 0.0
 

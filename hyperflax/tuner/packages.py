@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import pathlib
 import shutil
 import tempfile
 import weakref
@@ -143,7 +144,7 @@ class _DEHB(Package):
         )
 
     def ask(self) -> Proposal:
-        job = self._dehb.ask()
+        job: Any = self._dehb.ask()
         return Proposal(np.asarray(job["config"], np.float64), max(1, round(float(job["fidelity"]))), job)
 
     def tell(self, proposal: Proposal, loss: float, seconds: float) -> None:
@@ -179,8 +180,8 @@ class _SMAC(Package):
         self._smac.tell(proposal.ticket, value, save=False)
 
 
-def _scratch(owner: Package) -> str:
+def _scratch(owner: Package) -> pathlib.Path:
     """A folder that goes when its owner does."""
     folder = tempfile.mkdtemp(prefix="hyperflax-")
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return pathlib.Path(folder)

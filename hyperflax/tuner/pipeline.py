@@ -93,7 +93,7 @@ class Pipeline:
         """The inverse of `to_json`. Raises ConfigError with `where` on an unknown key or a wrong type."""
         return configs.from_json(cls, data, where)
 
-    def kinds(self, start: AdapterSpec | None = None) -> tuple[KindConfig, ...]:
+    def kinds(self: Any, start: AdapterSpec | None = None) -> tuple[KindConfig, ...]:
         """Returns the settings of the kinds that are trained; a prompt that is tuned first is among them.
 
         Args:
@@ -103,7 +103,8 @@ class Pipeline:
         given = {kind.kind: kind for kind in (start.kinds if start else ())}
         return tuple(self._settings(name, given.get(name)) for name in dict.fromkeys(names))
 
-    def _settings(self, name: str, start: KindConfig | None) -> KindConfig:
+    # Whatever is not None here is decided by `kind`, so the checker is not asked.
+    def _settings(self: Any, name: str, start: KindConfig | None) -> KindConfig:
         if isinstance(start, LoRA):
             return dataclasses.replace(start.resized(self.rank), sites=SITES[self.sites])
         if start is not None:

@@ -153,6 +153,9 @@ class Recommender:
         performance, scores = surrogates.load(folder / PERFORMANCE)
         cost, seconds = surrogates.load(folder / COST)
         sizes = (len(about.columns), about.fidelities, len(about.features))
+        if isinstance(performance, CostSurrogate) or not isinstance(cost, CostSurrogate):
+            kinds = f"{type(performance).__name__} and {type(cost).__name__}"
+            raise CheckpointError(f"{folder}: expected a surrogate of scores and one of seconds, got {kinds}")
         for name, fitted in ((PERFORMANCE, scores), (COST, seconds)):
             if fitted.kept.queries.sizes != sizes:
                 raise CheckpointError(f"{folder}/{name}: expected sizes {sizes}, got {fitted.kept.queries.sizes}")
@@ -200,7 +203,7 @@ class TaskSurrogate:
         return Queries(
             pipelines=self.pipelines[[trial.pipeline for trial in trials]],
             curves=curves,
-            fidelity=[trial.fidelity for trial in trials],
+            fidelity=np.array([trial.fidelity for trial in trials]),
             meta=np.repeat(self.meta[None], len(trials), axis=0),
         )
 

@@ -73,12 +73,12 @@ class PipelineSpace:
         parts = self._parts
         for number, part in enumerate(parts):
             part.seed(seed * len(parts) + number)
-        for number in itertools.count():
+        for part in itertools.cycle(parts):
             if len(drawn) >= count:
-                return list(drawn.values())[:count]
-            configuration = parts[number % len(parts)].sample_configuration()
-            pipeline = self.from_configuration(configuration)
+                break
+            pipeline = self.from_configuration(part.sample_configuration())
             drawn.setdefault(pipeline.id, pipeline)
+        return list(drawn.values())[:count]
 
     def check(self, pipeline: Pipeline) -> None:
         """Raises ConfigError, with what was expected, where a pipeline is not in the space."""
@@ -222,7 +222,7 @@ def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[s
         members = [member for member in _combinations() if member[0] == kind]
         members = [member for member in members if _sayable(space, member)]
         refused = [member for member in members if member not in fitting]
-        both = [cs.ForbiddenEqualsClause(space["init"], init), cs.ForbiddenEqualsClause(space["kind"], kind)]
+        both: list[Any] = [cs.ForbiddenEqualsClause(space["init"], init), cs.ForbiddenEqualsClause(space["kind"], kind)]
         if len(refused) == len(members):
             clauses.append(cs.ForbiddenAndConjunction(*both))
             continue

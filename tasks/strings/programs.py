@@ -79,11 +79,12 @@ class Program:
 
     def try_run(self, text: str) -> str | None:
         """The output, or None where an operation makes no sense or the output is empty or too long."""
-        out: str | None = text
+        out = text
         for apply, params in self._calls:
-            out = apply(out, *params)
-            if not out:
+            made = apply(out, *params)
+            if not made:
                 return None
+            out = made
         return out if len(out) <= MAX_BYTES // 4 or len(out.encode()) <= MAX_BYTES else None
 
     def run(self, text: str) -> str:

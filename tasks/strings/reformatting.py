@@ -133,8 +133,8 @@ def _date(column: Column, draw: Draw) -> Params | None:
 
 
 def _clock(column: Column, draw: Draw) -> Params | None:
-    matches = [_TIME.search(t) for t in column.texts]
-    if not all(matches):
+    matches = [match for t in column.texts if (match := _TIME.search(t))]
+    if len(matches) < len(column.texts):
         return None
     return (24,) if all(m[3] for m in matches) else (12,)
 

@@ -75,7 +75,7 @@ def draw_candidates(draw: Draw, attempts: int) -> list[Candidate]:
     """Random programs, each once: how often it was drawn, the program, its outputs on the probes."""
     kinds = list(TYPES)
     weights = [TYPE_WEIGHTS.get(kind, 1.0) for kind in kinds]
-    found: dict[str, Candidate] = {}
+    found: dict[str, tuple[Program, tuple[str, ...]]] = {}
     times: Counter[str] = Counter()
     for _ in range(attempts):
         depth = draw.weighted((1, 2, 3, 4), (0.28, 0.38, 0.23, 0.11))
@@ -96,8 +96,8 @@ def shortened(candidates: list[Candidate]) -> list[Candidate]:
         for i in range(program.depth if program.depth > 1 else 0):
             shorter = Program(program.kind, program.steps[:i] + program.steps[i + 1 :])
             if shorter.instruction not in found:
-                outputs = tuple(map(shorter.try_run, probes(shorter.kind)))
-                if None not in outputs:
+                outputs = tuple(out for probe in probes(shorter.kind) if (out := shorter.try_run(probe)))
+                if len(outputs) == len(probes(shorter.kind)):
                     found[shorter.instruction] = (0, shorter, outputs)
     return list(found.values())
 

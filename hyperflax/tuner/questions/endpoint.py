@@ -111,8 +111,9 @@ class Endpoint:
         if kept.exists():
             return _read_kept(kept, read)
         messages = asked
+        why = ""
         for attempt in range(self.attempts):
-            why, wait = "", min(2.0**attempt, LONGEST_WAIT)
+            wait = min(2.0**attempt, LONGEST_WAIT)
             try:
                 answer = self._post(messages)
                 if answer.status == 200:

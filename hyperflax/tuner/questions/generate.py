@@ -116,7 +116,7 @@ def _read(
 ) -> tuple[dict[str, tuple[Fact, list[str]]], list[dict[str, Any]]]:
     """Returns the facts by id, each once and with the names of all texts that state it; and what is told of a text."""
     facts: dict[str, tuple[Fact, list[str]]] = {}
-    read = []
+    read: list[dict[str, Any]] = []
     for text in texts:
         extraction = extractor.facts(text)
         for fact in extraction.facts:
@@ -126,7 +126,7 @@ def _read(
         say(f"{text.name}: {len(extraction.facts)} facts, {len(extraction.unread)} sentences not read")
         for sentence in extraction.unread[:SHOWN]:
             say(f"  not read: {sentence[:100]}")
-        counts = {"facts": len(extraction.facts), "unread": list(extraction.unread)}
+        counts: dict[str, Any] = {"facts": len(extraction.facts), "unread": list(extraction.unread)}
         read.append({"name": text.name, "sha256": text.sha256, **counts})
     if not facts:
         unread = sum(len(row["unread"]) for row in read)

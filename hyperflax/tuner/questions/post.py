@@ -95,7 +95,7 @@ def _post(request: urllib.request.Request, timeout: float, limit: int) -> Answer
         body = response.read(limit + 1)
         if len(body) > limit:
             raise NoAnswerError(f"{request.full_url}: expected at most {limit:,} bytes, got more")
-        return Answer(response.status, body, _seconds(response.headers.get("Retry-After")))
+        return Answer(response.code, body, _seconds(response.headers.get("Retry-After")))
 
 
 def _seconds(text: str | None) -> float | None:
@@ -118,7 +118,7 @@ def check_url(url: str, has_key: bool) -> None:
         parts = urllib.parse.urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        good = False
+        parts, good = urllib.parse.urlsplit(""), False
     if not good or not url.isascii() or not url.isprintable() or " " in url:
         raise ConfigError(f"endpoint: expected a URL such as http://localhost:8000/v1, got {url[:80]!r}")
     if parts.username is not None or parts.query or parts.fragment:

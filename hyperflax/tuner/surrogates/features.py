@@ -68,8 +68,8 @@ class Scaling:
         std = np.sqrt(np.sum(np.where(known, meta - mean, 0.0) ** 2, axis=0) / count)
         varies = std > 1e-6 * np.abs(mean)
         return cls(
-            value_mean=np.mean(values),
-            value_std=_std(values),
+            value_mean=np.asarray(np.mean(values)),
+            value_std=np.asarray(_std(values)),
             meta_mean=mean,
             meta_inverse_std=np.where(varies, 1.0 / np.where(varies, std, 1.0), 0.0),
             missing_varies=(np.any(known, axis=0) & ~np.all(known, axis=0)).astype(np.float64),
@@ -98,7 +98,8 @@ class Scaling:
         observed = queries.observed
         last = np.where(observed > 0, scores[np.arange(len(queries)), observed - 1], 0.0)
         summary = np.concatenate([last[:, None], _share(observed, queries)], axis=1)
-        return {name: np.float32(array) for name, array in (("scores", scores), ("seen", seen), ("summary", summary))}
+        arrays = {"scores": scores, "seen": seen, "summary": summary}
+        return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def representative(table: Observations, rows: int, seed: int) -> Observations:
@@ -128,5 +129,5 @@ def _share(count: np.ndarray, queries: Queries) -> np.ndarray:
 
 
 def _std(values: np.ndarray) -> float:
-    std = np.std(values)
+    std = float(np.std(values))
     return std if std > 1e-6 * np.abs(np.mean(values)) else 1.0

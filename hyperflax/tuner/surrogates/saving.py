@@ -106,7 +106,7 @@ def _to_tree(node: Any) -> Any:
 
 def _from_tree(cls: type[Node], tree: Any, place: str) -> Node:
     """The inverse of `_to_tree`: a dataclass of arrays, of trees of arrays, and of such dataclasses."""
-    names = {field.name for field in dataclasses.fields(cls)}
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if not isinstance(tree, Mapping) or tree.keys() != names:
         found = sorted(tree) if isinstance(tree, Mapping) else "an array"
         raise DataError(f"{ARRAYS}: '{place}': expected the keys {sorted(names)}, got {found}")
