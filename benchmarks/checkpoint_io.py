@@ -86,7 +86,8 @@ def write(form: Target, folder: pathlib.Path, megabytes: int) -> tuple[float, fl
     from hyperflax.checkpoints.forms import Model, write_model
 
     if form == "t5x_raw":
-        t5x_writer._COMPRESSOR, form = None, "t5x"  # hyperflax writes gzip, as T5X does by default
+        setattr(t5x_writer, "_COMPRESSOR", None)  # noqa: B010 # hyperflax writes gzip, as T5X does by default
+        form = "t5x"
     rng = np.random.default_rng(0)
     flat = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes(megabytes).items()}
     model = Model("t5", trees.unflatten(flat), config(megabytes))

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hyperflax.adapters.kind_config import KindConfig
@@ -57,19 +58,20 @@ def main(argv: list[str] | None = None) -> None:
 
     model = T5(SMALL)
     sources = np.random.default_rng(0).integers(2, 32000, (args.rows, args.source)).astype(np.int32)
-    params = jax.jit(model.init)(jax.random.key(0), sources[:1], sources[:1])["params"]
+    tokens = jnp.asarray(sources)
+    params = jax.jit(model.init)(jax.random.key(0), tokens[:1], tokens[:1])["params"]
     calls: dict[str, Callable[[], object]] = {
-        "bare": lambda: jax.block_until_ready(decode(model, params, sources, max_length=args.target, eos_id=NEVER))
+        "bare": lambda: jax.block_until_ready(decode(model, params, tokens, max_length=args.target, eos_id=NEVER))
     }
     for case in args.only:
         calls[case] = served(case, model, params, sources, args)
     seconds = alternate(calls, args.repeats)
-    tokens = args.rows * args.target
+    decoded = args.rows * args.target
     results = {}
     for case, times in seconds.items():
         shares = [bare / own for bare, own in zip(seconds["bare"], times, strict=True)]
         results[case] = {
-            "tokens_per_second": tokens / statistics.median(times),
+            "tokens_per_second": decoded / statistics.median(times),
             "share_of_bare": statistics.median(shares),
             "share_lowest": min(shares),
             "share_highest": max(shares),
@@ -89,7 +91,7 @@ def served(case: str, model: T5, params: PyTree, sources: np.ndarray, args: argp
     engine = Engine(model, params, spec, EngineConfig(**sizes, resident=min(max(adapters, 1), 256), eos_id=NEVER))
     rng = np.random.default_rng(1)
     for key in range(adapters):
-        tree = {leaf.path: 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in spec.leaves}
+        tree = {leaf.path: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)) for leaf in spec.leaves}
         engine.add(key, spec.unflatten(tree), spec)
     engine.compile()
     upcoming = iter(range(10**9))

@@ -124,6 +124,13 @@ def locate(path: Location | str) -> Location:
     return pathlib.Path(path)
 
 
+def on_this_machine(location: Location) -> pathlib.Path:
+    """Returns a local path as it is. Raises CheckpointError for a bucket: most forms are not read there."""
+    if isinstance(location, BucketPath):
+        raise CheckpointError(f"{location}: of what lies in buckets only T5X's checkpoints are read; copy it first")
+    return location
+
+
 def kvstore(directory: Location) -> dict[str, Any]:
     """Returns TensorStore's name of a directory."""
     if isinstance(directory, BucketPath):

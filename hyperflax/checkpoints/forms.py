@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from hyperflax import configs
 from hyperflax.checkpoints import huggingface
-from hyperflax.checkpoints.buckets import BucketPath, Location, locate
+from hyperflax.checkpoints.buckets import Location, locate, on_this_machine
 from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
 from hyperflax.checkpoints.model_directory import load_model_directory
@@ -86,15 +86,11 @@ def form_of(path: Location | str) -> Form:
     """Returns the form of what lies at `path`.
 
     Raises:
-      CheckpointError: nothing that hyperflax knows, says what it looks for; or a local form in a bucket.
+      CheckpointError: nothing that hyperflax knows, says what it looks for.
     """
     folder = locate(path)
     for mark, form in _MARKS.items():
         if (folder / mark).is_file():
-            if isinstance(folder, BucketPath):
-                raise CheckpointError(
-                    f"{folder}: found {mark}; of what lies in buckets only T5X's checkpoints are read, copy it first"
-                )
             return form
     if find_orbax(folder) is not None:
         return "orbax"
@@ -129,26 +125,27 @@ def read_model(
     form = form_of(folder)
     if form in ("adapter", "peft"):
         raise CheckpointError(f"{folder}: expected a T5, found an adapter; `hyperflax export` and `import` take those")
+    if form in ("t5x", "orbax"):
+        if form == "t5x":
+            stored = read_t5x_checkpoint(folder, dtype=dtype, step=step, progress=progress)
+            state = read_t5x_state(folder, step, progress=progress)
+        else:
+            stored = read_orbax(folder, dtype=dtype, step=step, progress=progress)
+            state = read_orbax(folder, branch="state", step=step, progress=progress)
+        steps = state.pop("step", 0)
+        params, config = unrolled(stored)
+        return Model(form, params, config, int(steps), state or None, is_scalable(stored))
+    local = on_this_machine(folder)
     if form == "huggingface":
-        files = {name: (folder / name).read_bytes() for name in _VOCABULARY if (folder / name).is_file()}
-        params, config = huggingface.read_huggingface(folder, dtype=dtype, progress=progress)
+        files = {name: (local / name).read_bytes() for name in _VOCABULARY if (local / name).is_file()}
+        params, config = huggingface.read_huggingface(local, dtype=dtype, progress=progress)
         return Model(form, params, config, files=files)
     if form == "t5":
-        params, config, vocabulary = load_t5(folder, progress=progress)
+        params, config, vocabulary = load_t5(local, progress=progress)
         return Model(form, params, config, files=vocabulary_files(vocabulary))
-    if form == "hypermodel":
-        parts = load_model_directory(folder, progress=progress)
-        files = vocabulary_files(vocabularies.from_json(parts.vocabulary, folder))
-        return Model(form, parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder)), files=files)
-    if form == "t5x":
-        stored = read_t5x_checkpoint(folder, dtype=dtype, step=step, progress=progress)
-        state = read_t5x_state(folder, step, progress=progress)
-    else:
-        stored = read_orbax(folder, dtype=dtype, step=step, progress=progress)
-        state = read_orbax(folder, branch="state", step=step, progress=progress)
-    steps = state.pop("step", 0)
-    params, config = unrolled(stored)
-    return Model(form, params, config, int(steps), state or None, is_scalable(stored))
+    parts = load_model_directory(local, progress=progress)
+    files = vocabulary_files(vocabularies.from_json(parts.vocabulary, local))
+    return Model(form, parts.base, configs.from_json(T5Config, dict(parts.t5), str(local)), files=files)
 
 
 def write_model(

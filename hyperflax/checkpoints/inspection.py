@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hyperflax.checkpoints import huggingface, peft
-from hyperflax.checkpoints.buckets import Location, locate
+from hyperflax.checkpoints.buckets import Location, locate, on_this_machine
 from hyperflax.checkpoints.forms import Form, form_of
 from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.safetensors_files import open_tensors
@@ -81,14 +81,15 @@ def inspect_path(path: Location | str) -> Inspection:
         return _t5x(folder)
     if form == "orbax":
         return _orbax(folder)
+    local = on_this_machine(folder)
     name, keys = _ORIGIN[form]
-    content = read_json(folder / name)
+    content = read_json(local / name)
     origin = {key: content.get(key) for key in keys if key in content}
     if form == "peft":
-        known = (folder / peft.ORIGIN).is_file()
-        origin["base_fingerprint"] = read_json(folder / peft.ORIGIN).get("base_fingerprint") if known else None
-    files = _WEIGHTS[form] if form != "huggingface" else huggingface.weight_files(folder)
-    entries = [entry for file in files for entry in _safetensors(folder / file, form == "hypermodel")]
+        known = (local / peft.ORIGIN).is_file()
+        origin["base_fingerprint"] = read_json(local / peft.ORIGIN).get("base_fingerprint") if known else None
+    files = _WEIGHTS[form] if form != "huggingface" else huggingface.weight_files(local)
+    entries = [entry for file in files for entry in _safetensors(local / file, form == "hypermodel")]
     return Inspection(form, origin, sorted(entries, key=lambda entry: entry.path))
 
 

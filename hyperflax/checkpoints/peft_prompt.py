@@ -65,12 +65,13 @@ def import_prompt(
         raise AdapterError(
             f"adapter_config.json: key 'task_type': expected {_TASK!r}, got {config.get('task_type')!r:.100}"
         )
-    sizes = {}
+    sizes: list[int] = []
     for key in ("num_virtual_tokens", "token_dim", "num_transformer_submodules"):
-        sizes[key] = config.get(key)
-        if not is_int(sizes[key]) or not 0 < sizes[key] < 2**20:
-            raise AdapterError(f"adapter_config.json: key '{key}': expected a positive int, got {sizes[key]!r:.100}")
-    length, width, submodules = sizes.values()
+        size: Any = config.get(key)
+        if not is_int(size) or not 0 < size < 2**20:
+            raise AdapterError(f"adapter_config.json: key '{key}': expected a positive int, got {size!r:.100}")
+        sizes.append(size)
+    length, width, submodules = sizes
     found = weights[_WEIGHT].shape
     if found != (length * submodules, width):
         raise AdapterError(f"weight '{_WEIGHT}': expected shape {(length * submodules, width)}, found {found}")

@@ -41,7 +41,10 @@ class Chip:
     @property
     def peak(self) -> float:
         """Operations a second in bfloat16."""
-        return peak_flops(self.kind)
+        peak = peak_flops(self.kind)
+        if peak is None:
+            raise ConfigError(f"chip '{self.kind}': its peak is not known")
+        return peak
 
 
 CHIPS = (

@@ -72,6 +72,15 @@ class Instruction:
         match = re.search(rf"\b{name}=([^\s,]+)", self.attributes)
         return match[1].lstrip("%") if match else None
 
+    def required(self, name: str) -> str:
+        """Like `attribute`. Raises HyperflaxError where there is none."""
+        text = self.attribute(name)
+        if text is None:
+            raise HyperflaxError(
+                f"{self.opcode} '{self.name}': expected an attribute '{name}', got '{self.attributes}'"
+            )
+        return text
+
     def sizes(self, name: str) -> tuple[int, ...]:
         """Returns an attribute of the form `name={0,1}`; empty where it is absent."""
         match = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)

@@ -23,9 +23,9 @@ def product_flops(instruction: Instruction, operands: Sequence[Shape]) -> int:
     if instruction.opcode == "dot":
         contracted = math.prod(operands[0].dims[axis] for axis in instruction.sizes("lhs_contracting_dims"))
         return 2 * instruction.shapes[0].size * contracted
-    left, _, out = re.split(r"_|->", instruction.attribute("dim_labels"))
+    left, right, out = re.split(r"_|->", instruction.required("dim_labels"))
     of_left = dict(zip(left, operands[0].dims, strict=True))
-    of_right = dict(zip(re.split(r"_|->", instruction.attribute("dim_labels"))[1], operands[1].dims, strict=True))
+    of_right = dict(zip(right, operands[1].dims, strict=True))
     of_out = dict(zip(out, instruction.shapes[0].dims, strict=True))
     window = _window(instruction)
     places = 1

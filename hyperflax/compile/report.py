@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import re
 import time
 from typing import Any
@@ -47,7 +46,7 @@ def compile_program(program: Program, topology: str) -> tuple[dict[str, Any], st
         report["seconds"] = {"lowering": round(lowering, 1), "compiling": round(time.monotonic() - began - lowering, 1)}
         return report, ""
     compiling = time.monotonic() - began - lowering
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     work = walk(parse(text), program.mesh.size)
     coordinates = [device.coords for device in program.mesh.devices.flat]
     times = estimate(work, chip, shape, coordinates)
@@ -91,16 +90,20 @@ def _refused(message: str, chip: Chip) -> dict[str, Any]:
     return {"total": total, "capacity": chip.hbm_bytes, "refusal": message.split("\n\n")[0][:2000]}
 
 
+_SUMS = ("count", "bytes", "seconds", "exposed_seconds")
+
+
 def _collectives(work: Work, chip: Chip, shape: tuple[int, ...], coordinates: list) -> list[dict[str, Any]]:
     """Sums by kind and size of group, the longest first."""
-    rows: dict[tuple[str, int], collections.Counter] = collections.defaultdict(collections.Counter)
+    rows: dict[tuple[str, int], dict[str, float]] = {}
     for one in work.collectives:
-        row = rows[one.kind, len(one.group)]
+        row = rows.setdefault((one.kind, len(one.group)), dict.fromkeys(_SUMS, 0.0))
         seconds = one.times * one.received / bandwidth(one.group, chip, shape, coordinates)
         hidden = min(seconds, one.times * one.overlapped_flops / chip.peak)
-        row.update(count=one.times, bytes=one.times * one.received, seconds=seconds, exposed_seconds=seconds - hidden)
-    found = [{"kind": kind, "group": group, **row} for (kind, group), row in rows.items()]
-    return sorted(found, key=lambda row: -row["seconds"])
+        for name, value in zip(_SUMS, (one.times, one.times * one.received, seconds, seconds - hidden), strict=True):
+            row[name] += value
+    longest = sorted(rows.items(), key=lambda item: -item[1]["seconds"])
+    return [{"kind": kind, "group": group, **row} for (kind, group), row in longest]
 
 
 def table(report: dict[str, Any]) -> str:
@@ -123,7 +126,7 @@ def table(report: dict[str, Any]) -> str:
         f"  {'communication of a chip':24}{'group':>6}{'times':>8}{'GB':>10}{'ms':>10}{'not hidden':>12}",
     ]
     lines += [
-        f"  {row['kind']:24}{row['group']:6}{row['count']:8}{row['bytes'] / GB:10.3f}{1e3 * row['seconds']:10.2f}"
+        f"  {row['kind']:24}{row['group']:6}{row['count']:8.0f}{row['bytes'] / GB:10.3f}{1e3 * row['seconds']:10.2f}"
         f"{1e3 * row['exposed_seconds']:12.2f}"
         for row in report["collectives"]
     ]

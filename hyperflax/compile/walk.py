@@ -149,10 +149,10 @@ def loop_turns(module: Module, computation: Computation, loop: Instruction) -> i
     A condition `counter < limit` of a counter that starts at a constant and grows by one, as `lax.scan` and
     `lax.fori_loop` make it; other conditions beside it can only end the loop earlier.
     """
-    condition = module.computations[loop.attribute("condition")]
+    condition = module.computations[loop.required("condition")]
     start = computation[loop.operands[0]]
 
-    def value(where: Computation, one: Instruction) -> int | None:
+    def value(where: Computation | _Joined, one: Instruction) -> int | None:
         """The constant behind an instruction of the condition, or of what is given to the loop."""
         if one.opcode == "constant":
             return int(one.arguments) if re.fullmatch(r"-?\d+", one.arguments) else None
@@ -164,7 +164,7 @@ def loop_turns(module: Module, computation: Computation, loop: Instruction) -> i
         """What is given to the loop for an element of its state."""
         if one.opcode != "get-tuple-element" or start.opcode != "tuple":
             return None
-        return computation[start.operands[int(one.attribute("index"))]]
+        return computation[start.operands[int(one.required("index"))]]
 
     bounds = []
     for home, one in _comparisons(module, condition):
@@ -183,7 +183,7 @@ def loop_turns(module: Module, computation: Computation, loop: Instruction) -> i
     return min(bounds) if bounds else None
 
 
-def _comparisons(module: Module, computation: Computation) -> Iterator[tuple[Computation, Instruction]]:
+def _comparisons(module: Module, computation: Computation) -> Iterator[tuple[Computation | _Joined, Instruction]]:
     for one in computation:
         if one.opcode == "compare":
             yield computation, one

@@ -206,18 +206,18 @@ def from_json(description: Mapping[str, Any], directory: pathlib.Path | str = ".
       DataError: unknown kind, absent file, or a file with another content than described.
     """
     kind, extra_ids = description.get("kind"), description.get("extra_ids")
-    if kind in ("bytes", "sentencepiece") and not (type(extra_ids) is int and 0 <= extra_ids <= MAX_EXTRA_IDS):
+    if kind not in ("bytes", "sentencepiece"):
+        raise DataError(f"vocabulary: expected kind 'bytes' or 'sentencepiece', got {kind!r:.100}")
+    if type(extra_ids) is not int or not 0 <= extra_ids <= MAX_EXTRA_IDS:
         raise DataError(f"vocabulary: key 'extra_ids': expected 0 to {MAX_EXTRA_IDS:,}, got {extra_ids!r:.100}")
     if kind == "bytes":
         return Bytes(extra_ids=extra_ids)
-    if kind == "sentencepiece":
-        name = description.get("file")
-        if not isinstance(name, str) or pathlib.PurePath(name).name != name or name in ("", "..") or "\0" in name:
-            raise DataError(f"vocabulary file {name!r:.100}: expected a plain file name")
-        vocabulary = SentencePiece(pathlib.Path(directory) / name, extra_ids=extra_ids)
-        if vocabulary.sha256 != description.get("sha256"):
-            raise DataError(
-                f"{vocabulary.file}: expected sha256 {description.get('sha256')}, the file has {vocabulary.sha256}"
-            )
-        return vocabulary
-    raise DataError(f"vocabulary: expected kind 'bytes' or 'sentencepiece', got {kind!r:.100}")
+    name = description.get("file")
+    if not isinstance(name, str) or pathlib.PurePath(name).name != name or name in ("", "..") or "\0" in name:
+        raise DataError(f"vocabulary file {name!r:.100}: expected a plain file name")
+    vocabulary = SentencePiece(pathlib.Path(directory) / name, extra_ids=extra_ids)
+    if vocabulary.sha256 != description.get("sha256"):
+        raise DataError(
+            f"{vocabulary.file}: expected sha256 {description.get('sha256')}, the file has {vocabulary.sha256}"
+        )
+    return vocabulary

@@ -38,7 +38,7 @@ def stack_layers(params: PyTree, config: T5Config) -> dict:
     Raises:
       CheckpointError: a layer lacks a parameter that another has, or there are more or fewer layers than expected.
     """
-    flat: dict[str, Array] = {}
+    flat: dict[str, Array | np.ndarray] = {}
     groups: dict[str, dict[int, Array]] = {}
     for path, x in trees.flatten(params).items():
         if match := _UNROLLED.fullmatch(path):

@@ -213,7 +213,7 @@ class Encoder(Stack):
         if (kept := (self.soft_prompt() or {}).get("mask")) is not None:
             # Masked positions of a soft prompt have no effect, so they do not keep a prefix away from the input either.
             first = jnp.argmax(jnp.append(kept > 0, True)).astype(jnp.int32)
-            context = context.replace(start=first, latest_start=kept.shape[0])
+            context = dataclasses.replace(context, start=first, latest_start=kept.shape[0])
         x, _ = self.run(x, context)
         return self.dropout(self.encoder_norm(x), deterministic=deterministic)
 

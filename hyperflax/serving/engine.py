@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ from hyperflax.models.scoring import score_options
 from hyperflax.models.t5 import T5
 from hyperflax.serving.lane import Choice, Lane, Newcomers, Progress
 from hyperflax.serving.pool import AdapterPool, powers
-from hyperflax.types import PyTree
+from hyperflax.types import Array, PyTree
 
 BEAM = Beam()
 
@@ -194,11 +194,11 @@ class Engine:
     def score(self, sources: Sequence[np.ndarray], keys: Sequence[Hashable | None], options: np.ndarray) -> np.ndarray:
         """Returns the log-probability [input, option] of every option, int [input, option, length]."""
         tokens, adapters = self._batch(sources, keys)
-        options = np.pad(np.asarray(options), ((0, len(tokens) - len(sources)), (0, 0), (0, 0)))
-        scores = score_options(self.model, self.params, tokens[:, None], options[:, None], adapters)
+        padded = jnp.pad(jnp.asarray(options), ((0, len(tokens) - len(sources)), (0, 0), (0, 0)))
+        scores = score_options(self.model, self.params, tokens[:, None], padded[:, None], adapters)
         return np.asarray(scores[: len(sources), 0])
 
-    def _batch(self, sources: Sequence[np.ndarray], keys: Sequence[Hashable | None]) -> tuple[np.ndarray, PyTree]:
+    def _batch(self, sources: Sequence[np.ndarray], keys: Sequence[Hashable | None]) -> tuple[Array, PyTree]:
         """Tokens and adapters, padded to a power of two rows and to a lane's width."""
         if not sources or len(sources) != len(keys):
             raise DataError(f"expected one key per input, and at least one input, got {len(sources)} and {len(keys)}")
@@ -208,7 +208,7 @@ class Engine:
         for row, source in zip(tokens, sources, strict=False):
             row[: len(source)] = source
         slots = self.pool.slots_of([*keys, *[None] * (rows - len(keys))])
-        return tokens, jax.tree.map(lambda leaf: leaf[slots], self.pool.leaves)
+        return jnp.asarray(tokens), jax.tree.map(lambda leaf: leaf[slots], self.pool.leaves)
 
     def _lane_of(self, length: int) -> _Queue:
         for lane in self._lanes:
@@ -260,16 +260,16 @@ class _Queue:
         """Lets the requests, by row, join, as one of the sizes that are compiled."""
         joining = list(requests.values())
 
-        def padded(values: Sequence[Any], dtype: type, fill: int = 0) -> np.ndarray:
-            return np.array([*values, *[fill] * (size - len(joining))], dtype)
+        def padded(values: Iterable[Any], dtype: type, fill: int = 0) -> Array:
+            return jnp.asarray(np.array([*values, *[fill] * (size - len(joining))], dtype))
 
         tokens = np.zeros((size, self.lane.source), np.int32)
         for row, request in zip(tokens, joining, strict=False):
             row[: len(request.source)] = request.source
         new = Newcomers(
-            row=padded(list(requests), np.int32, self.lane.rows),
+            row=padded(requests, np.int32, self.lane.rows),
             slot=padded(self._engine.pool.slots_of([request.key for request in joining]), np.int32),
-            tokens=tokens,
+            tokens=jnp.asarray(tokens),
             limit=padded([request.limit for request in joining], np.int32),
             choice=Choice(
                 temperature=padded([request.temperature for request in joining], np.float32),

@@ -208,4 +208,5 @@ class Lane:
 
 
 def _parts(caches: Caches) -> tuple[Caches, Caches]:
-    return tuple({name: cache[part] for name, cache in caches.items()} for part in ("self", "cross"))
+    own, cross = ({name: cache[part] for name, cache in caches.items()} for part in ("self", "cross"))
+    return own, cross
