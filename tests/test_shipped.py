@@ -45,5 +45,5 @@ def test_adapters_help_on_unseen_tasks_and_those_of_other_tasks_do_not(strings: 
     means = {name: column["mean"] for name, column in table.report(run_info({}, seconds=0.0))["conditions"].items()}
     assert means["bare"] < 0.02
     assert means["shuffled_support"] < 0.05
-    assert means["generated"] > means["bare"] + 0.03
-    assert means["refined"] > means["generated"] + 0.1
+    assert means["generated"] > 0.6
+    assert means["refined"] > means["generated"]
