@@ -37,8 +37,9 @@ def test_a_run_is_compiled_for_four_chips(tpu_library: pathlib.Path, tmp_path: p
     (report,) = json.loads(out.read_text())["reports"]
     assert (report["chips"], report["mesh"], report["tasks"]) == (4, {"data": 4, "fsdp": 1, "model": 1}, 8)
     assert report["hbm"]["capacity"] == 16e9
-    # Adapters and heads add to what the model counts; nothing is rematerialised.
-    assert report["model_flops"] < report["chips"] * report["executed_flops"] < 1.5 * report["model_flops"]
+    # Adapters and heads add to what the model counts. It also counts the lowest layer's gradients with respect to its
+    # inputs, which nobody asks for: a large part of a model of one layer. Nothing is rematerialised.
+    assert 0.9 < report["chips"] * report["executed_flops"] / report["model_flops"] < 1.5
     # Gradients of all parameters are summed over the four chips once, and nothing else is moved.
     (row,) = report["collectives"]
     assert (row["kind"], row["group"]) == ("all-reduce", 4)
