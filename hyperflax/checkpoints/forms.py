@@ -9,7 +9,7 @@
     adapter       adapter.json                                an adapter directory, no T5
     peft          adapter_config.json                         an adapter as PEFT keeps it, no T5
 
-T5X's two forms are read from buckets as well, `gs://...` and `s3://...`; the others are local.
+T5X's two forms and Hugging Face's are read from buckets as well, `gs://...` and `s3://...`; the others are local.
 
 >>> write_model("for_t5x", read_model("flan-t5-small"), "t5x")
 """
@@ -47,6 +47,7 @@ _MARKS: dict[str, Form] = {
     "t5.json": "t5",
     "config.json": "huggingface",
 }
+_IN_BUCKETS = ("huggingface",)  # of these; T5X's forms as well
 # What T5X's code fixes.
 _T5X_BIAS = {"num_buckets": 32, "max_distance": 128}
 # A vocabulary's files as they stand beside weights; what of them is there goes along.
@@ -91,9 +92,10 @@ def form_of(path: Location | str) -> Form:
     folder = locate(path)
     for mark, form in _MARKS.items():
         if (folder / mark).is_file():
-            if isinstance(folder, BucketPath):
+            if isinstance(folder, BucketPath) and form not in _IN_BUCKETS:
                 raise CheckpointError(
-                    f"{folder}: found {mark}; of what lies in buckets only T5X's checkpoints are read, copy it first"
+                    f"{folder}: found {mark}; expected one of T5X's checkpoints or a model of Hugging Face, the others "
+                    "are not read from buckets: copy it first"
                 )
             return form
     if find_orbax(folder) is not None:

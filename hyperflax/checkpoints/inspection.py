@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from hyperflax.checkpoints import huggingface, peft
-from hyperflax.checkpoints.buckets import Location, locate
+from hyperflax.checkpoints.buckets import Location, locate, read_json
 from hyperflax.checkpoints.forms import Form, form_of
 from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.safetensors_files import open_tensors
 from hyperflax.checkpoints.t5x_index import Stored, read_index
 from hyperflax.checkpoints.zarr import inspect_array
-from hyperflax.files import read_json
 
 # What a json file of each form tells of where the thing comes from.
 _ORIGIN = {
@@ -92,7 +90,7 @@ def inspect_path(path: Location | str) -> Inspection:
     return Inspection(form, origin, sorted(entries, key=lambda entry: entry.path))
 
 
-def _safetensors(file: pathlib.Path, named: bool) -> list[Entry]:
+def _safetensors(file: Location, named: bool) -> list[Entry]:
     """The arrays of one file; `named` puts its name before theirs, where two files may hold the same ones."""
     entries = []
     with open_tensors(file) as tensors:

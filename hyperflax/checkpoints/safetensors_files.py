@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from hyperflax.checkpoints.buckets import Location, locate
 from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_file, parse_json, require_file
 
@@ -39,6 +40,7 @@ _BITS |= {f"F8_{form}": 8 for form in ("E4M3", "E5M2", "E8M0", "E4M3FNUZ", "E5M2
 _BITS |= {f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)}
 _BITS |= {"BF16": 16, "F16": 16, "F32": 32, "F64": 64}
 _MAX_HEADER = 100_000_000  # the library's own limit
+_RANGE = 64 * 2**20  # bytes of one request to a bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +67,11 @@ class OpenTensors:
       dtypes: by name; None where it holds no floating-point numbers.
     """
 
-    path: pathlib.Path
+    path: Location
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, np.dtype | None]
     _starts: dict[str, int]
-    _stream: BinaryIO
+    _stream: BinaryIO | None  # None in a bucket
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor. Raises CheckpointError if it holds no floating-point numbers or the file was cut."""
@@ -78,13 +80,20 @@ class OpenTensors:
             raise CheckpointError(f"{self.path}: tensor '{name}': expected floating-point numbers of 16 to 64 bits")
         try:
             array = np.empty(self.shapes[name], dtype)
-        except (MemoryError, ValueError) as error:  # such as a shape [0, 2**62]
+        except (MemoryError, ValueError) as error:  # such as a shape [0, 2**62], or one of a file of unknown size
             raise CheckpointError(f"{self.path}: tensor '{name}': cannot be read, {error}") from error
         values = memoryview(array.reshape(-1).view(np.uint8))
-        self._stream.seek(self._starts[name])
+        start = self._starts[name]
+        if self._stream is not None:
+            self._stream.seek(start)
         done = 0
-        while done < len(values):  # one call reads two gigabytes at most
-            count = self._stream.readinto(values[done:])
+        while done < len(values):
+            if self._stream is None:
+                part = self.path.read_bytes(start + done, start + min(done + _RANGE, len(values)))
+                values[done : done + len(part)] = part
+                count = len(part)
+            else:
+                count = self._stream.readinto(values[done:])  # one call reads two gigabytes at most
             if not count:
                 raise CheckpointError(
                     f"{self.path}: tensor '{name}': cannot be read, expected {len(values):,} bytes, got {done:,}"
@@ -94,26 +103,30 @@ class OpenTensors:
 
 
 @contextlib.contextmanager
-def open_tensors(path: pathlib.Path | str) -> Iterator[OpenTensors]:
-    """Opens a safetensors file, whoever wrote it; nothing but the header is read.
+def open_tensors(path: Location | str) -> Iterator[OpenTensors]:
+    """Opens a safetensors file, local or in a bucket, whoever wrote it; nothing but the header is read.
 
     Raises:
       CheckpointError: no file, or a truncated or foreign one.
     """
-    path = pathlib.Path(path)
-    require_file(path)
-    with path.open("rb", buffering=0) as stream:
-        size = path.stat().st_size
-        head = stream.read(8)
+    path = locate(path)
+    with contextlib.ExitStack() as stack:
+        stream, size = None, None
+        if isinstance(path, pathlib.Path):
+            require_file(path)
+            stream = stack.enter_context(path.open("rb", buffering=0))
+            size = path.stat().st_size
+        # A bucket's list has no sizes: a file that was cut there is noticed when the tensor that it lacks is read.
+        head = path.read_bytes(0, 8) if stream is None else stream.read(8)
         length = int.from_bytes(head, "little")
-        if len(head) != 8 or length > min(_MAX_HEADER, size - 8):
+        if len(head) != 8 or length > _MAX_HEADER or (size is not None and length > size - 8):
             raise CheckpointError(f"{path}: expected a safetensors file, its header cannot be {length:,} bytes long")
-        header = parse_json(stream.read(length), path)
-        yield OpenTensors(path, *_checked(header, path, 8 + length, size), stream)
+        header = path.read_bytes(8, 8 + length) if stream is None else stream.read(length)
+        yield OpenTensors(path, *_checked(parse_json(header, path), path, 8 + length, size), stream)
 
 
 def _checked(
-    header: dict[str, Any], path: pathlib.Path, begin: int, size: int
+    header: dict[str, Any], path: Location, begin: int, size: int | None
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, np.dtype | None], dict[str, int]]:
     """Returns shapes, dtypes and places of the tensors, which must follow one another up to the end of the file."""
     metadata = header.pop("__metadata__", {})
@@ -141,7 +154,7 @@ def _checked(
         if starts[name] != end:
             raise CheckpointError(f"{path}: tensor '{name}': expected to begin at byte {end:,}, got {starts[name]:,}")
         end = stops[name]
-    if end != size:
+    if size is not None and end != size:
         raise CheckpointError(f"{path}: expected a safetensors file of {end:,} bytes, the file has {size:,}")
     return shapes, dtypes, starts
 
