@@ -89,7 +89,7 @@ def _orbax(folder: Location, target: np.dtype | None) -> dict[str, Source]:
 
 
 def _place(sources: Mapping[str, Source], place: Place) -> dict[str, jax.Array]:
-    """Reads many parts at a time; no more than a quarter of a gigabyte waits to be placed at any moment."""
+    """Reads many parts at a time; no more than 96 MiB wait to be placed at any moment."""
     import tensorstore as ts
 
     context = ts.Context({"file_io_concurrency": {"limit": 128}})

@@ -30,7 +30,7 @@ _SLACK = 2**16
 _MAX_CHUNK_BYTES = 2**40
 _SMALL_CHUNK_BYTES = 16 * 2**20
 _MAX_DIMENSIONS = 32
-IN_FLIGHT_BYTES = 256 * 2**20
+IN_FLIGHT_BYTES = 96 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_arrays(
     finish: Callable[[str, np.ndarray], np.ndarray],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, np.ndarray]:
-    """Reads all arrays, many at a time; no more than a quarter of a gigabyte waits to be finished at any moment.
+    """Reads all arrays, many at a time; no more than 96 MiB wait to be finished at any moment.
 
     Args:
       arrays: by any name.
