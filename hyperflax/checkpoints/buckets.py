@@ -2,8 +2,8 @@
 
 All names below an address are listed once, when the first is asked for; contents are read when their turn comes.
 Credentials, endpoints and how many requests run at a time are TensorStore's business, with its own environment
-variables (https://google.github.io/tensorstore/kvstore/gcs, .../kvstore/s3); public buckets need none. Neither
-TensorFlow nor a cloud's own package takes part.
+variables (https://google.github.io/tensorstore/kvstore/gcs, .../kvstore/s3); public buckets need none. AWS_ENDPOINT_URL
+names another server of Amazon's protocol. Neither TensorFlow nor a cloud's own package takes part.
 
 >>> folder = locate("gs://t5-data/pretrained_models/t5x/t5_1_1_small/checkpoint_1000000")
 >>> (folder / "checkpoint").is_file()
@@ -13,6 +13,7 @@ True
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -36,8 +37,11 @@ class Bucket:
         """TensorStore's handle."""
         import tensorstore as ts
 
+        endpoint, spec = os.environ.get("AWS_ENDPOINT_URL"), ts.KvStore.Spec(self.url)
+        if self.url.startswith("s3:") and endpoint:  # Amazon's tools find other servers of the protocol so
+            spec = {**spec.to_json(), "endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
         try:
-            return ts.KvStore.open(self.url).result()
+            return ts.KvStore.open(spec).result()
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{self.url}: cannot be opened, {error}") from error
 
@@ -93,10 +97,11 @@ class BucketPath:
     def iterdir(self) -> Iterator[BucketPath]:
         return (self / name for name in sorted(self.bucket.folders.get(self.relative, ())))
 
-    def read_bytes(self) -> bytes:
-        """Returns an object's content. Raises CheckpointError where it cannot be had."""
+    def read_bytes(self, start: int = 0, stop: int | None = None) -> bytes:
+        """Returns an object's content, or a part of it. Raises CheckpointError where it cannot be had."""
+        part = slice(start, stop) if start or stop is not None else None
         try:
-            found = self.bucket.store.read(self.relative).result()
+            found = self.bucket.store.read(self.relative, byte_range=part).result()
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{self}: cannot be read, {error}") from error
         if found.state != "value":
@@ -127,7 +132,9 @@ def locate(path: Location | str) -> Location:
 def on_this_machine(location: Location) -> pathlib.Path:
     """Returns a local path as it is. Raises CheckpointError for a bucket: most forms are not read there."""
     if isinstance(location, BucketPath):
-        raise CheckpointError(f"{location}: of what lies in buckets only T5X's checkpoints are read; copy it first")
+        raise CheckpointError(
+            f"{location}: only T5X's checkpoints and Hugging Face's models are read from buckets: copy it first"
+        )
     return location
 
 

@@ -9,7 +9,7 @@
     adapter       adapter.json                                an adapter directory, no T5
     peft          adapter_config.json                         an adapter as PEFT keeps it, no T5
 
-T5X's two forms are read from buckets as well, `gs://...` and `s3://...`; the others are local.
+T5X's two forms and Hugging Face's are read from buckets as well, `gs://...` and `s3://...`; the others are local.
 
 >>> write_model("for_t5x", read_model("flan-t5-small"), "t5x")
 """
@@ -135,11 +135,11 @@ def read_model(
         steps = state.pop("step", 0)
         params, config = unrolled(stored)
         return Model(form, params, config, int(steps), state or None, is_scalable(stored))
-    local = on_this_machine(folder)
     if form == "huggingface":
-        files = {name: (local / name).read_bytes() for name in _VOCABULARY if (local / name).is_file()}
-        params, config = huggingface.read_huggingface(local, dtype=dtype, progress=progress)
+        files = {name: (folder / name).read_bytes() for name in _VOCABULARY if (folder / name).is_file()}
+        params, config = huggingface.read_huggingface(folder, dtype=dtype, progress=progress)
         return Model(form, params, config, files=files)
+    local = on_this_machine(folder)
     if form == "t5":
         params, config, vocabulary = load_t5(local, progress=progress)
         return Model(form, params, config, files=vocabulary_files(vocabulary))

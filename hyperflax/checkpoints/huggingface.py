@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.checkpoints.buckets import Location, locate, read_json
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.hf_config import from_hf, to_hf
 from hyperflax.checkpoints.hf_names import HEAD, SHARED, Weight, weights
@@ -32,7 +33,7 @@ from hyperflax.checkpoints.safetensors_files import OpenTensors, Tensor, open_te
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.zarr import dtype_of
 from hyperflax.errors import CheckpointError
-from hyperflax.files import atomic_directory, read_json, write_json
+from hyperflax.files import atomic_directory, write_json
 from hyperflax.models.stacking import unstack_layers
 from hyperflax.types import PyTree, T5Config
 
@@ -50,20 +51,20 @@ _OTHERS = ("tf_model.h5", "flax_model.msgpack")
 Progress = Callable[[int], None]
 
 
-def is_huggingface(path: pathlib.Path | str) -> bool:
+def is_huggingface(path: Location | str) -> bool:
     """Whether the directory has the look of a transformers model: a config.json."""
-    return (pathlib.Path(path) / CONFIG).is_file()
+    return (locate(path) / CONFIG).is_file()
 
 
-def read_config(path: pathlib.Path | str) -> T5Config:
+def read_config(path: Location | str) -> T5Config:
     """Returns the configuration in a model's directory; see `hf_config.from_hf`."""
-    file = pathlib.Path(path) / CONFIG
+    file = locate(path) / CONFIG
     return from_hf(read_json(file), str(file))
 
 
-def weight_files(path: pathlib.Path | str) -> tuple[str, ...]:
+def weight_files(path: Location | str) -> tuple[str, ...]:
     """Returns the names of a model's safetensors files. Raises CheckpointError where there are none, with advice."""
-    folder = pathlib.Path(path)
+    folder = locate(path)
     if (folder / INDEX).is_file():
         return tuple(sorted(set(_weight_map(folder).values())))
     if not (folder / WEIGHTS).is_file():
@@ -72,12 +73,12 @@ def weight_files(path: pathlib.Path | str) -> tuple[str, ...]:
 
 
 def read_huggingface(
-    path: pathlib.Path | str, *, dtype: str | None = None, progress: Progress = lambda nbytes: None
+    path: Location | str, *, dtype: str | None = None, progress: Progress = lambda nbytes: None
 ) -> tuple[dict[str, Any], T5Config]:
     """Reads a model's directory.
 
     Args:
-      path: the directory.
+      path: the directory, local or in a bucket.
       dtype: cast the weights to this dtype, `"float32"` or `"bfloat16"`; None keeps what is stored.
       progress: called with the number of bytes read, weight by weight.
 
@@ -88,7 +89,7 @@ def read_huggingface(
       CheckpointError: no such model, weights only as pickles, a damaged file, or weights that do not fit config.json:
         every missing, unexpected and wrongly shaped one is listed.
     """
-    folder = pathlib.Path(path)
+    folder = locate(path)
     target = None if dtype is None else dtype_of(dtype)
     config = read_config(folder)
     with contextlib.ExitStack() as stack:
@@ -154,7 +155,7 @@ def write_huggingface(
 # Reading
 
 
-def _locate(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, OpenTensors]:
+def _locate(folder: Location, stack: contextlib.ExitStack) -> dict[str, OpenTensors]:
     """Opens the weight files of a directory; returns the file of every tensor."""
     opened = {file: stack.enter_context(open_tensors(folder / file)) for file in weight_files(folder)}
     if WEIGHTS in opened:
@@ -170,7 +171,7 @@ def _locate(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Open
     return {name: opened[file] for name, file in weight_map.items()}
 
 
-def _weight_map(folder: pathlib.Path) -> dict[str, str]:
+def _weight_map(folder: Location) -> dict[str, str]:
     """The file of every weight, by the index. Names in it may not lead out of the directory."""
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -181,7 +182,7 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
     return weight_map
 
 
-def _what_else(folder: pathlib.Path) -> str:
+def _what_else(folder: Location) -> str:
     """Says what to do where there are no safetensors files."""
     pickles = [name for name in _PICKLES if (folder / name).exists()]
     if pickles:
@@ -199,7 +200,7 @@ def _names(weight: Weight) -> tuple[str, ...]:
     return _TABLES if weight.name == SHARED else (weight.name,)
 
 
-def _check(folder: pathlib.Path, where: Mapping[str, OpenTensors], expected: list[Weight], config: T5Config) -> None:
+def _check(folder: Location, where: Mapping[str, OpenTensors], expected: list[Weight], config: T5Config) -> None:
     """Compares the names and shapes of all tensors with what the configuration asks for."""
     shapes = {name: weight.shape for weight in expected for name in _names(weight)}
     if config.logits_via_embedding:

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from hyperflax.checkpoints import huggingface, peft
-from hyperflax.checkpoints.buckets import Location, locate, on_this_machine
+from hyperflax.checkpoints.buckets import Location, locate, on_this_machine, read_json
 from hyperflax.checkpoints.forms import Form, form_of
 from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.safetensors_files import open_tensors
 from hyperflax.checkpoints.t5x_index import Stored, read_index
 from hyperflax.checkpoints.zarr import inspect_array
-from hyperflax.files import read_json
 
 # What a json file of each form tells of where the thing comes from.
 _ORIGIN = {
@@ -81,26 +80,27 @@ def inspect_path(path: Location | str) -> Inspection:
         return _t5x(folder)
     if form == "orbax":
         return _orbax(folder)
-    local = on_this_machine(folder)
+    if form != "huggingface":
+        on_this_machine(folder)
     name, keys = _ORIGIN[form]
-    content = read_json(local / name)
+    content = read_json(folder / name)
     origin = {key: content.get(key) for key in keys if key in content}
     if form == "peft":
-        known = (local / peft.ORIGIN).is_file()
-        origin["base_fingerprint"] = read_json(local / peft.ORIGIN).get("base_fingerprint") if known else None
-    files = _WEIGHTS[form] if form != "huggingface" else huggingface.weight_files(local)
-    entries = [entry for file in files for entry in _safetensors(local / file, form == "hypermodel")]
+        known = (folder / peft.ORIGIN).is_file()
+        origin["base_fingerprint"] = read_json(folder / peft.ORIGIN).get("base_fingerprint") if known else None
+    files = _WEIGHTS[form] if form != "huggingface" else huggingface.weight_files(folder)
+    entries = [entry for file in files for entry in _safetensors(folder / file, form == "hypermodel")]
     return Inspection(form, origin, sorted(entries, key=lambda entry: entry.path))
 
 
-def _safetensors(file: pathlib.Path, named: bool) -> list[Entry]:
+def _safetensors(file: Location, named: bool) -> list[Entry]:
     """The arrays of one file; `named` puts its name before theirs, where two files may hold the same ones."""
     entries = []
     with open_tensors(file) as tensors:
         for name, shape in tensors.shapes.items():
             dtype = tensors.dtypes[name]
             nbytes = 0 if dtype is None else math.prod(shape) * dtype.itemsize
-            path = f"{file.stem}/{name}" if named else name
+            path = f"{pathlib.PurePath(file.name).stem}/{name}" if named else name
             entries.append(Entry(path, shape, "unknown" if dtype is None else dtype.name, nbytes))
     return entries
 

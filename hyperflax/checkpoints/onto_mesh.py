@@ -25,7 +25,7 @@ from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.t5x import as_asked, on_disk
 from hyperflax.checkpoints.t5x_index import Stored, read_index
-from hyperflax.checkpoints.zarr import IN_FLIGHT_BYTES, ZarrArray, dtype_of, spec_of, unreadable
+from hyperflax.checkpoints.zarr import FILE_THREADS, IN_FLIGHT_BYTES, ZarrArray, dtype_of, spec_of, unreadable
 from hyperflax.errors import CheckpointError
 from hyperflax.types import PyTree, T5Config
 
@@ -89,10 +89,10 @@ def _orbax(folder: Location, target: np.dtype | None) -> dict[str, Source]:
 
 
 def _place(sources: Mapping[str, Source], place: Place) -> dict[str, jax.Array]:
-    """Reads many parts at a time; no more than a quarter of a gigabyte waits to be placed at any moment."""
+    """Reads many parts at a time; no more than 16 MiB a core wait to be placed at any moment."""
     import tensorstore as ts
 
-    context = ts.Context({"file_io_concurrency": {"limit": 128}})
+    context = ts.Context({"file_io_concurrency": {"limit": FILE_THREADS}})
     reading: collections.deque[tuple[str, jax.sharding.Sharding, dict[Part, Any], int]] = collections.deque()
     done: dict[str, jax.Array] = {}
     in_flight = 0

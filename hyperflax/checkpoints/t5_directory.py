@@ -107,8 +107,8 @@ def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
     """Returns the parameters of the T5 at `path`, numpy arrays in unrolled layers.
 
     Args:
-      path: a T5 directory, a model directory, a T5X checkpoint or a folder of them (the latest counts), local or in a
-        bucket, or a model in Hugging Face's form.
+      path: a T5 directory, a model directory, a T5X checkpoint or a folder of them (the latest counts), or a model in
+        Hugging Face's form; the last two local or in a bucket.
       config: the shape that is expected; compute settings (dtype, dropout, scanning) are free.
 
     Raises:
@@ -121,7 +121,7 @@ def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
         params, _ = _read(folder)
     elif local and is_model_directory(folder):
         params = load_model_directory(folder).base
-    elif local and is_huggingface(folder):
+    elif is_huggingface(folder):
         params, found = read_huggingface(folder)
         for name in ("mlp_activations", "max_distance"):  # what shapes do not show
             if getattr(found, name) != getattr(config, name):

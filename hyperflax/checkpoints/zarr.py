@@ -30,7 +30,10 @@ _SLACK = 2**16
 _MAX_CHUNK_BYTES = 2**40
 _SMALL_CHUNK_BYTES = 16 * 2**20
 _MAX_DIMENSIONS = 32
-IN_FLIGHT_BYTES = 256 * 2**20
+_CORES = max(2, os.cpu_count() or 2)
+# More under way, or more threads that read, is no faster; freed chunks stay with their threads and raise the peak.
+IN_FLIGHT_BYTES = _CORES * 16 * 2**20
+FILE_THREADS = 2 * _CORES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,7 @@ def read_arrays(
     finish: Callable[[str, np.ndarray], np.ndarray],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, np.ndarray]:
-    """Reads all arrays, many at a time; no more than a quarter of a gigabyte waits to be finished at any moment.
+    """Reads all arrays, many at a time; no more than 16 MiB a core wait to be finished at any moment.
 
     Args:
       arrays: by any name.
@@ -127,7 +130,7 @@ def read_arrays(
         raise CheckpointError(
             f"{where}: arrays of {claimed:,} bytes; expected at most this machine's {memory:,} of memory"
         )
-    context = ts.Context({"file_io_concurrency": {"limit": 128}})
+    context = ts.Context({"file_io_concurrency": {"limit": FILE_THREADS}})
     opened = {path: ts.open(spec_of(array), open=True, read=True, context=context) for path, array in arrays.items()}
     reading: collections.deque[tuple[str, Any]] = collections.deque()
     done: dict[str, np.ndarray] = {}

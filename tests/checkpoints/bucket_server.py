@@ -1,7 +1,8 @@
-"""A folder served as a bucket, over the two calls of Google's JSON API with which TensorStore lists and reads objects.
+"""A folder served as a bucket, over the calls with which TensorStore lists and reads objects at Google and Amazon.
 
 https://cloud.google.com/storage/docs/json_api/v1/objects: `list` in pages, `get` with `alt=media` and byte ranges.
-Every call is kept in `requests`. TensorStore finds it by TENSORSTORE_GCS_HTTP_URL.
+https://docs.aws.amazon.com/AmazonS3/latest/API: `ListObjectsV2` in pages, `GetObject` with byte ranges.
+Every call is kept in `requests`. Who asks finds it by TENSORSTORE_GCS_HTTP_URL and AWS_ENDPOINT_URL.
 
 >>> with serve(folder) as server:
 ...     subprocess.run(command, env={**os.environ, **server.environment})      # gs://bucket/... is folder/...
@@ -17,6 +18,7 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Iterator
+from xml.sax.saxutils import escape
 
 PAGE = 5
 
@@ -31,9 +33,13 @@ class Server(http.server.ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
+        address = f"http://127.0.0.1:{self.server_port}"
         return {
-            "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{self.server_port}",
+            "TENSORSTORE_GCS_HTTP_URL": address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "nobody",  # else it asks the network for credentials first
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": "nobody",
+            "AWS_SECRET_ACCESS_KEY": "nothing",
             "no_proxy": "127.0.0.1",
         }
 
@@ -49,15 +55,34 @@ class Handler(http.server.BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
         self.server.requests.append(urllib.parse.unquote(url.path))
-        match = re.fullmatch(r"/storage/v1/b/bucket/o(?:/(.+))?", url.path)
+        google = re.fullmatch(r"/storage/v1/b/bucket/o(?:/(.+))?", url.path)
+        amazon = re.fullmatch(r"/bucket(?:/(.*))?", url.path)
+        match = google or amazon
         if match is None:
             self._answer(404, b"no such bucket")
-        elif match[1] is None:
-            self._list(query)
-        else:
+        elif match[1]:
             self._get(urllib.parse.unquote(match[1]))
+        elif google:
+            self._list_google(query)
+        else:
+            self._list_amazon(query)
 
-    def _list(self, query: dict[str, str]) -> None:
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _list_amazon(self, query: dict[str, str]) -> None:
+        names = [name for name in self.server.names() if name.startswith(query.get("prefix", ""))]
+        names = [name for name in names if name > query.get("start-after", "")]
+        start = int(query.get("continuation-token", "0"))
+        page, more = names[start : start + PAGE], start + PAGE < len(names)
+        told = "".join(f"<Contents><Key>{escape(name)}</Key></Contents>" for name in page)
+        told += f"<KeyCount>{len(page)}</KeyCount><IsTruncated>{'true' if more else 'false'}</IsTruncated>"
+        if more:
+            told += f"<NextContinuationToken>{start + PAGE}</NextContinuationToken>"
+        body = f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>{told}</ListBucketResult>'
+        self._answer(200, body.encode(), {"Content-Type": "application/xml"})
+
+    def _list_google(self, query: dict[str, str]) -> None:
         names = [
             name
             for name in self.server.names()
@@ -76,7 +101,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(404, b"no such object")
             return
         content = (self.server.folder / name).read_bytes()
-        headers = {"x-goog-generation": "1", "x-goog-stored-content-length": str(len(content))}
+        headers = {"x-goog-generation": "1", "x-goog-stored-content-length": str(len(content)), "ETag": '"1"'}
         part = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if part is None:
             self._answer(200, content, headers)
@@ -84,6 +109,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = len(content)
         start = int(part[1]) if part[1] else max(0, size - int(part[2]))
         stop = min(int(part[2]) + 1 if part[1] and part[2] else size, size)
+        if start >= stop:
+            self._answer(416, b"no such range")
+            return
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         self._answer(206, content[start:stop], headers)
 
@@ -92,7 +120,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content)
+        if self.command == "GET":
+            self.wfile.write(content)
 
     def log_message(self, *arguments: object) -> None:
         """Says nothing."""

@@ -1,4 +1,4 @@
-"""T5X's checkpoints in a bucket, read through a server on this machine that speaks Google's protocol."""
+"""Models in a bucket, read through a server on this machine that speaks Google's protocol and Amazon's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
 from hyperflax.checkpoints.inspection import Entry, inspect_path
 from hyperflax.checkpoints.orbax_form import write_orbax
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
+from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
 from tests.checkpoints.bucket_server import Server, serve
 from tests.checkpoints.directories import CONFIG, base
@@ -69,6 +71,12 @@ def server(tmp_path_factory) -> Iterator[Server]:
         (folder / "one").rmdir()
     write_orbax(folder / "orbax", base(), step=12)
     write_huggingface(folder / "huggingface", base(), CONFIG)
+    write_huggingface(folder / "sharded", base(), CONFIG, shard_bytes=1500)
+    for name in ("cut", "foreign"):
+        write_huggingface(folder / name, base(), CONFIG)
+        file = folder / name / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-40] if name == "cut" else b"PK" * 200)
+    save_t5(folder / "t5", base(), CONFIG, Bytes())
     for name in ("gap", "blosc", "lie"):
         write_t5x_checkpoint(folder / name, base(), step=12)
     table = "checkpoint_12/target.token_embedder.embedding"
@@ -96,22 +104,27 @@ def ask(server: Server, *questions: tuple) -> list:
     return answers
 
 
-def test_what_is_read_is_what_lies_there(server):
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_what_is_read_is_what_lies_there(server, scheme):
     local = read_model(server.folder / "legacy")
     assert fingerprint(local.params) == fingerprint(base())
     found = ask(
         server,
-        ("model", "gs://bucket/legacy"),
-        ("model", "gs://bucket/legacy/checkpoint_12/"),
-        ("model", "gs://bucket/orbax/checkpoint_12"),
-        ("model", "gs://bucket/runs"),
-        ("model", "gs://bucket/runs", 9),
-        ("base", "gs://bucket/legacy"),
-        ("base", "gs://bucket/orbax"),
-        ("mesh", "gs://bucket/legacy"),
-        ("mesh", "gs://bucket/orbax"),
-        ("inspect", "gs://bucket/legacy"),
-        ("inspect", "gs://bucket/orbax"),
+        ("model", f"{scheme}://bucket/legacy"),
+        ("model", f"{scheme}://bucket/legacy/checkpoint_12/"),
+        ("model", f"{scheme}://bucket/orbax/checkpoint_12"),
+        ("model", f"{scheme}://bucket/runs"),
+        ("model", f"{scheme}://bucket/runs", 9),
+        ("model", f"{scheme}://bucket/huggingface"),
+        ("model", f"{scheme}://bucket/sharded"),
+        ("base", f"{scheme}://bucket/legacy"),
+        ("base", f"{scheme}://bucket/orbax"),
+        ("base", f"{scheme}://bucket/sharded"),
+        ("mesh", f"{scheme}://bucket/legacy"),
+        ("mesh", f"{scheme}://bucket/orbax"),
+        ("inspect", f"{scheme}://bucket/legacy"),
+        ("inspect", f"{scheme}://bucket/orbax"),
+        ("inspect", f"{scheme}://bucket/sharded"),
     )
     whole, nbytes = fingerprint(base()), sum(entry.nbytes for entry in inspected(server.folder / "legacy"))
     assert found == [
@@ -120,9 +133,14 @@ def test_what_is_read_is_what_lies_there(server):
         ["orbax", 12, whole],
         ["t5x", 10, fingerprint(base(2))],
         ["t5x", 9, fingerprint(base(1))],
-        *[whole] * 4,
+        *[["huggingface", 0, whole]] * 2,
+        *[whole] * 5,
         ["t5x", len(inspected(server.folder / "legacy")), nbytes],
         ["orbax", len(inspected(server.folder / "orbax")), nbytes],
+        [
+            "huggingface",
+            *(f(inspected(server.folder / "sharded")) for f in (len, lambda found: sum(e.nbytes for e in found))),
+        ],
     ]
 
 
@@ -136,7 +154,9 @@ def test_what_is_damaged_or_no_checkpoint_is_refused(server):
         ("model", "gs://bucket/gap"),
         ("model", "gs://bucket/blosc"),
         ("model", "gs://bucket/lie"),
-        ("model", "gs://bucket/huggingface"),
+        ("model", "gs://bucket/t5"),
+        ("model", "gs://bucket/cut"),
+        ("model", "gs://bucket/foreign"),
         ("model", "gs://bucket/nothing"),
         ("model", "gs://other/nothing"),
         ("model", "gs://bucket/runs", 7),
@@ -145,7 +165,9 @@ def test_what_is_damaged_or_no_checkpoint_is_refused(server):
         "chunk is missing",
         "compressor",
         "chunks",
-        "only T5X's checkpoints",
+        "copy it first",
+        "model.safetensors: cannot be read",
+        "its header cannot be",
         "found none",
         "listed",
         "checkpoint_7",
