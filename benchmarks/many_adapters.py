@@ -1,6 +1,6 @@
 """What a different adapter in every row costs: tokens per second beside the bare model's, in one run.
 
-    python benchmarks/many_adapters.py [--rows 64] [--source 64] [--target 32] [--repeats 5] [--only CASE...]
+    python -m benchmarks.many_adapters [--rows 64] [--source 64] [--target 32] [--repeats 5] [--only CASE...]
 
 The shape is T5.1.1-small's, the weights are random, decoding is greedy and no token ends a row. `bare` is plain
 decoding of one batch without any adapter. The other cases go through the serving engine with all rows at once, and so
@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.speed import SMALL, alternate
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
@@ -29,11 +29,8 @@ from hyperflax.adapters.prefix import Prefix
 from hyperflax.models.decoding import decode
 from hyperflax.models.t5 import T5
 from hyperflax.serving.engine import Engine, EngineConfig
-from hyperflax.types import PyTree, T5Config
+from hyperflax.types import PyTree
 
-SMALL = T5Config(
-    vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024, num_encoder_layers=8, num_decoder_layers=8
-)
 KINDS: dict[str, KindConfig] = {
     "engine": LoRA(rank=1, layers=(0,)),
     "lora8": LoRA(rank=8),
@@ -61,11 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     tokens = jnp.asarray(sources)
     params = jax.jit(model.init)(jax.random.key(0), tokens[:1], tokens[:1])["params"]
     calls: dict[str, Callable[[], object]] = {
-        "bare": lambda: jax.block_until_ready(decode(model, params, tokens, max_length=args.target, eos_id=NEVER))
+        "bare": lambda: decode(model, params, tokens, max_length=args.target, eos_id=NEVER)
     }
     for case in args.only:
         calls[case] = served(case, model, params, sources, args)
-    seconds = alternate(calls, args.repeats)
+    seconds = {name: [wall for wall, _ in times] for name, times in alternate(calls, args.repeats).items()}
     decoded = args.rows * args.target
     results = {}
     for case, times in seconds.items():
@@ -102,19 +99,6 @@ def served(case: str, model: T5, params: PyTree, sources: np.ndarray, args: argp
         engine.run()
 
     return call
-
-
-def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Compiles each, then times them in turn: wall seconds of every call."""
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 if __name__ == "__main__":

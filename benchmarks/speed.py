@@ -72,7 +72,11 @@ def main(argv: list[str] | None = None) -> None:
         sides["t5x"] = theirs(pathlib.Path(checkout), config, params, batch, args.one_hot)
     results: dict[str, Any] = {}
     for case in args.only or ("train", "greedy", "beam1", "beam4"):
-        results[case] = times = alternate({side: cases[case] for side, cases in sides.items()}, args.repeats)
+        calls = alternate({side: cases[case] for side, cases in sides.items()}, args.repeats)
+        results[case] = times = {
+            side: dict(zip(("wall", "cpu"), map(min, zip(*pairs, strict=True)), strict=True))
+            for side, pairs in calls.items()
+        }
         line = "   ".join(f"{side} {t['wall']:.3f} s (cpu {t['cpu']:.3f} s)" for side, t in times.items())
         if "t5x" in times:
             wall, cpu = (times["t5x"][kind] / times["hyperflax"][kind] for kind in ("wall", "cpu"))
@@ -81,8 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(results))
 
 
-def alternate(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Compiles each, then times them in turn: the smallest wall and CPU time of each, in seconds."""
+def alternate(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Compiles each, then times them in turn: wall and CPU seconds of every call of each."""
     for call in calls.values():
         jax.block_until_ready(call())
     times: dict[str, list[tuple[float, float]]] = {side: [] for side in calls}
@@ -91,10 +95,7 @@ def alternate(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, di
             wall, cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
             times[side].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        side: dict(zip(("wall", "cpu"), map(min, zip(*pairs, strict=True)), strict=True))
-        for side, pairs in times.items()
-    }
+    return times
 
 
 def train_step(loss: Callable[[Any, Any], jax.Array], params: Any, batch: Any) -> Callable[[], Any]:

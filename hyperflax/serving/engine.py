@@ -30,6 +30,7 @@ from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.models.beam import Beam
 from hyperflax.models.decoding import DecodeResult, decode
 from hyperflax.models.scoring import score_options
+from hyperflax.models.session import cast_kernels
 from hyperflax.models.t5 import T5
 from hyperflax.serving.lane import Choice, Lane, Newcomers, Progress
 from hyperflax.serving.pool import AdapterPool, powers
@@ -103,7 +104,7 @@ class Engine:
 
     def __init__(self, model: T5, params: PyTree, spec: AdapterSpec, config: EngineConfig = EngineConfig()):
         self.model, self.config = model, config
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = cast_kernels(jax.tree.map(jnp.asarray, params), model.config)
         self.pool = AdapterPool(spec, model.config, config.resident)
         sizes = {"rows": config.rows, "length": config.max_length, "steps": config.steps, "eos_id": config.eos_id}
         self._lanes = [_Queue(Lane(model, spec, source=source, **sizes), self) for source in config.sources]

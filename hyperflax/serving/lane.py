@@ -2,7 +2,7 @@
 
 A lane is a fixed number of rows for inputs of up to `source` tokens. Each row has its own adapter, its own caches, its
 own position in its output and its own way to choose tokens; all arrays keep their shapes, so a lane compiles `advance`
-once and `admit` once for each power of two of joining rows.
+once and `admit` once for each power of two of joining rows. Parameters are best given as `cast_kernels` returns them.
 
 What rows share is the *place*: the caches are rings, and every step writes one place, the same for all rows, however
 far each of them is. T5's position bias depends on distances alone, and the distance to a place is the number of steps
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.models.sampling import choose_each
-from hyperflax.models.session import Caches, cast_kernels
+from hyperflax.models.session import Caches
 from hyperflax.models.t5 import T5
 from hyperflax.types import Array, PyTree
 
@@ -164,7 +164,6 @@ class Lane:
 
     def _advance(self, params: PyTree, rows: Rows, progress: Progress) -> Progress:
         """Decodes up to `steps` tokens in every row that has not ended. `progress` is donated."""
-        params = cast_kernels(params, self.model.config)
 
         def one(adapters: PyTree, source: Array, cross: Caches, own: Caches, last: Array, age: Array, place: Array):
             caches = {name: {"self": own[name], "cross": cross[name]} for name in own}
@@ -198,7 +197,6 @@ class Lane:
 
     def _start(self, params: PyTree, adapters: PyTree, tokens: Array) -> Caches:
         """Caches [n, ...] of inputs [n, source], each encoded with its own adapter."""
-        params = cast_kernels(params, self.model.config)
 
         def one(adapters: PyTree, tokens: Array) -> Caches:
             variables = {"params": params, "adapters": adapters}
