@@ -246,8 +246,12 @@ class _Queue:
         free = [row for row in range(self.lane.rows) if row not in self.taken]
         joined: dict[int, Request] = {}
         lost = []
-        while self.waiting and len(joined) < min(len(free), self._engine.pool.slots):
-            request = self.waiting.popleft()
+        while self.waiting and len(joined) < len(free):
+            request = self.waiting[0]
+            keys = {other.key for other in joined.values()} | {request.key}
+            if len(keys - {None}) > self._engine.pool.slots:
+                break  # it joins at the next turn, when those before it have copies of their adapters
+            self.waiting.popleft()
             if request.key is None or request.key in self._engine.pool:
                 joined[free[len(joined)]] = request
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Hashable
 from typing import Any
@@ -57,8 +58,8 @@ def adapter(name: str, seed: int = 0) -> tuple[Any, AdapterSpec]:
     return spec.unflatten({leaf.path: rng.normal(0, 0.4, leaf.shape).astype(np.float32) for leaf in spec.leaves}), spec
 
 
-def engine(room: AdapterSpec = ROOM) -> Engine:
-    return Engine(MODEL, params(), room, SIZES)
+def engine(room: AdapterSpec = ROOM, **sizes: int) -> Engine:
+    return Engine(MODEL, params(), room, dataclasses.replace(SIZES, **sizes))
 
 
 @functools.cache
@@ -158,6 +159,17 @@ def test_more_adapters_than_slots() -> None:
         request_key = request.key
         request.key = "lora"
         check(request, int(request_key))
+
+
+def test_those_who_share_an_adapter_or_have_none_join_together() -> None:
+    served = engine(LORA, resident=1)
+    for seed in (1, 2):
+        served.add(seed, *adapter("lora", seed))
+    requests = [served.submit(source(4, number), key) for number, key in enumerate((None, 1, 1, 2))]
+    served.turn()
+    assert [len(request.tokens) for request in requests] == [2, 2, 2, 0]
+    served.turn()
+    assert [len(request.tokens) for request in requests] == [4, 4, 4, 2]
 
 
 def test_a_replaced_adapter_counts_for_those_who_join_later() -> None:
