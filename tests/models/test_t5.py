@@ -94,19 +94,36 @@ def test_slots_see_all_slots_unless_causal() -> None:
     assert np.abs(run(slots[:, ::-1]) - run(slots)[:, ::-1]).max() > 1e-3
 
 
+def bias_and_its_closed_form(bidirectional: bool, **options: Any) -> tuple[PositionBias, Any]:
+    table = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    bias = PositionBias.create(jnp.asarray(table), length=11, bidirectional=bidirectional, max_distance=6, **options)
+
+    def expected(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        distance = keys[None, :] - queries[:, None]
+        return table[:, bucket(distance, bidirectional=bidirectional, num_buckets=8, max_distance=6)]
+
+    return bias, expected
+
+
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_position_bias_is_the_table_at_each_bucket(bidirectional: bool) -> None:
-    table = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
-    options = {"length": 11, "bidirectional": bidirectional, "max_distance": 6}
-    bias = PositionBias.create(jnp.asarray(table), **options)
+    bias, expected = bias_and_its_closed_form(bidirectional)
     for keys, got in ((np.arange(11), bias.own), (np.arange(-5, 0), bias.preceding(5))):
-        distance = keys[None, :] - np.arange(11)[:, None]
-        expected = table[:, bucket(distance, bidirectional=bidirectional, num_buckets=8, max_distance=6)]
-        np.testing.assert_array_equal(got, expected)
-        for index in (0, 4, 10):
-            one = PositionBias.create(jnp.asarray(table), index=jnp.int32(index), **options)
-            row = one.own if len(keys) == 11 else one.preceding(5)
-            np.testing.assert_array_equal(row, expected[:, index : index + 1])
+        np.testing.assert_array_equal(got, expected(keys, np.arange(11)))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("index", "place"), [(0, None), (4, None), (10, None), (0, 7), (10, 3)])
+def test_position_bias_while_decoding_is_that_of_the_keys_written_before(
+    bidirectional: bool, index: int, place: int | None
+) -> None:
+    """Key `index - age` stands `age` places before the query's in the ring; none was written below position 0."""
+    at = None if place is None else jnp.int32(place)
+    bias, expected = bias_and_its_closed_form(bidirectional, index=jnp.int32(index), place=at)
+    keys = np.arange(index + 1)
+    places = ((index if place is None else place) - (index - keys)) % 11
+    np.testing.assert_array_equal(bias.own[:, :, places], expected(keys, np.array([index])))
+    np.testing.assert_array_equal(bias.preceding(5), expected(np.arange(-5, 0), np.array([index])))
 
 
 def test_attention_with_equal_scores_is_a_mean() -> None:
