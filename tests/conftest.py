@@ -24,6 +24,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+# Shared by all test processes of this machine, those that tests start included, and by later runs.
+HOME = pathlib.Path(tempfile.gettempdir()) / f"hyperflax-tests-{os.getuid()}"
+HOME.mkdir(mode=0o700, exist_ok=True)
+if HOME.stat().st_uid != os.getuid():
+    raise pytest.UsageError(f"{HOME} belongs to somebody else")
+
+# Most of the time of most tests is compilation, and mostly of programs that another test has compiled already.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HOME / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +64,8 @@ def materialised(data_dir: pathlib.Path) -> pathlib.Path:
         if not path.is_dir():
             pytest.fail(f"HYPERFLAX_MATERIALISED={named}: expected a folder, found none", pytrace=False)
         return path
-    home = pathlib.Path(tempfile.gettempdir()) / f"hyperflax-tests-{os.getuid()}"
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.stat().st_uid != os.getuid():
-        pytest.fail(f"{home} belongs to somebody else", pytrace=False)
-    out = home / f"data-{_state(data_dir)}"
-    with (home / "lock").open("w") as lock:
+    out = HOME / f"data-{_state(data_dir)}"
+    with (HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes wait for the first one
         if not out.is_dir():
             partial = out.with_suffix(".partial")

@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     # Everything is abstract, so any backend does; a TPU that is there stays free.
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is in the report
     reports = []
     devices = topology_devices(arguments.topology)
     for name in arguments.program or ["train"]:

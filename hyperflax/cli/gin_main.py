@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from hyperflax.cli import gin_jobs
 from hyperflax.cli.bindings import split_bindings
+from hyperflax.cli.compiled_programs import keep_compiled_programs
 from hyperflax.cli.exit_codes import exit_code
 from hyperflax.cli.host_memory import keep_freed_memory
 
@@ -19,6 +20,7 @@ def main(function: str, argv: Sequence[str]) -> int:
     def run() -> None:
         rest, bindings = split_bindings(argv)
         keep_freed_memory()
+        keep_compiled_programs()
         gin_jobs.run_job(function, parser.parse_args(rest, argparse.Namespace(gin_bindings=bindings)))
 
     return exit_code(parser.prog, run)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import hyperflax
 from hyperflax.cli.bindings import split_bindings
+from hyperflax.cli.compiled_programs import keep_compiled_programs
 from hyperflax.cli.exit_codes import exit_code
 from hyperflax.cli.host_memory import keep_freed_memory
 
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest, bindings = split_bindings(sys.argv[1:] if argv is None else argv)
         arguments = build_parser().parse_args(rest, argparse.Namespace(gin_bindings=bindings))
         keep_freed_memory()
+        keep_compiled_programs()
         return exit_code(f"hyperflax {arguments.command}", lambda: arguments.run(arguments))
 
     return exit_code("hyperflax", run)
