@@ -211,6 +211,8 @@ def test_adapt_and_predict(workspace: pathlib.Path, capsys) -> None:
     inputs = write_lines(workspace / "inputs.jsonl", [{"input": "cg"}, {"input": "dh", "note": "kept out"}])
     adapter, out = str(workspace / "adapter"), workspace / "answers.jsonl"
     assert main(["adapt", "--model", model, "--examples", examples, "--out", adapter, "--refine", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("bare", "in_context", "generated", "refined", "exact_match, 2 examples"))
     assert main(["predict", "--model", model, "--adapter", adapter, "--inputs", inputs, "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["input"] for row in rows] == ["cg", "dh"]

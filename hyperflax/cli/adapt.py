@@ -14,6 +14,9 @@ DESCRIPTION = """Turn a few examples of a task into an adapter for the model's f
   echo '{"input": "grace hopper"}' | hyperflax predict --model strings --adapter names_adapter --inputs -
 
 --refine adds gradient steps on the same examples afterwards: slower by a second or so, and usually better.
+
+When the adapter is written, an estimate follows of whether to use it: some of the examples are left out in turn, and
+asked of an adapter that is made from the rest. It ends with an advice: use, refine, give more examples, or fine-tune.
 """
 
 
@@ -31,14 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="read the examples in N parts, for many examples (default 1)",
     )
+    parser.add_argument(
+        "--estimate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="afterwards, say how good the adapter is (default; needs two examples)",
+    )
+    parser.add_argument("--metric", default="exact_match", help="of the estimate (default exact_match; or rouge_l ...)")
     parser.add_argument("--definition", metavar="TEXT", help="the task's instruction, for models that read one")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.artefacts import save_adapter
     from hyperflax.data.jsonl import read_examples
+    from hyperflax.evaluation.estimate import REFINE_STEPS, estimate
+    from hyperflax.evaluation.metrics import get_metric
     from hyperflax.hypermodel import load
 
+    get_metric(arguments.metric)  # a misspelt one is refused before anything is made
     examples = read_examples(arguments.examples)
     model = load(arguments.model)
     adapter = model.adapt(
@@ -46,5 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
     )
     save_adapter(arguments.out, adapter.tree, adapter.spec, adapter.metadata)
     values = adapter.spec.num_parameters
-    print(f"{arguments.out}: adapter of {values:,} values from {len(examples)} examples, for model {model.parts.id}")
+    print(
+        f"{arguments.out}: adapter of {values:,} values from {len(examples)} examples, for model {model.parts.id}",
+        flush=True,
+    )
+    if arguments.estimate and len(examples) > 1:
+        found = estimate(
+            model,
+            examples,
+            definition=arguments.definition,
+            metric=arguments.metric,
+            refine_steps=arguments.refine or REFINE_STEPS,
+            supports=arguments.supports,
+        )
+        print(found.table())
     return 0

@@ -27,7 +27,9 @@ print(hits.count("cache_hits"))
 def hits(home: pathlib.Path, **variables: str) -> int:
     environment = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
     environment |= {"XDG_CACHE_HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **variables}
-    out = subprocess.run([sys.executable, "-c", COMPILE], check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    out = subprocess.run(
+        [sys.executable, "-c", COMPILE], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
     return int(out.stdout)
 
 

@@ -1,0 +1,201 @@
+"""Use an adapter or not? An estimate from the very examples that it is made from.
+
+Some of the examples are left out, an adapter is made from the rest, and the ones left out are asked; in turn, so that
+every example is asked once. Beside the generated adapter stand the same base model bare, with the rest of the examples
+in its input, and with an adapter made from *mismatched* examples, in which every input has another one's target: what
+that one scores can be had from the look of the targets alone, without how they follow from the inputs.
+
+An adapter made from all examples has seen more than those that were scored, so the estimate errs on the low side. Its
+intervals are for the few examples that there are, and wide: three right of four leave everything from .30 to .95 open.
+
+>>> found = estimate(model, [("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A."), ...])
+>>> found.advice
+'use'
+>>> print(found.table())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from hyperflax.data.examples import Example, TaskInfo, tokenise
+from hyperflax.data.rendering import deal
+from hyperflax.errors import DataError
+from hyperflax.evaluation.conditions import Conditions
+from hyperflax.evaluation.controls import derangement
+from hyperflax.evaluation.held_out import HeldOut, TaskTokens
+from hyperflax.evaluation.intervals import Interval, bootstrap_mean
+from hyperflax.evaluation.metrics import get_metric
+from hyperflax.evaluation.runner import EvaluationTask
+
+if TYPE_CHECKING:
+    from hyperflax.hypermodel import Hypermodel
+
+Advice = Literal["use", "refine", "give more examples", "fine-tune"]
+
+FOLDS = 8  # so many adapters are made at most, whatever the number of examples
+GOOD = 0.75  # a score that one can work with
+MANY = 16  # examples from which fine-tuning promises more than a few further examples
+REFINE_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What leaving some examples out has shown.
+
+    Attributes:
+      metric: name of the metric.
+      refine_steps: of the condition `refined`.
+      asked: the examples in the order in which `predictions` and `scores` have them.
+      predictions: condition -> one prediction per example. Conditions are `bare`, `in_context`, `generated`, `refined`
+        and, from three examples on, `mismatched`.
+      scores: condition -> one score in 0..1 per example.
+    """
+
+    metric: str
+    refine_steps: int
+    asked: tuple[tuple[str, str], ...]
+    predictions: dict[str, list[str]]
+    scores: dict[str, list[float]]
+
+    def interval(self, condition: str) -> Interval:
+        """A condition's mean and its 95% interval: Wilson's where examples are right or wrong, else the bootstrap."""
+        values = np.array(self.scores[condition])
+        if not np.isin(values, (0.0, 1.0)).all():
+            return bootstrap_mean(values)
+        found = stats.binomtest(int(values.sum()), len(values)).proportion_ci(0.95, method="wilson")
+        mean = float(values.mean())
+        return Interval(mean, min(float(found.low), mean), max(float(found.high), mean))
+
+    @property
+    def best(self) -> str:
+        """`refined` where it did better than `generated`."""
+        return max("generated", "refined", key=lambda condition: self.interval(condition).mean)
+
+    @property
+    def works(self) -> bool:
+        """The better adapter surely beats the bare model, and scores more than mismatched examples give."""
+        found = self.interval(self.best)
+        mismatched = self.interval("mismatched").mean if "mismatched" in self.scores else 0.0
+        return found.low > self.interval("bare").mean and found.mean > mismatched
+
+    @property
+    def advice(self) -> Advice:
+        """What to do next."""
+        if self.works and self.interval(self.best).mean >= GOOD:
+            return "use" if self.best == "generated" else "refine"
+        return "give more examples" if len(self.asked) < MANY else "fine-tune"
+
+    @property
+    def reason(self) -> str:
+        """Why, in one sentence."""
+        found = self.interval(self.best)
+        told = f"{self.best} adapters score {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] on examples left out"
+        if not self.works:
+            return f"{told}, which shows no gain from them"
+        if found.mean < GOOD:
+            return f"{told}: better than without, and not yet {GOOD:.2f}"
+        context = self.interval("in_context").mean
+        return f"{told}; the same examples in the base model's input score {context:.2f}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns json: the advice and why, each condition's mean and interval, each example's predictions."""
+        return {
+            "metric": self.metric,
+            "refine_steps": self.refine_steps,
+            "advice": self.advice,
+            "reason": self.reason,
+            "conditions": {name: dataclasses.asdict(self.interval(name)) for name in self.scores},
+            "examples": [
+                {"input": text, "target": target, **{name: given[i] for name, given in self.predictions.items()}}
+                for i, (text, target) in enumerate(self.asked)
+            ],
+        }
+
+    def table(self) -> str:
+        """Returns a row per condition, and the advice."""
+        rows = [f"{'left out and asked':<20} {self.metric}, {len(self.asked)} examples"]
+        for name in self.scores:
+            found = self.interval(name)
+            rows.append(f"  {name:<18} {found.mean:.3f}  [{found.low:.3f}, {found.high:.3f}]")
+        return "\n".join([*rows, f"{self.advice}: {self.reason}"])
+
+
+def estimate(
+    model: Hypermodel,
+    examples: Sequence[tuple[str, str]],
+    *,
+    definition: str | None = None,
+    metric: str = "exact_match",
+    refine_steps: int = REFINE_STEPS,
+    supports: int = 1,
+    seed: int = 0,
+) -> Estimate:
+    """Leaves out each example once, in at most `FOLDS` parts, and asks it of an adapter made from the rest.
+
+    Args:
+      model: the hypermodel.
+      examples: (input, target) pairs, at least two.
+      definition, supports: as in `Hypermodel.adapt`.
+      metric: how a prediction is scored against its target.
+      refine_steps: of the condition `refined`.
+      seed: of the mismatched pairs.
+
+    Raises:
+      DataError: fewer than two examples, or one that is too long for the model.
+    """
+    pairs = list(examples)
+    if len(pairs) < 2:
+        raise DataError(f"estimate: expected at least 2 examples, to leave one out, got {len(pairs)}")
+    parts = deal(range(len(pairs)), min(len(pairs), FOLDS))
+    folds = _folds(model, pairs, pairs, parts, definition)
+    options: dict[str, Any] = {"refine_steps": refine_steps, "supports": min(supports, len(pairs) - len(parts[0]))}
+    conditions = Conditions(model, folds, **options).pick("bare", "in_context", "generated", "refined")
+    answers = {name: condition(folds.tasks) for name, condition in conditions.items()}
+    if len(pairs) > 2:
+        mismatched = _folds(model, pairs, _mismatch(pairs, seed), parts, definition)
+        answers["mismatched"] = Conditions(model, mismatched, **options).generated(mismatched.tasks)
+    asked = [pairs[i] for part in parts for i in part]
+    predictions = {name: [text for fold in given for text in fold] for name, given in answers.items()}
+    score = get_metric(metric).score
+    scores = {
+        name: [score([text], [[target]]) for text, (_, target) in zip(given, asked, strict=True)]
+        for name, given in predictions.items()
+    }
+    return Estimate(metric, refine_steps, tuple(asked), predictions, scores)
+
+
+def _mismatch(pairs: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    """Every input with another one's target."""
+    others = derangement(len(pairs), seed)
+    return [(text, pairs[other][1]) for (text, _), other in zip(pairs, others, strict=True)]
+
+
+def _folds(
+    model: Hypermodel,
+    pairs: Sequence[tuple[str, str]],
+    shown: Sequence[tuple[str, str]],
+    parts: Sequence[Sequence[int]],
+    definition: str | None,
+) -> HeldOut:
+    """One evaluation task for each part: it is asked, and the rest of `shown` is the support."""
+    vocabulary = model.config.vocabulary
+
+    def tokens(pair: tuple[str, str]) -> Example:
+        return Example(tokenise(pair[0], vocabulary), tokenise(pair[1], vocabulary))
+
+    info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else TaskInfo()
+    tasks, given = [], {}
+    for number, part in enumerate(parts):
+        support = [pair for i, pair in enumerate(shown) if i not in part]
+        asked = [pairs[i] for i in part]
+        name = f"part {number}"
+        given[name] = TaskTokens(tuple(map(tokens, support)), tuple(map(tokens, asked)), info)
+        inputs, references = tuple(x for x, _ in asked), tuple((y,) for _, y in asked)
+        tasks.append(EvaluationTask(name, inputs, references, support=tuple(support), instruction=definition or ""))
+    return HeldOut(tuple(tasks), given)

@@ -1,0 +1,97 @@
+"""An adapter's own examples say what to expect: what is asked is never shown, and the advice follows the scores."""
+
+from __future__ import annotations
+
+import pytest
+
+from hyperflax.errors import DataError
+from hyperflax.evaluation import estimate as module
+from hyperflax.evaluation.estimate import Estimate, estimate
+from tests.evaluation.micro import hypermodel
+
+PAIRS = [("ab", "AB"), ("cd", "CD"), ("ef", "EF"), ("gh", "GH"), ("ij", "IJ")]
+
+
+def test_each_example_is_asked_of_an_adapter_made_from_the_others() -> None:
+    model = hypermodel()
+    found = estimate(model, PAIRS, refine_steps=2)
+    assert sorted(found.asked) == PAIRS
+    for number, pair in enumerate(found.asked):
+        rest = [other for other in PAIRS if other != pair]
+        assert found.predictions["generated"][number] == model.predict([pair[0]], model.adapt(rest))[0]
+        refined = model.adapt(rest, refine_steps=2)
+        assert found.predictions["refined"][number] == model.predict([pair[0]], refined)[0]
+        assert found.predictions["bare"][number] == model.predict([pair[0]])[0]
+    assert len(set(found.predictions["generated"])) > 1, "the adapters do nothing, and the test shows nothing"
+
+
+def test_with_many_examples_a_part_is_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FOLDS", 2)
+    model = hypermodel()
+    found = estimate(model, PAIRS, refine_steps=1)
+    assert found.asked == (*PAIRS[::2], *PAIRS[1::2])
+    assert found.predictions["generated"][:3] == model.predict(["ab", "ef", "ij"], model.adapt(PAIRS[1::2]))
+    assert found.predictions["generated"][3:] == model.predict(["cd", "gh"], model.adapt(PAIRS[::2]))
+
+
+def test_scores_are_those_of_the_predictions() -> None:
+    found = estimate(hypermodel(), [("a", "b"), ("c", "d")], metric="rouge_1", refine_steps=1)
+    assert "mismatched" not in found.scores, "two examples leave one, and one has no other's target"
+    shown = found.to_json()
+    assert shown["metric"] == "rouge_1"
+    assert [row["input"] for row in shown["examples"]] == ["a", "c"]
+    for name, scores in found.scores.items():
+        expected = [float(p.strip() == t) for p, (_, t) in zip(found.predictions[name], found.asked, strict=True)]
+        assert scores == expected
+
+
+def test_targets_are_mismatched_without_exception() -> None:
+    shown = module._mismatch(PAIRS, seed=3)
+    assert [text for text, _ in shown] == [text for text, _ in PAIRS]
+    assert sorted(target for _, target in shown) == [target for _, target in PAIRS]
+    assert not set(shown) & set(PAIRS)
+
+
+def test_one_example_is_too_few() -> None:
+    with pytest.raises(DataError, match="at least 2 examples, to leave one out, got 1"):
+        estimate(hypermodel(), PAIRS[:1])
+
+
+def known(n: int = 8, **right: int) -> Estimate:
+    """So many of n examples right, by condition."""
+    counts = {"bare": 0, "in_context": 0, "generated": 0, "refined": 0, "mismatched": 0} | right
+    scores = {name: [1.0] * count + [0.0] * (n - count) for name, count in counts.items()}
+    pairs = tuple((str(i), str(i)) for i in range(n))
+    return Estimate("exact_match", 20, pairs, {name: [""] * n for name in counts}, scores)
+
+
+@pytest.mark.parametrize(
+    ("found", "advice", "reason"),
+    [
+        (known(generated=7, refined=7), "use", "generated adapters score 0.88 [0.53, 0.98]"),
+        (known(generated=6, refined=8), "refine", "refined adapters score 1.00 [0.68, 1.00]"),
+        (known(generated=5, refined=4), "give more examples", "not yet 0.75"),
+        (known(20, generated=10, refined=12), "fine-tune", "not yet 0.75"),
+        (known(), "give more examples", "no gain"),
+        (known(20), "fine-tune", "no gain"),
+        # The bare model is as good, or targets of other inputs do as well: nothing was learnt from the examples.
+        (known(generated=7, refined=7, bare=6), "give more examples", "no gain"),
+        (known(generated=7, refined=7, mismatched=7), "give more examples", "no gain"),
+        (known(generated=7, refined=7, mismatched=6), "use", "on examples left out"),
+    ],
+)
+def test_the_advice_follows_the_scores(found: Estimate, advice: str, reason: str) -> None:
+    assert found.advice == advice
+    assert reason in found.reason
+    assert found.table().endswith(f"{advice}: {found.reason}")
+
+
+def test_wilsons_interval() -> None:
+    """Wilson 1927 for 6 of 8, computed by hand: centre (p + z^2/2n)/(1 + z^2/n), z = 1.959964."""
+    found = known(generated=6).interval("generated")
+    assert (found.mean, round(found.low, 4), round(found.high, 4)) == (0.75, 0.4093, 0.9285)
+
+
+def test_scores_between_right_and_wrong_are_resampled() -> None:
+    found = Estimate("rouge_l", 20, (("a", "b"),) * 3, {}, {"generated": [0.5, 0.5, 0.5]}).interval("generated")
+    assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
