@@ -44,6 +44,8 @@ EXTRAS = {
     # Choosing and recording fine-tuning pipelines; its rivals in benchmarks are packages of their own.
     "tuner": ["ConfigSpace>=1.2,<2", "pyarrow>=21,<27"],
     "tuner-baselines": ["dehb>=0.1.1,<0.2", "smac>=2.4,<3"],
+    # `hyperflax serve`.
+    "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
     # For `make test-interop` alone: hyperflax reads and writes their files without them.
     "interop": [
         "torch==2.13.0",
@@ -55,6 +57,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "test": [
+        "httpx>=0.28,<1",
         "hypothesis>=6.100,<7",
         "pyrefly>=1.4,<1.5",
         "pytest>=9,<10",
@@ -85,7 +88,7 @@ setup(
     packages=installed_packages(),
     package_dir=FOLDERS,
     package_data={
-        "hyperflax": ["py.typed", "assets/**/*.json", "assets/**/*.safetensors"],
+        "hyperflax": ["py.typed", "serving/page.html", "assets/**/*.json", "assets/**/*.safetensors"],
         "hyperflax_gin_configs": ["**/*.gin"],
         "hyperflax_tasks": ["**/*.jsonl", "**/*.json", "**/*.txt"],
     },

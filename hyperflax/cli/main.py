@@ -25,6 +25,7 @@ COMMANDS = {
     "adapt": "turn a few examples into an adapter",
     "finetune": "train an adapter on a task's own examples, from the generated one or another start",
     "tune": "find the fine-tuning pipeline for a data set, learnt from earlier runs on others",
+    "serve": "adapt and predict over HTTP, for many callers and adapters at once",
     "predict": "run a model, with or without an adapter, on new inputs",
     "cache": "write a seqio task or mixture as tokenised ArrayRecord shards, to train without TensorFlow",
     "tasks": "list the registered seqio tasks and mixtures",

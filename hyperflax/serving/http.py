@@ -1,0 +1,451 @@
+"""The HTTP face of a service: JSON in and out, an OpenAPI schema at `/openapi.json`, Prometheus figures at `/metrics`.
+
+    POST   /v1/adapters                 examples -> id, and an estimate of whether to use it
+    GET    /v1/adapters                 ids
+    GET    /v1/adapters/ID              what is known of one
+    GET    /v1/adapters/ID/download     a zip; ?form=peft for PEFT
+    DELETE /v1/adapters/ID
+    POST   /v1/predictions              inputs and an id -> predictions, whole or as lines of JSON while they are made
+    GET    /v1/model, /healthz, /readyz, /metrics, /
+
+Wrong input is answered with 422 and names the field, an unknown id with 404, too much at once with 429 and a
+`Retry-After`, a deadline that passed with 504, and a service that is ending with 503.
+
+>>> app = create_app(Service(hyperflax.load("strings"), "adapters"))
+>>> uvicorn.run(app)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import io
+import json
+import pathlib
+import tempfile
+import time
+import zipfile
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+import hyperflax
+from hyperflax.checkpoints.artefacts import save_adapter
+from hyperflax.checkpoints.peft import write_peft
+from hyperflax.errors import HyperflaxError
+from hyperflax.serving.service import Answer, Closing, Overloaded, Service
+from hyperflax.serving.store import Made, UnknownAdapter
+
+PAGE = pathlib.Path(__file__).with_name("page.html")
+RETRY_SECONDS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+      body: bytes of a request.
+      examples, inputs: how many.
+      refine_steps: gradient steps.
+      seconds: until an answer is given up, where a request names no deadline; and at most.
+    """
+
+    body: int = 1 << 20
+    examples: int = 256
+    inputs: int = 256
+    refine_steps: int = 200
+    seconds: float = 300.0
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ExamplePair(_Strict):
+    """What the task does with one input."""
+
+    input: StrictStr
+    target: StrictStr
+
+
+class AdaptRequest(_Strict):
+    """Examples of one task."""
+
+    examples: list[ExamplePair] = Field(min_length=1)
+    definition: StrictStr | None = Field(None, description="the task's instruction, for models that read one")
+    refine_steps: int = Field(0, ge=0, description="gradient steps on the examples after the forward pass")
+    supports: int = Field(1, ge=1, description="read the examples in so many parts")
+    estimate: bool = Field(True, description="leave some examples out and ask them; needs two, and takes longer")
+
+
+class AdapterInfo(BaseModel):
+    """What is known of an adapter."""
+
+    id: str
+    examples: int
+    definition: str | None
+    refine_steps: int
+    supports: int
+    created: float = Field(description="seconds since 1970")
+    estimate: dict[str, Any] | None = Field(description="scores on examples left out, and an advice")
+
+
+class AdapterIds(BaseModel):
+    """Ids of all adapters."""
+
+    adapters: list[str]
+
+
+class PredictRequest(_Strict):
+    """Inputs for one adapter, or for the bare model."""
+
+    inputs: list[StrictStr] = Field(min_length=1)
+    adapter: StrictStr | None = Field(None, description="id; without one the base model answers bare")
+    max_length: int | None = Field(None, ge=1, description="tokens of an answer at most")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    topk: int = Field(0, ge=0, description="0 is no limit")
+    topp: float = Field(0.0, ge=0, le=1, description="0 is no limit")
+    seed: int = Field(0, ge=0, lt=2**32)
+    stream: bool = Field(False, description="answer with lines of JSON while the predictions are made")
+    seconds: float | None = Field(None, gt=0, description="deadline")
+
+
+class Prediction(BaseModel):
+    """One input's answer; in a stream, so far."""
+
+    index: int
+    text: str
+    done: bool
+    log_prob: float
+
+
+class Predictions(BaseModel):
+    """One answer per input, in their order."""
+
+    predictions: list[Prediction]
+
+
+class ModelInfo(BaseModel):
+    """What answers here."""
+
+    name: str
+    id: str
+    version: str
+    inputs_length: int = Field(description="tokens of an input at most")
+    targets_length: int = Field(description="tokens of an answer at most")
+    shots: int = Field(description="examples that training showed at once")
+    adapter_values: int
+
+
+def create_app(
+    service: Service, *, token: str | None = None, hosts: Sequence[str] = ("*",), limits: Limits = Limits()
+) -> FastAPI:
+    """Returns the ASGI application; it starts the service and ends it.
+
+    Args:
+      service: not yet started.
+      token: callers must send `Authorization: Bearer TOKEN`, except to `/`, `/healthz` and `/readyz`.
+      hosts: names that callers may address it by, against pages of other sites that point their name here.
+      limits: of one request.
+    """
+    figures = Figures(service)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await asyncio.to_thread(service.stop)
+
+    app = FastAPI(
+        title="hyperflax",
+        version=hyperflax.__version__,
+        description="Adapters for a frozen T5 from a few examples, and predictions with them.",
+        lifespan=lifespan,
+        docs_url=None,  # those pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(BodyLimit, limit=limits.body)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(Measure, figures=figures)
+    app.exception_handler(HyperflaxError)(_refusal)
+
+    def check_token(request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+    known = [Depends(check_token)]
+
+    @app.post("/v1/adapters", status_code=201, dependencies=known)
+    async def adapt(body: AdaptRequest, response: Response) -> AdapterInfo:
+        """Makes an adapter; 200 instead of 201 if equal examples have been given in the same way before."""
+        _at_most(len(body.examples), limits.examples, "examples")
+        _at_most(body.refine_steps, limits.refine_steps, "refine_steps")
+        _at_most(body.supports, len(body.examples), "supports")
+        made, new = await service.adapt(
+            [(example.input, example.target) for example in body.examples],
+            definition=body.definition,
+            refine_steps=body.refine_steps,
+            supports=body.supports,
+            with_estimate=body.estimate,
+        )
+        if new:
+            figures.adapters.inc()
+        else:
+            response.status_code = 200
+        return _info(made)
+
+    @app.get("/v1/adapters", dependencies=known)
+    async def adapters() -> AdapterIds:
+        """All adapters."""
+        return AdapterIds(adapters=await asyncio.to_thread(service.store.ids))
+
+    @app.get("/v1/adapters/{adapter}", dependencies=known)
+    async def about(adapter: str) -> AdapterInfo:
+        """What is known of an adapter."""
+        return _info(await asyncio.to_thread(service.store.about, adapter))
+
+    @app.delete("/v1/adapters/{adapter}", status_code=204, dependencies=known)
+    async def remove(adapter: str) -> None:
+        """Forgets an adapter."""
+        await service.remove(adapter)
+
+    @app.get("/v1/adapters/{adapter}/download", dependencies=known, response_class=Response)
+    async def download(adapter: str, form: Annotated[Literal["native", "peft"], Query()] = "native") -> Response:
+        """A zip: the directory that `hyperflax predict --adapter` takes, or PEFT's."""
+        data = await asyncio.to_thread(_packed, service, adapter, form)
+        headers = {"Content-Disposition": f'attachment; filename="adapter-{adapter[:8]}-{form}.zip"'}
+        return Response(data, media_type="application/zip", headers=headers)
+
+    @app.post("/v1/predictions", dependencies=known, response_model=Predictions)
+    async def predict(body: PredictRequest, request: Request) -> Predictions | StreamingResponse:
+        """Answers every input. With `stream` every line of the answer is one changed prediction, as JSON."""
+        _at_most(len(body.inputs), limits.inputs, "inputs")
+        options = body.model_dump(include={"temperature", "topk", "topp", "seed"})
+        if body.max_length is not None:
+            _at_most(body.max_length, service.engine.config.max_length, "max_length")
+            options["max_length"] = body.max_length
+        seconds = min(body.seconds or limits.seconds, limits.seconds)
+        answers = service.predict(body.inputs, body.adapter, steps=body.stream, **options)
+        if body.stream:
+            # The first answer comes before the headers: what is refused is refused with its own status.
+            first = await _in_time(anext(answers), seconds)
+            return StreamingResponse(_lines(first, answers, seconds, figures), media_type="application/x-ndjson")
+        try:
+            last = await _unless_gone(request, _in_time(anext(answers), seconds))
+        finally:
+            await answers.aclose()
+        figures.count(last)
+        return Predictions(predictions=_predictions(last))
+
+    @app.get("/v1/model", dependencies=known)
+    async def model() -> ModelInfo:
+        """What answers here."""
+        parts, config = service.model.parts, service.model.config
+        return ModelInfo(
+            name=parts.name,
+            id=parts.id,
+            version=hyperflax.__version__,
+            inputs_length=service.engine.config.sources[-1],
+            targets_length=service.engine.config.max_length,
+            shots=config.episodes.shots,
+            adapter_values=config.spec.num_parameters,
+        )
+
+    @app.get("/healthz", include_in_schema=False)
+    async def health() -> Response:
+        if service.failure is not None:
+            return JSONResponse({"status": "failed"}, 500)
+        return JSONResponse({"status": "alive"})
+
+    @app.get("/readyz", include_in_schema=False)
+    async def ready() -> Response:
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+
+    @app.get("/metrics", include_in_schema=False, dependencies=known)
+    async def metrics() -> Response:
+        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE, media_type="text/html")
+
+    return app
+
+
+class Figures:
+    """What Prometheus reads."""
+
+    def __init__(self, service: Service):
+        self.registry = CollectorRegistry()
+        made = {"registry": self.registry, "namespace": "hyperflax"}
+        self.requests = Counter("requests", "requests answered", ["method", "route", "status"], **made)
+        self.seconds = Histogram("request_seconds", "time until the answer begins", ["route"], **made)
+        self.adapters = Counter("adapters_made", "adapters made", **made)
+        self.predictions = Counter("predictions", "inputs answered", **made)
+        for name, told, read in (
+            ("waiting_inputs", "inputs that wait or are being decoded", lambda: service.waiting),
+            ("waiting_adapters", "adapters that wait or are being made", lambda: service.adapting),
+            ("hosted_adapters", "adapters in host memory", lambda: len(service.engine.pool)),
+            ("ready", "1 when everything is compiled", lambda: float(service.ready)),
+        ):
+            Gauge(name, told, **made).set_function(read)
+
+    def count(self, answers: Sequence[Answer]) -> None:
+        """Counts inputs that are answered."""
+        self.predictions.inc(sum(answer.done for answer in answers))
+
+
+class Measure:
+    """ASGI middleware: counts requests and takes their time, by route: of paths there are any number."""
+
+    def __init__(self, app: Any, figures: Figures):
+        self.app, self.figures = app, figures
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.monotonic(), 500
+
+        async def begin(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self.figures.seconds.labels(route()).observe(time.monotonic() - began)
+            await send(message)
+
+        def route() -> str:
+            return getattr(scope.get("route"), "path", "other")
+
+        try:
+            await self.app(scope, receive, begin)
+        finally:
+            self.figures.requests.labels(scope["method"], route(), status).inc()
+
+
+class BodyLimit:
+    """ASGI middleware: a body above the limit is refused with 413, however its length is told."""
+
+    def __init__(self, app: Any, limit: int):
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.limit:
+            return await self._refuse(scope, receive, send)
+        size = 0
+
+        async def counted() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.limit:
+                raise HTTPException(413, self._told())
+            return message
+
+        return await self.app(scope, counted, send)
+
+    def _told(self) -> str:
+        return f"expected a body of at most {self.limit} bytes"
+
+    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
+        await JSONResponse({"detail": self._told()}, 413)(scope, receive, send)
+
+
+async def _refusal(request: Request, error: Exception) -> JSONResponse:
+    """An error on purpose, as a status and one line."""
+    if isinstance(error, Overloaded):
+        return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(RETRY_SECONDS)})
+    if isinstance(error, Closing):
+        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(RETRY_SECONDS)})
+    return JSONResponse({"detail": str(error)}, 404 if isinstance(error, UnknownAdapter) else 422)
+
+
+def _at_most(value: int, limit: int, field: str) -> None:
+    if value > limit:
+        raise HTTPException(422, [{"loc": ["body", field], "msg": f"expected at most {limit}, got {value}"}])
+
+
+def _info(made: Made) -> AdapterInfo:
+    return AdapterInfo(**dataclasses.asdict(made))
+
+
+def _predictions(answers: Sequence[Answer]) -> list[Prediction]:
+    return [Prediction(index=index, **dataclasses.asdict(answer)) for index, answer in enumerate(answers)]
+
+
+async def _in_time(work: Awaitable[list[Answer]], seconds: float) -> list[Answer]:
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        raise HTTPException(504, f"no answer within {seconds:g} s") from None
+
+
+async def _unless_gone(request: Request, work: Awaitable[list[Answer]]) -> list[Answer]:
+    """Gives the work up when the caller hangs up."""
+    task = asyncio.ensure_future(work)
+
+    async def hang_up() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.5)
+        task.cancel()
+
+    watch = asyncio.ensure_future(hang_up())
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise HTTPException(499, "the caller hung up") from None
+    finally:
+        watch.cancel()
+
+
+async def _lines(
+    first: list[Answer], rest: AsyncGenerator[list[Answer], None], seconds: float, figures: Figures
+) -> AsyncIterator[str]:
+    """One line for every prediction that has changed; a deadline that passes ends with a line that says so."""
+    deadline = time.monotonic() + seconds
+    before: list[Answer | None] = [None] * len(first)
+    answers: list[Answer] | None = first
+    try:
+        while answers is not None:
+            for row, (prediction, old, new) in enumerate(zip(_predictions(answers), before, answers, strict=True)):
+                if new != old:
+                    yield prediction.model_dump_json() + "\n"
+                before[row] = new
+            try:
+                answers = await _in_time(anext(rest), deadline - time.monotonic())
+            except StopAsyncIteration:
+                answers = None
+        figures.count([answer for answer in before if answer is not None])
+    except HTTPException as error:
+        yield json.dumps({"error": error.detail}) + "\n"
+    except HyperflaxError as error:
+        yield json.dumps({"error": str(error)}) + "\n"
+    finally:
+        await rest.aclose()
+
+
+def _packed(service: Service, key: str, form: str) -> bytes:
+    """A zip of the adapter's directory in a form."""
+    adapter = service.store.load(key)
+    packed = io.BytesIO()
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        folder = pathlib.Path(temporary) / "adapter"
+        if form == "peft":
+            write_peft(folder, adapter)
+        else:
+            save_adapter(folder, adapter.tree, adapter.spec, adapter.metadata)
+        for file in sorted(folder.iterdir()):
+            archive.write(file, f"adapter-{key[:8]}/{file.name}")
+    return packed.getvalue()

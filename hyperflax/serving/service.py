@@ -1,0 +1,371 @@
+"""A hypermodel at the service of many callers at once: adapters made, kept and used, whatever the transport.
+
+Two threads own what only one may touch. One makes adapters, the other runs the engine: an adapter that takes seconds to
+estimate keeps no answer waiting. Callers live on an asyncio loop, and what they see is small:
+
+>>> service = Service(model, "adapters")
+>>> service.start()
+>>> made = await service.adapt([("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A.")])
+>>> async for answers in service.predict(["grace hopper"], made.id): ...
+>>> [answer.text for answer in answers]
+['Hopper, G.']
+
+Nothing waits without bounds: above those of `ServiceConfig` a caller is refused at once (`Overloaded`) and may try
+again. What was accepted is answered, unless its own deadline passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+from hyperflax.checkpoints.artefacts import Adapter, check_base
+from hyperflax.data.examples import tokenise
+from hyperflax.data.vocabularies import EOS_ID
+from hyperflax.errors import AdapterError, ConfigError, DataError, HyperflaxError
+from hyperflax.evaluation.estimate import REFINE_STEPS, estimate
+from hyperflax.hypermodel import Hypermodel
+from hyperflax.serving.engine import Engine, EngineConfig, Request
+from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
+
+log = logging.getLogger("hyperflax.serving")
+
+
+class Overloaded(HyperflaxError):
+    """As much is waiting as may wait; try again later."""
+
+
+class Closing(HyperflaxError):
+    """The service is about to end, or has failed, and takes nothing more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceConfig:
+    """Bounds.
+
+    Attributes:
+      rows: inputs decoded at once, for each of two input lengths.
+      resident: adapters on the device at once.
+      hosted: adapters in host memory at once; the others are read from disk when they are asked for.
+      waiting: inputs that may wait or be decoded at once.
+      adapting: adapters that may wait to be made.
+    """
+
+    rows: int = 16
+    resident: int = 64
+    hosted: int = 1024
+    waiting: int = 1024
+    adapting: int = 16
+
+    def __post_init__(self) -> None:
+        if min(dataclasses.astuple(self)) < 1:
+            raise ConfigError(f"ServiceConfig: expected sizes of at least 1, got {self}")
+        if self.hosted < self.resident:
+            raise ConfigError(f"ServiceConfig.hosted: expected at least resident={self.resident}, got {self.hosted}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an input has been answered so far.
+
+    Attributes:
+      text: decoded so far.
+      done: nothing more will come.
+      log_prob: of all tokens so far, by the model.
+    """
+
+    text: str
+    done: bool
+    log_prob: float
+
+
+@dataclasses.dataclass(eq=False)
+class _Call:
+    """The inputs of one caller, who is told of every step or of the last one alone."""
+
+    requests: list[Request]
+    tell: Callable[[Any], None]
+    steps: bool
+    told: int = -1
+
+    def report(self) -> bool:
+        """Tells the caller what is new; returns whether all is answered."""
+        done = all(request.done for request in self.requests)
+        size = sum(len(request.tokens) for request in self.requests)
+        if done or (self.steps and size > self.told):
+            self.told = size
+            self.tell([(list(r.tokens), r.done, r.log_prob, r.error) for r in self.requests])
+        return done
+
+
+class Service:
+    """See the module.
+
+    Args:
+      model: the hypermodel.
+      folder: of the adapters that are made.
+      config: bounds.
+
+    Raises:
+      AdapterError: the hypermodel makes adapters that cannot be served beside others (full fine-tuning).
+    """
+
+    def __init__(self, model: Hypermodel, folder: pathlib.Path | str, config: ServiceConfig = ServiceConfig()):
+        self.model, self.config = model, config
+        self.store = AdapterStore(folder)
+        episodes = model.config.episodes
+        sizes = EngineConfig(
+            sources=tuple({max(episodes.inputs_length // 2, 1), episodes.inputs_length}),
+            max_length=episodes.targets_length,
+            rows=config.rows,
+            resident=config.resident,
+        )
+        self.engine = Engine(model.model, model.base_params, model.config.spec, sizes)
+        self.failure: BaseException | None = None
+        self.ready = False
+        self.waiting = 0
+        self.adapting = 0
+        self._closing = False
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._hosted: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._calls: list[_Call] = []
+        self._maker = concurrent.futures.ThreadPoolExecutor(1, "hyperflax-adapt")
+        self._making: dict[str, asyncio.Future[Made]] = {}
+        self._thread = threading.Thread(target=self._run, name="hyperflax-engine", daemon=True)
+
+    # Its life
+
+    def start(self) -> None:
+        """Starts the engine's thread, which compiles first; `ready` tells when that is done."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Takes nothing more. What was accepted is still answered."""
+        self._closing = True
+
+    def stop(self) -> None:
+        """Ends both threads after what was accepted is answered."""
+        self.close()
+        self._maker.shutdown(wait=True)
+        self._inbox.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # What callers ask for; on the event loop
+
+    async def adapt(
+        self,
+        examples: Sequence[tuple[str, str]],
+        *,
+        definition: str | None = None,
+        refine_steps: int = 0,
+        supports: int = 1,
+        with_estimate: bool = True,
+    ) -> tuple[Made, bool]:
+        """Makes an adapter, or finds the one that was made of equal examples in the same way.
+
+        With an estimate it takes longer, and needs two examples; see `evaluation.estimate`.
+
+        Returns:
+          what is known of the adapter, which is on disk by then, and whether it was made now.
+
+        Raises:
+          DataError, ConfigError: as `Hypermodel.adapt` does.
+          Overloaded, Closing: it was not accepted.
+        """
+        options = {"definition": definition, "refine_steps": refine_steps, "supports": supports}
+        key = self.store.identify(self.model.parts.id, examples, **options)
+        with_estimate = with_estimate and len(examples) > 1
+        if key in self.store:
+            made = await asyncio.to_thread(self.store.about, key)
+            if made.estimate is not None or not with_estimate:
+                return made, False
+        if key in self._making:  # the same is being made for somebody else
+            made = await asyncio.shield(self._making[key])
+            if made.estimate is not None or not with_estimate:
+                return made, False
+            return await self.adapt(examples, **options)
+        self._admit(self.adapting < self.config.adapting, f"{self.adapting} adapters are waiting to be made")
+        self.adapting += 1
+        loop = asyncio.get_running_loop()
+        making = loop.run_in_executor(self._maker, self._make, key, list(examples), options, with_estimate)
+        self._making[key] = making
+
+        def end(future: asyncio.Future[Made]) -> None:
+            self.adapting -= 1
+            del self._making[key]
+            if not future.cancelled():
+                future.exception()  # seen, should nobody wait for it any more
+
+        making.add_done_callback(end)
+        # A caller who leaves does not take the adapter with him.
+        return await asyncio.shield(making), True
+
+    async def predict(
+        self, inputs: Sequence[str], adapter: str | None = None, *, steps: bool = False, **options: Any
+    ) -> AsyncGenerator[list[Answer], None]:
+        """Yields the answers to all inputs, in their order: once, when all are done, or also on the way.
+
+        Leaving the loop early (a deadline, a caller who has gone) ends the decoding.
+
+        Args:
+          inputs: texts, at least one.
+          adapter: id; None is the bare model.
+          steps: yield what there is after every few tokens.
+          options: `max_length`, `temperature`, `topk`, `topp`, `seed`; see `Engine.submit`.
+
+        Raises:
+          UnknownAdapter: no such adapter.
+          AdapterError: it was made for another base model, or removed meanwhile.
+          DataError: no input, or one that is too long; names its number.
+          ConfigError: an option out of range.
+          Overloaded, Closing: it was not accepted.
+        """
+        tokens = self._tokens(inputs)
+        if adapter is not None and adapter not in self.store:
+            raise UnknownAdapter(f"no adapter with the id {adapter!r}")
+        self._admit(
+            self.waiting + len(tokens) <= self.config.waiting, f"{self.waiting} inputs are waiting, {len(tokens)} more"
+        )
+        self.waiting += len(tokens)
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[Any] = asyncio.Queue()
+
+        def tell(item: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+                loop.call_soon_threadsafe(news.put_nowait, item)
+
+        call = _Call([], tell, steps)
+        self._inbox.put(lambda: self._begin(call, tokens, adapter, options))
+        try:
+            while True:
+                item = await news.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if errors := [error for *_, error in item if error]:
+                    raise AdapterError(errors[0])
+                decode = self.model.config.vocabulary.decode
+                yield [Answer(decode(ids), done, log_prob) for ids, done, log_prob, _ in item]
+                if all(done for _, done, *_ in item):
+                    return
+        finally:
+            self.waiting -= len(tokens)
+            self._inbox.put(lambda: self._end(call))
+
+    async def remove(self, adapter: str) -> None:
+        """Forgets an adapter; inputs that wait for it get an error. Raises UnknownAdapter if there is none."""
+        await asyncio.to_thread(self.store.remove, adapter)
+        self._inbox.put(lambda: self._drop(adapter))
+
+    def _admit(self, room: bool, told: str) -> None:
+        if self._closing or self.failure is not None:
+            raise Closing("the service is ending" if self.failure is None else "the service has failed")
+        if not room:
+            raise Overloaded(f"{told}: try again later")
+
+    def _tokens(self, inputs: Sequence[str]) -> list[list[int]]:
+        """Every input with its end-of-sequence token."""
+        if not inputs:
+            raise DataError("inputs: expected at least one, got none")
+        most = self.engine.config.sources[-1]
+        rows = [[*tokenise(text, self.model.config.vocabulary).tolist(), EOS_ID] for text in inputs]
+        for number, row in enumerate(rows):
+            if len(row) > most:
+                raise DataError(f"input {number}: expected at most {most - 1} tokens, got {len(row) - 1}")
+        return rows
+
+    # In the thread that makes adapters
+
+    def _make(self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], with_estimate: bool) -> Made:
+        if key in self.store:
+            made = self.store.about(key)
+        else:
+            made = Made(key, len(examples), **options)
+            self.store.save(made, self.model.adapt(examples, **options))
+        if with_estimate:
+            steps = options["refine_steps"] or REFINE_STEPS
+            how = {"definition": options["definition"], "supports": options["supports"], "refine_steps": steps}
+            made = dataclasses.replace(made, estimate=estimate(self.model, examples, **how).to_json())
+            self.store.describe(made)
+        return made
+
+    # In the engine's thread
+
+    def _run(self) -> None:
+        try:
+            self.engine.compile()
+            self.ready = True
+            ending = False
+            while True:
+                # With nothing to decode it sleeps until somebody asks.
+                while not self._inbox.empty() or (self.engine.idle and not ending):
+                    task = self._inbox.get()
+                    if task is None:
+                        ending = True
+                    else:
+                        task()
+                if self.engine.idle:
+                    return
+                self.engine.turn()
+                self._calls = [call for call in self._calls if not call.report()]
+        except Exception as error:
+            log.exception("the engine has failed")
+            self.failure = error
+            for call in self._calls:
+                call.tell(Closing("the service has failed"))
+            while (task := self._inbox.get()) is not None:
+                task()  # callers who asked meanwhile: `_begin` refuses them
+        finally:
+            self.ready = False
+
+    def _begin(self, call: _Call, tokens: list[list[int]], adapter: str | None, options: dict[str, Any]) -> None:
+        try:
+            if self.failure is not None:
+                raise Closing("the service has failed")
+            if adapter is not None:
+                self._host(adapter)
+            for row in tokens:
+                call.requests.append(self.engine.submit(row, adapter, **options))
+        except HyperflaxError as error:
+            self._end(call)
+            call.tell(error)
+        else:
+            self._calls.append(call)
+
+    def _end(self, call: _Call) -> None:
+        """Nobody waits for it any more."""
+        if self.failure is None:
+            for request in call.requests:
+                if not request.done:
+                    self.engine.cancel(request)
+        self._calls = [other for other in self._calls if other is not call]
+
+    def _host(self, key: str) -> None:
+        """Sees to it that the engine has the adapter."""
+        if key in self._hosted:
+            self._hosted.move_to_end(key)
+            return
+        adapter: Adapter = self.store.load(key)
+        check_base(adapter, self.model.base_fingerprint)
+        if len(self._hosted) >= self.config.hosted:
+            used = {request.key for call in self._calls for request in call.requests}
+            # Those in use stay; above the bound then, by as many as there are rows at most.
+            oldest = next((other for other in self._hosted if other not in used), None)
+            if oldest is not None:
+                self._drop(oldest)
+        self.engine.add(key, adapter.tree, adapter.spec)
+        self._hosted[key] = None
+
+    def _drop(self, key: str) -> None:
+        if key in self._hosted:
+            del self._hosted[key]
+            self.engine.pool.remove(key)

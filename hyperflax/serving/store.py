@@ -1,0 +1,130 @@
+"""Adapters that a service has made, on disk: they are there again after a restart, however it came.
+
+    FOLDER/ID/adapter.json, adapter.safetensors    as `hyperflax adapt` writes them
+    FOLDER/ID/made.json                            what it was asked for, and what its estimate said
+
+An id is a hash of the examples, of the hypermodel and of how it is asked to adapt: equal requests get one adapter,
+which is made once. A folder appears when it is complete.
+
+>>> store = AdapterStore("adapters")
+>>> store.save(Made(id=store.identify(model.parts.id, pairs), examples=4), adapter)
+>>> store.load(id).spec
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+
+from hyperflax import configs
+from hyperflax.checkpoints.artefacts import Adapter, load_adapter, save_adapter
+from hyperflax.checkpoints.fingerprint import support_hash
+from hyperflax.errors import AdapterError, CheckpointError
+from hyperflax.files import atomic_directory, read_schema, write_json
+
+FORMAT, VERSION = "hyperflax-made", 1
+ID = re.compile(r"[0-9a-f]{32}")
+_MADE = "made.json"
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class UnknownAdapter(AdapterError):
+    """There is no adapter with this id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What is known of an adapter.
+
+    Attributes:
+      id: 32 hex digits.
+      examples: how many it was made from.
+      definition, refine_steps, supports: as in `Hypermodel.adapt`.
+      created: seconds since 1970.
+      estimate: `Estimate.to_json()`; None if there is none.
+    """
+
+    id: str
+    examples: Count
+    definition: str | None = None
+    refine_steps: Count = 0
+    supports: Count = 1
+    created: float = dataclasses.field(default_factory=time.time)
+    estimate: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _MadeFile(Made):
+    """Schema 1 of made.json."""
+
+    format: str = FORMAT
+    schema_version: int = VERSION
+
+
+class AdapterStore:
+    """Adapters by id in one folder, which is made if it is not there."""
+
+    def __init__(self, folder: pathlib.Path | str):
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @staticmethod
+    def identify(hypermodel: str, examples: Sequence[tuple[str, str]], **options: Any) -> str:
+        """Returns the id of what a hypermodel makes of these examples, in this order, with these options."""
+        support = support_hash({"input": text, "target": target} for text, target in examples)
+        document = json.dumps([hypermodel, support, options], sort_keys=True)
+        return hashlib.sha256(document.encode()).hexdigest()[:32]
+
+    def __contains__(self, key: str) -> bool:
+        return ID.fullmatch(key) is not None and (self.folder / key / _MADE).is_file()
+
+    def ids(self) -> list[str]:
+        """All ids, sorted."""
+        return sorted(entry.name for entry in os.scandir(self.folder) if entry.name in self)
+
+    def save(self, made: Made, adapter: Adapter) -> None:
+        """Keeps an adapter. When this returns it is on disk."""
+        if ID.fullmatch(made.id) is None:
+            raise AdapterError(f"id: expected 32 hex digits, got {made.id!r}")
+        with atomic_directory(self.folder / made.id) as folder:
+            save_adapter(folder, adapter.tree, adapter.spec, adapter.metadata, beside_others=True)
+            self._write(folder, made)
+
+    def describe(self, made: Made) -> None:
+        """Replaces what is known of an adapter."""
+        self._write(self._folder(made.id), made)
+
+    def about(self, key: str) -> Made:
+        """What is known of an adapter. Raises UnknownAdapter, or CheckpointError if its file is damaged."""
+        found = read_schema(self._folder(key) / _MADE, _MadeFile, file_format=FORMAT, version=VERSION)
+        if found.id != key:
+            raise CheckpointError(f"{self.folder / key / _MADE}: key 'id': expected {key!r}, got {found.id!r}")
+        return Made(**{field.name: getattr(found, field.name) for field in dataclasses.fields(Made)})
+
+    def load(self, key: str) -> Adapter:
+        """An adapter. Raises as `about` does."""
+        return load_adapter(self._folder(key))
+
+    def remove(self, key: str) -> None:
+        """Forgets an adapter. Raises UnknownAdapter if there is none."""
+        folder = self._folder(key)
+        (folder / _MADE).unlink()  # without it the rest is nobody's, should an interruption leave it
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, key: str) -> pathlib.Path:
+        if key not in self:
+            raise UnknownAdapter(f"no adapter with the id {key!r}")
+        return self.folder / key
+
+    def _write(self, folder: pathlib.Path, made: Made) -> None:
+        write_json(folder / _MADE, configs.to_json(_MadeFile(**dataclasses.asdict(made))))
