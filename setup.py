@@ -57,7 +57,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "test": [
-        "httpx>=0.28,<1",
+        "httpx2>=2.16,<3",
         "hypothesis>=6.100,<7",
         "pyrefly>=1.4,<1.5",
         "pytest>=9,<10",

@@ -2,7 +2,8 @@
 
 `pool.py` keeps adapters: those in use stacked on the device, the others in host memory. `lane.py` is the pure part of
 continuous batching: rows that join, decode a few tokens and leave, each with an adapter of its own. `engine.py` deals
-requests out to lanes. Nothing is compiled again when adapters change.
+requests out to lanes. Nothing is compiled again when adapters change. `service.py` puts a hypermodel and an engine at
+the service of many callers, `store.py` keeps their adapters on disk, and `http.py` is what they talk to.
 
     engine = Engine(model.model, model.base_params, spec)
     engine.add("dates", adapter.tree, adapter.spec)

@@ -319,7 +319,7 @@ class Service:
                 self._calls = [call for call in self._calls if not call.report()]
         except Exception as error:
             log.exception("the engine has failed")
-            self.failure = error
+            self.failure, self.ready = error, False
             for call in self._calls:
                 call.tell(Closing("the service has failed"))
             while (task := self._inbox.get()) is not None:

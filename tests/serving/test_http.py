@@ -1,0 +1,352 @@
+"""The service over HTTP: what it answers is what the model says, whoever else asks; what is wrong is named; what was
+accepted is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import itertools
+import json
+import pathlib
+import time
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+import hyperflax
+from hyperflax.serving.http import Limits, create_app
+from hyperflax.serving.service import Service, ServiceConfig
+from tests.evaluation.micro import hypermodel
+
+PAIRS = [("ab", "AB"), ("cd", "CD"), ("ef", "EF")]
+INPUTS = ["gh", "i", "jklm"]
+SIZES = ServiceConfig(rows=4, resident=2, hosted=3)
+
+
+def examples(pairs: list[tuple[str, str]] = PAIRS, **options: Any) -> dict[str, Any]:
+    return {"examples": [{"input": x, "target": y} for x, y in pairs], **options}
+
+
+@contextlib.contextmanager
+def client(folder: pathlib.Path, config: ServiceConfig = SIZES, **options: Any) -> Iterator[TestClient]:
+    service = Service(hypermodel(), folder, config)
+    with TestClient(create_app(service, **options)) as http:
+        http.service = service
+        wait_until_ready(http)
+        yield http
+
+
+def wait_until_ready(http: Any) -> None:
+    while http.get("/readyz").status_code != 200:
+        assert http.get("/healthz").status_code == 200
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with client(tmp_path_factory.mktemp("adapters")) as started:
+        yield started
+
+
+def texts(response: httpx2.Response) -> list[str]:
+    assert response.status_code == 200, response.text
+    rows = response.json()["predictions"]
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+    assert all(row["done"] for row in rows)
+    return [row["text"] for row in rows]
+
+
+def test_adapters_answer_as_the_model_does(http: TestClient) -> None:
+    model = hypermodel()
+    made = http.post("/v1/adapters", json=examples(estimate=False))
+    assert made.status_code == 201
+    info = made.json()
+    assert (info["examples"], info["refine_steps"], info["estimate"]) == (3, 0, None)
+    assert info["id"] in http.get("/v1/adapters").json()["adapters"]
+    adapted = texts(http.post("/v1/predictions", json={"inputs": INPUTS, "adapter": info["id"]}))
+    assert adapted == model.predict(INPUTS, model.adapt(PAIRS))
+    bare = texts(http.post("/v1/predictions", json={"inputs": INPUTS}))
+    assert bare == model.predict(INPUTS)
+    assert adapted != bare
+    short = texts(http.post("/v1/predictions", json={"inputs": INPUTS, "max_length": 2, "adapter": info["id"]}))
+    assert short == model.predict(INPUTS, model.adapt(PAIRS), max_length=2)
+
+
+def test_equal_examples_have_one_adapter(http: TestClient) -> None:
+    first = http.post("/v1/adapters", json=examples(PAIRS[:2], estimate=False, refine_steps=1))
+    again = http.post("/v1/adapters", json=examples(PAIRS[:2], estimate=False, refine_steps=1))
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+    other = http.post("/v1/adapters", json=examples(PAIRS[:2], estimate=False, refine_steps=2))
+    assert other.json()["id"] != first.json()["id"]
+
+
+def test_the_estimate_is_kept_and_may_come_later(http: TestClient) -> None:
+    body = examples([*PAIRS, ("x", "X")])
+    assert http.post("/v1/adapters", json={**body, "estimate": False}).json()["estimate"] is None
+    later = http.post("/v1/adapters", json=body)
+    assert later.status_code == 201
+    found = later.json()["estimate"]
+    assert found["advice"] in ("use", "refine", "give more examples", "fine-tune")
+    assert {"bare", "in_context", "generated", "refined", "mismatched"} == set(found["conditions"])
+    assert http.get(f"/v1/adapters/{later.json()['id']}").json()["estimate"] == found
+    assert http.post("/v1/adapters", json=body).status_code == 200
+
+
+def test_a_stream_grows_to_the_whole_answer(http: TestClient) -> None:
+    with http.stream("POST", "/v1/predictions", json={"inputs": INPUTS, "stream": True}) as response:
+        assert response.status_code == 200
+        rows = [json.loads(line) for line in response.iter_lines()]
+    last = {row["index"]: row for row in rows}
+    assert [last[index]["text"] for index in range(3)] == hypermodel().predict(INPUTS)
+    assert all(row["done"] for row in last.values())
+    steps = [row["text"] for row in rows if row["index"] == 0]
+    assert all(len(before) <= len(after) for before, after in itertools.pairwise(steps))
+
+
+def test_sampling_with_one_seed_is_one_answer(http: TestClient) -> None:
+    body = {"inputs": ["a"] * 4, "temperature": 5.0, "seed": 7}
+    first, again = (texts(http.post("/v1/predictions", json=body)) for _ in range(2))
+    assert first == again
+    assert texts(http.post("/v1/predictions", json={**body, "seed": 8})) != first
+
+
+def test_download_is_an_adapter(http: TestClient, tmp_path: pathlib.Path) -> None:
+    key = http.post("/v1/adapters", json=examples(estimate=False)).json()["id"]
+    for form, names in (
+        ("native", {"adapter.json", "adapter.safetensors"}),
+        ("peft", {"adapter_config.json", "adapter_model.safetensors"}),
+    ):
+        answer = http.get(f"/v1/adapters/{key}/download", params={"form": form})
+        assert answer.headers["content-type"] == "application/zip"
+        archive = zipfile.ZipFile(io.BytesIO(answer.content))
+        assert names <= {pathlib.PurePath(name).name for name in archive.namelist()}
+        archive.extractall(tmp_path / form)
+    (folder,) = (tmp_path / "native").iterdir()
+    model = hypermodel()
+    assert model.predict(INPUTS, hyperflax.load_adapter(folder)) == model.predict(INPUTS, model.adapt(PAIRS))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("adapters", {}, "examples"),
+        ("adapters", {"examples": []}, "examples"),
+        ("adapters", {"examples": [{"input": "a"}]}, "target"),
+        ("adapters", {"examples": [{"input": "a", "target": 3}]}, "target"),
+        ("adapters", examples(refine_steps=-1), "refine_steps"),
+        ("adapters", examples(refine_steps=10**6), "refine_steps"),
+        ("adapters", examples(supports=4), "supports"),
+        ("adapters", examples(misspelt=1), "misspelt"),
+        ("adapters", examples([("a" * 500, "b")]), "example"),
+        ("predictions", {"inputs": []}, "inputs"),
+        ("predictions", {"inputs": "abc"}, "inputs"),
+        ("predictions", {"inputs": ["a"] * 1000}, "inputs"),
+        ("predictions", {"inputs": ["fine", "a" * 500]}, "input 1: expected at most 15 tokens, got 500"),
+        ("predictions", {"inputs": ["a" * 500], "stream": True}, "input 0"),
+        ("predictions", {"inputs": ["a"], "max_length": 0}, "max_length"),
+        ("predictions", {"inputs": ["a"], "max_length": 1000}, "max_length"),
+        ("predictions", {"inputs": ["a"], "topp": 1.5}, "topp"),
+        ("predictions", {"inputs": ["a"], "seed": 2**32}, "seed"),
+        ("predictions", {"inputs": ["a"], "seconds": -1}, "seconds"),
+    ],
+)
+def test_wrong_input_is_named(http: TestClient, path: str, body: dict[str, Any], field: str) -> None:
+    answer = http.post(f"/v1/{path}", json=body)
+    assert answer.status_code == 422
+    assert field in answer.text
+
+
+def test_no_json_and_no_such_adapter(http: TestClient) -> None:
+    assert http.post("/v1/predictions", content=b"{", headers={"content-type": "application/json"}).status_code == 422
+    for key in ("0" * 32, "..%2f..", "x"):
+        assert http.get(f"/v1/adapters/{key}").status_code == 404
+        assert http.delete(f"/v1/adapters/{key}").status_code == 404
+        assert http.get(f"/v1/adapters/{key}/download").status_code == 404
+    for stream in (False, True):
+        answer = http.post("/v1/predictions", json={"inputs": ["a"], "adapter": "0" * 32, "stream": stream})
+        assert answer.status_code == 404
+
+
+def test_a_removed_adapter_is_gone(http: TestClient) -> None:
+    key = http.post("/v1/adapters", json=examples([("q", "Q")])).json()["id"]
+    texts(http.post("/v1/predictions", json={"inputs": ["a"], "adapter": key}))
+    assert http.delete(f"/v1/adapters/{key}").status_code == 204
+    assert http.post("/v1/predictions", json={"inputs": ["a"], "adapter": key}).status_code == 404
+
+
+def test_more_adapters_than_memory_holds(http: TestClient) -> None:
+    model = hypermodel()
+    keys, expected = [], []
+    for letter in "abcde":
+        pairs = [(letter, letter.upper()), (letter * 2, letter)]
+        keys.append(http.post("/v1/adapters", json=examples(pairs, estimate=False)).json()["id"])
+        expected.append(model.predict(INPUTS, model.adapt(pairs)))
+    for _ in range(2):
+        for key, answers in zip(keys, expected, strict=True):
+            assert texts(http.post("/v1/predictions", json={"inputs": INPUTS, "adapter": key})) == answers
+    assert len(http.service.engine.pool) <= SIZES.hosted
+
+
+def test_what_prometheus_reads(http: TestClient) -> None:
+    texts(http.post("/v1/predictions", json={"inputs": INPUTS}))
+    http.get("/no/such/path")
+    figures = http.get("/metrics").text
+    assert 'hyperflax_requests_total{method="POST",route="/v1/predictions",status="200"}' in figures
+    assert 'hyperflax_requests_total{method="GET",route="other",status="404"}' in figures
+    assert "hyperflax_waiting_inputs 0.0" in figures
+    assert "hyperflax_ready 1.0" in figures
+
+
+def test_the_schema_names_every_route(http: TestClient) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/adapters", "/v1/adapters/{adapter}", "/v1/adapters/{adapter}/download", "/v1/predictions"} < set(paths)
+    assert http.get("/v1/model").json()["inputs_length"] == 16
+
+
+def test_a_token_is_asked_for(tmp_path: pathlib.Path) -> None:
+    with client(tmp_path, token="secret") as http:
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            for path in ("/v1/model", "/v1/adapters", "/metrics"):
+                assert http.get(path, headers=header).status_code == 401
+            assert http.post("/v1/predictions", json={"inputs": ["a"]}, headers=header).status_code == 401
+        assert http.get("/v1/model", headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert http.get("/").status_code == 200
+
+
+def test_another_name_and_a_large_body_are_refused(tmp_path: pathlib.Path) -> None:
+    with client(tmp_path, hosts=("testserver",), limits=Limits(body=1000)) as http:
+        assert http.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+        large = json.dumps(examples([("a", "b" * 1000)])).encode()
+        json_type = {"content-type": "application/json"}
+        assert http.post("/v1/adapters", content=large, headers=json_type).status_code == 413
+        parts = (large[i : i + 100] for i in range(0, len(large), 100))  # chunked: no length is told
+        assert http.post("/v1/adapters", content=parts, headers=json_type).status_code == 413
+
+
+def test_the_next_service_has_what_the_last_one_made(tmp_path: pathlib.Path) -> None:
+    with client(tmp_path) as http:
+        key = http.post("/v1/adapters", json=examples()).json()["id"]
+        before = texts(http.post("/v1/predictions", json={"inputs": INPUTS, "adapter": key}))
+    with client(tmp_path) as http:
+        assert http.post("/v1/adapters", json=examples()).status_code == 200
+        assert texts(http.post("/v1/predictions", json={"inputs": INPUTS, "adapter": key})) == before
+
+
+# Many callers at once, on one loop
+
+
+@contextlib.asynccontextmanager
+async def served(
+    folder: pathlib.Path, config: ServiceConfig = SIZES
+) -> AsyncIterator[tuple[Service, httpx2.AsyncClient]]:
+    service = Service(hypermodel(), folder, config)
+    service.start()
+    transport = httpx2.ASGITransport(create_app(service))
+    try:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+            yield service, http
+    finally:
+        await asyncio.to_thread(service.stop)
+
+
+def test_many_callers_get_what_each_would_get_alone(tmp_path: pathlib.Path) -> None:
+    model = hypermodel()
+    tasks = [[(letter, letter.upper()), (letter * 2, letter)] for letter in "abcd"]
+    expected = [model.predict(INPUTS, model.adapt(pairs)) for pairs in tasks]
+
+    async def run() -> None:
+        async with served(tmp_path) as (_, http):
+            # Two ask for each adapter at once: it is made once.
+            bodies = [examples(pairs, estimate=False) for pairs in tasks for _ in range(2)]
+            made = await asyncio.gather(*(http.post("/v1/adapters", json=body) for body in bodies))
+            assert sorted(answer.status_code for answer in made) == [200] * 4 + [201] * 4
+            keys = [answer.json()["id"] for answer in made[::2]]
+            asked = [number % 4 for number in range(40)]
+            answers = await asyncio.gather(
+                *(http.post("/v1/predictions", json={"inputs": INPUTS, "adapter": keys[n]}) for n in asked)
+            )
+            for number, answer in zip(asked, answers, strict=True):
+                assert texts(answer) == expected[number]
+
+    asyncio.run(run())
+
+
+def test_too_much_at_once_is_refused_and_nothing_accepted_is_lost(tmp_path: pathlib.Path) -> None:
+    async def run() -> None:
+        async with served(tmp_path, ServiceConfig(rows=2, resident=2, hosted=2, waiting=6, adapting=1)) as (
+            service,
+            http,
+        ):
+            answers = await asyncio.gather(*(http.post("/v1/predictions", json={"inputs": INPUTS}) for _ in range(20)))
+            refused = [answer for answer in answers if answer.status_code == 429]
+            assert len(refused) == 18
+            assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+            for answer in answers:
+                if answer not in refused:
+                    assert texts(answer) == hypermodel().predict(INPUTS)
+            assert service.waiting == 0
+            bodies = [examples([(letter, "x")], estimate=False) for letter in "abcde"]
+            made = await asyncio.gather(*(http.post("/v1/adapters", json=body) for body in bodies))
+            assert sorted(answer.status_code for answer in made) == [201, 429, 429, 429, 429]
+            assert service.adapting == 0
+
+    asyncio.run(run())
+
+
+def test_a_deadline_ends_the_decoding(tmp_path: pathlib.Path) -> None:
+    async def run() -> None:
+        async with served(tmp_path) as (service, http):
+            late = {"inputs": ["a"] * 50, "seconds": 1e-6}
+            assert (await http.post("/v1/predictions", json=late)).status_code == 504
+            # The same rows serve the next caller, and nobody is left behind.
+            assert texts(await http.post("/v1/predictions", json={"inputs": INPUTS})) == hypermodel().predict(INPUTS)
+            assert service.waiting == 0
+            assert service.engine.idle
+            streamed = await http.post("/v1/predictions", json={**late, "stream": True})
+            assert streamed.status_code == 504
+
+    asyncio.run(run())
+
+
+def test_what_was_accepted_is_answered_before_the_end(tmp_path: pathlib.Path) -> None:
+    async def run() -> None:
+        async with served(tmp_path) as (service, http):
+            asked = [asyncio.ensure_future(http.post("/v1/predictions", json={"inputs": INPUTS})) for _ in range(10)]
+            made = asyncio.ensure_future(http.post("/v1/adapters", json=examples(estimate=False)))
+            while service.waiting < 30 or service.adapting < 1:
+                await asyncio.sleep(0)
+            ending = asyncio.ensure_future(asyncio.to_thread(service.stop))
+            while not service._closing:
+                await asyncio.sleep(0)
+            late = await http.post("/v1/predictions", json={"inputs": INPUTS})
+            assert late.status_code == 503
+            for answer in await asyncio.gather(*asked):
+                assert texts(answer) == hypermodel().predict(INPUTS)
+            assert (await made).status_code == 201
+            await ending
+
+    asyncio.run(run())
+
+
+def test_a_broken_engine_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with served(tmp_path) as (service, http):
+            texts(await http.post("/v1/predictions", json={"inputs": INPUTS}))
+
+            def turn() -> None:
+                raise RuntimeError("device lost")
+
+            monkeypatch.setattr(service.engine, "turn", turn)
+            answers = await asyncio.gather(*(http.post("/v1/predictions", json={"inputs": INPUTS}) for _ in range(3)))
+            assert [answer.status_code for answer in answers] == [503] * 3
+            assert (await http.get("/healthz")).status_code == 500
+            assert (await http.get("/readyz")).status_code == 503
+            assert (await http.post("/v1/predictions", json={"inputs": INPUTS})).status_code == 503
+
+    asyncio.run(run())

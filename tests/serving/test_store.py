@@ -1,0 +1,78 @@
+"""Adapters that a service made are there again, whole or not at all, and found under what they were made of."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from hyperflax import trees
+from hyperflax.errors import CheckpointError
+from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
+from tests.evaluation.micro import hypermodel
+
+PAIRS = [("ab", "AB"), ("cd", "CD")]
+KEY = AdapterStore.identify("model", PAIRS)
+
+
+def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> None:
+    adapter = hypermodel().adapt(PAIRS)
+    made = Made(KEY, examples=2, definition="upper", refine_steps=3, estimate={"advice": "use"})
+    AdapterStore(tmp_path / "new" / "folder").save(made, adapter)
+    again = AdapterStore(tmp_path / "new" / "folder")
+    assert again.ids() == [KEY]
+    assert again.about(KEY) == made
+    for path, leaf in trees.flatten(again.load(KEY).tree).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(adapter.tree)[path])
+    again.remove(KEY)
+    assert again.ids() == []
+    with pytest.raises(UnknownAdapter, match=KEY):
+        again.about(KEY)
+
+
+def test_an_id_is_of_everything_that_makes_the_adapter() -> None:
+    options = {"definition": None, "refine_steps": 0, "supports": 1}
+    ids = {
+        AdapterStore.identify("model", PAIRS, **options),
+        AdapterStore.identify("other", PAIRS, **options),
+        AdapterStore.identify("model", PAIRS[::-1], **options),
+        *(AdapterStore.identify("model", PAIRS, **options | {name: 2}) for name in options),
+    }
+    assert len(ids) == 6
+    assert AdapterStore.identify("model", list(PAIRS), **options) in ids
+
+
+@pytest.mark.parametrize("key", ["", "..", "../" + KEY, KEY[:-1], KEY.upper() + "\n", "g" * 32])
+def test_an_id_leads_nowhere_else(tmp_path: pathlib.Path, key: str) -> None:
+    store = AdapterStore(tmp_path)
+    store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
+    assert key not in store
+    for act in (store.about, store.load, store.remove):
+        with pytest.raises(UnknownAdapter):
+            act(key)
+    assert store.ids() == [KEY]
+
+
+def test_half_an_adapter_is_none(tmp_path: pathlib.Path) -> None:
+    store = AdapterStore(tmp_path)
+    store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
+    (tmp_path / KEY / "made.json").rename(tmp_path / "elsewhere.json")
+    assert KEY not in store
+    assert store.ids() == []
+
+
+def test_damage_is_named(tmp_path: pathlib.Path) -> None:
+    store = AdapterStore(tmp_path)
+    store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
+    file = tmp_path / KEY / "made.json"
+    text = file.read_text()
+    for old, new, told in (
+        ('"examples": 2', '"examples": -1', "examples"),
+        (KEY, KEY[::-1], "key 'id'"),
+        ("hyperflax-made", "other", "key 'format'"),
+        ("{", "", "made.json"),
+    ):
+        file.write_text(text.replace(old, new, 1))
+        with pytest.raises(CheckpointError, match=told):
+            store.about(KEY)
