@@ -29,6 +29,7 @@ CORE = [
     "array_record>=0.8.3,<0.9",
     "gin-config>=0.5,<0.6",
     "numpy>=2.1,<3",
+    "scipy>=1.15,<2",
     "ml_dtypes>=0.5,<1",
     "msgpack>=1.1,<2",
     "msgspec>=0.20,<1",
