@@ -55,6 +55,7 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
       ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
         of `name`, or a MODEL_DIR that is no folder; see `multiprocess.join`.
     """
+    _require_file(arguments)  # before the other processes are waited for
     multiprocess.join(arguments)
     job = parse(name, arguments)
     _write_config("config.gin", gin.config_str)
@@ -76,8 +77,7 @@ def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Call
     Raises:
       ConfigError: see `run_job`.
     """
-    if not arguments.gin_file:
-        raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
+    _require_file(arguments)
     registry.register_modules(arguments.module)
     gin.clear_config()
     for path in filter(None, arguments.gin_search_paths.split(",")):
@@ -98,6 +98,11 @@ def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Call
         return gin.get_configurable(name)
     except ValueError as error:
         raise ConfigError(f"gin: the files bind no argument of {name}, so there is nothing to run") from error
+
+
+def _require_file(arguments: argparse.Namespace) -> None:
+    if not arguments.gin_file:
+        raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
 
 
 def _is_not_a_failed_look_up(record: logging.LogRecord) -> bool:
