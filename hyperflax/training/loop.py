@@ -21,6 +21,7 @@ import jax
 from tqdm import tqdm
 
 from hyperflax.errors import ConfigError
+from hyperflax.files import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
 from hyperflax.objectives.protocol import Objective
 from hyperflax.training.checkpointing import Checkpoints
@@ -101,6 +102,7 @@ def train(
     Raises:
       ConfigError: an impossible setting.
       CheckpointError: the folder's run has another seed, model or optimizer.
+      BusyError: another process trains in the folder.
       HyperflaxError: every step of a log period had a gradient that is not finite.
       SystemExit: with `RESUME_EXIT_CODE` (75) after a SIGTERM, once the run is saved.
       KeyboardInterrupt: after Ctrl-C, once the run is saved; at once after a second one.
@@ -120,6 +122,7 @@ def train(
     )
     first, directory = jax.process_index() == 0, os.fspath(model_dir)
     with (
+        alone_in(directory),
         StopRequest(max_seconds) as stop,
         Checkpoints(os.path.join(directory, CHECKPOINTS), keep=keep, asynchronous=async_checkpoints) as checkpoints,
         RunLog(directory, resume_step=checkpoints.latest_step(), enabled=first) as log,

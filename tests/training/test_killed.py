@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
+from hyperflax.errors import BusyError
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.clock import CLOCK_FIGURES
 from hyperflax.training.run_log import read_rows
 from hyperflax.training.stopping import RESUME_EXIT_CODE
+from tests.training import killed_run
 
 SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
 
 
-def start(directory, *kills, ignored=None):
+def start(directory, *kills, ignored=None, run=subprocess.run):
     # One compilation serves all processes.
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(directory.parent / "jax"),
@@ -29,7 +31,7 @@ def start(directory, *kills, ignored=None):
     command = [sys.executable, str(SCRIPT), str(directory), *kills]
     if ignored:
         command = ["sh", "-c", f'trap "" {int(ignored)}; exec "$@"', "sh", *command]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cache})
+    return run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **cache})
 
 
 def end_of(directory):
@@ -52,10 +54,16 @@ def unbroken(tmp_path_factory):
 
 def test_killed_at_any_moment_and_restarted(unbroken):
     broken = unbroken.with_name("killed")
-    for kill in ("SIGKILL:4", "save:10", "SIGKILL:14"):
+    for kill in ("SIGKILL:4", "save:10"):
         assert start(broken, kill).returncode == -signal.SIGKILL
         rows = read_rows(broken / "metrics.jsonl")
         assert rows[0]["kind"] == "initial"
+    # As long as it lives, even if it does nothing, no second process joins in.
+    with start(broken, "SIGSTOP:14", run=subprocess.Popen) as running:
+        assert os.WIFSTOPPED(os.waitpid(running.pid, os.WUNTRACED)[1])
+        with pytest.raises(BusyError, match=f"{broken}: process {running.pid} on "):
+            killed_run.main(str(broken))
+        running.kill()
     assert_ends_alike(broken, unbroken)
 
 
