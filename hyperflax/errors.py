@@ -23,6 +23,10 @@ class CheckpointError(HyperflaxError):
     """A checkpoint, model directory or adapter directory that is broken, foreign or of the wrong shape."""
 
 
+class BusyError(HyperflaxError):
+    """A folder that another process is working in."""
+
+
 class DataError(HyperflaxError):
     """Bad examples: a missing file, a broken line, a task with too few examples, an over-long example."""
 

@@ -1,7 +1,8 @@
 """Writing files so that an interruption leaves nothing that looks complete, and reading json that nobody vouches for.
 
 A file or directory is written under a temporary name beside its final one, flushed to the disk, and renamed. A reader
-sees the old content, the new one, or none. What a killed process leaves behind is called `.NAME.tmp-PID-RANDOM`.
+sees the old content, the new one, or none. What a killed process leaves behind is called `.NAME.tmp-PID-RANDOM`. The
+folder of a run has one process that works in it at a time: `alone_in`.
 
 >>> with atomic_directory(pathlib.Path("adapter")) as folder:
 ...     write_json(folder / "adapter.json", {"format": "hyperflax-adapter"})
@@ -10,21 +11,30 @@ sees the old content, the new one, or none. What a killed process leaves behind 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import logging
 import os
 import pathlib
 import secrets
 import shutil
+import socket
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 from hyperflax import configs
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import BusyError, CheckpointError, ConfigError
+from hyperflax.processes import Processes
 
 Schema = TypeVar("Schema")
 
 MAX_JSON_BYTES = 64 * 2**20
 """A spec of 100,000 leaves takes a third of it; anything larger was not written by hyperflax."""
+
+LOCK = ".lock"
+_PROCESS_NAME = secrets.token_hex(8)  # two containers on one host may have the same process id
+
+_LOG = logging.getLogger("hyperflax.files")
 
 
 def _beside(path: pathlib.Path, word: str) -> pathlib.Path:
@@ -86,6 +96,53 @@ def atomic_directory(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync(final.parent)
+
+
+@contextlib.contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other processes from working in a folder while this one does; makes the folder.
+
+    It holds an advisory lock on the file `LOCK`, which the system releases however the process ends. The process may
+    ask again for what it holds. Of a job's processes the first asks for all. Where nothing can be locked, such as on
+    some network disks, it warns and goes on.
+
+    Raises:
+      BusyError: another process is at work there.
+    """
+    descriptor = _lock(pathlib.Path(folder)) if Processes.running().first and "://" not in os.fspath(folder) else None
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: pathlib.Path) -> int | None:
+    """Returns a file descriptor that holds the folder's lock until it is closed; None if nothing more is to be held."""
+    file, host = folder / LOCK, socket.gethostname()
+    me = f"{os.getpid()} {host} {_PROCESS_NAME}"
+    with contextlib.ExitStack() as on_failure:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+            on_failure.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, me.encode())
+        except BlockingIOError:
+            holder = file.read_text(encoding="utf-8", errors="replace")
+            if holder == me:
+                return None
+            pid, its_host, *_ = [*holder.split(), "?", "?"]
+            gone = "" if its_host == host else f" (if that host is gone, delete {file})"
+            raise BusyError(
+                f"{folder}: process {pid} on {its_host} is at work in it{gone}; stop it, or choose another folder"
+            ) from None
+        except OSError as error:
+            _LOG.warning("%s: cannot be locked (%s); nothing keeps a second process from working in it", folder, error)
+            return None
+        on_failure.pop_all()
+    return descriptor
 
 
 def _require_free(path: pathlib.Path, overwrite: bool, owned: Collection[str]) -> None:

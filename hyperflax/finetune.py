@@ -39,7 +39,7 @@ from hyperflax.data.rendering import SENTINELS
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
-from hyperflax.files import read_json, write_json
+from hyperflax.files import alone_in, read_json, write_json
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.hypernets.table import Table
 from hyperflax.training import loop
@@ -88,6 +88,7 @@ def finetune(
       DataError: a broken or too long example, with file and line; too few examples.
       AdapterError: an adapter that cannot be the start, or is of another base model.
       CheckpointError: `out` holds something else, or a run with other settings.
+      BusyError: another process is at work in `out`.
     """
     if isinstance(init, str) and init not in (GENERATED, RANDOM):
         raise ConfigError(f"finetune.init: expected '{GENERATED}', '{RANDOM}' or an adapter, got '{init}'")
@@ -111,8 +112,9 @@ def finetune(
         )
     adapter = init if isinstance(init, Adapter) else generated if init == GENERATED else None
     start = None if adapter is None else _table_of(adapter, model, spec, settings.seed)
-    _claim(folder, settings, spec, model, lines, held, start)
-    _train(folder, settings, spec, model, batches, held_batches, start, progress)
+    with alone_in(folder):
+        _claim(folder, settings, spec, model, lines, held, start)
+        _train(folder, settings, spec, model, batches, held_batches, start, progress)
     rows = [row for row in read_rows(folder / METRICS_FILE) if row["kind"] == "eval" and "loss" in row]
     best = min(rows, key=lambda row: (row["loss"], row["step"]))
     metadata = AdapterMetadata(

@@ -4,7 +4,7 @@
 2    an error that hyperflax raised on purpose, or an argument that it does not know: trying again does not help
 3    `hyperflax compile`: the program does not fit the chip
 75   SIGTERM stopped a training run, which is saved: the same command goes on (`RESUME_EXIT_CODE`)
-130  interrupted by Ctrl-C
+130  interrupted by Ctrl-C; a training run is saved before, unless it comes twice
 143  SIGTERM ended a command that has nothing to save, or that had not begun to train
 1    a defect, with its traceback
 """

@@ -19,7 +19,7 @@ from hyperflax.cli import multiprocess
 from hyperflax.cli.models import add_module_argument
 from hyperflax.data import registry
 from hyperflax.errors import ConfigError
-from hyperflax.files import atomic_file
+from hyperflax.files import alone_in, atomic_file
 from hyperflax.processes import Processes
 
 PACKAGE = "hyperflax_gin_configs"
@@ -54,14 +54,21 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
     Raises:
       ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
         of `name`, or a MODEL_DIR that is no folder; see `multiprocess.join`.
+      BusyError: another process is at work in MODEL_DIR.
     """
+    _require_file(arguments)  # before the other processes are waited for
     multiprocess.join(arguments)
     job = parse(name, arguments)
-    _write_config("config.gin", gin.config_str)
-    try:
+    folder = _model_dir()
+    if folder is None:
         return job()
-    finally:
-        _write_config("operative_config.gin", gin.operative_config_str)
+    # Here already, not just where it trains: a second job shall not leave its configuration beside the first one's run.
+    with alone_in(folder):
+        _write_config(folder / "config.gin", gin.config_str)
+        try:
+            return job()
+        finally:
+            _write_config(folder / "operative_config.gin", gin.operative_config_str)
 
 
 def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Callable[..., Any]:
@@ -76,8 +83,7 @@ def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Call
     Raises:
       ConfigError: see `run_job`.
     """
-    if not arguments.gin_file:
-        raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
+    _require_file(arguments)
     registry.register_modules(arguments.module)
     gin.clear_config()
     for path in filter(None, arguments.gin_search_paths.split(",")):
@@ -100,6 +106,11 @@ def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Call
         raise ConfigError(f"gin: the files bind no argument of {name}, so there is nothing to run") from error
 
 
+def _require_file(arguments: argparse.Namespace) -> None:
+    if not arguments.gin_file:
+        raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
+
+
 def _is_not_a_failed_look_up(record: logging.LogRecord) -> bool:
     """gin logs an error for every place where a file is not, before it finds the file in the next one."""
     return not record.getMessage().startswith("Path not found")
@@ -119,10 +130,8 @@ def shipped_runs() -> list[str]:
     return sorted(f"{PACKAGE}/{path.relative_to(folder)}" for path in folder.glob("runs/*.gin"))
 
 
-def _write_config(name: str, content: Callable[..., str]) -> None:
-    """Writes the configuration to MODEL_DIR, as T5X does; a job without MODEL_DIR has no folder to write to.
-
-    Several processes have one configuration, and the first one writes it.
+def _model_dir() -> pathlib.Path | None:
+    """Returns the folder that a job writes to; None for a job without MODEL_DIR.
 
     Raises:
       ConfigError: MODEL_DIR is the address of a bucket.
@@ -130,11 +139,16 @@ def _write_config(name: str, content: Callable[..., str]) -> None:
     try:
         model_dir = gin.query_parameter("MODEL_DIR/gin.macro.value")
     except ValueError:
-        return
-    if not isinstance(model_dir, str):
-        return
+        return None
+    if not model_dir or not isinstance(model_dir, str):
+        return None
     if "://" in model_dir:
         raise ConfigError(f"MODEL_DIR: expected a folder, on a disk that all hosts share, got {model_dir!r}")
+    return pathlib.Path(model_dir)
+
+
+def _write_config(path: pathlib.Path, content: Callable[..., str]) -> None:
+    """Writes the configuration, as T5X does. Several processes have one, and the first one writes it."""
     if Processes.running().first:
-        with atomic_file(pathlib.Path(model_dir) / name) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(content(max_line_length=120))

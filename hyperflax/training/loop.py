@@ -13,6 +13,7 @@ the sums of the log period that was under way.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ import jax
 from tqdm import tqdm
 
 from hyperflax.errors import ConfigError
+from hyperflax.files import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
 from hyperflax.objectives.protocol import Objective
 from hyperflax.training.checkpointing import Checkpoints
@@ -30,7 +32,7 @@ from hyperflax.training.run import Evaluator, Run
 from hyperflax.training.run_log import RunLog, plot_curve
 from hyperflax.training.state import TrainState
 from hyperflax.training.step import Step, make_train_step
-from hyperflax.training.stopping import RESUME_EXIT_CODE, EarlyStopping, StopRequest
+from hyperflax.training.stopping import EarlyStopping, StopRequest
 from hyperflax.types import PyTree
 
 CHECKPOINTS = "checkpoints"
@@ -74,7 +76,7 @@ def train(
     async_checkpoints: bool = False,
     progress: bool = True,
 ) -> TrainState:
-    """Trains until `total_steps`, or until `max_seconds` or SIGTERM, and returns the last state.
+    """Trains until `total_steps`, or until `max_seconds`, SIGTERM or Ctrl-C, and returns the last state.
 
     Args:
       objective: what is learned.
@@ -100,8 +102,10 @@ def train(
     Raises:
       ConfigError: an impossible setting.
       CheckpointError: the folder's run has another seed, model or optimizer.
+      BusyError: another process trains in the folder.
       HyperflaxError: every step of a log period had a gradient that is not finite.
       SystemExit: with `RESUME_EXIT_CODE` (75) after a SIGTERM, once the run is saved.
+      KeyboardInterrupt: after Ctrl-C, once the run is saved; at once after a second one.
     """
     for name, value, least in (("total_steps", total_steps, 1), ("log_period", log_period, 1),
                                ("save_period", save_period, 0), ("eval_period", eval_period, 0)):  # fmt: skip
@@ -118,6 +122,7 @@ def train(
     )
     first, directory = jax.process_index() == 0, os.fspath(model_dir)
     with (
+        alone_in(directory),
         StopRequest(max_seconds) as stop,
         Checkpoints(os.path.join(directory, CHECKPOINTS), keep=keep, asynchronous=async_checkpoints) as checkpoints,
         RunLog(directory, resume_step=checkpoints.latest_step(), enabled=first) as log,
@@ -167,8 +172,9 @@ def train(
         plot_curve(directory)
         if progress:
             print(run.clock.summary(), file=sys.stderr)
-    if stop.terminated:
-        sys.exit(RESUME_EXIT_CODE)
+        if stop.signal:
+            print(f"{signal.Signals(stop.signal).name}: {directory} is saved at step {run.step}", file=sys.stderr)
+    stop.leave()
     return run.state
 
 

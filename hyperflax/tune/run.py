@@ -28,7 +28,7 @@ import numpy as np
 
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import read_json, write_json
+from hyperflax.files import alone_in, read_json, write_json
 from hyperflax.tune import report as reports
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group, row
@@ -108,30 +108,32 @@ def run(
       ConfigError: a budget that is not positive.
       CheckpointError: `out` holds something else, or a run of other arguments.
       DataError: an example that is too long.
+      BusyError: another process is at work in `out`.
     """
     if not budget > 0:
         raise ConfigError(f"budget: expected a positive number of seconds, got {budget}")
     folder = pathlib.Path(out)
     pool = make_pool(bench, recommender, size=size, seed=seed)
-    session = Session(bench, data, pool, folder, seed)
-    optimiser: Optimiser = RandomSearch()
-    if recommender is not None:
-        surrogate = recommender.on(bench.space.encode(pool), bench.facts(data).meta)
-        optimiser = GreyBox(surrogate, mode)
-    begun, choosing = time.perf_counter(), 0.0
-    while session.history.spent < budget:
-        before = time.perf_counter()
-        trial = optimiser.choose(session.history)
-        choosing += time.perf_counter() - before
-        if trial is None:
-            say("nothing is left that promises to be better")
-            break
-        session.carry_out(trial)
-        say(reports.line(session.history, pool, budget))
-    elapsed = time.perf_counter() - begun
-    return session.finish(
-        budget=budget, choosing=choosing, elapsed=elapsed, optimiser=mode if recommender else "random"
-    )
+    with alone_in(folder):
+        session = Session(bench, data, pool, folder, seed)
+        optimiser: Optimiser = RandomSearch()
+        if recommender is not None:
+            surrogate = recommender.on(bench.space.encode(pool), bench.facts(data).meta)
+            optimiser = GreyBox(surrogate, mode)
+        begun, choosing = time.perf_counter(), 0.0
+        while session.history.spent < budget:
+            before = time.perf_counter()
+            trial = optimiser.choose(session.history)
+            choosing += time.perf_counter() - before
+            if trial is None:
+                say("nothing is left that promises to be better")
+                break
+            session.carry_out(trial)
+            say(reports.line(session.history, pool, budget))
+        elapsed = time.perf_counter() - begun
+        return session.finish(
+            budget=budget, choosing=choosing, elapsed=elapsed, optimiser=mode if recommender else "random"
+        )
 
 
 class Session:

@@ -1,6 +1,7 @@
-"""Trains a micro T5 with dropout, for the tests that kill it. Run as: python killed_run.py MODEL_DIR [KILL]
+"""Trains a micro T5 with dropout, for the tests that kill it. Run as: python killed_run.py MODEL_DIR [KILL]...
 
-KILL is `batch:N`, SIGKILL when the batch of step N is asked for, or `save:N`, SIGKILL while checkpoint N is written.
+KILL is `SIGKILL:N`, or another signal, sent when the batch of step N is asked for, or `save:N`, SIGKILL while
+checkpoint N is written.
 """
 
 from __future__ import annotations
@@ -20,17 +21,13 @@ from hyperflax.training import loss_evaluator, make_optimizer, train, warmup_cos
 from hyperflax.types import T5Config
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 class Batches:
-    def __init__(self, kill_at: int = -1):
-        self.kill_at = kill_at
+    def __init__(self, signals: dict[int, str] | None = None):
+        self.signals = signals or {}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        if step == self.kill_at:
-            die()
+        if step in self.signals:
+            os.kill(os.getpid(), signal.Signals[self.signals[step]])
         rng = np.random.default_rng([5, step])
         tokens = rng.integers(2, 32, (4, 6)).astype(np.int32)
         shifted = np.pad(tokens[:, :-1], ((0, 0), (1, 0)))
@@ -46,14 +43,15 @@ class Batches:
 def kill_while_saving(directory: pathlib.Path, step: int) -> None:
     while not any("tmp" in path.name for path in directory.glob(f"checkpoint_{step}*")):
         time.sleep(0.0005)
-    die()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(directory: str, kill: str = "batch:-1") -> None:
-    how, step = kill.split(":")
-    if how == "save":
+def main(directory: str, *kills: str) -> None:
+    signals = {int(step): how for how, step in (kill.split(":") for kill in kills)}
+    for step in [step for step, how in signals.items() if how == "save"]:
+        del signals[step]
         watched = pathlib.Path(directory) / "checkpoints"
-        threading.Thread(target=kill_while_saving, args=(watched, int(step)), daemon=True).start()
+        threading.Thread(target=kill_while_saving, args=(watched, step), daemon=True).start()
     objective = T5Objective(
         T5(T5Config(vocab_size=32, emb_dim=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1, head_dim=8,
                     mlp_dim=16, dropout_rate=0.2))
@@ -61,7 +59,7 @@ def main(directory: str, kill: str = "batch:-1") -> None:
     train(
         objective=objective,
         optimizer=make_optimizer("adamw", warmup_cosine(0.01, 3, 20)),
-        batches=Batches(int(step) if how == "batch" else -1),
+        batches=Batches(signals),
         model_dir=directory,
         total_steps=20,
         log_period=3,
