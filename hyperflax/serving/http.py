@@ -31,7 +31,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -40,10 +40,10 @@ import hyperflax
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.checkpoints.peft import write_peft
 from hyperflax.errors import HyperflaxError
+from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Answer, Closing, Overloaded, Service
 from hyperflax.serving.store import Made, UnknownAdapter
 
-PAGE = pathlib.Path(__file__).with_name("page.html")
 RETRY_SECONDS = 1
 
 
@@ -276,7 +276,8 @@ def create_app(
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(PAGE, media_type="text/html")
+        body, headers = load_page()
+        return Response(body, media_type="text/html", headers=headers)
 
     return app
 
