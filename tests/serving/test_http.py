@@ -162,6 +162,15 @@ def test_wrong_input_is_named(http: TestClient, path: str, body: dict[str, Any],
     assert field in answer.text
 
 
+def test_a_form_of_another_site_is_no_request(http: TestClient) -> None:
+    """A browser asks before it sends JSON elsewhere, and is not allowed to; plain text it would send unasked."""
+    body = json.dumps({"inputs": ["a"]}).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        assert http.post("/v1/predictions", content=body, headers={"content-type": kind}).status_code == 422
+    asked = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in http.options("/v1/predictions", headers=asked).headers
+
+
 def test_no_json_and_no_such_adapter(http: TestClient) -> None:
     assert http.post("/v1/predictions", content=b"{", headers={"content-type": "application/json"}).status_code == 422
     for key in ("0" * 32, "..%2f..", "x"):
