@@ -27,6 +27,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from hyperflax import trees
 from hyperflax.adapters.spec import AdapterSpec
@@ -134,11 +135,11 @@ def initialise_from_t5(params: PyTree, t5_params: PyTree) -> PyTree:
     """
     source = trees.flatten(t5_params)
 
-    def pick(path: str, leaf: Array) -> Array:
+    def pick(path: str, leaf: Array) -> Array | np.ndarray:
         if path not in source:
             raise CheckpointError(f"t5/{path}: the T5 to start from has no such parameter")
         if source[path].shape != leaf.shape:
             raise CheckpointError(f"t5/{path}: the hypernetwork expects {leaf.shape}, the T5 has {source[path].shape}")
-        return jnp.asarray(source[path], leaf.dtype)
+        return source[path].astype(leaf.dtype)  # what lies on the host stays there
 
     return {**params, "t5": trees.map_with_path(pick, params["t5"])}

@@ -169,7 +169,7 @@ class Partitioner:
         """Returns the state before the first step, made in place shard by shard."""
         _, shardings = self.abstract_state(objective, optimizer, rng, batch)
         params = jax.jit(objective.init, out_shardings=shardings.params)(rng, batch)
-        params = jax.device_put(start_from(params, initial_params), shardings.params)
+        params = start_from(params, initial_params)
         return jax.jit(functools.partial(create_state, optimizer=optimizer), out_shardings=shardings)(params)
 
     def abstract_state(
@@ -220,8 +220,16 @@ class Partitioner:
             for name, feature in batch.items()
         }
 
+    def divides(self, batch: Mapping[str, Any]) -> bool:
+        """Whether the rows of a batch divide over the data shards."""
+        return all(np.shape(feature)[0] % self._data_shards == 0 for feature in batch.values())
+
+    @property
+    def _data_shards(self) -> int:
+        return int(np.prod([self.mesh.shape[name] for name in BATCH_AXES]))
+
     def _batch_sharding(self, batch: Mapping[str, Any]) -> NamedSharding:
-        parts = int(np.prod([self.mesh.shape[name] for name in BATCH_AXES]))
+        parts = self._data_shards
         for name, feature in batch.items():
             if np.shape(feature)[0] % parts:
                 raise ConfigError(
@@ -243,6 +251,21 @@ class Partitioner:
             # What the objective and the step say about batch axes refers to this mesh.
             with jax.set_mesh(self.mesh):
                 return compiled(state, frozen, batch, rng)
+
+        return on_mesh
+
+    def compile_metrics(self, metrics: Callable[[PyTree, PyTree, Batch], Metrics]) -> Callable[..., Metrics]:
+        """Returns the function jitted; its batch comes from the host and is split as in training.
+
+        Unlike there, a batch whose rows do not divide is no error: every device computes all of it.
+        """
+        compiled = jax.jit(metrics, out_shardings=self.replicated)
+
+        def on_mesh(params: PyTree, frozen: PyTree, batch: Mapping[str, np.ndarray]) -> Metrics:
+            if not self.divides(batch):
+                return compiled(params, frozen, dict(batch))
+            with jax.set_mesh(self.mesh):
+                return compiled(params, frozen, self.place_batch(batch))
 
         return on_mesh
 

@@ -69,9 +69,7 @@ class Run:
             self._restore_host(host)
             return
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
-        # What the objective says about batch axes refers to the mesh.
-        with jax.set_mesh(partitioner.mesh):
-            self._log_initial(objective, partitioner.place_batch(batch), partitioner.replicated)
+        self._log_initial(objective, batch, partitioner)
 
     def did(self, metrics: Metrics, batch: Batch, tokens: int) -> bool:
         """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it.
@@ -151,7 +149,7 @@ class Run:
         self._earlier_seconds = float(host["seconds"])
         self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
 
-    def _log_initial(self, objective: Objective, batch: Batch, replicated: jax.sharding.Sharding) -> None:
+    def _log_initial(self, objective: Objective, batch: Batch, partitioner: Partitioner) -> None:
         def initial(params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
             return {
                 **objective.loss(params, frozen, batch, None)[2],
@@ -159,8 +157,8 @@ class Run:
             }
 
         sums = Sums()
-        initial = jax.jit(initial, out_shardings=replicated)
-        sums.add(jax.device_get(initial(self.state.params, self.frozen, batch)))
+        compiled = partitioner.compile_metrics(initial)
+        sums.add(jax.device_get(compiled(self.state.params, self.frozen, batch)))
         self._log.write(0, "initial", sums.means())
 
     def _collect(self) -> None:

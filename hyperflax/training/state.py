@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hyperflax import trees
 from hyperflax.errors import CheckpointError
@@ -40,10 +41,10 @@ def create_state(params: PyTree, optimizer: Transformation) -> TrainState:
 
 
 def start_from(params: PyTree, given: PyTree | Callable[[PyTree], PyTree] | None) -> PyTree:
-    """Returns the parameters to start from.
+    """Returns the parameters to start from, each where the fresh one lies and with its dtype.
 
     Args:
-      params: freshly initialised ones.
+      params: freshly initialised ones, arrays on devices.
       given: None keeps those; a tree replaces them; a function maps them to the ones to use (for instance
         `lambda params: initialise_from_t5(params, t5_params)`).
 
@@ -54,8 +55,15 @@ def start_from(params: PyTree, given: PyTree | Callable[[PyTree], PyTree] | None
         return params
     tree = given(params) if callable(given) else given
     check_like(tree, params, "initial parameters")
-    # A real copy, even of what is on the device already: the training step donates its buffers.
-    return jax.tree.map(lambda new, old: jnp.array(new, old.dtype, copy=True), _plain(tree), _plain(params))
+    return jax.tree.map(_placed_like, _plain(tree), _plain(params))
+
+
+def _placed_like(new: Array | np.ndarray, old: Array) -> Array:
+    """A real copy, even of what is on the device already: the training step donates its buffers."""
+    if isinstance(new, jax.Array):
+        return jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding)
+    # From the host each device gets its part, and never the whole: the largest models fit no single one.
+    return jax.make_array_from_callback(old.shape, old.sharding, lambda index: np.array(new[index], old.dtype))
 
 
 def check_like(tree: PyTree, template: PyTree, what: str) -> None:

@@ -33,12 +33,20 @@ def test_sharded_step_equals_unsharded(sharded, case):
     assert found["worst"] < 1e-5
     np.testing.assert_allclose(*found["loss"], rtol=1e-5)
     assert found["donated"]
+    assert found["in_place"]
     if case.endswith("data"):
         assert found["split"] == found["slots_split"] == 0
     else:
         # All of a T5 but the relative-position biases (2 heads on 8 shards) lies in pieces; so do their momenta.
         assert found["split"] > 0.6 * found["leaves"]
         assert found["slots_split"] >= found["split"]
+
+
+@pytest.mark.parametrize(("case", "axes"), [("hypermodel", ["data", "fsdp"]), ("t5", [])])
+def test_validation_follows_the_mesh_where_its_batch_divides(sharded, case, axes):
+    """Over the 4 data shards of the mesh: 8 tasks do, 6 do not."""
+    np.testing.assert_allclose(*sharded[case]["loss"], rtol=1e-5)
+    assert sharded[case]["axes"] == axes
 
 
 def test_batch_is_split_over_both_data_axes(sharded):
