@@ -63,6 +63,7 @@ EXTRAS = {
         "pytest>=9,<10",
         "pytest-xdist>=3.6,<4",
         "ruff>=0.17,<0.18",
+        "selenium>=4.51,<5",
         "setuptools>=77",
     ],
 }
