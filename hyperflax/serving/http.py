@@ -237,8 +237,10 @@ def create_app(
         answers = service.predict(body.inputs, body.adapter, steps=body.stream, **options)
         if body.stream:
             # The first answer comes before the headers: what is refused is refused with its own status.
+            began = time.monotonic()
             first = await _in_time(anext(answers), seconds)
-            return StreamingResponse(_lines(first, answers, seconds, figures), media_type="application/x-ndjson")
+            lines = _lines(first, answers, seconds, began + seconds, figures)
+            return StreamingResponse(lines, media_type="application/x-ndjson")
         try:
             last = await _unless_gone(request, _in_time(anext(answers), seconds))
         finally:
@@ -385,9 +387,10 @@ def _predictions(answers: Sequence[Answer]) -> list[Prediction]:
     return [Prediction(index=index, **dataclasses.asdict(answer)) for index, answer in enumerate(answers)]
 
 
-async def _in_time(work: Awaitable[list[Answer]], seconds: float) -> list[Answer]:
+async def _in_time(work: Awaitable[list[Answer]], seconds: float, left: float | None = None) -> list[Answer]:
+    """Gives up after `seconds`, of which `left` are left."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds if left is None else left):
             return await work
     except TimeoutError:
         raise HTTPException(504, f"no answer within {seconds:g} s") from None
@@ -412,10 +415,9 @@ async def _unless_gone(request: Request, work: Awaitable[list[Answer]]) -> list[
 
 
 async def _lines(
-    first: list[Answer], rest: AsyncGenerator[list[Answer], None], seconds: float, figures: Figures
+    first: list[Answer], rest: AsyncGenerator[list[Answer], None], seconds: float, deadline: float, figures: Figures
 ) -> AsyncIterator[str]:
     """One line for every prediction that has changed; a deadline that passes ends with a line that says so."""
-    deadline = time.monotonic() + seconds
     before: list[Answer | None] = [None] * len(first)
     answers: list[Answer] | None = first
     try:
@@ -425,7 +427,7 @@ async def _lines(
                     yield prediction.model_dump_json() + "\n"
                 before[row] = new
             try:
-                answers = await _in_time(anext(rest), deadline - time.monotonic())
+                answers = await _in_time(anext(rest), seconds, deadline - time.monotonic())
             except StopAsyncIteration:
                 answers = None
         figures.count([answer for answer in before if answer is not None])
