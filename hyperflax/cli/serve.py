@@ -62,8 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
         rows=arguments.rows, resident=arguments.resident, hosted=arguments.hosted, waiting=arguments.waiting
     )
     service = Service(load(arguments.model), arguments.adapters, config)
-    app = create_app(service, token=token, hosts=LOOPBACK if local else ("*",))
-    uvicorn.run(
-        app, host=arguments.host, port=arguments.port, timeout_graceful_shutdown=arguments.grace, access_log=False
-    )
+    app = create_app(service, token=token, hosts=LOOPBACK if local else ("*",), grace=arguments.grace)
+    try:
+        uvicorn.run(
+            app, host=arguments.host, port=arguments.port, timeout_graceful_shutdown=arguments.grace, access_log=False
+        )
+    finally:
+        if not service.stop(0):
+            # What still runs can be broken off in no other way; its files appear when they are whole, or not at all.
+            os._exit(0)
     return 0

@@ -146,7 +146,12 @@ class ModelInfo(BaseModel):
 
 
 def create_app(
-    service: Service, *, token: str | None = None, hosts: Sequence[str] = ("*",), limits: Limits = Limits()
+    service: Service,
+    *,
+    token: str | None = None,
+    hosts: Sequence[str] = ("*",),
+    limits: Limits = Limits(),
+    grace: float | None = None,
 ) -> FastAPI:
     """Returns the ASGI application; it starts the service and ends it.
 
@@ -155,6 +160,7 @@ def create_app(
       token: callers must send `Authorization: Bearer TOKEN`, except to `/`, `/healthz` and `/readyz`.
       hosts: names that callers may address it by, against pages of other sites that point their name here.
       limits: of one request.
+      grace: seconds that the service gets to end; without one it takes its time.
     """
     figures = Figures(service)
 
@@ -162,7 +168,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
-        await asyncio.to_thread(service.stop)
+        await asyncio.to_thread(service.stop, grace)
 
     app = FastAPI(
         title="hyperflax",

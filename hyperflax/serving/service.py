@@ -134,7 +134,7 @@ class Service:
         self.ready = False
         self.waiting = 0
         self.adapting = 0
-        self._closing = False
+        self._closing = self._made = False
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._hosted: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._calls: list[_Call] = []
@@ -152,13 +152,21 @@ class Service:
         """Takes nothing more. What was accepted is still answered."""
         self._closing = True
 
-    def stop(self) -> None:
-        """Ends both threads after what was accepted is answered."""
+    def stop(self, seconds: float | None = None) -> bool:
+        """Ends both threads after what was accepted is answered; returns whether they have ended.
+
+        Args:
+          seconds: how long to wait for each of them. Neither a compilation nor an estimate can be broken off.
+        """
         self.close()
-        self._maker.shutdown(wait=True)
+        with contextlib.suppress(concurrent.futures.TimeoutError, RuntimeError):
+            self._maker.submit(lambda: None).result(seconds)
+            self._maker.shutdown()
+            self._made = True
         self._inbox.put(None)
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+        return self._made and not self._thread.is_alive()
 
     # What callers ask for; on the event loop
 

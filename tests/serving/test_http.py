@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import pathlib
+import threading
 import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator
@@ -339,6 +340,27 @@ def test_what_was_accepted_is_answered_before_the_end(tmp_path: pathlib.Path) ->
                 assert texts(answer) == hypermodel().predict(INPUTS)
             assert (await made).status_code == 201
             await ending
+
+    asyncio.run(run())
+
+
+def test_an_end_waits_no_longer_than_it_may(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with served(tmp_path) as (service, http):
+            go_on, began, adapt = threading.Event(), threading.Event(), service.model.adapt
+
+            def slow(*arguments: Any, **options: Any) -> Any:
+                began.set()
+                go_on.wait()
+                return adapt(*arguments, **options)
+
+            monkeypatch.setattr(service.model, "adapt", slow)
+            made = asyncio.ensure_future(http.post("/v1/adapters", json=examples(estimate=False)))
+            await asyncio.to_thread(began.wait)
+            assert not await asyncio.to_thread(service.stop, 0.1)
+            go_on.set()
+            assert (await made).status_code == 201
+            assert await asyncio.to_thread(service.stop)
 
     asyncio.run(run())
 
