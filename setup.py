@@ -46,7 +46,7 @@ EXTRAS = {
     "tuner": ["ConfigSpace>=1.2,<2", "pyarrow>=21,<27"],
     "tuner-baselines": ["dehb>=0.1.1,<0.2", "smac>=2.4,<3"],
     # `hyperflax serve`.
-    "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
+    "serve": ["fastapi>=0.165,<1", "prometheus-client>=0.26,<1", "pydantic>=2.12,<3", "uvicorn>=0.54,<1"],
     # For `make test-interop` alone: hyperflax reads and writes their files without them.
     "interop": [
         "torch==2.13.0",

@@ -72,6 +72,8 @@ RESTRICTED = {
     "pyarrow": (["hyperflax/tuner/table.py"], True),
     "dehb": (["hyperflax/tuner/packages.py"], True),
     "smac": (["hyperflax/tuner/packages.py"], True),
+    **{name: (["hyperflax/serving/http.py"], False) for name in ("fastapi", "pydantic", "prometheus_client")},
+    "uvicorn": (["hyperflax/cli/serve.py"], True),
     "torch": ([], True),
     "pickle": ([], True),
     "t5x": (["hyperflax/integrations/t5x.py"], False),

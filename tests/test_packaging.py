@@ -23,7 +23,7 @@ import hyperflax
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {"hyperflax": "hyperflax", "tasks": "hyperflax_tasks", "gin_configs": "hyperflax_gin_configs"}
-SHIPPED = {".py", ".gin", ".json", ".jsonl", ".txt", ".safetensors", ".typed"}
+SHIPPED = {".py", ".gin", ".json", ".jsonl", ".txt", ".html", ".safetensors", ".typed"}
 LOCKS = {name: (REPOSITORY / "requirements" / f"{name}.lock").read_text() for name in ("core", "test", "interop")}
 
 
@@ -173,7 +173,7 @@ def test_the_core_lock_is_part_of_the_others(name: str):
 def test_the_locks_satisfy_the_requirements(metadata: email.message.Message, python: str, jax: str):
     """Under each Python every requirement is pinned exactly once, within its bounds."""
     here = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-    for lock, extras in (("core", [""]), ("test", ["", "seqio", "test"]), ("interop", ["", "interop"])):
+    for lock, extras in (("core", [""]), ("test", ["", "seqio", "serve", "test"]), ("interop", ["", "interop"])):
         found = {}
         for pin in pins(LOCKS[lock]):
             if not pin.marker or pin.marker.evaluate(here):
