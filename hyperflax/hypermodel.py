@@ -210,7 +210,7 @@ class Hypermodel:
         rows = [self.episode(part, [], definition, shots=len(dealt[0]))["support_tokens"] for part in dealt]
         adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
         if refine_steps:
-            shown = [_example(pair, self.config.vocabulary) for pair in pairs]
+            shown = [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
             adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)
         tree = jax.tree.map(lambda leaf: np.asarray(leaf[0]), adapters)
         metadata = AdapterMetadata(
@@ -277,7 +277,7 @@ class Hypermodel:
         config = self.config.episodes
         config = config.replace(shots=max(len(support), shots, config.shots), examples=max(len(scored), 1))
         info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else None
-        shown, asked = ([_example(pair, vocabulary) for pair in pairs] for pairs in (support, scored))
+        shown, asked = ([Example.from_text(*pair, vocabulary) for pair in pairs] for pairs in (support, scored))
         return episode_arrays(shown, asked, config, vocabulary, info, "examples")
 
     def own_examples(
@@ -397,7 +397,3 @@ def _pair(example: TextPair, number: int) -> tuple[str, str]:
     if len(example) != 2 or not all(isinstance(text, str) for text in example):
         raise DataError(f"example {number}: expected an (input, target) pair of strings, got {example!r}")
     return example[0], example[1]
-
-
-def _example(pair: tuple[str, str], vocabulary: vocabularies.Vocabulary) -> Example:
-    return Example(tokenise(pair[0], vocabulary), tokenise(pair[1], vocabulary))

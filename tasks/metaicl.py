@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hyperflax.data import registry
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
 from hyperflax.data.jsonl import read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
@@ -172,8 +172,7 @@ def splits() -> tuple[str, ...]:
 
 def _stream(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
     def tokens(example: TaskExample) -> Example:
-        options = tuple(tokenise(option, vocabulary) for option in example.options)
-        return Example(tokenise(example.inputs, vocabulary), tokenise(example.target, vocabulary), options)
+        return Example.from_text(example.inputs, example.target, vocabulary, options=example.options)
 
     if split not in splits():
         raise DataError(f"MetaICL: expected a split out of {splits()}, got '{split}'")

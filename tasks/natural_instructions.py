@@ -167,7 +167,7 @@ def _stream(
     root: pathlib.Path | str, split: str, vocabulary: Vocabulary, max_instances: int | None
 ) -> Iterator[StreamedExample]:
     def tokens(pair: tuple[str, str], references: Sequence[str] = ()) -> Example:
-        return Example(tokenise(pair[0], vocabulary), tokenise(pair[1], vocabulary), (), tuple(references))
+        return Example.from_text(*pair, vocabulary, references=references)
 
     for task in read_split(root, split, max_instances):
         info = TaskInfo(tokenise(task.definition, vocabulary), tuple(map(tokens, task.positives)), task.category)

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from hyperflax.data import registry
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
 from hyperflax.data.jsonl import read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
@@ -172,8 +172,7 @@ def _stream(
     root: pathlib.Path | str, split: str, vocabulary: Vocabulary, most: int | None
 ) -> Iterator[StreamedExample]:
     def tokens(example: PromptExample) -> Example:
-        options = tuple(tokenise(choice, vocabulary) for choice in example.choices)
-        return Example(tokenise(example.inputs, vocabulary), tokenise(example.target, vocabulary), options)
+        return Example.from_text(example.inputs, example.target, vocabulary, options=example.choices)
 
     infos: dict[str, TaskInfo] = {}
     for name, example in read_split(root, split, most):

@@ -63,7 +63,7 @@ def _handwritten(vocabulary: Vocabulary | None) -> InMemorySource:
     tokens = Bytes()
 
     def examples(pairs: Examples) -> list[Example]:
-        return [Example(tokenise(x, tokens), tokenise(y, tokens)) for x, y in pairs]
+        return [Example.from_text(x, y, tokens) for x, y in pairs]
 
     return InMemorySource(
         (

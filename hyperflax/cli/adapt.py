@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.artefacts import save_adapter
     from hyperflax.data.jsonl import read_examples
-    from hyperflax.evaluation.estimate import REFINE_STEPS, estimate
     from hyperflax.evaluation.metrics import get_metric
     from hyperflax.hypermodel import load
 
@@ -64,12 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
         flush=True,
     )
     if arguments.estimate and len(examples) > 1:
+        from hyperflax.evaluation.estimate import estimate
+
         found = estimate(
             model,
             examples,
             definition=arguments.definition,
             metric=arguments.metric,
-            refine_steps=arguments.refine or REFINE_STEPS,
+            refine_steps=arguments.refine,
             supports=arguments.supports,
         )
         print(found.table())

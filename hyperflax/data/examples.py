@@ -37,6 +37,20 @@ class Example(NamedTuple):
     options: tuple[np.ndarray, ...] = ()
     references: tuple[str, ...] = ()
 
+    @classmethod
+    def from_text(
+        cls,
+        inputs: str,
+        targets: str,
+        vocabulary: Vocabulary,
+        *,
+        options: Iterable[str] = (),
+        references: Iterable[str] = (),
+    ) -> Example:
+        """Tokenises an example."""
+        choices = tuple(tokenise(option, vocabulary) for option in options)
+        return cls(tokenise(inputs, vocabulary), tokenise(targets, vocabulary), choices, tuple(references))
+
 
 class TaskInfo(NamedTuple):
     """What is known of a task beside its examples.
@@ -183,7 +197,7 @@ class InMemorySource:
             (
                 TaskExamples(
                     name,
-                    [Example(tokenise(source, vocabulary), tokenise(target, vocabulary)) for source, target in pairs],
+                    [Example.from_text(source, target, vocabulary) for source, target in pairs],
                     TaskInfo(definition=tokenise(definitions.get(name, ""), vocabulary)),
                 )
                 for name, pairs in tasks.items()

@@ -159,7 +159,7 @@ def task_info(row: Mapping[str, Any], vocabulary: Vocabulary) -> TaskInfo:
     pairs = zip(_texts(row.get("positive_inputs")), _texts(row.get("positive_targets")), strict=True)
     return TaskInfo(
         definition=tokenise(_text(row.get("definition", b"")), vocabulary),
-        positives=tuple(Example(tokenise(a, vocabulary), tokenise(b, vocabulary)) for a, b in pairs),
+        positives=tuple(Example.from_text(a, b, vocabulary) for a, b in pairs),
         category=_text(row.get("category", b"")),
     )
 

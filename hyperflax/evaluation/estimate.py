@@ -69,25 +69,29 @@ class Estimate:
         if not np.isin(values, (0.0, 1.0)).all():
             return bootstrap_mean(values)
         found = stats.binomtest(int(values.sum()), len(values)).proportion_ci(0.95, method="wilson")
-        mean = float(values.mean())
+        mean = self.mean(condition)
         return Interval(mean, min(float(found.low), mean), max(float(found.high), mean))
+
+    def mean(self, condition: str) -> float:
+        """A condition's mean score."""
+        return float(np.mean(self.scores[condition]))
 
     @property
     def best(self) -> str:
         """`refined` where it did better than `generated`."""
-        return max("generated", "refined", key=lambda condition: self.interval(condition).mean)
+        return max("generated", "refined", key=self.mean)
 
     @property
     def works(self) -> bool:
         """The better adapter surely beats the bare model, and scores more than mismatched examples give."""
         found = self.interval(self.best)
-        mismatched = self.interval("mismatched").mean if "mismatched" in self.scores else 0.0
-        return found.low > self.interval("bare").mean and found.mean > mismatched
+        mismatched = self.mean("mismatched") if "mismatched" in self.scores else 0.0
+        return found.low > self.mean("bare") and found.mean > mismatched
 
     @property
     def advice(self) -> Advice:
         """What to do next."""
-        if self.works and self.interval(self.best).mean >= GOOD:
+        if self.works and self.mean(self.best) >= GOOD:
             return "use" if self.best == "generated" else "refine"
         return "give more examples" if len(self.asked) < MANY else "fine-tune"
 
@@ -100,7 +104,7 @@ class Estimate:
             return f"{told}, which shows no gain from them"
         if found.mean < GOOD:
             return f"{told}: better than without, and not yet {GOOD:.2f}"
-        context = self.interval("in_context").mean
+        context = self.mean("in_context")
         return f"{told}; the same examples in the base model's input score {context:.2f}"
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def estimate(
     *,
     definition: str | None = None,
     metric: str = "exact_match",
-    refine_steps: int = REFINE_STEPS,
+    refine_steps: int = 0,
     supports: int = 1,
     seed: int = 0,
 ) -> Estimate:
@@ -143,7 +147,7 @@ def estimate(
       examples: (input, target) pairs, at least two.
       definition, supports: as in `Hypermodel.adapt`.
       metric: how a prediction is scored against its target.
-      refine_steps: of the condition `refined`.
+      refine_steps: of the condition `refined`; 0, for an adapter that is not refined, shows what `REFINE_STEPS` give.
       seed: of the mismatched pairs.
 
     Raises:
@@ -152,6 +156,7 @@ def estimate(
     pairs = list(examples)
     if len(pairs) < 2:
         raise DataError(f"estimate: expected at least 2 examples, to leave one out, got {len(pairs)}")
+    refine_steps = refine_steps or REFINE_STEPS
     parts = deal(range(len(pairs)), min(len(pairs), FOLDS))
     folds = _folds(model, pairs, pairs, parts, definition)
     options: dict[str, Any] = {"refine_steps": refine_steps, "supports": min(supports, len(pairs) - len(parts[0]))}
@@ -185,17 +190,16 @@ def _folds(
 ) -> HeldOut:
     """One evaluation task for each part: it is asked, and the rest of `shown` is the support."""
     vocabulary = model.config.vocabulary
-
-    def tokens(pair: tuple[str, str]) -> Example:
-        return Example(tokenise(pair[0], vocabulary), tokenise(pair[1], vocabulary))
-
     info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else TaskInfo()
     tasks, given = [], {}
     for number, part in enumerate(parts):
         support = [pair for i, pair in enumerate(shown) if i not in part]
         asked = [pairs[i] for i in part]
         name = f"part {number}"
-        given[name] = TaskTokens(tuple(map(tokens, support)), tuple(map(tokens, asked)), info)
+        shown_tokens, asked_tokens = (
+            tuple(Example.from_text(*pair, vocabulary) for pair in some) for some in (support, asked)
+        )
+        given[name] = TaskTokens(shown_tokens, asked_tokens, info)
         inputs, references = tuple(x for x, _ in asked), tuple((y,) for _, y in asked)
         tasks.append(EvaluationTask(name, inputs, references, support=tuple(support), instruction=definition or ""))
     return HeldOut(tuple(tasks), given)

@@ -32,7 +32,7 @@ from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.data.examples import tokenise
 from hyperflax.data.vocabularies import EOS_ID
 from hyperflax.errors import AdapterError, ConfigError, DataError, HyperflaxError
-from hyperflax.evaluation.estimate import REFINE_STEPS, estimate
+from hyperflax.evaluation.estimate import estimate
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.engine import Engine, EngineConfig, Request
 from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
@@ -131,16 +131,24 @@ class Service:
         )
         self.engine = Engine(model.model, model.base_params, model.config.spec, sizes)
         self.failure: BaseException | None = None
-        self.ready = False
         self.waiting = 0
-        self.adapting = 0
-        self._closing = self._made = False
+        self._compiled = self._closing = self._made = False
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._hosted: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._calls: list[_Call] = []
         self._maker = concurrent.futures.ThreadPoolExecutor(1, "hyperflax-adapt")
         self._making: dict[str, asyncio.Future[Made]] = {}
         self._thread = threading.Thread(target=self._run, name="hyperflax-engine", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Everything is compiled, and nothing has failed or ended."""
+        return self._compiled and self.failure is None and self._thread.is_alive()
+
+    @property
+    def adapting(self) -> int:
+        """Adapters that wait to be made, or are being made."""
+        return len(self._making)
 
     # Its life
 
@@ -159,7 +167,7 @@ class Service:
           seconds: how long to wait for each of them. Neither a compilation nor an estimate can be broken off.
         """
         self.close()
-        with contextlib.suppress(concurrent.futures.TimeoutError, RuntimeError):
+        with contextlib.suppress(TimeoutError, RuntimeError):
             self._maker.submit(lambda: None).result(seconds)
             self._maker.shutdown()
             self._made = True
@@ -203,13 +211,11 @@ class Service:
                 return made, False
             return await self.adapt(examples, **options)
         self._admit(self.adapting < self.config.adapting, f"{self.adapting} adapters are waiting to be made")
-        self.adapting += 1
         loop = asyncio.get_running_loop()
         making = loop.run_in_executor(self._maker, self._make, key, list(examples), options, with_estimate)
         self._making[key] = making
 
         def end(future: asyncio.Future[Made]) -> None:
-            self.adapting -= 1
             del self._making[key]
             if not future.cancelled():
                 future.exception()  # seen, should nobody wait for it any more
@@ -300,9 +306,7 @@ class Service:
             made = Made(key, len(examples), **options)
             self.store.save(made, self.model.adapt(examples, **options))
         if with_estimate:
-            steps = options["refine_steps"] or REFINE_STEPS
-            how = {"definition": options["definition"], "supports": options["supports"], "refine_steps": steps}
-            made = dataclasses.replace(made, estimate=estimate(self.model, examples, **how).to_json())
+            made = dataclasses.replace(made, estimate=estimate(self.model, examples, **options).to_json())
             self.store.describe(made)
         return made
 
@@ -311,7 +315,7 @@ class Service:
     def _run(self) -> None:
         try:
             self.engine.compile()
-            self.ready = True
+            self._compiled = True
             ending = False
             while True:
                 # With nothing to decode it sleeps until somebody asks.
@@ -327,13 +331,11 @@ class Service:
                 self._calls = [call for call in self._calls if not call.report()]
         except Exception as error:
             log.exception("the engine has failed")
-            self.failure, self.ready = error, False
+            self.failure = error
             for call in self._calls:
                 call.tell(Closing("the service has failed"))
             while (task := self._inbox.get()) is not None:
                 task()  # callers who asked meanwhile: `_begin` refuses them
-        finally:
-            self.ready = False
 
     def _begin(self, call: _Call, tokens: list[list[int]], adapter: str | None, options: dict[str, Any]) -> None:
         try:

@@ -22,12 +22,10 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from hyperflax import configs
-from hyperflax.checkpoints.artefacts import Adapter, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, Count, load_adapter, save_adapter
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.errors import AdapterError, CheckpointError
 from hyperflax.files import atomic_directory, read_schema, write_json
@@ -35,7 +33,6 @@ from hyperflax.files import atomic_directory, read_schema, write_json
 FORMAT, VERSION = "hyperflax-made", 1
 ID = re.compile(r"[0-9a-f]{32}")
 _MADE = "made.json"
-Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class UnknownAdapter(AdapterError):

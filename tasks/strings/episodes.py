@@ -65,10 +65,7 @@ def source(
         (
             TaskExamples(
                 program.instruction,
-                [
-                    Example(tokenise(x, vocabulary), tokenise(y, vocabulary))
-                    for x, y in make_examples(program, seed, examples, pool)
-                ],
+                [Example.from_text(x, y, vocabulary) for x, y in make_examples(program, seed, examples, pool)],
                 TaskInfo(definition=tokenise(program.instruction, vocabulary)),
             )
             for program in programs
