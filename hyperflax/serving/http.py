@@ -28,18 +28,26 @@ import tempfile
 import time
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 import hyperflax
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.checkpoints.peft import write_peft
 from hyperflax.errors import HyperflaxError
+from hyperflax.serving.messages import (
+    AdapterIds,
+    AdapterInfo,
+    AdaptRequest,
+    ModelInfo,
+    Prediction,
+    Predictions,
+    PredictRequest,
+)
+from hyperflax.serving.middleware import BodyLimit, Figures, Measure
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Answer, Closing, Overloaded, Service
 from hyperflax.serving.store import Made, UnknownAdapter
@@ -63,86 +71,6 @@ class Limits:
     inputs: int = 256
     refine_steps: int = 200
     seconds: float = 300.0
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class ExamplePair(_Strict):
-    """What the task does with one input."""
-
-    input: StrictStr
-    target: StrictStr
-
-
-class AdaptRequest(_Strict):
-    """Examples of one task."""
-
-    examples: list[ExamplePair] = Field(min_length=1)
-    definition: StrictStr | None = Field(None, description="the task's instruction, for models that read one")
-    refine_steps: int = Field(0, ge=0, description="gradient steps on the examples after the forward pass")
-    supports: int = Field(1, ge=1, description="read the examples in so many parts")
-    estimate: bool = Field(True, description="leave some examples out and ask them; needs two, and takes longer")
-
-
-class AdapterInfo(BaseModel):
-    """What is known of an adapter."""
-
-    id: str
-    examples: int
-    definition: str | None
-    refine_steps: int
-    supports: int
-    created: float = Field(description="seconds since 1970")
-    estimate: dict[str, Any] | None = Field(description="scores on examples left out, and an advice")
-
-
-class AdapterIds(BaseModel):
-    """Ids of all adapters."""
-
-    adapters: list[str]
-
-
-class PredictRequest(_Strict):
-    """Inputs for one adapter, or for the bare model."""
-
-    inputs: list[StrictStr] = Field(min_length=1)
-    adapter: StrictStr | None = Field(None, description="id; without one the base model answers bare")
-    max_length: int | None = Field(None, ge=1, description="tokens of an answer at most")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    topk: int = Field(0, ge=0, description="0 is no limit")
-    topp: float = Field(0.0, ge=0, le=1, description="0 is no limit")
-    seed: int = Field(0, ge=0, lt=2**32)
-    stream: bool = Field(False, description="answer with lines of JSON while the predictions are made")
-    seconds: float | None = Field(None, gt=0, description="deadline")
-
-
-class Prediction(BaseModel):
-    """One input's answer; in a stream, so far."""
-
-    index: int
-    text: str
-    done: bool
-    log_prob: float
-
-
-class Predictions(BaseModel):
-    """One answer per input, in their order."""
-
-    predictions: list[Prediction]
-
-
-class ModelInfo(BaseModel):
-    """What answers here."""
-
-    name: str
-    id: str
-    version: str
-    inputs_length: int = Field(description="tokens of an input at most")
-    targets_length: int = Field(description="tokens of an answer at most")
-    shots: int = Field(description="examples that training showed at once")
-    adapter_values: int
 
 
 def create_app(
@@ -280,7 +208,7 @@ def create_app(
 
     @app.get("/metrics", include_in_schema=False, dependencies=known)
     async def metrics() -> Response:
-        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(figures.text(), media_type=Figures.media_type)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -288,87 +216,6 @@ def create_app(
         return Response(body, media_type="text/html", headers=headers)
 
     return app
-
-
-class Figures:
-    """What Prometheus reads."""
-
-    def __init__(self, service: Service):
-        self.registry = CollectorRegistry()
-        made = {"registry": self.registry, "namespace": "hyperflax"}
-        self.requests = Counter("requests", "requests answered", ["method", "route", "status"], **made)
-        self.seconds = Histogram("request_seconds", "time until the answer begins", ["route"], **made)
-        self.adapters = Counter("adapters_made", "adapters made", **made)
-        self.predictions = Counter("predictions", "inputs answered", **made)
-        for name, told, read in (
-            ("waiting_inputs", "inputs that wait or are being decoded", lambda: service.waiting),
-            ("waiting_adapters", "adapters that wait or are being made", lambda: service.adapting),
-            ("hosted_adapters", "adapters in host memory", lambda: len(service.engine.pool)),
-            ("ready", "1 when everything is compiled", lambda: float(service.ready)),
-        ):
-            Gauge(name, told, **made).set_function(read)
-
-    def count(self, answers: Sequence[Answer]) -> None:
-        """Counts inputs that are answered."""
-        self.predictions.inc(sum(answer.done for answer in answers))
-
-
-class Measure:
-    """ASGI middleware: counts requests and takes their time, by route: of paths there are any number."""
-
-    def __init__(self, app: Any, figures: Figures):
-        self.app, self.figures = app, figures
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        began, status = time.monotonic(), 500
-
-        async def begin(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                self.figures.seconds.labels(route()).observe(time.monotonic() - began)
-            await send(message)
-
-        def route() -> str:
-            return getattr(scope.get("route"), "path", "other")
-
-        try:
-            await self.app(scope, receive, begin)
-        finally:
-            self.figures.requests.labels(scope["method"], route(), status).inc()
-
-
-class BodyLimit:
-    """ASGI middleware: a body above the limit is refused with 413, however its length is told."""
-
-    def __init__(self, app: Any, limit: int):
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.limit:
-            return await self._refuse(scope, receive, send)
-        size = 0
-
-        async def counted() -> Any:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self.limit:
-                raise HTTPException(413, self._told())
-            return message
-
-        return await self.app(scope, counted, send)
-
-    def _told(self) -> str:
-        return f"expected a body of at most {self.limit} bytes"
-
-    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
-        await JSONResponse({"detail": self._told()}, 413)(scope, receive, send)
 
 
 async def _refusal(request: Request, error: Exception) -> JSONResponse:

@@ -156,17 +156,13 @@ class Service:
         """Starts the engine's thread, which compiles first; `ready` tells when that is done."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Takes nothing more. What was accepted is still answered."""
-        self._closing = True
-
     def stop(self, seconds: float | None = None) -> bool:
-        """Ends both threads after what was accepted is answered; returns whether they have ended.
+        """Takes nothing more, and ends both threads after what was accepted is answered; returns whether they ended.
 
         Args:
           seconds: how long to wait for each of them. Neither a compilation nor an estimate can be broken off.
         """
-        self.close()
+        self._closing = True
         with contextlib.suppress(TimeoutError, RuntimeError):
             self._maker.submit(lambda: None).result(seconds)
             self._maker.shutdown()

@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from hyperflax.serving.http import Figures, _lines
+from hyperflax.serving.http import _lines
+from hyperflax.serving.middleware import Figures
 from hyperflax.serving.service import Answer
 
 

@@ -1,0 +1,90 @@
+"""What requests and answers of the service hold: the OpenAPI schema is made of these.
+
+A request is strict: an unknown field and a number in place of a text are refused, and named.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ExamplePair(_Strict):
+    """What the task does with one input."""
+
+    input: StrictStr
+    target: StrictStr
+
+
+class AdaptRequest(_Strict):
+    """Examples of one task."""
+
+    examples: list[ExamplePair] = Field(min_length=1)
+    definition: StrictStr | None = Field(None, description="the task's instruction, for models that read one")
+    refine_steps: int = Field(0, ge=0, description="gradient steps on the examples after the forward pass")
+    supports: int = Field(1, ge=1, description="read the examples in so many parts")
+    estimate: bool = Field(True, description="leave some examples out and ask them; needs two, and takes longer")
+
+
+class AdapterInfo(BaseModel):
+    """What is known of an adapter."""
+
+    id: str
+    examples: int
+    definition: str | None
+    refine_steps: int
+    supports: int
+    created: float = Field(description="seconds since 1970")
+    estimate: dict[str, Any] | None = Field(description="scores on examples left out, and an advice")
+
+
+class AdapterIds(BaseModel):
+    """Ids of all adapters."""
+
+    adapters: list[str]
+
+
+class PredictRequest(_Strict):
+    """Inputs for one adapter, or for the bare model."""
+
+    inputs: list[StrictStr] = Field(min_length=1)
+    adapter: StrictStr | None = Field(None, description="id; without one the base model answers bare")
+    max_length: int | None = Field(None, ge=1, description="tokens of an answer at most")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    topk: int = Field(0, ge=0, description="0 is no limit")
+    topp: float = Field(0.0, ge=0, le=1, description="0 is no limit")
+    seed: int = Field(0, ge=0, lt=2**32)
+    stream: bool = Field(False, description="answer with lines of JSON while the predictions are made")
+    seconds: float | None = Field(None, gt=0, description="deadline")
+
+
+class Prediction(BaseModel):
+    """One input's answer; in a stream, so far."""
+
+    index: int
+    text: str
+    done: bool
+    log_prob: float
+
+
+class Predictions(BaseModel):
+    """One answer per input, in their order."""
+
+    predictions: list[Prediction]
+
+
+class ModelInfo(BaseModel):
+    """What answers here."""
+
+    name: str
+    id: str
+    version: str
+    inputs_length: int = Field(description="tokens of an input at most")
+    targets_length: int = Field(description="tokens of an answer at most")
+    shots: int = Field(description="examples that training showed at once")
+    adapter_values: int
