@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from hyperflax import configs
+from hyperflax.buckets import Location, locate, on_this_machine
 from hyperflax.checkpoints import huggingface
-from hyperflax.checkpoints.buckets import Location, locate, on_this_machine
 from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
 from hyperflax.checkpoints.model_directory import load_model_directory

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hyperflax.checkpoints.buckets import BucketPath, locate
+from hyperflax.buckets import BucketPath, locate
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
