@@ -6,7 +6,8 @@ https://cloud.google.com/storage/docs/json_api/v1/objects: `list` in pages, `get
 https://docs.aws.amazon.com/AmazonS3/latest/API: `ListObjectsV2` in pages, `GetObject` with byte ranges, `PutObject`,
 `DeleteObject`.
 An object has the generation, or ETag, of its time and size; a write may ask for the one that it replaces, or for none.
-Every call is kept in `requests`, every write or removal with its verb in `changes`. Who asks finds it by TENSORSTORE_GCS_HTTP_URL and AWS_ENDPOINT_URL.
+Every call is kept in `requests`, every write or removal with its verb in `changes`. Who asks finds it by
+TENSORSTORE_GCS_HTTP_URL and AWS_ENDPOINT_URL.
 
 >>> with serve(folder) as server:
 ...     subprocess.run(command, env={**os.environ, **server.environment})      # gs://bucket/... is folder/...
