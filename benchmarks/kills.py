@@ -1,6 +1,6 @@
 """Kills a training run again and again, at random, and compares how it ends with a run that nobody killed.
 
-    python -m benchmarks.kills [--kills 50] [--seed 0] [--folder DIR] [--out FILE.json]
+    python -m benchmarks.kills [--kills 50] [--steps 400] [--seed 0] [--folder DIR] [--out FILE.json]
 
 Two thirds of the kills come at a step that is drawn, up to one and a half save periods behind the last checkpoint, a
 third while the next checkpoint is written. The result says, kill by kill, from which step the run went on and how many
@@ -33,11 +33,11 @@ from hyperflax.training.clock import CLOCK_FIGURES
 from hyperflax.training.run_log import METRICS_FILE, read_rows
 from hyperflax.versions import versions
 
-STEPS, SAVE_PERIOD, LOG_PERIOD, EVAL_PERIOD = 400, 10, 1, 50
+SAVE_PERIOD, LOG_PERIOD, EVAL_PERIOD = 10, 1, 50
 KILLS = "kills.jsonl"
 
 
-def life(folder: pathlib.Path, *kills: str) -> int:
+def life(folder: pathlib.Path, steps: int, *kills: str) -> int:
     """Runs the training in a process of its own and returns how it ended, the negative number of a signal if killed.
 
     A fork of this process, in which everything is imported and JAX is not at work yet.
@@ -49,7 +49,7 @@ def life(folder: pathlib.Path, *kills: str) -> int:
             run(
                 str(folder),
                 *kills,
-                total_steps=STEPS,
+                total_steps=steps,
                 save_period=SAVE_PERIOD,
                 log_period=LOG_PERIOD,
                 eval_period=EVAL_PERIOD,
@@ -60,12 +60,12 @@ def life(folder: pathlib.Path, *kills: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def draw(generator: random.Random, start: int) -> str:
+def draw(generator: random.Random, start: int, steps: int) -> str:
     """The next kill of a run that goes on from a checkpoint of step `start`; always before the run's end."""
     save = start + SAVE_PERIOD
-    if generator.random() < 1 / 3 and save < STEPS:
+    if generator.random() < 1 / 3 and save < steps:
         return f"save:{save}"
-    return f"SIGKILL:{generator.randint(start + 1, min(start + SAVE_PERIOD * 3 // 2, STEPS - 1))}"
+    return f"SIGKILL:{generator.randint(start + 1, min(start + SAVE_PERIOD * 3 // 2, steps - 1))}"
 
 
 def saved(folder: pathlib.Path) -> int:
@@ -74,11 +74,14 @@ def saved(folder: pathlib.Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def kill_again_and_again(folder: pathlib.Path, count: int, seed: int, records: pathlib.Path) -> list[dict[str, Any]]:
+def kill_again_and_again(
+    folder: pathlib.Path, steps: int, count: int, seed: int, records: pathlib.Path
+) -> list[dict[str, Any]]:
     """Kills the run in `folder` until it has been killed `count` times; returns one record a kill, in order."""
     while len(done := read_rows(records)) < count:
-        kill, start = draw(random.Random(f"{seed} {len(done)}"), saved(folder)), saved(folder)
-        ended = life(folder, kill)
+        start = saved(folder)
+        kill = draw(random.Random(f"{seed} {len(done)}"), start, steps)
+        ended = life(folder, steps, kill)
         if ended != -signal.SIGKILL:
             raise RuntimeError(f"{folder}: expected {kill} to end the run, it ended with {ended}")
         reached = max((row["step"] for row in read_rows(folder / METRICS_FILE)), default=0)
@@ -106,15 +109,15 @@ def compare(broken: pathlib.Path, unbroken: pathlib.Path) -> dict[str, Any]:
     return {"state": same, "log": rows == wanted_rows, "rows": len(rows), "double_rows": len(keys) - len(set(keys))}
 
 
-def measure(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
+def measure(folder: pathlib.Path, steps: int, kills: int, seed: int) -> dict[str, Any]:
     """Runs everything in `folder`, or what is left of it, and returns the result."""
     broken, unbroken, began = folder / "killed", folder / "unbroken", time.monotonic()
-    records = kill_again_and_again(broken, kills, seed, folder / KILLS)
+    records = kill_again_and_again(broken, steps, kills, seed, folder / KILLS)
     for place in (broken, unbroken):
-        if ended := life(place):
+        if ended := life(place, steps):
             raise RuntimeError(f"{place}: expected the run to reach its end, it ended with {ended}")
     return {
-        "steps": STEPS,
+        "steps": steps,
         "save_period": SAVE_PERIOD,
         "kills": len(records),
         "while_saving": sum(record["kill"].startswith("save") for record in records),
@@ -136,6 +139,7 @@ def passed(result: dict[str, Any]) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, metavar="N")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="length of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/kills"), metavar="DIR")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="where the result goes as json")
@@ -145,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     import orbax.checkpoint  # noqa: F401  # seconds that not every life shall take
 
-    result = measure(arguments.folder, arguments.kills, arguments.seed)
+    result = measure(arguments.folder, arguments.steps, arguments.kills, arguments.seed)
     if arguments.out:
         write_json(arguments.out, result)
     print(json.dumps({name: value for name, value in result.items() if name != "records"}, indent=1))

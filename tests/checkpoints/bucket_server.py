@@ -6,7 +6,8 @@ https://cloud.google.com/storage/docs/json_api/v1/objects: `list` in pages, `get
 https://docs.aws.amazon.com/AmazonS3/latest/API: `ListObjectsV2` in pages, `GetObject` with byte ranges, `PutObject`,
 `DeleteObject`.
 An object has the generation, or ETag, of its time and size; a write may ask for the one that it replaces, or for none.
-Every call is kept in `requests`, every write or removal with its verb in `changes`. Who asks finds it by
+Every call is kept in `requests`, every write or removal with its verb in `changes`. An object of a name that `admits`
+does not is not written, and its writer gets no answer. Who asks finds it by
 TENSORSTORE_GCS_HTTP_URL and AWS_ENDPOINT_URL.
 
 >>> with serve(folder) as server:
@@ -23,7 +24,7 @@ import re
 import tempfile
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from xml.sax.saxutils import escape
 
 PAGE = 5
@@ -38,6 +39,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.requests: list[str] = []
         self.changes: list[tuple[str, str]] = []
         self.lock = threading.Lock()
+        self.admits: Callable[[str], bool] = lambda name: True
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,6 +52,9 @@ class Server(http.server.ThreadingHTTPServer):
             "AWS_SECRET_ACCESS_KEY": "nothing",
             "no_proxy": "127.0.0.1",
         }
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who asked may be gone."""
 
     def names(self) -> list[str]:
         files = (path for path in self.folder.rglob("*") if path.is_file())
@@ -113,6 +118,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(content) < length:
             return
         file = self.server.folder / name
+        if not self.server.admits(name):
+            return
         with self.server.lock:
             if expected is not None and expected.strip('"') != (_generation(file) if file.is_file() else "0"):
                 self._answer(412, b"another generation")
