@@ -61,8 +61,16 @@ def kill_while_saving(directory: pathlib.Path, step: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(directory: str, *kills: str, total_steps: int = 20, **options: Any) -> None:
-    """Trains, or goes on training, in `directory`, a folder or an address; `options` are those of `train`."""
+def run(directory: str, *kills: str, total_steps: int = 20, schedule_steps: int | None = None, **options: Any) -> None:
+    """Trains, or goes on training, in `directory`, a folder or an address.
+
+    Args:
+      directory: of the run.
+      kills: see the module.
+      total_steps: of the run.
+      schedule_steps: of the learning rate, where the run is a part of a longer one.
+      options: further ones of `train`.
+    """
     signals = {int(step): how for how, step in (kill.split(":") for kill in kills)}
     for step in [step for step, how in signals.items() if how == "save"]:
         del signals[step]
@@ -72,7 +80,7 @@ def run(directory: str, *kills: str, total_steps: int = 20, **options: Any) -> N
     settings: dict[str, Any] = {"log_period": 3, "save_period": 5, "eval_period": 10} | options
     train(
         objective=objective,
-        optimizer=make_optimizer("adamw", warmup_cosine(0.01, 3, total_steps)),
+        optimizer=make_optimizer("adamw", warmup_cosine(0.01, 3, schedule_steps or total_steps)),
         batches=Batches(signals),
         model_dir=directory,
         total_steps=total_steps,

@@ -95,8 +95,13 @@ def end_of(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[dict[str, 
     """All arrays of the last checkpoint, and the log without the clock's figures."""
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         arrays = trees.flatten(checkpoints.arrays())
+    return arrays, rows_of(folder)
+
+
+def rows_of(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The log without the clock's figures."""
     rows = read_rows(folder / METRICS_FILE)
-    return arrays, [{name: row[name] for name in row if name not in CLOCK_FIGURES} for row in rows]
+    return [{name: row[name] for name in row if name not in CLOCK_FIGURES} for row in rows]
 
 
 def compare(broken: pathlib.Path, unbroken: pathlib.Path) -> dict[str, Any]:
