@@ -46,6 +46,8 @@ class BucketStore:
     def __init__(self, address: str, *, keep: int | None, asynchronous: bool, read_only: bool) -> None:
         self._address, self._keep, self._asynchronous = address, keep, asynchronous
         self._processes = Processes.running()
+        if not read_only:
+            self._processes.wait(address)  # for what they write as a part of an earlier run
         self._steps = self._complete()
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
