@@ -177,15 +177,6 @@ def locate_file(path: Location | str) -> Location:
     return locate(folder) / name
 
 
-def on_this_machine(location: Location) -> pathlib.Path:
-    """Returns a local path as it is. Raises CheckpointError for a bucket: most forms are not read there."""
-    if isinstance(location, BucketPath):
-        raise CheckpointError(
-            f"{location}: only T5X's checkpoints and Hugging Face's models are read from buckets: copy it first"
-        )
-    return location
-
-
 def kvstore(directory: Location) -> dict[str, Any]:
     """Returns TensorStore's name of a directory."""
     if isinstance(directory, BucketPath):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperflax.buckets import Location, locate, on_this_machine
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints import huggingface, peft
 from hyperflax.checkpoints.forms import Form, form_of
 from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
@@ -81,8 +81,6 @@ def inspect_path(path: Location | str) -> Inspection:
         return _t5x(folder)
     if form == "orbax":
         return _orbax(folder)
-    if form != "huggingface":
-        on_this_machine(folder)
     name, keys = _ORIGIN[form]
     content = read_json(folder / name)
     origin = {key: content.get(key) for key in keys if key in content}
