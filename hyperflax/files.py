@@ -1,8 +1,10 @@
 """Writing files so that an interruption leaves nothing that looks complete, and reading json that nobody vouches for.
 
 A file or directory is written under a temporary name beside its final one, flushed to the disk, and renamed. A reader
-sees the old content, the new one, or none. What a killed process leaves behind is called `.NAME.tmp-PID-RANDOM`. The
-folder of a run has one process that works in it at a time: `alone_in`.
+sees the old content, the new one, or none. What a killed process leaves behind is called `.NAME.tmp-PID-RANDOM`.
+
+All of it takes the address of a bucket as well, where nothing can be renamed: a file is written on this machine and put
+there as one object, a directory likewise, file by file, and last the one without which nobody takes it for whole.
 
 >>> with atomic_directory(pathlib.Path("adapter")) as folder:
 ...     write_json(folder / "adapter.json", {"format": "hyperflax-adapter"})
@@ -11,30 +13,23 @@ folder of a run has one process that works in it at a time: `alone_in`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import logging
 import os
 import pathlib
 import secrets
 import shutil
-import socket
-from collections.abc import Collection, Iterator
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 from hyperflax import configs
-from hyperflax.errors import BusyError, CheckpointError, ConfigError
-from hyperflax.processes import Processes
+from hyperflax.buckets import BucketPath, Location, locate, locate_file
+from hyperflax.errors import CheckpointError, ConfigError
 
 Schema = TypeVar("Schema")
 
 MAX_JSON_BYTES = 64 * 2**20
 """A spec of 100,000 leaves takes a third of it; anything larger was not written by hyperflax."""
-
-LOCK = ".lock"
-_PROCESS_NAME = secrets.token_hex(8)  # two containers on one host may have the same process id
-
-_LOG = logging.getLogger("hyperflax.files")
 
 
 def _beside(path: pathlib.Path, word: str) -> pathlib.Path:
@@ -51,9 +46,15 @@ def fsync(path: pathlib.Path | str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
+def atomic_file(path: Location | str) -> Iterator[pathlib.Path]:
     """Yields a temporary path; on leaving without an exception it becomes `path`, replacing a file of that name."""
-    path = pathlib.Path(path)
+    path = locate_file(path)
+    if isinstance(path, BucketPath):
+        with tempfile.TemporaryDirectory(prefix="hyperflax-") as folder:
+            temporary = pathlib.Path(folder) / path.name
+            yield temporary
+            path.write_bytes(temporary.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path, "tmp")
     try:
@@ -67,7 +68,7 @@ def atomic_file(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_directory(
-    path: str | os.PathLike[str], *, overwrite: bool = False, owned: Collection[str] = ()
+    path: Location | str, *, overwrite: bool = False, owned: Collection[str] = (), marker: str | None = None
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary directory; on leaving without an exception it becomes `path`.
 
@@ -75,13 +76,24 @@ def atomic_directory(
       path: the final directory. It may exist if it is empty.
       overwrite: replace an existing directory, provided that it holds nothing but names in `owned`.
       owned: file names that a directory of this kind may hold; a user's other files are never deleted.
+      marker: the file without which nobody takes a directory of this kind for one; in a bucket it is removed first and
+        written last. A kind without such a file is not written there.
 
     Raises:
-      CheckpointError: `path` exists and may not be replaced. Nothing has been written then.
+      CheckpointError: `path` exists and may not be replaced, or is an address and there is no `marker`. Nothing has
+        been written then.
     """
-    final = pathlib.Path(path)
-    final = final.parent.resolve() / final.name if final.name not in ("", "..") else final.resolve()
+    final = locate(path)
     _require_free(final, overwrite, owned)
+    if isinstance(final, BucketPath):
+        if marker is None:
+            raise CheckpointError(f"{final}: this is not written to a bucket; write it to a local folder and copy it")
+        with tempfile.TemporaryDirectory(prefix="hyperflax-") as folder:
+            yield pathlib.Path(folder)
+            _require_free(final, overwrite, owned)
+            _put(pathlib.Path(folder), final, marker)
+        return
+    final = final.parent.resolve() / final.name if final.name not in ("", "..") else final.resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(final, "tmp")
     temporary.mkdir()
@@ -98,61 +110,71 @@ def atomic_directory(
     fsync(final.parent)
 
 
-@contextlib.contextmanager
-def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keeps other processes from working in a folder while this one does; makes the folder.
+def _put(folder: pathlib.Path, final: BucketPath, marker: str) -> None:
+    """Puts the files of a directory in the place of those that are there, none of which is wanted any more."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    old = [place for place in final.iterdir() if place.name not in names]
+    (final / marker).unlink()
+    for place in old:
+        place.rmtree() if place.is_dir() else place.unlink()
+    for name in [name for name in names if name != marker] + [marker]:
+        (final / name).write_bytes((folder / name).read_bytes())
 
-    It holds an advisory lock on the file `LOCK`, which the system releases however the process ends. The process may
-    ask again for what it holds. Of a job's processes the first asks for all. Where nothing can be locked, such as on
-    some network disks, it warns and goes on.
+
+@contextlib.contextmanager
+def fetched(path: Location | str) -> Iterator[pathlib.Path]:
+    """Yields a directory on this machine: a local one as it is, one of a bucket as a copy that goes on leaving.
 
     Raises:
-      BusyError: another process is at work there.
+      CheckpointError: an object cannot be read, or has a name that leads out of the directory.
     """
-    descriptor = _lock(pathlib.Path(folder)) if Processes.running().first and "://" not in os.fspath(folder) else None
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _lock(folder: pathlib.Path) -> int | None:
-    """Returns a file descriptor that holds the folder's lock until it is closed; None if nothing more is to be held."""
-    file, host = folder / LOCK, socket.gethostname()
-    me = f"{os.getpid()} {host} {_PROCESS_NAME}"
-    with contextlib.ExitStack() as on_failure:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-            on_failure.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, me.encode())
-        except BlockingIOError:
-            holder = file.read_text(encoding="utf-8", errors="replace")
-            if holder == me:
-                return None
-            pid, its_host, *_ = [*holder.split(), "?", "?"]
-            gone = "" if its_host == host else f" (if that host is gone, delete {file})"
-            raise BusyError(
-                f"{folder}: process {pid} on {its_host} is at work in it{gone}; stop it, or choose another folder"
-            ) from None
-        except OSError as error:
-            _LOG.warning("%s: cannot be locked (%s); nothing keeps a second process from working in it", folder, error)
-            return None
-        on_failure.pop_all()
-    return descriptor
-
-
-def _require_free(path: pathlib.Path, overwrite: bool, owned: Collection[str]) -> None:
-    if not os.path.lexists(path):
+    place = locate(path)
+    if isinstance(place, pathlib.Path):
+        yield place
         return
-    if path.is_symlink() or not path.is_dir():
-        raise CheckpointError(
-            f"{path}: expected a directory or nothing, found a {'link' if path.is_symlink() else 'file'}"
-        )
-    present = sorted(os.listdir(path))
+    with tempfile.TemporaryDirectory(prefix="hyperflax-") as folder:
+        local = pathlib.Path(folder, *str(place).split("/")[2:])  # so that an error tells of which
+        local.mkdir(parents=True)
+        _get(place, local)
+        yield local
+
+
+def _get(place: BucketPath, into: pathlib.Path) -> None:
+    for below in place.iterdir():
+        if below.name in ("", ".", "..") or "\0" in below.name:
+            raise CheckpointError(f"{below}: is no name of a file")
+        if below.is_dir():
+            (into / below.name).mkdir()
+            _get(below, into / below.name)
+        else:
+            (into / below.name).write_bytes(below.read_bytes())
+
+
+def append_lines(path: Location | str, lines: Iterable[str]) -> None:
+    """Adds lines to a text file that this process alone writes; makes it and its folder. They are on the disk then.
+
+    In a bucket the file is written anew, and never has a part of a line.
+    """
+    path, text = locate_file(path), "".join(f"{line}\n" for line in lines)
+    if isinstance(path, BucketPath):
+        path.write_bytes((path.read() or b"") + text.encode("utf-8"))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _require_free(path: Location, overwrite: bool, owned: Collection[str]) -> None:
+    if isinstance(path, pathlib.Path):
+        if not os.path.lexists(path):
+            return
+        if path.is_symlink() or not path.is_dir():
+            raise CheckpointError(
+                f"{path}: expected a directory or nothing, found a {'link' if path.is_symlink() else 'file'}"
+            )
+    present = sorted(found.name for found in path.iterdir())
     if not present:
         return
     if not overwrite:
@@ -178,7 +200,7 @@ def _move_into_place(temporary: pathlib.Path, final: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(path: pathlib.Path | str, value: Any) -> None:
+def write_json(path: Location | str, value: Any) -> None:
     """Writes readable json, atomically.
 
     Raises:
@@ -192,13 +214,26 @@ def write_json(path: pathlib.Path | str, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_bytes(path: pathlib.Path | str, *, limit: int | None = None) -> bytes:
+def read_if_there(path: Location | str) -> bytes | None:
+    """Returns a file's content, None where there is no file. Raises as `read_bytes` does."""
+    path = locate_file(path)
+    if isinstance(path, BucketPath):
+        return path.read()
+    return read_bytes(path) if path.exists() else None
+
+
+def read_bytes(path: Location | str, *, limit: int | None = None) -> bytes:
     """Returns a file's content.
 
     Raises:
       CheckpointError: it is missing, cannot be read, is no ordinary file (a device, a pipe), or is longer than `limit`.
     """
-    path = pathlib.Path(path)
+    path = locate_file(path)
+    if isinstance(path, BucketPath):
+        content = path.read_bytes()
+        if limit is not None and len(content) > limit:
+            raise CheckpointError(f"{path}: expected at most {limit:,} bytes, the file has {len(content):,}")
+        return content
     require_file(path)
     size = path.stat().st_size
     if limit is not None and size > limit:
@@ -216,7 +251,7 @@ def require_file(path: pathlib.Path | str) -> None:
         raise CheckpointError(f"{path}: expected a file, found {'something else' if path.exists() else 'nothing'}")
 
 
-def read_json(path: pathlib.Path | str) -> dict[str, Any]:
+def read_json(path: Location | str) -> dict[str, Any]:
     """Returns the json object in a file.
 
     Raises:
@@ -249,7 +284,7 @@ def parse_json(data: bytes, where: Any) -> dict[str, Any]:
     return value
 
 
-def read_schema(path: pathlib.Path | str, schema: type[Schema], *, file_format: str, version: int) -> Schema:
+def read_schema(path: Location | str, schema: type[Schema], *, file_format: str, version: int) -> Schema:
     """Returns the content of a json file as the frozen dataclass `schema`, every type and key checked.
 
     Args:

@@ -39,9 +39,10 @@ from hyperflax.data.rendering import SENTINELS
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
-from hyperflax.files import alone_in, read_json, write_json
+from hyperflax.files import read_json, write_json
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.hypernets.table import Table
+from hyperflax.locks import alone_in
 from hyperflax.training import loop
 from hyperflax.training.evaluate import loss_evaluator
 from hyperflax.training.finetuning import FineTuning, TableObjective

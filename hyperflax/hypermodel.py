@@ -25,6 +25,7 @@ from flax import linen as nn
 from hyperflax import configs, trees
 from hyperflax.adapters.kinds import check_base as check_spec
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.checkpoints.model_directory import ModelParts, collect_files, load_model_directory, save_model_directory
@@ -36,6 +37,7 @@ from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import CheckpointError, ConfigError, DataError
+from hyperflax.files import fetched
 from hyperflax.hypernets.hart import HART, HARTConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.models.decoding import Greedy, Method, decode
@@ -160,9 +162,7 @@ class Hypermodel:
         model.check_hypernetwork(where)
         return model
 
-    def save(
-        self, directory: pathlib.Path | str, *, dtype: StorageDtype | None = None, overwrite: bool = False
-    ) -> None:
+    def save(self, directory: Location | str, *, dtype: StorageDtype | None = None, overwrite: bool = False) -> None:
         """Writes a model directory; in bfloat16 it takes half the space and holds rounded values."""
         save_model_directory(directory, self.parts, dtype=dtype, overwrite=overwrite)
 
@@ -367,12 +367,13 @@ class Hypermodel:
 
 
 def load(name_or_directory: pathlib.Path | str) -> Hypermodel:
-    """Loads a shipped hypermodel by name (`strings`) or any by its model directory.
+    """Loads a shipped hypermodel by name (`strings`) or any by its model directory, here or in a bucket.
 
     Raises:
       CheckpointError: there is no such model, or its files are damaged.
     """
-    return Hypermodel.from_directory(find(name_or_directory))
+    with fetched(name_or_directory) as directory:
+        return Hypermodel.from_directory(find(directory))
 
 
 def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:

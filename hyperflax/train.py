@@ -3,14 +3,13 @@
 A run file binds the arguments of `train`. What is trained is one of three: `PlainT5`, a T5 that learns from (inputs,
 targets) pairs; `HypernetworkOf`, a hypernetwork that learns to write adapters for a frozen T5; `SharedAdapter`, one
 adapter for all tasks. All go through the same loop and leave a directory `MODEL_DIR/model` that the next job,
-`hyperflax.load` or `hyperflax adapt` takes. On several hosts MODEL_DIR lies on a disk that they share.
+`hyperflax.load` or `hyperflax adapt` takes. On several hosts MODEL_DIR lies on a disk that they share, or in a bucket.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
@@ -23,6 +22,7 @@ from jax.experimental import multihost_utils
 from hyperflax import trees
 from hyperflax.adapters.kinds import check_base as check_spec
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
@@ -32,6 +32,7 @@ from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import name_digests, task_names
+from hyperflax.files import fetched
 from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.hypernets.table import Table
@@ -79,7 +80,7 @@ class Trainable(Protocol):
 
     def export(
         self,
-        directory: pathlib.Path,
+        directory: Location,
         params: PyTree,
         results: dict[str, Any],
         provenance: dict[str, Any],
@@ -137,7 +138,7 @@ class PlainT5:
 
     def export(
         self,
-        directory: pathlib.Path,
+        directory: Location,
         params: PyTree,
         results: dict[str, Any],
         provenance: dict[str, Any],
@@ -228,7 +229,7 @@ class HypernetworkOf:
 
     def export(
         self,
-        directory: pathlib.Path,
+        directory: Location,
         params: PyTree,
         results: dict[str, Any],
         provenance: dict[str, Any],
@@ -285,7 +286,7 @@ class SharedAdapter:
 
     def export(
         self,
-        directory: pathlib.Path,
+        directory: Location,
         params: PyTree,
         results: dict[str, Any],
         provenance: dict[str, Any],
@@ -309,7 +310,8 @@ def _trained_hypernetwork(directory: str, fresh: PyTree) -> PyTree:
     Raises:
       CheckpointError: they are not those of `fresh`; lists every leaf that is missing, too much or of another shape.
     """
-    params = load_model_directory(directory).hypernetwork_params
+    with fetched(directory) as folder:
+        params = load_model_directory(folder).hypernetwork_params
     expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
     if problems := leaf_problems(params, expected):
         raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))
@@ -328,7 +330,7 @@ def train(
     eval_period: int = 0,
     export_dtype: StorageDtype | None = None,
     **options: Any,
-) -> pathlib.Path:
+) -> Location:
     """Runs a training job and exports the result; a job whose `model_dir` has a checkpoint goes on from there.
 
     Args:
@@ -336,7 +338,7 @@ def train(
       batches: of training data, `.batch(step)`.
       optimizer: see `make_optimizer`.
       total_steps: length of the whole run.
-      model_dir: the run's folder.
+      model_dir: the run's folder, or its address in a bucket.
       validation: batches for the validation loss; the first `validation_batches` of them, every `eval_period` steps
         and at the end.
       export_dtype: `bfloat16` halves the exported model.
@@ -364,7 +366,7 @@ def train(
         eval_period=eval_period,
         **options,
     )
-    directory = pathlib.Path(model_dir) / EXPORT
+    directory = locate(model_dir) / EXPORT
     params = _on_host(state.params)
     results = {"steps": int(state.step), **latest}
     # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.

@@ -22,7 +22,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-WORDS = {"types", "errors", "trees", "configs", "files", "versions", "processes"}
+WORDS = {"types", "errors", "trees", "configs", "buckets", "files", "locks", "versions", "processes"}
 BASE = WORDS | {"adapters", "models", "hypernets"}
 SIDE = {"data", "checkpoints", "evaluation"}
 
@@ -35,7 +35,9 @@ MAY_IMPORT = {
     "trees": WORDS,
     "types": WORDS,
     "configs": WORDS,
+    "buckets": WORDS,
     "files": WORDS,
+    "locks": WORDS,
     "processes": WORDS,
     "versions": {""},
     "adapters": WORDS,

@@ -22,10 +22,11 @@ import msgspec
 
 from hyperflax import configs
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.fingerprint import PATTERN, fingerprint
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError
-from hyperflax.files import atomic_directory, read_schema, write_json
+from hyperflax.files import atomic_directory, fetched, read_schema, write_json
 from hyperflax.types import PyTree
 from hyperflax.versions import versions
 
@@ -90,7 +91,7 @@ _METADATA = tuple(field.name for field in dataclasses.fields(AdapterMetadata))
 
 
 def save_adapter(
-    directory: pathlib.Path | str,
+    directory: Location | str,
     adapters: PyTree,
     spec: AdapterSpec,
     metadata: AdapterMetadata,
@@ -128,14 +129,14 @@ def save_adapter(
         "spec": spec.to_json(),
     }
     checked_json(_AdapterFile, document, f"{directory}: metadata")
-    whole = atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS))
-    with contextlib.nullcontext(pathlib.Path(directory)) if beside_others else whole as folder:
+    whole = atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS), marker=_JSON)
+    with contextlib.nullcontext(locate(directory)) if beside_others else whole as folder:
         save_tree(folder / _WEIGHTS, adapters, dtype=dtype)
         write_json(folder / _JSON, document)
 
 
-def load_adapter(directory: pathlib.Path | str) -> Adapter:
-    """Reads what `save_adapter` wrote.
+def load_adapter(directory: Location | str) -> Adapter:
+    """Reads what `save_adapter` wrote, here or in a bucket.
 
     Returns:
       The adapter, its tree nested dicts of numpy arrays.
@@ -144,10 +145,10 @@ def load_adapter(directory: pathlib.Path | str) -> Adapter:
       CheckpointError: a file is missing, damaged, from elsewhere, or does not belong to the other; names file and
         key or leaf.
     """
-    folder = pathlib.Path(directory)
-    content = read_schema(folder / _JSON, _AdapterFile, file_format=ADAPTER_FORMAT, version=ADAPTER_VERSION)
-    spec = spec_from(content.spec, folder / _JSON)
-    tree = load_tree(folder / _WEIGHTS)
+    with fetched(directory) as folder:
+        content = read_schema(folder / _JSON, _AdapterFile, file_format=ADAPTER_FORMAT, version=ADAPTER_VERSION)
+        spec = spec_from(content.spec, folder / _JSON)
+        tree = load_tree(folder / _WEIGHTS)
     try:
         spec.validate(tree)
     except AdapterError as error:

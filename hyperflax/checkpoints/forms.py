@@ -9,7 +9,7 @@
     adapter       adapter.json                                an adapter directory, no T5
     peft          adapter_config.json                         an adapter as PEFT keeps it, no T5
 
-T5X's two forms and Hugging Face's are read from buckets as well, `gs://...` and `s3://...`; the others are local.
+All are read from buckets as well, `gs://...` and `s3://...`.
 
 >>> write_model("for_t5x", read_model("flan-t5-small"), "t5x")
 """
@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from hyperflax import configs
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints import huggingface
-from hyperflax.checkpoints.buckets import Location, locate, on_this_machine
 from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
 from hyperflax.checkpoints.model_directory import load_model_directory
@@ -35,6 +35,7 @@ from hyperflax.checkpoints.t5x_index import find_checkpoint
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.data import vocabularies
 from hyperflax.errors import CheckpointError
+from hyperflax.files import fetched
 from hyperflax.types import PyTree, T5Config
 
 Form = Literal["huggingface", "t5x", "orbax", "t5", "hypermodel", "adapter", "peft"]
@@ -139,13 +140,13 @@ def read_model(
         files = {name: (folder / name).read_bytes() for name in _VOCABULARY if (folder / name).is_file()}
         params, config = huggingface.read_huggingface(folder, dtype=dtype, progress=progress)
         return Model(form, params, config, files=files)
-    local = on_this_machine(folder)
-    if form == "t5":
-        params, config, vocabulary = load_t5(local, progress=progress)
-        return Model(form, params, config, files=vocabulary_files(vocabulary))
-    parts = load_model_directory(local, progress=progress)
-    files = vocabulary_files(vocabularies.from_json(parts.vocabulary, local))
-    return Model(form, parts.base, configs.from_json(T5Config, dict(parts.t5), str(local)), files=files)
+    with fetched(folder) as local:
+        if form == "t5":
+            params, config, vocabulary = load_t5(local, progress=progress)
+            return Model(form, params, config, files=vocabulary_files(vocabulary))
+        parts = load_model_directory(local, progress=progress)
+        files = vocabulary_files(vocabularies.from_json(parts.vocabulary, local))
+        return Model(form, parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder)), files=files)
 
 
 def write_model(

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.checkpoints.buckets import Location, locate, read_json
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.hf_config import from_hf, to_hf
 from hyperflax.checkpoints.hf_names import HEAD, SHARED, Weight, weights
@@ -33,7 +33,7 @@ from hyperflax.checkpoints.safetensors_files import OpenTensors, Tensor, open_te
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.zarr import dtype_of
 from hyperflax.errors import CheckpointError
-from hyperflax.files import atomic_directory, write_json
+from hyperflax.files import atomic_directory, read_json, write_json
 from hyperflax.models.stacking import unstack_layers
 from hyperflax.types import PyTree, T5Config
 

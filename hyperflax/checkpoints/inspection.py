@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints import huggingface, peft
-from hyperflax.checkpoints.buckets import Location, locate, on_this_machine, read_json
 from hyperflax.checkpoints.forms import Form, form_of
 from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.safetensors_files import open_tensors
 from hyperflax.checkpoints.t5x_index import Stored, read_index
 from hyperflax.checkpoints.zarr import inspect_array
+from hyperflax.files import read_json
 
 # What a json file of each form tells of where the thing comes from.
 _ORIGIN = {
@@ -80,8 +81,6 @@ def inspect_path(path: Location | str) -> Inspection:
         return _t5x(folder)
     if form == "orbax":
         return _orbax(folder)
-    if form != "huggingface":
-        on_this_machine(folder)
     name, keys = _ORIGIN[form]
     content = read_json(folder / name)
     origin = {key: content.get(key) for key in keys if key in content}

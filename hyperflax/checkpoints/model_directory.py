@@ -25,6 +25,7 @@ import msgspec
 
 from hyperflax import configs
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json, spec_from
 from hyperflax.checkpoints.fingerprint import PREFIX, fingerprint
 from hyperflax.checkpoints.shapes import check_shapes
@@ -130,7 +131,7 @@ class _ModelFile:
 
 
 def save_model_directory(
-    directory: pathlib.Path | str, parts: ModelParts, *, dtype: StorageDtype | None = None, overwrite: bool = False
+    directory: Location | str, parts: ModelParts, *, dtype: StorageDtype | None = None, overwrite: bool = False
 ) -> ModelParts:
     """Writes a model directory; an interruption leaves nothing that looks like one.
 
@@ -168,8 +169,8 @@ def save_model_directory(
     }
     checked_json(_ModelFile, document, str(directory))
     _check_names(document["files"], str(directory))
-    owned = {*_OWN, *parts.files, *_files_of(pathlib.Path(directory))}
-    with atomic_directory(directory, overwrite=overwrite, owned=owned) as folder:
+    owned = {*_OWN, *parts.files, *_files_of(locate(directory))}
+    with atomic_directory(directory, overwrite=overwrite, owned=owned, marker=_JSON) as folder:
         save_tree(folder / _BASE, parts.base, dtype=dtype)
         save_tree(folder / _HYPERNETWORK, parts.hypernetwork_params, dtype=dtype)
         for name, content in parts.files.items():
@@ -223,9 +224,9 @@ def load_model_directory(
     )
 
 
-def is_model_directory(path: pathlib.Path | str) -> bool:
+def is_model_directory(path: Location | str) -> bool:
     """Whether a model directory, whole or damaged, stands at `path`."""
-    return (pathlib.Path(path) / _JSON).is_file()
+    return (locate(path) / _JSON).is_file()
 
 
 def collect_files(write: Callable[[pathlib.Path], None]) -> dict[str, bytes]:
@@ -248,7 +249,7 @@ def _check_names(files: Mapping[str, str], where: str) -> None:
             raise CheckpointError(f"{where}: files: '{name}' is a name of hyperflax's own")
 
 
-def _files_of(folder: pathlib.Path) -> tuple[str, ...]:
+def _files_of(folder: Location) -> tuple[str, ...]:
     """Files that the model directory which is there says are its own."""
     with contextlib.suppress(CheckpointError):
         content = read_schema(folder / _JSON, _ModelFile, file_format=MODEL_FORMAT, version=MODEL_VERSION)

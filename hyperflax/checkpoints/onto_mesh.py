@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.checkpoints.buckets import Location, locate
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.t5x import as_asked, on_disk
@@ -62,7 +62,7 @@ def read_onto_mesh(
     sources = _legacy(path, step, target) if folder is None else _orbax(folder, target)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, (leaf, _) in sources.items()}
     check_shapes(trees.unflatten(shapes), config, where=str(path))
-    return trees.unflatten(_place(sources, place))
+    return trees.unflatten(place_arrays(sources, place))
 
 
 def _legacy(path: Location, step: int | None, target: np.dtype | None) -> dict[str, Source]:
@@ -88,8 +88,18 @@ def _orbax(folder: Location, target: np.dtype | None) -> dict[str, Source]:
     }
 
 
-def _place(sources: Mapping[str, Source], place: Place) -> dict[str, jax.Array]:
-    """Reads many parts at a time; no more than 16 MiB a core wait to be placed at any moment."""
+def place_arrays(sources: Mapping[str, Source], place: Place) -> dict[str, jax.Array]:
+    """Returns arrays where they belong, of which every process reads what its devices hold.
+
+    Many parts are read at a time; no more than 16 MiB a core wait to be placed at any moment.
+
+    Args:
+      sources: what to read, by name.
+      place: (name, shape) -> sharding.
+
+    Raises:
+      CheckpointError: an array cannot be read; names it.
+    """
     import tensorstore as ts
 
     context = ts.Context({"file_io_concurrency": {"limit": FILE_THREADS}})

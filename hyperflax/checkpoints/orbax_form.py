@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.checkpoints.buckets import Location, kvstore, locate, read_json
+from hyperflax.buckets import Location, kvstore, locate
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, dtype_of, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
-from hyperflax.files import atomic_directory
+from hyperflax.files import atomic_directory, read_json
 from hyperflax.types import PyTree
 
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from hyperflax.checkpoints.buckets import BucketPath, Location, locate
+from hyperflax.buckets import BucketPath, Location, locate
 from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_file, parse_json, require_file
 

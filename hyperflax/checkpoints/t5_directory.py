@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hyperflax import configs
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json
-from hyperflax.checkpoints.buckets import Location, locate
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.huggingface import is_huggingface, read_huggingface
 from hyperflax.checkpoints.layouts import unrolled
@@ -28,7 +28,7 @@ from hyperflax.checkpoints.t5x import read_t5x_checkpoint
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.data.vocabularies import Vocabulary, from_json
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import atomic_directory, read_schema, write_json
+from hyperflax.files import atomic_directory, fetched, read_schema, write_json
 from hyperflax.types import PyTree, T5Config
 from hyperflax.versions import versions
 
@@ -51,7 +51,7 @@ class _T5File:
 
 
 def save_t5(
-    directory: pathlib.Path | str,
+    directory: Location | str,
     params: PyTree,
     config: T5Config,
     vocabulary: Vocabulary,
@@ -78,7 +78,7 @@ def save_t5(
         "vocabulary": dict(vocabulary.to_json()),
     }
     checked_json(_T5File, document, str(directory))
-    with atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS, *files)) as folder:
+    with atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS, *files), marker=_JSON) as folder:
         save_tree(folder / _WEIGHTS, params, dtype=dtype)
         for name, content in files.items():
             (folder / name).write_bytes(content)
@@ -108,7 +108,7 @@ def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
 
     Args:
       path: a T5 directory, a model directory, a T5X checkpoint or a folder of them (the latest counts), or a model in
-        Hugging Face's form; the last two local or in a bucket.
+        Hugging Face's form; local or in a bucket.
       config: the shape that is expected; compute settings (dtype, dropout, scanning) are free.
 
     Raises:
@@ -116,11 +116,12 @@ def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
         it computes otherwise.
     """
     folder = locate(path)
-    local = isinstance(folder, pathlib.Path)
-    if local and (folder / _JSON).is_file():
-        params, _ = _read(folder)
-    elif local and is_model_directory(folder):
-        params = load_model_directory(folder).base
+    if (folder / _JSON).is_file():
+        with fetched(folder) as local:
+            params, _ = _read(local)
+    elif is_model_directory(folder):
+        with fetched(folder) as local:
+            params = load_model_directory(local).base
     elif is_huggingface(folder):
         params, found = read_huggingface(folder)
         for name in ("mlp_activations", "max_distance"):  # what shapes do not show

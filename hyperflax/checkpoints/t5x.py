@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.checkpoints.buckets import Location
+from hyperflax.buckets import Location
 from hyperflax.checkpoints.t5x_index import Stored, T5XIndex, read_index
 from hyperflax.checkpoints.zarr import ZarrArray, dtype_of, inspect_array, read_arrays
 from hyperflax.errors import CheckpointError

@@ -18,9 +18,10 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from hyperflax.checkpoints.buckets import BucketPath, Location, locate, read_bytes
+from hyperflax.buckets import BucketPath, Location, locate
 from hyperflax.checkpoints.zarr import dtype_of
 from hyperflax.errors import CheckpointError
+from hyperflax.files import read_bytes
 
 NEWEST_VERSION = 3
 _FILE = "checkpoint"

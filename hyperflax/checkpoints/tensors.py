@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.buckets import Location
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.errors import CheckpointError, HyperflaxError
 from hyperflax.files import atomic_file, require_file
@@ -44,7 +45,7 @@ def rounded(tree: PyTree, dtype: StorageDtype | None) -> dict[str, Any]:
     return trees.map_with_path(leaf, tree)
 
 
-def save_tree(path: pathlib.Path | str, tree: PyTree, *, dtype: StorageDtype | None = None) -> None:
+def save_tree(path: Location | str, tree: PyTree, *, dtype: StorageDtype | None = None) -> None:
     """Writes the tree, atomically.
 
     Args:

@@ -15,11 +15,13 @@ from typing import Any
 
 import gin
 
+from hyperflax.buckets import Location, locate
 from hyperflax.cli import multiprocess
 from hyperflax.cli.models import add_module_argument
 from hyperflax.data import registry
 from hyperflax.errors import ConfigError
-from hyperflax.files import alone_in, atomic_file
+from hyperflax.files import atomic_file
+from hyperflax.locks import alone_in
 from hyperflax.processes import Processes
 
 PACKAGE = "hyperflax_gin_configs"
@@ -53,7 +55,8 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
 
     Raises:
       ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
-        of `name`, or a MODEL_DIR that is no folder; see `multiprocess.join`.
+        of `name`; see `multiprocess.join`.
+      CheckpointError: MODEL_DIR is an address that is none of a bucket.
       BusyError: another process is at work in MODEL_DIR.
     """
     _require_file(arguments)  # before the other processes are waited for
@@ -130,24 +133,18 @@ def shipped_runs() -> list[str]:
     return sorted(f"{PACKAGE}/{path.relative_to(folder)}" for path in folder.glob("runs/*.gin"))
 
 
-def _model_dir() -> pathlib.Path | None:
-    """Returns the folder that a job writes to; None for a job without MODEL_DIR.
-
-    Raises:
-      ConfigError: MODEL_DIR is the address of a bucket.
-    """
+def _model_dir() -> Location | None:
+    """Returns the folder that a job writes to; None for a job without MODEL_DIR."""
     try:
         model_dir = gin.query_parameter("MODEL_DIR/gin.macro.value")
     except ValueError:
         return None
     if not model_dir or not isinstance(model_dir, str):
         return None
-    if "://" in model_dir:
-        raise ConfigError(f"MODEL_DIR: expected a folder, on a disk that all hosts share, got {model_dir!r}")
-    return pathlib.Path(model_dir)
+    return locate(model_dir)
 
 
-def _write_config(path: pathlib.Path, content: Callable[..., str]) -> None:
+def _write_config(path: Location, content: Callable[..., str]) -> None:
     """Writes the configuration, as T5X does. Several processes have one, and the first one writes it."""
     if Processes.running().first:
         with atomic_file(path) as temporary:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from hyperflax import __version__
+from hyperflax.buckets import Location, locate
 from hyperflax.data import cache_format as form
 from hyperflax.data.examples import StreamedExample
 from hyperflax.data.vocabularies import Vocabulary
@@ -32,7 +33,7 @@ from hyperflax.files import atomic_directory
 
 def write_cache(
     stream: Iterable[StreamedExample],
-    out_dir: pathlib.Path | str,
+    out_dir: Location | str,
     vocabulary: Vocabulary,
     *,
     group_rates: Sequence[float] | np.ndarray | None = None,
@@ -45,7 +46,8 @@ def write_cache(
 
     Args:
       stream: the examples; `stream_of(source)` for a source, `seqio_stream(...)` for a seqio Task.
-      out_dir: a folder that does not exist yet, or is empty.
+      out_dir: a folder that does not exist yet, or is empty; or such a place in a bucket, to which it is copied when
+        it is complete.
       vocabulary: of the tokens.
       group_rates: mixing rates of the stream's groups, see `ExampleSource`.
       origin: where the examples come from (mixture, split ...), kept in the manifest.
@@ -57,10 +59,10 @@ def write_cache(
     Raises:
       DataError: the folder is not empty, the stream is, or a token is outside the vocabulary.
     """
-    out_dir = pathlib.Path(out_dir)
+    out_dir = locate(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise DataError(f"{out_dir}: expected a folder that does not exist yet, or is empty")
-    with atomic_directory(out_dir) as temporary:
+    with atomic_directory(out_dir, marker=form.MANIFEST) as temporary:
         names, count = _write_examples(stream, temporary, vocabulary, records_per_shard)
         vocabulary.write_files(temporary)
         files = [form.file_entry(path) for path in sorted(temporary.iterdir())]

@@ -32,8 +32,10 @@ from typing import Any
 
 import numpy as np
 
+from hyperflax.buckets import Location
 from hyperflax.data.examples import Example, TaskInfo
 from hyperflax.errors import DataError
+from hyperflax.files import read_if_there
 
 FORMAT = "hyperflax token cache"
 SCHEMA = 1
@@ -136,17 +138,24 @@ def file_entry(path: pathlib.Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
-    """The manifest of a cache, checked against the files beside it by name and size.
+def require_size(file: pathlib.Path, entry: Mapping[str, Any]) -> None:
+    """Raises DataError unless a file has as many bytes as its entry in the manifest says."""
+    if (size := file.stat().st_size) != entry["bytes"]:
+        raise DataError(f"{file}: expected {entry['bytes']} bytes, got {size}")
+
+
+def read_manifest(directory: Location) -> dict[str, Any]:
+    """The manifest of a cache, checked against the files beside it by name and, on this machine, by size.
 
     Raises:
       DataError: no cache there, another schema, or a file absent or of another size; the file is named.
     """
     path = directory / MANIFEST
+    content = read_if_there(path)
+    if content is None:
+        raise DataError(f"{path}: expected the manifest of a token cache, there is no such file")
     try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: expected the manifest of a token cache, there is no such file") from error
+        manifest = json.loads(content.decode("utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: expected JSON, got {error}") from error
     found = (manifest.get("format"), manifest.get("schema")) if isinstance(manifest, Mapping) else None
@@ -156,6 +165,6 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
         file = directory / entry["file"]
         if not file.is_file():
             raise DataError(f"{file}: listed in {MANIFEST}, there is no such file")
-        if (size := file.stat().st_size) != entry["bytes"]:
-            raise DataError(f"{file}: expected {entry['bytes']} bytes, got {size}")
+        if isinstance(file, pathlib.Path):
+            require_size(file, entry)
     return manifest

@@ -3,49 +3,79 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from hyperflax.buckets import BucketPath, Location, locate
 from hyperflax.data import cache_format as form
 from hyperflax.data import vocabularies
 from hyperflax.data.examples import Example, TaskInfo
+from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
+from hyperflax.files import atomic_file
 
 
 class CachedSource:
     """An `ExampleSource` that reads single records of a token cache; safe to share between threads.
 
+    Of a cache in a bucket each file is copied to a temporary folder of this machine when it is first needed: shuffled
+    reading asks for every shard, again and again.
+
     Args:
-      directory: of the cache.
+      directory: of the cache, or its address in a bucket.
       verify: compare the sha256 of every file (reads the whole cache); sizes are always compared.
 
     Raises:
       DataError: see `read_manifest`; a file that does not match its sha256 is named.
     """
 
-    def __init__(self, directory: pathlib.Path | str, *, verify: bool = False):
-        self.directory = pathlib.Path(directory)
+    def __init__(self, directory: Location | str, *, verify: bool = False):
+        self.directory = locate(directory)
         self.manifest = form.read_manifest(self.directory)
+        self._copies = (
+            tempfile.TemporaryDirectory(prefix="hyperflax-cache-") if isinstance(self.directory, BucketPath) else None
+        )
+        self._lock = threading.Lock()
         if verify:
             for entry in self.manifest["files"]:
-                if (found := form.file_entry(self.directory / entry["file"])) != entry:
+                if (found := form.file_entry(self._local(entry["file"]))) != entry:
                     raise DataError(
                         f"{self.directory / entry['file']}: expected sha256 {entry['sha256']}, got {found['sha256']}"
                     )
-        self.vocabulary = vocabularies.from_json(self.manifest["vocabulary"], self.directory)
+        self.vocabulary = self._read_vocabulary()
         rates = self.manifest["group_rates"]
         self.group_rates = None if rates is None else np.asarray(rates, np.float64)
         self._read_tasks()
         self._read_index()
         self._per_shard = int(self.manifest["records_per_shard"])
         self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
+
+    def _local(self, name: str) -> pathlib.Path:
+        """Where a file of the cache lies on this machine."""
+        if self._copies is None:
+            return pathlib.Path(str(self.directory), name)
+        if pathlib.PurePath(name).name != name:
+            raise DataError(f"{self.directory}: expected a plain file name, got {name!r:.100}")
+        copy = pathlib.Path(self._copies.name) / name
+        if not copy.exists():
+            with atomic_file(copy) as temporary:
+                temporary.write_bytes((self.directory / name).read_bytes())
+            form.require_size(copy, next(entry for entry in self.manifest["files"] if entry["file"] == name))
+        return copy
+
+    def _read_vocabulary(self) -> Vocabulary:
+        description = self.manifest["vocabulary"]
+        for name in (entry["file"] for entry in self.manifest["files"]):
+            if name == description.get("file"):
+                return vocabularies.from_json(description, self._local(name).parent)
+        return vocabularies.from_json(description, str(self.directory))  # it needs no file, or lacks one
 
     def _read_tasks(self) -> None:
-        path = self.directory / form.TASKS
+        path = self._local(form.TASKS)
         rows = []
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
             try:
@@ -57,7 +87,7 @@ class CachedSource:
         self.groups = np.asarray([group for _, _, group in rows], np.int32)
 
     def _read_index(self) -> None:
-        path = self.directory / form.INDEX
+        path = self._local(form.INDEX)
         try:
             index = np.load(path, allow_pickle=False)
         except ValueError as error:
@@ -129,7 +159,7 @@ class CachedSource:
 
             with self._lock:
                 if shard not in self._readers:
-                    path = self.directory / form.shard_name(shard)
+                    path = self._local(form.shard_name(shard))
                     # Read-ahead would fetch megabytes for a record, and threads cost more than a batch's records.
                     options = "readahead_buffer_size:0,max_parallelism:1"
                     self._readers[shard] = array_record_module.ArrayRecordReader(str(path), options)

@@ -25,6 +25,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 
+from hyperflax.buckets import locate
 from hyperflax.data.cache_format import MANIFEST
 from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.examples import ExampleSource
@@ -164,7 +165,8 @@ def load_source(
     """The examples behind a name. In a gin file: `source = @registry.load_source()`.
 
     Args:
-      name: a token cache's folder, a registered source, or a seqio Task or Mixture; tried in this order.
+      name: a token cache's folder or address in a bucket, a registered source, or a seqio Task or Mixture; tried in
+        this order.
       split: of it. A folder may be one cache, whatever its split, or hold one cache a split.
       vocabulary: expected; registered sources tokenise with it, the others must have been made with it.
       modules: to register first, see `register_modules`.
@@ -176,7 +178,7 @@ def load_source(
     """
     if _STAND_IN:
         return _STAND_IN[-1](vocabulary)
-    for folder in [pathlib.Path(name), *(pathlib.Path(parent) / name for parent in cache_dirs)]:
+    for folder in [locate(name), *(locate(parent) / name for parent in cache_dirs)]:
         for place in (folder / split, folder):
             if (place / MANIFEST).is_file():
                 return _checked(CachedSource(place), name, vocabulary)

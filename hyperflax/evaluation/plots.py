@@ -7,11 +7,10 @@ controls are grey with open markers, so that nothing depends on colour alone.
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from hyperflax.buckets import Location, locate
 from hyperflax.evaluation.markdown import category_means, main_condition
 from hyperflax.files import atomic_file
 
@@ -144,7 +143,7 @@ def draw_adapters(axes: Axes, report: Mapping[str, Any], figure: str) -> None:
     _clean(axes, grid="y")
 
 
-def write_plots(report: Mapping[str, Any], out: str | os.PathLike[str]) -> list[pathlib.Path]:
+def write_plots(report: Mapping[str, Any], out: Location | str) -> list[Location]:
     """Draws a valid report into `out`: `report.png`; `categories.png` where tasks have two categories or more;
     `adapters.png` where the report has figures of generated adapters.
 
@@ -153,8 +152,7 @@ def write_plots(report: Mapping[str, Any], out: str | os.PathLike[str]) -> list[
     """
     from matplotlib.figure import Figure
 
-    folder = pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = locate(out)
     n_conditions = len(report["conditions"])
     figure = Figure(figsize=(12, max(3.6, 1.4 + 0.36 * n_conditions)), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -206,7 +204,7 @@ def _clean(axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.tick_params(color="#999999")
 
 
-def _save(figure: Any, path: pathlib.Path) -> None:
+def _save(figure: Any, path: Location) -> None:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

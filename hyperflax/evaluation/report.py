@@ -37,6 +37,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hyperflax.buckets import Location, locate
 from hyperflax.errors import DataError
 from hyperflax.evaluation.intervals import RESAMPLES, Interval, bootstrap_difference, bootstrap_mean, bootstrap_nested
 from hyperflax.evaluation.markdown import render_markdown
@@ -151,13 +152,13 @@ def build_report(
     return report
 
 
-def write_report(report: Mapping[str, Any], out: str | os.PathLike[str]) -> pathlib.Path:
+def write_report(report: Mapping[str, Any], out: Location | str) -> Location:
     """Validates the report and writes `report.json` and `report.md` into `out`; returns the path of the json.
 
     Each file appears whole or not at all: it is written beside its place and moved there.
     """
     validate_report(report)
-    folder = pathlib.Path(out)
+    folder = locate(out)
     texts = {
         "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "report.md": render_markdown(report),

@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +27,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hyperflax.buckets import Location, locate
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.metrics import Metric, get_metric
 from hyperflax.evaluation.provenance import plain_json
 from hyperflax.evaluation.report import build_report
 from hyperflax.evaluation.schema import CONDITIONS
+from hyperflax.files import append_lines, atomic_file
 from hyperflax.processes import Processes
 
 ALONE = Processes()
@@ -108,7 +109,7 @@ def evaluate_conditions(
     metric: str | Metric,
     *,
     batch_size: int = 16,
-    out: str | os.PathLike[str] | None = None,
+    out: pathlib.Path | str | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool = True,
     processes: Processes = ALONE,
@@ -161,7 +162,7 @@ def evaluate_conditions(
                     continue
                 rows = [row for row in _run_batch(condition, predict, batch, measure) if row["task"] in open_tasks]
                 if journal is not None:
-                    _append(processes.shard(journal), rows)
+                    append_lines(processes.shard(journal), [json.dumps(row, ensure_ascii=False) for row in rows])
                 done.update({(condition, row["task"]): row for row in rows})
                 bar.update(len(rows))
     if journal is not None and processes.count > 1:
@@ -235,29 +236,23 @@ def _digest(config: Mapping[str, Any], metric: str, tasks: Sequence[EvaluationTa
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _append(journal: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with open(journal, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read_journals(journal: pathlib.Path, processes: Processes) -> dict[tuple[str, str], dict[str, Any]]:
     """What is finished, by whichever process."""
-    own, done = processes.shard(journal), {}
-    for path in sorted(journal.parent.glob(f"{journal.name}*")):
-        done.update(_read_journal(path, own=path == own))
+    own, folder, done = processes.shard(journal), locate(journal.parent), {}
+    for path in sorted(folder.iterdir() if folder.is_dir() else (), key=str):
+        if path.name.startswith(journal.name):
+            done.update(_read_journal(path, own=path.name == own.name))
     return done
 
 
-def _read_journal(journal: pathlib.Path, own: bool) -> dict[tuple[str, str], dict[str, Any]]:
+def _read_journal(journal: Location, own: bool) -> dict[tuple[str, str], dict[str, Any]]:
     """What is finished by one file. A last line without its end is what a kill leaves, or what another process is just
     writing: its task does not count, and in our `own` file, which grows behind it, it is cut off."""
     content = journal.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if own and len(whole) < len(content):
-        os.truncate(journal, len(whole))
+        with atomic_file(journal) as temporary:
+            temporary.write_bytes(whole)
     done = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:

@@ -1,10 +1,11 @@
-"""Checkpoints of a training run: Orbax, atomically complete, resumed exactly.
+"""Checkpoints of a training run: whole or absent, resumed exactly.
 
     model_dir/checkpoints/checkpoint_200/{state, host}
 
 `state` holds the arrays of a `TrainState` under readable names (`params/...`, `opt_state/0/mu/...`), `host` a small
-json: the seed, and the sums of the log period that was under way. The frozen tree is not in it. A run that was killed
-while writing leaves a temporary folder that the next one removes; a checkpoint under its final name is whole.
+json: the seed, and the sums of the log period that was under way. The frozen tree is not in it. On a disk they are
+Orbax's (`orbax_store.py`), in a bucket TensorStore's (`bucket_store.py`). What a run that was killed while writing has
+left is never taken for a checkpoint, and the next run removes it.
 
 >>> with Checkpoints("runs/first/checkpoints", keep=3) as checkpoints:
 ...     checkpoints.save(state, {"seed": 0})
@@ -14,19 +15,20 @@ while writing leaves a temporary folder that the next one removes; a checkpoint 
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.buckets import locate
 from hyperflax.errors import CheckpointError
+from hyperflax.training.bucket_store import BucketStore
+from hyperflax.training.orbax_store import PREFIX, OrbaxStore
 from hyperflax.training.state import TrainState
 from hyperflax.types import PyTree
-
-PREFIX = "checkpoint"
 
 
 class Checkpoints:
@@ -47,29 +49,16 @@ class Checkpoints:
         asynchronous: bool = False,
         read_only: bool = False,
     ) -> None:
-        self.directory = os.path.abspath(os.fspath(directory))
-        self._asynchronous = asynchronous and not read_only
-        if read_only and not os.path.isdir(self.directory):
-            raise CheckpointError(f"{self.directory}: no such folder of checkpoints")
-        # Imported late: Orbax takes seconds, and who only adapts or predicts comes past this module.
-        import orbax.checkpoint as ocp
-
-        self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
-            step_prefix=PREFIX,
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=self._asynchronous,
+        place = locate(os.fspath(directory))
+        local = isinstance(place, pathlib.Path)
+        self.directory = os.path.abspath(place) if local else str(place)
+        self._store = (OrbaxStore if local else BucketStore)(
+            self.directory, keep=keep, asynchronous=asynchronous, read_only=read_only
         )
-        # Named handlers, or a manager that has not written yet cannot say what a checkpoint holds.
-        handlers = {"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """Returns the last complete checkpoint's step, or None."""
-        return self._manager.latest_step()
+        return max(self._store.steps(), default=None)
 
     def save(self, state: TrainState, host: Mapping[str, Any]) -> None:
         """Writes a checkpoint of `state.step`; does nothing where there is one already.
@@ -79,15 +68,8 @@ class Checkpoints:
           host: what json can hold.
         """
         step = int(state.step)
-        if step == self.latest_step():
-            return
-        if self._asynchronous and jax.default_backend() == "cpu":
-            # On CPU the writer reads the very buffers that the next step takes over.
-            state = jax.tree.map(jnp.copy, state)
-        items = self._args.Composite(
-            state=self._args.StandardSave(_to_dict(state)), host=self._args.JsonSave(dict(host))
-        )
-        self._manager.save(step, args=items, force=True)
+        if step != self.latest_step():
+            self._store.write(step, dict(_named_leaves(state)), host)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
         """Returns (state, host) of a checkpoint.
@@ -101,21 +83,11 @@ class Checkpoints:
           CheckpointError: there is none, or a leaf is missing, extra or of another shape.
         """
         step = self._existing(step)
-        wanted = trees.flatten(_to_dict(like))
-        self._check(wanted, step)
-        abstract = {
-            path: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or _host_device()
-            )
-            for path, leaf in wanted.items()
-        }
-        items = self._args.Composite(
-            state=self._args.StandardRestore(trees.unflatten(abstract)), host=self._args.JsonRestore()
-        )
-        found = self._manager.restore(step, args=items)
-        leaves = trees.flatten(found["state"])
-        restored = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path, _ in _named_leaves(like)])
-        return restored, dict(found["host"])
+        named = _named_leaves(like)
+        self._check(dict(named), step)
+        found = self._store.read(step, {path: _described(leaf, leaf) for path, leaf in named})
+        restored = jax.tree.unflatten(jax.tree.structure(like), [found[path] for path, _ in named])
+        return restored, self._store.host(step)
 
     def parameters(self, step: int | None = None) -> PyTree:
         """Returns the parameters of a checkpoint, the latest if `step` is None: a nested dict of numpy arrays."""
@@ -128,17 +100,12 @@ class Checkpoints:
           CheckpointError: there is no such checkpoint.
         """
         step = self._existing(step)
-        metadata = self._manager.item_metadata(step)["state"]
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_host_device()), dict(metadata)
-        )
-        found = self._manager.restore(step, args=self._args.Composite(state=self._args.StandardRestore(abstract)))
-        return jax.tree.map(np.asarray, found["state"])
+        wanted = {path: _described(leaf) for path, leaf in self._store.shapes(step).items()}
+        return trees.unflatten({path: np.asarray(leaf) for path, leaf in self._store.read(step, wanted).items()})
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self._store.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -147,7 +114,7 @@ class Checkpoints:
         self.close()
 
     def _existing(self, step: int | None) -> int:
-        steps = self._manager.all_steps()
+        steps = self._store.steps()
         if not steps:
             raise CheckpointError(f"{self.directory}: holds no complete checkpoint")
         if step is not None and step not in steps:
@@ -156,7 +123,7 @@ class Checkpoints:
 
     def _check(self, wanted: Mapping[str, Any], step: int) -> None:
         where = f"{self.directory}/{PREFIX}_{step}"
-        saved = {path: tuple(leaf.shape) for path, leaf in _metadata_leaves(self._manager.item_metadata(step)["state"])}
+        saved = {path: tuple(leaf.shape) for path, leaf in self._store.shapes(step).items()}
         for path in sorted(wanted, key=_parameters_first):
             leaf = wanted[path]
             if path not in saved:
@@ -178,13 +145,7 @@ def _parameters_first(path: str) -> tuple[bool, str]:
     return not path.startswith("params"), path
 
 
-def _metadata_leaves(metadata: Any) -> list[tuple[str, Any]]:
-    return list(trees.flatten(dict(metadata)).items())
-
-
-def _to_dict(state: PyTree) -> PyTree:
-    return trees.unflatten(dict(_named_leaves(state)))
-
-
-def _host_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def _described(leaf: Any, placed: Any = None) -> jax.ShapeDtypeStruct:
+    """A leaf's shape and dtype, with the sharding of `placed`, or of this process's first device if that has none."""
+    sharding = getattr(placed, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

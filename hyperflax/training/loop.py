@@ -21,7 +21,7 @@ import jax
 from tqdm import tqdm
 
 from hyperflax.errors import ConfigError
-from hyperflax.files import alone_in
+from hyperflax.locks import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
 from hyperflax.objectives.protocol import Objective
 from hyperflax.training.checkpointing import Checkpoints
@@ -82,7 +82,7 @@ def train(
       objective: what is learned.
       optimizer: from `make_optimizer`, or any optax transformation.
       batches: `.batch(step)` -> numpy dict, pure in (its seed, step).
-      model_dir: the run's folder; one that has a checkpoint is continued.
+      model_dir: the run's folder, or its address in a bucket; one that has a checkpoint is continued.
       total_steps: steps of the whole run, those before a restart included.
       frozen: parameters that the objective only reads. Never changed, never saved.
       initial_params: a tree to start from, or a function of the fresh parameters; see `start_from`.

@@ -22,7 +22,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hyperflax import trees
-from hyperflax.errors import ConfigError
+from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.models.axes import parameter_axes
 from hyperflax.objectives.protocol import BATCH_AXES, Metrics, Objective
 from hyperflax.training.optimizers import Transformation
@@ -189,8 +190,21 @@ class Partitioner:
         return NamedSharding(self.mesh, self.spec(path, shape, t5_axes(path)))
 
     def place_frozen(self, frozen: PyTree) -> PyTree:
-        """Returns the frozen tree, a T5's, on the mesh: in pieces, by the same rules as parameters that are trained."""
-        return None if frozen is None else jax.device_put(frozen, self.shardings(frozen, {}))
+        """Returns the frozen tree, a T5's, on the mesh: in pieces, by the same rules as parameters that are trained.
+
+        Every process holds the whole tree on its host, as it was read, and uploads the parts of its own devices.
+
+        Raises:
+          CheckpointError: processes hold different values, or one of them another tree.
+        """
+        if frozen is None:
+            return None
+        shardings = self.shardings(frozen, {})
+        if jax.process_count() == 1:
+            return jax.device_put(frozen, shardings)
+        # Compared by digest, on the hosts: `device_put` would send every leaf whole to every device to compare them.
+        _require_same_everywhere(fingerprint(frozen))
+        return jax.tree.map(_from_host, frozen, shardings)
 
     def abstract_frozen(self, frozen: PyTree) -> PyTree:
         """Returns shapes with their shardings for a frozen tree, of arrays or of shapes."""
@@ -215,10 +229,7 @@ class Partitioner:
         sharding = self._batch_sharding(batch)
         if jax.process_count() == 1:
             return jax.device_put(dict(batch), sharding)
-        return {
-            name: jax.make_array_from_callback(np.shape(feature), sharding, lambda index, rows=feature: rows[index])
-            for name, feature in batch.items()
-        }
+        return {name: _from_host(feature, sharding) for name, feature in batch.items()}
 
     def divides(self, batch: Mapping[str, Any]) -> bool:
         """Whether the rows of a batch divide over the data shards."""
@@ -275,6 +286,26 @@ def described(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
     )
+
+
+def _from_host(leaf: Array | np.ndarray, sharding: NamedSharding) -> Array:
+    """Returns an array of which this process uploads what its own devices hold."""
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def _require_same_everywhere(digest: str) -> None:
+    """Raises CheckpointError, in all processes, unless the frozen trees of all of them have the same digest."""
+    from jax.experimental import multihost_utils
+
+    found = multihost_utils.process_allgather(np.frombuffer(digest.encode("ascii"), np.uint8))
+    digests = [row.tobytes().decode("ascii") for row in np.asarray(found)]
+    if different := [index for index, other in enumerate(digests) if other != digests[0]]:
+        index = different[0]
+        raise CheckpointError(
+            f"frozen parameters: process 0 has read {digests[0]}, process {index} {digests[index]}; expected the same "
+            "base model on every host"
+        )
 
 
 def t5_axes(path: str) -> tuple[str, ...] | None:

@@ -137,6 +137,7 @@ class Run:
             "seconds": self._seconds(),
             "period": {"pairs": self._sums.pairs, "steps": self._sums.steps},
         }
+        self._log.flush()
         self._checkpoints.save(self.state, host)
         self.clock.lap("saving")
 

@@ -15,12 +15,15 @@ import json
 import math
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from hyperflax.files import atomic_file
+from hyperflax.buckets import Location, locate
+from hyperflax.files import append_lines, atomic_file, read_if_there
 from hyperflax.objectives.protocol import Metrics
 
 METRICS_FILE = "metrics.jsonl"
@@ -61,9 +64,9 @@ class RunLog:
     def __init__(
         self, directory: str | os.PathLike[str], *, resume_step: int | None = None, enabled: bool = True
     ) -> None:
-        self.path = pathlib.Path(directory) / METRICS_FILE
-        self._file: TextIO | None = None
-        self._events: Any = None  # a SummaryWriter wherever there is a file
+        folder = locate(os.fspath(directory))
+        self.path = folder / METRICS_FILE
+        self._events: Any = None  # a SummaryWriter wherever there is something to write
         if not enabled:
             return
         from tensorboardX import SummaryWriter
@@ -71,26 +74,37 @@ class RunLog:
         rows = [] if resume_step is None else [row for row in read_rows(self.path) if row["step"] <= resume_step]
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
+        # An event file grows, which nothing in a bucket does: it is made here, and put there whenever it is flushed.
+        self._place, self._made = folder / "tensorboard", tempfile.TemporaryDirectory(prefix="hyperflax-")
+        local = self._place if isinstance(self._place, pathlib.Path) else pathlib.Path(self._made.name)
         purge = None if resume_step is None else resume_step + 1
-        self._events = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=purge)
+        self._events = SummaryWriter(str(local), purge_step=purge)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> dict[str, float | str]:
         """Appends and returns one row; numbers that json cannot hold (NaN, infinity) are left out."""
         numbers = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         row = {"step": step, "kind": kind, **numbers}
-        if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+        if self._events is not None:
+            append_lines(self.path, [json.dumps(row)])
             for name, value in numbers.items():
                 self._events.add_scalar(f"{kind}/{name}", value, step)
         return row
 
+    def flush(self) -> None:
+        """Sees to it that TensorBoard finds all rows."""
+        if self._events is None:
+            return
+        self._events.flush()
+        for made in pathlib.Path(self._made.name).iterdir():
+            with atomic_file(self._place / made.name) as temporary:
+                shutil.copyfile(made, temporary)
+
     def close(self) -> None:
         """Flushes what is buffered."""
-        if self._file is not None:
-            self._file.close()
+        if self._events is not None:
+            self.flush()
             self._events.close()
+            self._made.cleanup()
 
     def __enter__(self) -> RunLog:
         return self
@@ -99,11 +113,10 @@ class RunLog:
         self.close()
 
 
-def read_rows(path: str | os.PathLike[str]) -> list[dict]:
+def read_rows(path: Location | str) -> list[dict]:
     """Returns the rows of a metrics.jsonl, up to the first line that is not whole (a run killed while writing it)."""
-    path = pathlib.Path(path)
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in (read_if_there(path) or b"").decode("utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -111,12 +124,13 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict]:
     return rows
 
 
-def plot_curve(directory: str | os.PathLike[str], metric: str = "loss") -> pathlib.Path | None:
+def plot_curve(directory: str | os.PathLike[str], metric: str = "loss") -> Location | None:
     """Draws the metric of training and evaluation over steps into `loss.png`; returns its path, None without rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = read_rows(pathlib.Path(directory) / METRICS_FILE)
+    folder = locate(os.fspath(directory))
+    rows = read_rows(folder / METRICS_FILE)
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     drawn = False
@@ -133,6 +147,6 @@ def plot_curve(directory: str | os.PathLike[str], metric: str = "loss") -> pathl
     axes.set(xlabel="step", ylabel=metric)
     axes.legend()
     axes.grid(alpha=0.3)
-    path = pathlib.Path(directory) / CURVE_FILE
-    FigureCanvasAgg(figure).print_png(str(path))
-    return path
+    with atomic_file(folder / CURVE_FILE) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+    return folder / CURVE_FILE

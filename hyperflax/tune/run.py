@@ -28,7 +28,8 @@ import numpy as np
 
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import alone_in, read_json, write_json
+from hyperflax.files import read_json, write_json
+from hyperflax.locks import alone_in
 from hyperflax.tune import report as reports
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group, row

@@ -1,8 +1,14 @@
-"""A folder served as a bucket, over the calls with which TensorStore lists and reads objects at Google and Amazon.
+"""A folder served as a bucket, over the calls with which TensorStore lists, reads, writes and removes objects at Google
+and Amazon.
 
-https://cloud.google.com/storage/docs/json_api/v1/objects: `list` in pages, `get` with `alt=media` and byte ranges.
-https://docs.aws.amazon.com/AmazonS3/latest/API: `ListObjectsV2` in pages, `GetObject` with byte ranges.
-Every call is kept in `requests`. Who asks finds it by TENSORSTORE_GCS_HTTP_URL and AWS_ENDPOINT_URL.
+https://cloud.google.com/storage/docs/json_api/v1/objects: `list` in pages, `get` with `alt=media` and byte ranges,
+`insert` with `uploadType=media`, `delete`.
+https://docs.aws.amazon.com/AmazonS3/latest/API: `ListObjectsV2` in pages, `GetObject` with byte ranges, `PutObject`,
+`DeleteObject`.
+An object has the generation, or ETag, of its time and size; a write may ask for the one that it replaces, or for none.
+Every call is kept in `requests`, every write or removal with its verb in `changes`. An object of a name that `admits`
+does not is not written, and its writer gets no answer. Who asks finds it by
+TENSORSTORE_GCS_HTTP_URL and AWS_ENDPOINT_URL.
 
 >>> with serve(folder) as server:
 ...     subprocess.run(command, env={**os.environ, **server.environment})      # gs://bucket/... is folder/...
@@ -15,9 +21,10 @@ import http.server
 import json
 import pathlib
 import re
+import tempfile
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from xml.sax.saxutils import escape
 
 PAGE = 5
@@ -26,10 +33,13 @@ PAGE = 5
 class Server(http.server.ThreadingHTTPServer):
     """Serves `folder` as the bucket named `bucket`."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, partial: pathlib.Path):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
+        self.folder, self.partial = folder, partial
         self.requests: list[str] = []
+        self.changes: list[tuple[str, str]] = []
+        self.lock = threading.Lock()
+        self.admits: Callable[[str], bool] = lambda name: True
 
     @property
     def environment(self) -> dict[str, str]:
@@ -42,6 +52,9 @@ class Server(http.server.ThreadingHTTPServer):
             "AWS_SECRET_ACCESS_KEY": "nothing",
             "no_proxy": "127.0.0.1",
         }
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who asked may be gone."""
 
     def names(self) -> list[str]:
         files = (path for path in self.folder.rglob("*") if path.is_file())
@@ -69,6 +82,56 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_POST(self) -> None:
+        """Google's upload."""
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
+        if url.path == "/upload/storage/v1/b/bucket/o" and query.get("uploadType") == "media":
+            self._write(query["name"], expected=query.get("ifGenerationMatch"))
+        else:
+            self._answer(404, b"no such call")
+
+    def do_PUT(self) -> None:
+        """Amazon's upload."""
+        match = re.fullmatch(r"/bucket/(.+)", urllib.parse.urlsplit(self.path).path)
+        if match is None:
+            self._answer(404, b"no such bucket")
+            return
+        expected = "0" if self.headers.get("If-None-Match") == "*" else self.headers.get("If-Match")
+        self._write(urllib.parse.unquote(match[1]), expected=expected)
+
+    def do_DELETE(self) -> None:
+        path = urllib.parse.urlsplit(self.path).path
+        match = re.fullmatch(r"/(?:storage/v1/b/bucket/o|bucket)/(.+)", path)
+        name = urllib.parse.unquote(match[1]) if match else ""
+        with self.server.lock:
+            self.server.changes.append(("delete", name))
+            if name in self.server.names():
+                (self.server.folder / name).unlink()
+        self._answer(204, b"")
+
+    def _write(self, name: str, expected: str | None) -> None:
+        """Replaces an object when all of it is here: what breaks off leaves nothing."""
+        length = int(self.headers["Content-Length"])
+        content = self.rfile.read(length)
+        if len(content) < length:
+            return
+        file = self.server.folder / name
+        if not self.server.admits(name):
+            return
+        with self.server.lock:
+            if expected is not None and expected.strip('"') != (_generation(file) if file.is_file() else "0"):
+                self._answer(412, b"another generation")
+                return
+            self.server.changes.append(("write", name))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.server.partial / str(len(self.server.changes))
+            partial.write_bytes(content)
+            partial.replace(file)
+            generation = _generation(file)
+        answer = json.dumps({"name": name, "generation": generation}).encode()
+        self._answer(200, answer, {"ETag": f'"{generation}"', "Content-Type": "application/json"})
 
     def _list_amazon(self, query: dict[str, str]) -> None:
         names = [name for name in self.server.names() if name.startswith(query.get("prefix", ""))]
@@ -101,7 +164,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(404, b"no such object")
             return
         content = (self.server.folder / name).read_bytes()
-        headers = {"x-goog-generation": "1", "x-goog-stored-content-length": str(len(content)), "ETag": '"1"'}
+        generation = _generation(self.server.folder / name)
+        headers = {
+            "x-goog-generation": generation,
+            "x-goog-stored-content-length": str(len(content)),
+            "ETag": f'"{generation}"',
+        }
         part = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if part is None:
             self._answer(200, content, headers)
@@ -120,16 +188,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
     def log_message(self, *arguments: object) -> None:
         """Says nothing."""
 
 
+def _generation(file: pathlib.Path) -> str:
+    status = file.stat()
+    return str(status.st_mtime_ns + status.st_size)
+
+
 @contextlib.contextmanager
 def serve(folder: pathlib.Path) -> Iterator[Server]:
-    with Server(folder) as server:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as partial, Server(folder, pathlib.Path(partial)) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server

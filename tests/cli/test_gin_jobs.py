@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from hyperflax.cli.gin_main import main
-from hyperflax.files import LOCK, alone_in
+from hyperflax.locks import LOCK, alone_in
 
 GIN = pathlib.Path(__file__).parents[1] / "launch" / "micro.gin"
 

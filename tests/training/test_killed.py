@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from hyperflax import trees
+from benchmarks import killed_run, kills
 from hyperflax.errors import BusyError
-from hyperflax.training.checkpointing import Checkpoints
-from hyperflax.training.clock import CLOCK_FIGURES
+from hyperflax.training.bucket_store import BucketStore
 from hyperflax.training.run_log import read_rows
 from hyperflax.training.stopping import RESUME_EXIT_CODE
-from tests.training import killed_run
+from tests.checkpoints.bucket_server import serve
 
-SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
-def start(directory, *kills, ignored=None, run=subprocess.run):
-    # One compilation serves all processes.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(directory.parent / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, str(SCRIPT), str(directory), *kills]
+def start(directory, *kills, ignored=None, run=subprocess.run, **environment):
+    command = [sys.executable, "-m", "benchmarks.killed_run", str(directory), *kills]
     if ignored:
         command = ["sh", "-c", f'trap "" {int(ignored)}; exec "$@"', "sh", *command]
-    return run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **cache})
+    environment = {**os.environ, **environment}
+    return run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=REPOSITORY)
 
 
-def end_of(directory):
-    """Everything the last checkpoint holds but the clock, and the rows without it."""
-    with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
-        step = checkpoints.latest_step()
-        arrays = trees.flatten(checkpoints.arrays())
-    rows = [{k: v for k, v in row.items() if k not in CLOCK_FIGURES}
-            for row in read_rows(directory / "metrics.jsonl")]  # fmt: skip
-    return step, arrays, rows
+def assert_same_end(found, wanted):
+    (arrays, rows), (wanted_arrays, wanted_rows) = found, wanted
+    assert rows == wanted_rows
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [3, 6, 9, 12, 15, 18, 20]
+    assert arrays.keys() == wanted_arrays.keys()
+    assert arrays["step"] == 20
+    assert any(path.startswith("opt_state") for path in arrays)
+    for path, leaf in wanted_arrays.items():
+        np.testing.assert_array_equal(arrays[path], leaf, err_msg=path)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def test_killed_at_any_moment_and_restarted(unbroken):
     with start(broken, "SIGSTOP:14", run=subprocess.Popen) as running:
         assert os.WIFSTOPPED(os.waitpid(running.pid, os.WUNTRACED)[1])
         with pytest.raises(BusyError, match=f"{broken}: process {running.pid} on "):
-            killed_run.main(str(broken))
+            killed_run.run(str(broken))
         running.kill()
     assert_ends_alike(broken, unbroken)
 
@@ -93,13 +91,70 @@ def assert_ends_alike(broken, unbroken):
     last = start(broken)
     assert last.returncode == 0, last.stderr
 
-    step, arrays, rows = end_of(broken)
-    wanted_step, wanted_arrays, wanted_rows = end_of(unbroken)
-    assert step == wanted_step == 20
-    assert rows == wanted_rows
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [3, 6, 9, 12, 15, 18, 20]
-    assert arrays.keys() == wanted_arrays.keys()
-    assert any(path.startswith("opt_state") for path in arrays)
-    for path, leaf in wanted_arrays.items():
-        np.testing.assert_array_equal(arrays[path], leaf, err_msg=path)
+    assert_same_end(kills.end_of(broken), kills.end_of(unbroken))
     assert not [path for path in (broken / "checkpoints").iterdir() if "tmp" in path.name]
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_in_a_bucket_killed_while_saving_and_restarted(unbroken, tmp_path, scheme):
+    """A kill in the middle of a checkpoint's arrays, and one when only the mark that makes it complete is missing."""
+    folder, address = tmp_path / "bucket" / "run", f"{scheme}://bucket/run"
+    folder.parent.mkdir()
+    with serve(folder.parent) as server:
+        for fatal in ("checkpoint_5/state/params", "checkpoint_10/done-"):
+            with start(address, run=subprocess.Popen, **server.environment) as running:
+
+                def kill(name, running=running, fatal=fatal):
+                    if f"checkpoints/{fatal}" not in name:
+                        return True
+                    running.kill()
+                    return False
+
+                server.admits = kill
+                told = running.communicate()[1]
+            assert running.returncode == -signal.SIGKILL, told
+        server.admits = lambda name: True
+        assert [path.name for path in (folder / "checkpoints").glob("*/done-*")] == ["done-00000-of-00001"]
+        assert (folder / "checkpoints" / "checkpoint_10" / "host.json").exists()
+        server.changes.clear()
+        last = start(address, **server.environment)
+        assert last.returncode == 0, last.stderr
+    # It went on from step 5: what was left of step 10 is removed before anything is written, and 5 when 20 is there.
+    touched = [(verb, int(name.split("checkpoint_")[1].split("/")[0])) for verb, name in server.changes
+               if "checkpoint_" in name]  # fmt: skip
+    assert list(dict.fromkeys(touched)) == [("delete", 10), ("write", 10), ("write", 15), ("write", 20), ("delete", 5)]
+    assert next(name for verb, name in server.changes if verb == "delete").startswith("run/checkpoints/checkpoint_10/")
+    store = BucketStore(str(folder / "checkpoints"), keep=None, asynchronous=False, read_only=True)
+    assert store.steps() == [10, 15, 20]
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {path: leaf.update(sharding=here) for path, leaf in store.shapes(20).items()}
+    assert_same_end((store.read(20, shapes), kills.rows_of(folder)), kills.end_of(unbroken))
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((folder / "tensorboard").iterdir())) == 3  # one a process: the first one had flushed at step 5
+
+
+def test_random_kills_cost_no_more_than_a_save_period(tmp_path):
+    """The benchmark of 50 kills, with 3."""
+    arguments = ["--kills=3", "--steps=40", f"--folder={tmp_path}", f"--out={tmp_path}/out.json"]
+    command = [sys.executable, "-m", "benchmarks.kills", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert (result["kills"], result["same"]["double_rows"]) == (3, 0)
+    assert result["same"]["state"] is result["same"]["log"] is True
+    assert result["most_steps_again"] <= result["save_period"] == 10
+    assert result["same"]["rows"] == 1 + 40 + 1  # before the first step, every step, an evaluation at the end
+
+
+@pytest.mark.parametrize(
+    ("changed", "passes"),
+    [
+        ({}, True),
+        ({"most_steps_again": 11}, False),
+        ({"same": {"state": False, "log": True, "double_rows": 0}}, False),
+        ({"same": {"state": True, "log": True, "double_rows": 1}}, False),
+    ],
+)
+def test_what_the_benchmark_of_kills_lets_pass(changed, passes):
+    result = {"save_period": 10, "most_steps_again": 10, "same": {"state": True, "log": True, "double_rows": 0}}
+    assert kills.passed(result | changed) is passes

@@ -1,6 +1,7 @@
-"""Checkpoints in buckets, `gs://` and `s3://`: the little of `pathlib.Path` that their readers ask for, by TensorStore.
+"""Files in buckets, `gs://` and `s3://`: the little of `pathlib.Path` that readers and writers ask for, by TensorStore.
 
-All names below an address are listed once, when the first is asked for; contents are read when their turn comes.
+All names below an address are listed once, when the first is asked for, and again after a change made through it;
+contents are read when their turn comes. An object appears under its name when all of it has arrived, or not at all.
 Credentials, endpoints and how many requests run at a time are TensorStore's business, with its own environment
 variables (https://google.github.io/tensorstore/kvstore/gcs, .../kvstore/s3); public buckets need none. AWS_ENDPOINT_URL
 names another server of Amazon's protocol. Neither TensorFlow nor a cloud's own package takes part.
@@ -16,10 +17,9 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from hyperflax import files
 from hyperflax.errors import CheckpointError
 
 # pathlib has made one slash of two where somebody has put an address into it.
@@ -52,6 +52,11 @@ class Bucket:
             return frozenset(key.decode() for key in self.store.list().result())
         except (ValueError, OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.url}: cannot be listed, {error}") from error
+
+    def changed(self) -> None:
+        """Forgets the names."""
+        for name in ("objects", "folders"):
+            self.__dict__.pop(name, None)
 
     @functools.cached_property
     def folders(self) -> dict[str, set[str]]:
@@ -97,16 +102,50 @@ class BucketPath:
     def iterdir(self) -> Iterator[BucketPath]:
         return (self / name for name in sorted(self.bucket.folders.get(self.relative, ())))
 
-    def read_bytes(self, start: int = 0, stop: int | None = None) -> bytes:
-        """Returns an object's content, or a part of it. Raises CheckpointError where it cannot be had."""
+    def read(self, start: int = 0, stop: int | None = None) -> bytes | None:
+        """Returns an object's content, or a part of it; None where there is no such object.
+
+        Raises:
+          CheckpointError: nobody answers, or not to us.
+        """
         part = slice(start, stop) if start or stop is not None else None
         try:
             found = self.bucket.store.read(self.relative, byte_range=part).result()
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{self}: cannot be read, {error}") from error
-        if found.state != "value":
+        return found.value if found.state == "value" else None
+
+    def read_bytes(self, start: int = 0, stop: int | None = None) -> bytes:
+        """Returns an object's content, or a part of it. Raises CheckpointError where it cannot be had."""
+        content = self.read(start, stop)
+        if content is None:
             raise CheckpointError(f"{self}: expected a file, found nothing")
-        return found.value
+        return content
+
+    def write_bytes(self, content: bytes) -> None:
+        """Makes or replaces an object. Raises CheckpointError where it cannot be written."""
+        self._change(lambda: self.bucket.store.write(self.relative, content))
+
+    def unlink(self) -> None:
+        """Removes an object, if there is one. Raises CheckpointError where that cannot be done."""
+        self._change(lambda: self.bucket.store.write(self.relative, None))
+
+    def rmtree(self) -> None:
+        """Removes all objects below this place. Raises CheckpointError where that cannot be done."""
+        import tensorstore as ts
+
+        # "0" is the character behind "/".
+        below = (
+            ts.KvStore.KeyRange(f"{self.relative}/", f"{self.relative}0") if self.relative else ts.KvStore.KeyRange()
+        )
+        self._change(lambda: self.bucket.store.delete_range(below))
+
+    def _change(self, start: Callable[[], Any]) -> None:
+        try:
+            start().result()
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{self}: cannot be written, {error}") from error
+        self.bucket.changed()
 
 
 Location: TypeAlias = pathlib.Path | BucketPath
@@ -129,13 +168,13 @@ def locate(path: Location | str) -> Location:
     return pathlib.Path(path)
 
 
-def on_this_machine(location: Location) -> pathlib.Path:
-    """Returns a local path as it is. Raises CheckpointError for a bucket: most forms are not read there."""
-    if isinstance(location, BucketPath):
-        raise CheckpointError(
-            f"{location}: only T5X's checkpoints and Hugging Face's models are read from buckets: copy it first"
-        )
-    return location
+def locate_file(path: Location | str) -> Location:
+    """Returns the place of one file: as `locate`, without a look at what else lies below an address of this name."""
+    found = locate(path)
+    if isinstance(found, pathlib.Path) or found.relative:
+        return found
+    folder, _, name = str(found).rpartition("/")
+    return locate(folder) / name
 
 
 def kvstore(directory: Location) -> dict[str, Any]:
@@ -144,13 +183,3 @@ def kvstore(directory: Location) -> dict[str, Any]:
         base = directory.bucket.store.spec().to_json()
         return {**base, "path": f"{base.get('path', '')}{directory.relative}/" if directory.relative else base["path"]}
     return {"driver": "file", "path": f"{directory.absolute()}/"}
-
-
-def read_bytes(file: Location) -> bytes:
-    """Returns a file's content. Raises CheckpointError where it cannot be had."""
-    return file.read_bytes() if isinstance(file, BucketPath) else files.read_bytes(file)
-
-
-def read_json(file: Location) -> dict[str, Any]:
-    """Returns the json object in a file. Raises CheckpointError as `files.read_json` does."""
-    return files.parse_json(file.read_bytes(), file) if isinstance(file, BucketPath) else files.read_json(file)

@@ -1,0 +1,89 @@
+"""One of the processes of a job, which does what jobs do and says what came of it, as a line of json.
+
+    python -m tests.launch.job_of_four ADDRESS FOLDER [PORT COUNT INDEX]
+
+Trains three steps in ADDRESS/run, goes on to the sixth, and evaluates into ADDRESS/scores. One of several also asks for
+FOLDER, in which somebody else is at work, and has read another base model than the others.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from benchmarks import killed_run
+from hyperflax import trees
+from hyperflax.errors import BusyError, CheckpointError
+from hyperflax.evaluation.runner import EvaluationTask, evaluate_conditions
+from hyperflax.locks import alone_in
+from hyperflax.processes import Processes
+from hyperflax.training.checkpointing import Checkpoints
+from hyperflax.training.partitioning import Partitioner, make_mesh
+from hyperflax.training.run_log import read_rows
+
+TASKS = [EvaluationTask(f"task{number}", (f"a{number}", "b"), ((f"A{number}",), ("b",))) for number in range(7)]
+
+
+def refused_folder(folder: str) -> str:
+    try:
+        with alone_in(folder):
+            return "admitted"
+    except BusyError as error:
+        return str(error)
+
+
+def refused_base(partitioner: Partitioner, processes: Processes) -> str:
+    """What is said when the third process has read another base model; the same one is placed without a word."""
+    for other in (0, 1):
+        values = np.arange(64, dtype=np.float32).reshape(8, 8) + other * (processes.index == 2)
+        frozen = {"encoder": {"layers_0": {"mlp": {"wi_0": {"kernel": values}}}}}
+        try:
+            placed = partitioner.place_frozen(frozen)["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
+            assert placed.shape == (8, 8)
+            for shard in placed.addressable_shards:
+                assert shard.data.size == 32, shard  # fsdp is 2
+                np.testing.assert_array_equal(shard.data, values[shard.index])
+        except CheckpointError as error:
+            return str(error)
+    return "placed"
+
+
+def capitals(batch: list[EvaluationTask]) -> list[list[str]]:
+    return [[text.upper() for text in task.inputs] for task in batch]
+
+
+def main(address: str, folder: str, port: str = "", count: str = "1", index: str = "0") -> None:
+    if port:
+        jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
+    processes, said = Processes.running(), {}
+    partitioner = Partitioner(make_mesh(data=-1, fsdp=2 if processes.count > 1 else 1))
+    if processes.count > 1:
+        said = {"folder": refused_folder(folder), "base": refused_base(partitioner, processes)}
+    for steps in (3, 6):
+        options = {"log_period": 1, "save_period": 2, "eval_period": 3, "partitioner": partitioner}
+        killed_run.run(f"{address}/run", total_steps=steps, schedule_steps=6, **options)
+    table = evaluate_conditions(
+        TASKS,
+        {"bare": capitals},
+        "exact_match",
+        batch_size=1,
+        out=f"{address}/scores",
+        config={"answers": "capitals"},
+        progress=False,
+        processes=processes,
+    )
+    if processes.first:
+        with Checkpoints(f"{address}/run/checkpoints", read_only=True) as checkpoints:
+            arrays = trees.flatten(checkpoints.arrays())
+        np.savez(pathlib.Path(folder) / f"of-{processes.count}.npz", **arrays)
+        said["rows"] = read_rows(f"{address}/run/metrics.jsonl")
+    said["scores"] = table.scores
+    print(json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,74 @@
+"""One process in a folder at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hyperflax import locks
+from hyperflax.errors import BusyError
+
+
+def working_in(folder: pathlib.Path) -> subprocess.Popen:
+    """Another process, which is at work in the folder when this returns and stays there."""
+    code = "import sys\nfrom hyperflax.locks import alone_in\nwith alone_in(sys.argv[1]): print(flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "\n"
+    return other
+
+
+def test_a_second_process_is_refused_until_the_first_one_is_gone(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    with working_in(folder) as other:
+        told = f"{folder}: process {other.pid} on {os.uname().nodename} is at work in it; stop it, or choose another"
+        with pytest.raises(BusyError, match=re.escape(told)), locks.alone_in(folder):
+            pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        with locks.alone_in(folder):
+            pass
+
+
+def test_a_process_may_ask_again_for_what_it_holds(tmp_path):
+    with locks.alone_in(tmp_path):
+        with locks.alone_in(tmp_path):
+            pass
+        # Another process, to the lock: it has another name, here one on another host.
+        (tmp_path / locks.LOCK).write_text("123 elsewhere 4567")
+        told = f"process 123 on elsewhere is at work in it (if that host is gone, delete {tmp_path}/.lock)"
+        with pytest.raises(BusyError, match=re.escape(told)), locks.alone_in(tmp_path):
+            pass
+
+
+def test_what_cannot_be_locked_is_no_obstacle(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    with locks.alone_in(tmp_path / "file" / "run"):  # nothing can be made there, as in a folder that is read-only
+        pass
+    assert "run: cannot be locked" in caplog.text
+
+    def unsupported(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with locks.alone_in(tmp_path):
+        pass
+    assert f"{tmp_path}: cannot be locked ([Errno {errno.ENOLCK}] No locks available)" in caplog.text
+
+
+def test_a_bucket_and_the_other_processes_of_a_job_lock_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with locks.alone_in("gs://bucket/run"):
+        pass
+    monkeypatch.setattr(locks.Processes, "running", lambda: locks.Processes(1, 2))
+    with locks.alone_in(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
