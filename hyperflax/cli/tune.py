@@ -24,6 +24,7 @@ COMMANDS = {
     "fit": "learn from recorded runs what a pipeline will score and cost",
     "recommend": "say which pipelines promise most for a data set, without running any",
     "run": "tune on a data set until the budget is spent, and keep the best adapter",
+    "report": "write the report of a tuning run, or of a table of runs",
     "replay": "compare optimisers on recorded runs",
 }
 

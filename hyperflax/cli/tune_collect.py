@@ -35,8 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import json
-
     from hyperflax.tune.collect import collect
     from hyperflax.tuner import datasets, table
 
@@ -52,8 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.compact:
         table.compact(arguments.out)
-    print(json.dumps(table.summary(table.read(arguments.out)), indent=1))
-    print(f"{written} runs written to {arguments.out}")
+    print(f"{written} runs written to {arguments.out}; hyperflax tune report {arguments.out} --out DIR sums them up")
     return 0
 
 
