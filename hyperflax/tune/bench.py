@@ -42,14 +42,20 @@ class Facts(NamedTuple):
     test: dict[str, float]
 
 
-class Sources(Protocol):
-    """Adapters of one spec, one of which suits a data set; `bank.Bank` is such."""
+class Adapters(Protocol):
+    """Adapters, one of which a pipeline starts from on a data set; `bank.Bank` and `shared.Shared` are such."""
 
     @property
-    def spec(self) -> AdapterSpec: ...
+    def specs(self) -> Sequence[AdapterSpec]:
+        """What `PipelineSpace` wants of a start."""
+        ...
 
-    def first(self, model: Hypermodel, data: DataSet) -> Adapter:
-        """Returns the adapter to start from."""
+    def check(self, data: DataSet) -> None:
+        """Raises ConfigError where a data set may not start from them, or has nothing to start from."""
+        ...
+
+    def first(self, model: Hypermodel, data: DataSet, pipeline: Pipeline) -> Adapter | None:
+        """Returns the adapter to start from, None if there is none for the pipeline. Raises ConfigError as `check`."""
         ...
 
 
@@ -58,16 +64,16 @@ class Bench:
 
     Args:
       model: gives the frozen T5 and the generated starts.
-      starts: further starts by name: `shared`, an adapter; `source`, a bank of them.
+      starts: further starts by name: `shared`, `source`.
     """
 
-    def __init__(self, model: Hypermodel, starts: Mapping[str, Adapter | Sources] | None = None):
+    def __init__(self, model: Hypermodel, starts: Mapping[str, Adapters] | None = None):
         self.model, self.starts = model, dict(starts or {})
-        specs = {name: adapter.spec for name, adapter in self.starts.items()}
-        self.space = PipelineSpace(model.config.base, {GENERATED: model.config.spec, **specs})
+        specs = {name: start.specs for name, start in self.starts.items()}
+        self.space = PipelineSpace(model.config.base, {GENERATED: (model.config.spec,), **specs})
         self._trials: dict[Recipe, Trials] = {}
         self._facts: dict[str, Facts] = {}
-        self._chosen: dict[tuple[str, str], Adapter] = {}
+        self._chosen: dict[tuple[str, str, str | None], Adapter | None] = {}
 
     def trials(self, recipe: Recipe) -> Trials:
         """Returns the compiled functions of a recipe, made once."""
@@ -89,6 +95,11 @@ class Bench:
             self._facts[data.hash] = self._describe(data)
         return self._facts[data.hash]
 
+    def check(self, data: DataSet) -> None:
+        """Raises ConfigError where a data set cannot be what one of the starts is used on."""
+        for adapters in self.starts.values():
+            adapters.check(data)
+
     def start(self, data: DataSet, pipeline: Pipeline) -> Adapter | None:
         """Returns the adapter that a pipeline starts from on a data set; None for a random start.
 
@@ -100,16 +111,17 @@ class Bench:
         if pipeline.init == GENERATED or pipeline.method == AS_GENERATED:
             start = self.facts(data).generated
         else:
-            name = pipeline.init or GENERATED
-            start = self.starts.get(name)
-            if start is not None and not isinstance(start, Adapter):
-                key = (name, data.hash)
-                if key not in self._chosen:
-                    self._chosen[key] = start.first(self.model, data)
-                start = self._chosen[key]
+            start = self._further(data, pipeline)
         if start is None:
             raise ConfigError(f"data set '{data.name}': no {pipeline.init or GENERATED} adapter to start from")
         return start
+
+    def _further(self, data: DataSet, pipeline: Pipeline) -> Adapter | None:
+        """The adapter of one of `starts`, looked for once."""
+        adapters, key = self.starts.get(str(pipeline.init)), (str(pipeline.init), data.hash, pipeline.kind)
+        if adapters is not None and key not in self._chosen:
+            self._chosen[key] = adapters.first(self.model, data, pipeline)
+        return self._chosen.get(key)
 
     def score(self, data: DataSet, split: str, adapter: Adapter | None) -> tuple[float, float]:
         """Returns (exact match, loss per token) of an adapter, or of the bare model, on a part of a data set."""

@@ -80,7 +80,7 @@ class Collection:
 
     Raises:
       DataError: a data set that the hypermodel was trained on, or one that is given twice.
-      ConfigError: numbers that plan nothing.
+      ConfigError: numbers that plan nothing, or a data set that one of the starts cannot be used on.
     """
 
     def __init__(
@@ -99,6 +99,8 @@ class Collection:
                 f"collect: expected structures and variants of at least 1, got {structures} and {variants}"
             )
         check_unseen(bench.model, datasets)
+        for data in datasets:
+            bench.check(data)
         self.bench, self.datasets, self.out = bench, list(datasets), pathlib.Path(out)
         self.variants, self.solo, self.seed = variants, solo, seed
         self.structures = bench.space.sample(structures, seed)

@@ -82,9 +82,8 @@ def of(record: Record) -> dict[str, Any]:
     history, pool = record.history, record.pool
     best = history.incumbent
     if best is None:
-        raise DataError(
-            f"run on '{record.name}': expected a part with a score, got none of {len(history.observations)}"
-        )
+        parts = len(history.observations)
+        raise DataError(f"run on '{record.name}': expected a part with a score, got none in {parts} parts")
     front = set(pareto(history))
     scores = {seen.pipeline: max(history.curve(seen.pipeline), default=None) for seen in history.observations}
     begun = sorted(scores, key=lambda number: (number != best.pipeline, -(scores[number] or 0.0)))

@@ -68,7 +68,11 @@ def recommend(
 
     Returns:
       json, best first: `pipeline`, `score`, `std`, `seconds` of the whole run.
+
+    Raises:
+      ConfigError: a data set that one of the bench's starts cannot be used on.
     """
+    bench.check(data)
     pool = make_pool(bench, recommender, seed=seed)
     expected = whole_runs(recommender.on(bench.space.encode(pool), bench.facts(data).meta), len(pool))
     best = sorted(range(len(pool)), key=lambda number: -expected[number].score)[:count]
@@ -107,13 +111,14 @@ def run(
       say: is told of every part.
 
     Raises:
-      ConfigError: a budget that is not positive.
+      ConfigError: a budget that is not positive, or a data set that one of the bench's starts cannot be used on.
       CheckpointError: `out` holds something else, or a run of other arguments.
       DataError: an example that is too long.
       BusyError: another process is at work in `out`.
     """
     if not budget > 0:
         raise ConfigError(f"budget: expected a positive number of seconds, got {budget}")
+    bench.check(data)
     pool = make_pool(bench, recommender, size=size, seed=seed)
     begun = Record(
         name=data.name,

@@ -7,7 +7,7 @@ here.
     encode(pipelines) -> [n, columns] float32 in [0, 1]: numbers on their own (log) scale, choices one column each; what
     does not apply is 0, and its column `NAME?` is 0 as well
 
->>> space = PipelineSpace(t5_config, starts={"generated": model.config.spec})
+>>> space = PipelineSpace(t5_config, starts={"generated": (model.config.spec,)})
 >>> space.sample(100, seed=0)[0].kind
 'prefix'
 >>> space.check(Pipeline(kind="lora", rank=1000, ...))
@@ -47,16 +47,16 @@ class PipelineSpace:
 
     Args:
       t5: shape of the base model.
-      starts: `shared`, `generated` and `source` where they exist, with the spec of their adapters. `random` does
-        always.
+      starts: `shared`, `generated` and `source` where they exist, with the specs of their adapters. `random` does
+        always. Of several adapters, one for each of several kinds, that of a pipeline's own kind is its start.
 
     Raises:
       ConfigError: an unknown start.
       MissingExtraError: ConfigSpace is not installed.
     """
 
-    def __init__(self, t5: T5Config, starts: Mapping[str, AdapterSpec] | None = None):
-        self.t5, self.starts = t5, dict(starts or {})
+    def __init__(self, t5: T5Config, starts: Mapping[str, Sequence[AdapterSpec]] | None = None):
+        self.t5, self.starts = t5, {name: tuple(specs) for name, specs in (starts or {}).items()}
         if unknown := sorted(self.starts.keys() - {SHARED, GENERATED, SOURCE}):
             raise ConfigError(f"starts: expected some of shared, generated, source, got '{unknown[0]}'")
         self.space = _build(t5, self.starts, (RANDOM, *self.starts))
@@ -136,10 +136,16 @@ class PipelineSpace:
         return [self.space[field.name] for field in dataclasses.fields(Pipeline) if field.name in self.space]
 
 
-def possible_starts(t5: T5Config, spec: AdapterSpec) -> set[tuple[str, str | None, bool]]:
-    """Returns the (kind, sites, with a prompt first) of which an adapter of `spec` can be the start."""
+def possible_starts(t5: T5Config, *specs: AdapterSpec) -> set[tuple[str, str | None, bool]]:
+    """Returns the (kind, sites, with a prompt first) of which an adapter of a spec can be the start.
+
+    Args:
+      t5: shape of the base model. specs: of a start's adapters; of several, each is for its own kinds alone.
+    """
     fitting = set()
-    for kind, sites, prompt in _combinations():
+    for spec, (kind, sites, prompt) in itertools.product(specs, _combinations()):
+        if len(specs) > 1 and set(kind.split("+")) != _kinds_of(spec):
+            continue
         pipeline = Pipeline(kind=kind, sites=sites, rank=1, length=1, bottleneck=1, prompt_first=float(prompt))
         try:
             check_start(spec, build_spec(pipeline.kinds(), t5))
@@ -158,14 +164,16 @@ def _combinations() -> list[tuple[str, str | None, bool]]:
     ]
 
 
-def _build(t5: T5Config, starts: Mapping[str, AdapterSpec], inits: Sequence[str]) -> ConfigSpace.ConfigurationSpace:
+def _build(
+    t5: T5Config, starts: Mapping[str, Sequence[AdapterSpec]], inits: Sequence[str]
+) -> ConfigSpace.ConfigurationSpace:
     """The space of the pipelines with one of `inits`."""
     try:
         import ConfigSpace as cs
     except ImportError as error:
         raise MissingExtraError("ConfigSpace", "tuner") from error
 
-    fitting = {init: possible_starts(t5, starts[init]) for init in inits if init != RANDOM}
+    fitting = {init: possible_starts(t5, *starts[init]) for init in inits if init != RANDOM}
     possible = _combinations() if RANDOM in inits else sorted(set().union(*fitting.values()))
     kinds = [kind for kind in KINDS if any(kind == one for one, _, _ in possible)]
     sites = [name for name in SITES if any(name == one for _, one, _ in possible)]
@@ -198,7 +206,7 @@ def _build(t5: T5Config, starts: Mapping[str, AdapterSpec], inits: Sequence[str]
     space.add(*(cs.EqualsCondition(hp, method, TUNE) for hp in tuned))
     for hp, users in of_kinds:
         using = [kind for kind in kinds if set(kind.split("+")) & set(users)]
-        free = [init for init in inits if hp.name not in _BROUGHT or not _kinds_of(starts.get(init)) & set(users)]
+        free = [init for init in inits if hp.name not in _BROUGHT or not _kinds_of(*starts.get(init, ())) & set(users)]
         if not using or not free:
             continue
         space.add(hp)
@@ -236,8 +244,8 @@ def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[s
     return clauses
 
 
-def _kinds_of(spec: AdapterSpec | None) -> set[str]:
-    return {kind_of(leaf).kind for leaf in spec.leaves} if spec else set()
+def _kinds_of(*specs: AdapterSpec) -> set[str]:
+    return {kind_of(leaf).kind for spec in specs for leaf in spec.leaves}
 
 
 def _sayable(space: Any, combination: tuple[str, str | None, bool]) -> bool:
