@@ -1,7 +1,7 @@
 """A hypermodel on the bench: its starts and pipelines, compiled programs, and what it knows of a data set untrained.
 
 >>> bench = Bench(hyperflax.load("strings"))
->>> bench.facts(data).test
+>>> bench.test_scores(data)
 {'bare': 0.0, 'generated': 0.41}
 """
 
@@ -34,12 +34,10 @@ class Facts(NamedTuple):
     Attributes:
       meta: meta-features, see `tuner/datasets.py`.
       generated: the generated adapter; None if the hypernetwork can read none of the examples.
-      test: test scores of the conditions `bare` and `generated`.
     """
 
     meta: dict[str, float]
     generated: Adapter | None
-    test: dict[str, float]
 
 
 class Adapters(Protocol):
@@ -73,6 +71,7 @@ class Bench:
         self.space = PipelineSpace(model.config.base, {GENERATED: (model.config.spec,), **specs})
         self._trials: dict[Recipe, Trials] = {}
         self._facts: dict[str, Facts] = {}
+        self._test_scores: dict[str, dict[str, float]] = {}
         self._chosen: dict[tuple[str, str, str | None], Adapter | None] = {}
 
     def trials(self, recipe: Recipe) -> Trials:
@@ -94,6 +93,16 @@ class Bench:
         if data.hash not in self._facts:
             self._facts[data.hash] = self._describe(data)
         return self._facts[data.hash]
+
+    def test_scores(self, data: DataSet) -> dict[str, float]:
+        """Returns exact match on the test split of `bare` and `generated`, NaN where there is none; computed once."""
+        if data.hash not in self._test_scores:
+            adapter = self.facts(data).generated
+            self._test_scores[data.hash] = {
+                "bare": self.score(data, "test", None)[0],
+                GENERATED: math.nan if adapter is None else self.score(data, "test", adapter)[0],
+            }
+        return self._test_scores[data.hash]
 
     def check(self, data: DataSet) -> None:
         """Raises ConfigError where a data set cannot be what one of the starts is used on."""
@@ -135,13 +144,11 @@ class Bench:
         adapter = generate(self.model, data.train)
         meta = data.text_features(vocabulary)
         meta["bare_exact"], meta["bare_loss"] = self.score(data, "validation", None)
-        test = {"bare": self.score(data, "test", None)[0], GENERATED: math.nan}
         meta["generated_exact"], meta["generated_loss"] = math.nan, math.nan
         if adapter is not None:
             meta["generated_exact"], meta["generated_loss"] = self.score(data, "validation", adapter)
-            test[GENERATED] = self.score(data, "test", adapter)[0]
             meta |= task_embedding(self._slot_states(data))
-        return Facts(meta, adapter, test)
+        return Facts(meta, adapter)
 
     def _slot_states(self, data: DataSet) -> np.ndarray:
         """Slot states [slots, emb] of the first examples that fill one support."""

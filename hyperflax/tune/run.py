@@ -194,7 +194,7 @@ class Session:
         rows = {number: self._row(number) for number in self._begun()}
         table.write(self.folder / RUNS / "runs.parquet", list(rows.values()))
         adapter = self._group(best.pipeline).adapter(0)
-        test = {**self.bench.facts(self.data).test, "tuned": rows[best.pipeline].test_score}
+        test = {**self.bench.test_scores(self.data), "tuned": rows[best.pipeline].test_score}
         test = {name: score for name, score in test.items() if not math.isnan(score)}
         self.record = dataclasses.replace(self.record, test=test)
         self._save()

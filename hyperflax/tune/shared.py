@@ -30,7 +30,7 @@ from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group
 from hyperflax.tuner.datasets import SPLITS, DataSet
 from hyperflax.tuner.pipeline import FIDELITIES, Pipeline, default_pipeline
-from hyperflax.tuner.space import KINDS
+from hyperflax.tuner.space import KINDS, WITH_PROMPT
 
 BUILT = ("lora", "prefix", "soft_prompt", "parallel_mlp", "prefix+parallel_mlp")
 """What `build` makes unless told otherwise; the others are as large as the model, or start from these."""
@@ -112,7 +112,7 @@ def pipeline_of(kind: str, epochs: int) -> Pipeline:
         alpha_per_rank=given.alpha_per_rank if lora else None,
         length=8 if {"prefix", "soft_prompt"} & set(names) else None,
         bottleneck=16 if "parallel_mlp" in names else None,
-        prompt_first=given.prompt_first if kind in ("lora", "parallel_mlp", "full") else None,
+        prompt_first=given.prompt_first if set(WITH_PROMPT) & set(names) else None,
         learning_rate=min(LEARNING_RATES.get(name, LEARNING_RATE) for name in names),
         epochs=epochs,
     )

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 STARTS = (RANDOM, SHARED, GENERATED, SOURCE)
 KINDS = ("lora", "prefix", "lora+prefix", "soft_prompt", "parallel_mlp", "prefix+parallel_mlp", "full")
-_WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which a prompt can be tuned
+WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which a prompt can be tuned
 _BROUGHT = ("alpha_per_rank", "length", "bottleneck")  # what a start of that kind brings
 _KEYS = ("init", "kind", "sites", "prompt_first")  # what decides whether a start fits
 
@@ -160,7 +160,7 @@ def _combinations() -> list[tuple[str, str | None, bool]]:
         (kind, sites, prompt)
         for kind in KINDS
         for sites in (SITES if "lora" in kind.split("+") else (None,))
-        for prompt in ((False, True) if kind in _WITH_PROMPT else (False,))
+        for prompt in ((False, True) if kind in WITH_PROMPT else (False,))
     ]
 
 
@@ -196,7 +196,7 @@ def _build(
         (cs.Categorical("sites", sites), ("lora",)),
         (cs.Integer("rank", (1, 32), log=True, default=8), ("lora",)),
         (cs.Float("alpha_per_rank", (0.25, 4.0), log=True, default=1.0), ("lora",)),
-        (cs.Categorical("prompt_first", prompts, ordered=True, default=0.0), _WITH_PROMPT),
+        (cs.Categorical("prompt_first", prompts, ordered=True, default=0.0), WITH_PROMPT),
         (cs.Integer("length", (1, 32), log=True, default=8), ("prefix", "soft_prompt")),
         (cs.Integer("bottleneck", (4, 64), log=True, default=16), ("parallel_mlp",)),
     ]
@@ -238,7 +238,7 @@ def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[s
             parts = list(both)
             if sites is not None:
                 parts.append(cs.ForbiddenEqualsClause(space["sites"], sites))
-            if kind in _WITH_PROMPT:
+            if kind in WITH_PROMPT:
                 parts.append(cs.ForbiddenInClause(space["prompt_first"], [0.25, 0.5] if prompt else [0.0]))
             clauses.append(cs.ForbiddenAndConjunction(*parts))
     return clauses

@@ -48,9 +48,9 @@ def test_a_run_learns_and_its_row_says_what_happened(bench, group):
     assert good.status == idle.status == "completed"
     assert len(good.curve) == FIDELITIES
     assert good.amortised
-    facts = bench.facts(group.data)
-    assert (good.bare_score, good.generated_score) == (facts.test["bare"], facts.test["generated"])
-    assert good.meta == facts.meta
+    test = bench.test_scores(group.data)
+    assert (good.bare_score, good.generated_score) == (test["bare"], test["generated"])
+    assert good.meta == bench.facts(group.data).meta
     assert good.meta["log_train"] == pytest.approx(math.log(32))
     assert good.id == table.run_id(group.data.hash, TUNED, 0, bench.model.parts.id)
     assert good.seconds_per_epoch == pytest.approx(group.training_seconds / 2 / 8)
@@ -78,9 +78,8 @@ def test_a_run_beside_others_is_the_run_alone(bench, group):
 def test_what_trains_nothing_is_the_generated_adapter(bench):
     data = data_set("second", 1)
     (row,) = Group(bench, data, [Pipeline(method="as_generated")], [0]).finish()
-    facts = bench.facts(data)
-    assert row.test_score == row.generated_score == facts.test["generated"]
-    assert set(row.losses) == {facts.meta["generated_loss"]}
+    assert row.test_score == row.generated_score == bench.test_scores(data)["generated"]
+    assert set(row.losses) == {bench.facts(data).meta["generated_loss"]}
 
 
 def test_a_generated_start_begins_where_the_generated_adapter_is(bench):
