@@ -49,16 +49,16 @@ POOL = 64
 
 def make_pool(bench: Bench, recommender: Recommender | None, *, size: int = POOL, seed: int = 0) -> list[Pipeline]:
     """Returns the pipelines to choose from: as generated, the default, what worked on other data sets, and draws."""
-    known = [Pipeline(method=AS_GENERATED), default_pipeline(), *(recommender.pool if recommender else ())]
     pool: dict[str, Pipeline] = {}
-    for pipeline in [*known, *bench.space.sample(size, seed)]:
+    for pipeline in (Pipeline(method=AS_GENERATED), default_pipeline(), *(recommender.pool if recommender else ())):
         try:
             bench.space.check(pipeline)
         except ConfigError:  # made for a hypermodel with other starts
             continue
-        if len(pool) < size:
-            pool.setdefault(pipeline.id, pipeline)
-    return list(pool.values())
+        pool.setdefault(pipeline.id, pipeline)
+    for pipeline in bench.space.sample(size, seed):
+        pool.setdefault(pipeline.id, pipeline)
+    return list(pool.values())[:size]
 
 
 def recommend(

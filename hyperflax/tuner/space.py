@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ STARTS = (RANDOM, SHARED, GENERATED, SOURCE)
 KINDS = ("lora", "prefix", "lora+prefix", "soft_prompt", "parallel_mlp", "prefix+parallel_mlp", "full")
 WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which a prompt can be tuned
 _BROUGHT = ("alpha_per_rank", "length", "bottleneck")  # what a start of that kind brings
+_AT_ONCE = 32  # the same for every count, so that a larger one begins with what a smaller one draws
 _KEYS = ("init", "kind", "sites", "prompt_first")  # what decides whether a start fits
 
 
@@ -65,20 +66,26 @@ class PipelineSpace:
     def sample(self, count: int, seed: int) -> list[Pipeline]:
         """Returns so many different pipelines, equally many of every start, the one that trains nothing among them.
 
+        A larger count begins with the pipelines of a smaller one.
+
         Few points of the whole space have a start that fits, so each start is drawn from a space of its own.
         """
         drawn = {
             pipeline.id: pipeline for pipeline in ([Pipeline(method=AS_GENERATED)] if GENERATED in self.starts else [])
         }
-        parts = self._parts
-        for number, part in enumerate(parts):
-            part.seed(seed * len(parts) + number)
-        for part in itertools.cycle(parts):
+        streams = [self._stream(part, seed * len(self._parts) + number) for number, part in enumerate(self._parts)]
+        for stream in itertools.cycle(streams):
             if len(drawn) >= count:
                 break
-            pipeline = self.from_configuration(part.sample_configuration())
+            pipeline = next(stream)
             drawn.setdefault(pipeline.id, pipeline)
         return list(drawn.values())[:count]
+
+    def _stream(self, part: ConfigSpace.ConfigurationSpace, seed: int) -> Iterator[Pipeline]:
+        """Draws without end, many at a time: ConfigSpace takes hardly longer for them than for one."""
+        part.seed(seed)
+        while True:
+            yield from map(self.from_configuration, part.sample_configuration(_AT_ONCE))
 
     def check(self, pipeline: Pipeline) -> None:
         """Raises ConfigError, with what was expected, where a pipeline is not in the space."""
