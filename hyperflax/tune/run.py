@@ -81,11 +81,10 @@ def recommend(
 
 def whole_runs(surrogate: TaskSurrogate, size: int) -> tuple[Expected, ...]:
     """Returns what is expected of a whole run of each of the pool's `size` pipelines, before any has begun."""
-    history = History(size=size)
-    mean, std, last = surrogate.predict(history, [Trial(n, FIDELITIES) for n in range(size)], "transfer")
-    first = surrogate.predict(history, [Trial(n, 1) for n in range(size)], "transfer")[2]
-    seconds = (first + last) / 2 * FIDELITIES
-    return tuple(Expected(*map(float, row)) for row in zip(mean, std, seconds, strict=True))
+    trials = [Trial(number, part) for part in (FIDELITIES, 1) for number in range(size)]
+    mean, std, seconds = surrogate.predict(History(size=size), trials, "transfer")
+    whole = (seconds[:size] + seconds[size:]) / 2 * FIDELITIES
+    return tuple(Expected(*map(float, row)) for row in zip(mean[:size], std[:size], whole, strict=True))
 
 
 def run(
