@@ -42,8 +42,10 @@ CORE = [
 EXTRAS = {
     # Reading registered seqio Tasks; training from a cache needs none of it.
     "seqio": ["seqio>=0.0.20,<0.1", "tensorflow>=2.21,<2.22", "tensorflow-datasets>=4.9.9,<5"],
-    # Choosing and recording fine-tuning pipelines; its rivals in benchmarks are packages of their own.
+    # Choosing and recording fine-tuning pipelines; its rivals in benchmarks are packages of their own; Ray
+    # fills a table by many processes or machines.
     "tuner": ["ConfigSpace>=1.2,<2", "pyarrow>=21,<27"],
+    "ray": ["ConfigSpace>=1.2,<2", "pyarrow>=21,<27", "ray>=2.60,<3"],
     "tuner-baselines": ["dehb>=0.1.1,<0.2", "smac>=2.4,<3"],
     # `hyperflax serve`.
     "serve": ["fastapi>=0.165,<1", "prometheus-client>=0.26,<1", "pydantic>=2.12,<3", "uvicorn>=0.54,<1"],

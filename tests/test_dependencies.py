@@ -74,6 +74,7 @@ RESTRICTED = {
     "pyarrow": (["hyperflax/tuner/table.py"], True),
     "dehb": (["hyperflax/tuner/packages.py"], True),
     "smac": (["hyperflax/tuner/packages.py"], True),
+    "ray": (["hyperflax/tune/workers.py"], True),
     "fastapi": (["hyperflax/serving/http.py", "hyperflax/serving/middleware.py"], False),
     "pydantic": (["hyperflax/serving/messages.py"], False),
     "prometheus_client": (["hyperflax/serving/middleware.py"], False),

@@ -15,6 +15,7 @@ The result is raw, as a producer emits it (see `spec.py`): alpha / rank may diff
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,14 +46,16 @@ def start_from(adapters: PyTree, spec: AdapterSpec, target: AdapterSpec, rng: Ar
     spec.validate(adapters)
     check_start(spec, target)
     given = {path: np.asarray(x, np.float32) for path, x in spec.flatten(adapters).items()}
-    fresh = trees.flatten(target.materialise(target.init(rng)))
     _check_masks(given, spec)
     known = groups(spec)
+    # Most starts need nothing new, and drawing it takes longer than all else.
+    fresh = functools.cache(lambda: trees.flatten(target.materialise(target.init(rng))))
     started: dict[str, np.ndarray] = {}
     for slot, leaves in groups(target).items():
-        values = {leaf.name: np.asarray(fresh[leaf.path], np.float32) for leaf in leaves}
-        if slot in known:
-            values = _fitted({leaf.name: given[leaf.path] for leaf in known[slot]}, values, leaves)
+        values = {leaf.name: given[leaf.path] for leaf in known.get(slot, ())}
+        if {name: value.shape for name, value in values.items()} != {leaf.name: leaf.shape for leaf in leaves}:
+            new = {leaf.name: np.asarray(fresh()[leaf.path], np.float32) for leaf in leaves}
+            values = _fitted(values, new, leaves) if slot in known else new
         started |= {leaf.path: _raw(values[leaf.name], leaf) for leaf in leaves}
     return trees.unflatten(started)
 
@@ -79,8 +82,6 @@ def check_start(spec: AdapterSpec, target: AdapterSpec) -> None:
 
 
 def _fitted(slot: Slot, fresh: Slot, leaves: Sequence[Leaf]) -> Slot:
-    if all(slot[name].shape == value.shape for name, value in fresh.items()):
-        return slot
     kind, place = kind_of(leaves[0]), f"{leaves[0].module}/{leaves[0].reader}"
     for leaf in leaves:
         if leaf.resized(slot[leaf.name].shape[leaf.slot_axis]).shape != slot[leaf.name].shape:

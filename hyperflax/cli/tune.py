@@ -21,9 +21,11 @@ COMMANDS = {
     "questions": "make a question-answer data set out of a text",
     "collect": "run many pipelines on many data sets and record them",
     "bank": "fine-tune adapters on source tasks, for pipelines to start from",
+    "shared": "train adapters uniformly on many data sets, for pipelines to start from",
     "fit": "learn from recorded runs what a pipeline will score and cost",
     "recommend": "say which pipelines promise most for a data set, without running any",
     "run": "tune on a data set until the budget is spent, and keep the best adapter",
+    "report": "write the report of a tuning run, or of a table of runs",
     "replay": "compare optimisers on recorded runs",
 }
 
@@ -40,17 +42,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the starts that pipelines may have beside `random` and `generated`."""
-    parser.add_argument("--shared", metavar="DIR", help="adapter trained on many tasks, the start `shared`")
+    parser.add_argument("--shared", metavar="DIR", help="of `hyperflax tune shared`, or one adapter: start `shared`")
     parser.add_argument("--bank", metavar="DIR", help="adapters of `hyperflax tune bank`, the start `source`")
 
 
 def bench_of(arguments: argparse.Namespace) -> Bench:
     """Returns the bench that `--model`, `--shared` and `--bank` name."""
-    from hyperflax.checkpoints.artefacts import load_adapter
     from hyperflax.hypermodel import load
     from hyperflax.tune.bank import Bank
-    from hyperflax.tune.bench import Bench
+    from hyperflax.tune.bench import Adapters, Bench
+    from hyperflax.tune.shared import Shared
 
     model = load(arguments.model)
-    starts = {"shared": load_adapter(arguments.shared)} if arguments.shared else {}
-    return Bench(model, {**starts, "source": Bank.load(arguments.bank, model)} if arguments.bank else starts)
+    starts: dict[str, Adapters] = {}
+    if arguments.shared:
+        starts["shared"] = Shared.load(arguments.shared, model)
+    if arguments.bank:
+        starts["source"] = Bank.load(arguments.bank, model)
+    return Bench(model, starts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import os
 
 from hyperflax.cli.models import add_model_argument
 from hyperflax.cli.tune import add_start_arguments, bench_of
@@ -14,9 +16,12 @@ DESCRIPTION = """Run many fine-tuning pipelines on many data sets and record sco
 
 Of every structure (kind, size, optimizer, batch size, epochs ...) the variants differ in learning rate, schedule,
 warm-up, weight decay and alpha; they share a program and run side by side. A killed collection goes on when it is
-called again, and --shard 0/4 ... 3/4 share one among four machines that see the same folder. `--compact` makes one file
-of the folder's. docs/tuner.md describes the table.
+called again. --workers 4 gives it to four processes through Ray, on this machine or on those of --ray_address; --shard
+0/4 ... 3/4 share one among four machines without Ray. All of them see the same folders. `--compact` makes one file of
+the folder's. docs/tuner.md describes the table.
 """
+
+WHOLE = "0/1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,32 +34,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--solo", type=int, default=1, metavar="N", help="data sets on which a structure's runs run alone (default 1)"
     )
     add_start_arguments(parser)
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th structure from I on (default 0/1)")
+    parser.add_argument("--shard", default=WHOLE, metavar="I/N", help="do every N-th structure from I on (default 0/1)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes, through Ray: pip install 'hyperflax[ray]'")
+    parser.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster that runs; default: a new one here")
     parser.add_argument("--compact", action="store_true", help="make one file of the folder's at the end")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import json
-
-    from hyperflax.tune.collect import collect
+    from hyperflax.tune.collect import Collection, collect
+    from hyperflax.tune.workers import collect_on_ray
     from hyperflax.tuner import datasets, table
 
-    written = collect(
-        bench_of(arguments),
-        [datasets.read(path) for path in arguments.data],
-        out=arguments.out,
-        structures=arguments.structures,
-        variants=arguments.variants,
-        solo=arguments.solo,
-        seed=arguments.seed,
-        shard=parse_shard(arguments.shard),
-    )
+    shard = parse_shard(arguments.shard)
+    data = [datasets.read(path) for path in arguments.data]
+    names = ("structures", "variants", "solo", "seed")
+    given = {name: getattr(arguments, name) for name in names} | {"out": os.path.abspath(arguments.out)}
+    if arguments.workers is None:
+        if arguments.ray_address is not None:
+            raise ConfigError("--ray_address: expected --workers beside it, got none")
+        written = collect(Collection(bench_of(arguments), data, **given), shard=shard)
+    else:
+        if arguments.shard != WHOLE:
+            raise ConfigError("--shard: expected none beside --workers, for Ray hands out the structures")
+        made = functools.partial(bench_of, _anywhere(arguments))
+        written = collect_on_ray(made, data, workers=arguments.workers, address=arguments.ray_address, **given)
     if arguments.compact:
         table.compact(arguments.out)
-    print(json.dumps(table.summary(table.read(arguments.out)), indent=1))
-    print(f"{written} runs written to {arguments.out}")
+    print(f"{written} runs written to {arguments.out}; hyperflax tune report {arguments.out} --out DIR sums them up")
     return 0
+
+
+def _anywhere(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The names of model and starts as a process in another directory, or on another machine, needs them."""
+    given = {name: getattr(arguments, name) for name in ("model", "shared", "bank")}
+    paths = {name: os.path.abspath(path) if path and os.path.exists(path) else path for name, path in given.items()}
+    return argparse.Namespace(**paths)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

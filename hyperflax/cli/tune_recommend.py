@@ -38,7 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     bench, data = bench_of(arguments), datasets.read(arguments.data, arguments.seed)
     recommender = Recommender.load(arguments.tuner)
-    bench.facts(data)
     begin = time.perf_counter()
     found = recommend(bench, data, recommender, count=arguments.count, seed=arguments.seed)
     seconds = time.perf_counter() - begin

@@ -151,14 +151,19 @@ class Trials:
     def score(self, raw: PyTree, data: Mapping[str, Array]) -> tuple[np.ndarray, np.ndarray]:
         """Scores raw adapters [run, ...] on examples; the last row of `data`, padding, is left out.
 
+        Rows are padded to one of few numbers, so that data sets of other sizes share what is compiled.
+
         Returns:
           whether greedy decoding gives an example's target, bool [run, example]; the loss per token, in nats, [run].
 
         No decoding is needed: greedy decoding gives the target exactly if every token of it is the most likely one
         after the tokens before it.
         """
+        examples = len(data["encoder_input_tokens"][0]) - 1
+        more = [(0, 0), (0, rounded_up(examples) - examples), (0, 0)]
+        data = {name: np.pad(np.asarray(array)[:, :-1], more[: array.ndim]) for name, array in data.items()}
         exact, loss = self._score(raw, self.params, data)
-        return np.asarray(exact)[:, :-1], np.asarray(loss)
+        return np.asarray(exact)[:, :examples], np.asarray(loss)
 
     def mean_loss(self, raw: PyTree, params: PyTree, data: Mapping[str, Array]) -> Array:
         """Returns one run's loss per token, in nats, without dropout."""
@@ -228,6 +233,16 @@ class Trials:
             rngs={"dropout": key} if dropping else None,
         )
         return token_loss(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"]), logits
+
+
+def rounded_up(count: int) -> int:
+    """Returns the next number of 1, 2, 3, 4, 6, 8, 12, 16 ...: at most half as many again.
+
+    >>> rounded_up(33)
+    48
+    """
+    power = 1 << max(count - 1, 0).bit_length()
+    return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
 
 
 def epoch_rows(examples: np.ndarray, batch_size: int, epochs: int, seed: int) -> np.ndarray:

@@ -112,12 +112,19 @@ class Bank:
         return cls(adapters, maps)
 
     @property
-    def spec(self) -> AdapterSpec:
-        """Of every adapter."""
-        return next(iter(self.adapters.values())).spec
+    def specs(self) -> tuple[AdapterSpec]:
+        """Of every adapter: one, for all have the same."""
+        return (next(iter(self.adapters.values())).spec,)
 
     def ranked(self, model: Hypermodel, data: DataSet) -> list[tuple[str, float]]:
         """Returns (source, evidence), best first, the data set itself left out. Raises ConfigError without sources."""
+        return rank(embed(model, data, None), answers(model, data), self._others(data))
+
+    def check(self, data: DataSet) -> None:
+        """Raises ConfigError where there is no source but the data set itself."""
+        self._others(data)
+
+    def _others(self, data: DataSet) -> dict[str, np.ndarray]:
         own = {
             name
             for name, adapter in self.adapters.items()
@@ -126,10 +133,11 @@ class Bank:
         others = {name: matrix for name, matrix in self.maps.items() if name not in own}
         if not others:
             raise ConfigError(f"data set '{data.name}': the bank holds no other source")
-        return rank(embed(model, data, None), answers(model, data), others)
+        return others
 
-    def first(self, model: Hypermodel, data: DataSet) -> Adapter:
-        """Returns the adapter of the source that ranks first."""
+    def first(self, model: Hypermodel, data: DataSet, pipeline: Pipeline) -> Adapter:
+        """Returns the adapter of the source that ranks first, whatever the pipeline."""
+        del pipeline
         return self.adapters[self.ranked(model, data)[0][0]]
 
 

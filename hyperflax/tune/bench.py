@@ -1,7 +1,7 @@
 """A hypermodel on the bench: its starts and pipelines, compiled programs, and what it knows of a data set untrained.
 
 >>> bench = Bench(hyperflax.load("strings"))
->>> bench.facts(data).test
+>>> bench.test_scores(data)
 {'bare': 0.0, 'generated': 0.41}
 """
 
@@ -34,22 +34,26 @@ class Facts(NamedTuple):
     Attributes:
       meta: meta-features, see `tuner/datasets.py`.
       generated: the generated adapter; None if the hypernetwork can read none of the examples.
-      test: test scores of the conditions `bare` and `generated`.
     """
 
     meta: dict[str, float]
     generated: Adapter | None
-    test: dict[str, float]
 
 
-class Sources(Protocol):
-    """Adapters of one spec, one of which suits a data set; `bank.Bank` is such."""
+class Adapters(Protocol):
+    """Adapters, one of which a pipeline starts from on a data set; `bank.Bank` and `shared.Shared` are such."""
 
     @property
-    def spec(self) -> AdapterSpec: ...
+    def specs(self) -> Sequence[AdapterSpec]:
+        """What `PipelineSpace` wants of a start."""
+        ...
 
-    def first(self, model: Hypermodel, data: DataSet) -> Adapter:
-        """Returns the adapter to start from."""
+    def check(self, data: DataSet) -> None:
+        """Raises ConfigError where a data set may not start from them, or has nothing to start from."""
+        ...
+
+    def first(self, model: Hypermodel, data: DataSet, pipeline: Pipeline) -> Adapter | None:
+        """Returns the adapter to start from, None if there is none for the pipeline. Raises ConfigError as `check`."""
         ...
 
 
@@ -58,16 +62,17 @@ class Bench:
 
     Args:
       model: gives the frozen T5 and the generated starts.
-      starts: further starts by name: `shared`, an adapter; `source`, a bank of them.
+      starts: further starts by name: `shared`, `source`.
     """
 
-    def __init__(self, model: Hypermodel, starts: Mapping[str, Adapter | Sources] | None = None):
+    def __init__(self, model: Hypermodel, starts: Mapping[str, Adapters] | None = None):
         self.model, self.starts = model, dict(starts or {})
-        specs = {name: adapter.spec for name, adapter in self.starts.items()}
-        self.space = PipelineSpace(model.config.base, {GENERATED: model.config.spec, **specs})
+        specs = {name: start.specs for name, start in self.starts.items()}
+        self.space = PipelineSpace(model.config.base, {GENERATED: (model.config.spec,), **specs})
         self._trials: dict[Recipe, Trials] = {}
         self._facts: dict[str, Facts] = {}
-        self._chosen: dict[tuple[str, str], Adapter] = {}
+        self._test_scores: dict[str, dict[str, float]] = {}
+        self._chosen: dict[tuple[str, str, str | None], Adapter | None] = {}
 
     def trials(self, recipe: Recipe) -> Trials:
         """Returns the compiled functions of a recipe, made once."""
@@ -89,6 +94,21 @@ class Bench:
             self._facts[data.hash] = self._describe(data)
         return self._facts[data.hash]
 
+    def test_scores(self, data: DataSet) -> dict[str, float]:
+        """Returns exact match on the test split of `bare` and `generated`, NaN where there is none; computed once."""
+        if data.hash not in self._test_scores:
+            adapter = self.facts(data).generated
+            self._test_scores[data.hash] = {
+                "bare": self.score(data, "test", None)[0],
+                GENERATED: math.nan if adapter is None else self.score(data, "test", adapter)[0],
+            }
+        return self._test_scores[data.hash]
+
+    def check(self, data: DataSet) -> None:
+        """Raises ConfigError where a data set cannot be what one of the starts is used on."""
+        for adapters in self.starts.values():
+            adapters.check(data)
+
     def start(self, data: DataSet, pipeline: Pipeline) -> Adapter | None:
         """Returns the adapter that a pipeline starts from on a data set; None for a random start.
 
@@ -100,16 +120,17 @@ class Bench:
         if pipeline.init == GENERATED or pipeline.method == AS_GENERATED:
             start = self.facts(data).generated
         else:
-            name = pipeline.init or GENERATED
-            start = self.starts.get(name)
-            if start is not None and not isinstance(start, Adapter):
-                key = (name, data.hash)
-                if key not in self._chosen:
-                    self._chosen[key] = start.first(self.model, data)
-                start = self._chosen[key]
+            start = self._further(data, pipeline)
         if start is None:
             raise ConfigError(f"data set '{data.name}': no {pipeline.init or GENERATED} adapter to start from")
         return start
+
+    def _further(self, data: DataSet, pipeline: Pipeline) -> Adapter | None:
+        """The adapter of one of `starts`, looked for once."""
+        adapters, key = self.starts.get(str(pipeline.init)), (str(pipeline.init), data.hash, pipeline.kind)
+        if adapters is not None and key not in self._chosen:
+            self._chosen[key] = adapters.first(self.model, data, pipeline)
+        return self._chosen.get(key)
 
     def score(self, data: DataSet, split: str, adapter: Adapter | None) -> tuple[float, float]:
         """Returns (exact match, loss per token) of an adapter, or of the bare model, on a part of a data set."""
@@ -123,13 +144,11 @@ class Bench:
         adapter = generate(self.model, data.train)
         meta = data.text_features(vocabulary)
         meta["bare_exact"], meta["bare_loss"] = self.score(data, "validation", None)
-        test = {"bare": self.score(data, "test", None)[0], GENERATED: math.nan}
         meta["generated_exact"], meta["generated_loss"] = math.nan, math.nan
         if adapter is not None:
             meta["generated_exact"], meta["generated_loss"] = self.score(data, "validation", adapter)
-            test[GENERATED] = self.score(data, "test", adapter)[0]
             meta |= task_embedding(self._slot_states(data))
-        return Facts(meta, adapter, test)
+        return Facts(meta, adapter)
 
     def _slot_states(self, data: DataSet) -> np.ndarray:
         """Slot states [slots, emb] of the first examples that fill one support."""

@@ -8,9 +8,10 @@ structure the variants run one by one, for timings that are nobody's share.
     out/group-<id>.parquet    one file for each group of runs, written when it has ended
 
 Killed and called again, a collection goes on with the groups that have no file. `shard=(i, n)` does every n-th
-structure, so that n machines fill one folder without talking to each other.
+structure, so that n machines fill one folder without talking to each other; `workers.py` hands structures out through
+Ray.
 
->>> collect(bench, datasets, out="runs", structures=30, variants=4, seed=0)
+>>> collect(Collection(bench, datasets, out="runs", structures=30, variants=4, seed=0))
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -54,23 +55,6 @@ class Job:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def plan(
-    space: PipelineSpace, datasets: Sequence[DataSet], *, structures: int, variants: int, solo: int, seed: int
-) -> Iterator[list[Job]]:
-    """Yields the jobs of one structure after another; see the module's text for the arguments."""
-    for number, structure in enumerate(space.sample(structures, seed)):
-        jobs = []
-        for place, data in enumerate(datasets):
-            rng = np.random.default_rng(np.random.SeedSequence([seed, number, int(data.hash, 16)]))
-            count = variants if structure.method == TUNE else 1
-            seeds = tuple(rng.integers(2**31, size=count).tolist())
-            pipelines = vary(space, structure, count, int(rng.integers(2**31)))
-            # Every data set is the first of some structure, so each has solo timings.
-            alone = (place - number) % len(datasets) < solo
-            jobs.append(Job(data, tuple(pipelines), seeds, alone))
-        yield jobs
-
-
 def vary(space: PipelineSpace, structure: Pipeline, count: int, seed: int) -> list[Pipeline]:
     """Returns pipelines that differ from `structure` only in what does not change the program."""
     drawn = space.sample(4 * count + 8, seed)
@@ -85,55 +69,82 @@ def vary(space: PipelineSpace, structure: Pipeline, count: int, seed: int) -> li
     return varied
 
 
-def collect(
-    bench: Bench,
-    datasets: Sequence[DataSet],
-    *,
-    out: pathlib.Path | str,
-    structures: int,
-    variants: int = 4,
-    solo: int = 1,
-    seed: int = 0,
-    shard: tuple[int, int] = (0, 1),
-    progress: bool = True,
-) -> int:
-    """Carries out a collection, or what is left of it, and returns the number of runs that were written.
+class Collection:
+    """A collection, whose structures may be carried out in any order, by any number of processes.
 
     Args:
       bench: with the hypermodel, for which every data set must be new.
       datasets: see `DataSet`; names and contents are unique.
       out: folder of the table.
-      structures, variants, solo, seed, shard: see the module's text.
-      progress: show a bar.
+      structures, variants, solo, seed: see the module's text.
 
     Raises:
-      DataError: a data set that the hypermodel was trained on, one that is given twice, or an example that is too long.
-      ConfigError: numbers that plan nothing.
+      DataError: a data set that the hypermodel was trained on, or one that is given twice.
+      ConfigError: numbers that plan nothing, or a data set that one of the starts cannot be used on.
     """
-    if structures < 1 or variants < 1 or not 0 <= shard[0] < shard[1]:
-        raise ConfigError(
-            f"collect: expected structures and variants of at least 1 and shard (i, n) with i < n, got {structures}, "
-            f"{variants}, {shard}"
-        )
-    check_unseen(bench.model, datasets)
-    out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    planned = plan(bench.space, datasets, structures=structures, variants=variants, solo=solo, seed=seed)
-    written = 0
-    with tqdm(total=structures * len(datasets), unit="group", disable=not progress) as bar:
-        for number, jobs in enumerate(planned):
-            if number % shard[1] == shard[0]:
-                for job in jobs:
-                    file = out / f"group-{job.id}.parquet"
-                    if not file.exists():
-                        runs = carry_out(bench, job)
-                        table.write(file, runs)
-                        written += len(runs)
-                    bar.update()
-            else:
-                bar.update(len(jobs))
-            bench.forget_programs()
-    return written
+
+    def __init__(
+        self,
+        bench: Bench,
+        datasets: Sequence[DataSet],
+        *,
+        out: pathlib.Path | str,
+        structures: int,
+        variants: int = 4,
+        solo: int = 1,
+        seed: int = 0,
+    ):
+        if structures < 1 or variants < 1:
+            raise ConfigError(
+                f"collect: expected structures and variants of at least 1, got {structures} and {variants}"
+            )
+        check_unseen(bench.model, datasets)
+        for data in datasets:
+            bench.check(data)
+        self.bench, self.datasets, self.out = bench, list(datasets), pathlib.Path(out)
+        self.variants, self.solo, self.seed = variants, solo, seed
+        self.structures = bench.space.sample(structures, seed)
+
+    def jobs(self, number: int) -> list[Job]:
+        """Returns the jobs of a structure, one for each data set."""
+        jobs, structure = [], self.structures[number]
+        for place, data in enumerate(self.datasets):
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, number, int(data.hash, 16)]))
+            count = self.variants if structure.method == TUNE else 1
+            seeds = tuple(rng.integers(2**31, size=count).tolist())
+            pipelines = vary(self.bench.space, structure, count, int(rng.integers(2**31)))
+            # Every data set is the first of some structure, so each has solo timings.
+            alone = (place - number) % len(self.datasets) < self.solo
+            jobs.append(Job(data, tuple(pipelines), seeds, alone))
+        return jobs
+
+    def fill(self, number: int) -> int:
+        """Carries out what is left of a structure and returns the number of runs that were written."""
+        written = 0
+        for job in self.jobs(number):
+            file = self.out / f"group-{job.id}.parquet"
+            if not file.exists():
+                runs = carry_out(self.bench, job)
+                table.write(file, runs)
+                written += len(runs)
+        self.bench.forget_programs()
+        return written
+
+
+def collect(collection: Collection, *, shard: tuple[int, int] = (0, 1), progress: bool = True) -> int:
+    """Carries out a collection, or what is left of it, and returns the number of runs that were written.
+
+    Args:
+      collection: see there. shard: see the module's text. progress: show a bar.
+
+    Raises:
+      ConfigError: a shard that is none.
+      DataError: an example that is too long.
+    """
+    if not 0 <= shard[0] < shard[1]:
+        raise ConfigError(f"collect: expected a shard (i, n) with i < n, got {shard}")
+    numbers = range(shard[0], len(collection.structures), shard[1])
+    return sum(collection.fill(number) for number in tqdm(numbers, unit="structure", disable=not progress))
 
 
 def carry_out(bench: Bench, job: Job) -> list[table.Run]:

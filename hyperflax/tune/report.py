@@ -1,7 +1,15 @@
-"""What a tuning run tells: a line for every part, a page and a picture at the end.
+"""What a tuning run tells: a line for every part while it goes on, and its report.
 
->>> print(line(history, pool, budget=600))
-   31 s  lora 8 generated adamw 2e-03, part 3/8: 0.53   best 0.61 (lora 16 generated adamw 1e-03)
+    report.json    what `of` returns
+    report.md      test scores, why this pipeline, what is neither beaten nor cheaper
+    report.png     the incumbent over time; score against cost
+
+The report is made of the run's record alone, so a run that was killed, or still goes on, has one as well.
+
+>>> report = of(read("mine_tuned"))
+>>> report["over_time"][-1]
+{'seconds': 512.3, 'score': 0.84, 'pipeline': 'lora 16 generated adamw 1e-03'}
+>>> write("report", report)
 """
 
 from __future__ import annotations
@@ -10,11 +18,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from hyperflax.files import atomic_file
+from hyperflax.errors import DataError
+from hyperflax.files import atomic_file, write_json
+from hyperflax.tune.record import Record
 from hyperflax.tuner.history import History
 from hyperflax.tuner.pipeline import AS_GENERATED, Pipeline
+
+REPORT = "report.json"
 
 
 def name(pipeline: Pipeline) -> str:
@@ -35,54 +45,124 @@ def line(history: History, pool: Sequence[Pipeline], budget: float) -> str:
     return f"{history.spent:5.0f} of {budget:.0f} s  {name(pool[last.pipeline])}, {part}: {told}   {at_best}"
 
 
-def incumbents(history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (seconds, best score so far) after every part that had a score."""
-    seconds, scores, spent, best = [], [], 0.0, -np.inf
+def incumbents(history: History) -> list[tuple[float, float, int]]:
+    """Returns (seconds of trials, score, pipeline) of every part that was the best so far, in order."""
+    found, spent = [], 0.0
     for seen in history.observations:
         spent += seen.seconds
-        if seen.score is not None:
-            best = max(best, seen.score)
-            seconds.append(spent)
-            scores.append(best)
-    return np.array(seconds), np.array(scores)
+        if seen.score is not None and (not found or seen.score > found[-1][1]):
+            found.append((spent, seen.score, seen.pipeline))
+    return found
 
 
 def pareto(history: History) -> list[int]:
     """Returns the pipelines than which none is both better and cheaper, the cheapest first."""
-    best, cost = {}, {}
-    for seen in history.observations:
-        cost[seen.pipeline] = cost.get(seen.pipeline, 0.0) + seen.seconds
-        if seen.score is not None:
-            best[seen.pipeline] = max(best.get(seen.pipeline, 0.0), seen.score)
+    best = {number: max(curve) for number in range(history.size) if (curve := history.curve(number))}
     front: list[int] = []
-    for pipeline in sorted(best, key=lambda number: (cost[number], -best[number])):
+    for pipeline in sorted(best, key=lambda number: (_seconds(history, number), -best[number])):
         if not front or best[pipeline] > best[front[-1]]:
             front.append(pipeline)
     return front
 
 
-def write(folder: pathlib.Path, report: Mapping[str, Any], history: History, pool: Sequence[Pipeline]) -> None:
-    """Writes report.md and report.png."""
-    score = report["incumbent"]["validation_score"]
-    test = "\n".join(f"| {key} | {value:.3f} |" for key, value in report["test"].items())
+def of(record: Record) -> dict[str, Any]:
+    """Returns the report of a run, json.
+
+    Returns:
+      `dataset`, `dataset_hash`, `optimiser`, `budget`; `incumbent` with its `pipeline`, `validation_score`,
+      `test_score`, `parts`, `seconds`, and `expected` (None for a search at random): `score`, `std` and `seconds` of a
+      whole run, `rank` among the pool's `of`; `test`, test scores by condition, empty while the run has not ended;
+      `over_time`, every new incumbent; `tried`, a row for every pipeline that was begun, the incumbent first and then
+      by score, `pareto` where none is both better and cheaper; `parts`, `pipelines`; `spent`, `choosing`, `elapsed` in
+      seconds.
+
+    Raises:
+      DataError: no part has a score.
+    """
+    history, pool = record.history, record.pool
+    best = history.incumbent
+    if best is None:
+        parts = len(history.observations)
+        raise DataError(f"run on '{record.name}': expected a part with a score, got none in {parts} parts")
+    front = set(pareto(history))
+    scores = {seen.pipeline: max(history.curve(seen.pipeline), default=None) for seen in history.observations}
+    begun = sorted(scores, key=lambda number: (number != best.pipeline, -(scores[number] or 0.0)))
+    tried = [
+        {
+            "pipeline": name(pool[number]),
+            "score": scores[number],
+            "seconds": _seconds(history, number),
+            "parts": len(history.curve(number)),
+            "status": next(seen.status for seen in reversed(history.observations) if seen.pipeline == number),
+            "pareto": number in front,
+        }
+        for number in begun
+    ]
+    return {
+        "dataset": record.name,
+        "dataset_hash": record.dataset,
+        "optimiser": record.optimiser,
+        "budget": record.budget,
+        "incumbent": {
+            "pipeline": pool[best.pipeline].to_json(),
+            "validation_score": best.score,
+            "test_score": record.test.get("tuned"),
+            "parts": best.fidelity,
+            "seconds": _seconds(history, best.pipeline),
+            "expected": _expected(record, best.pipeline),
+        },
+        "test": dict(record.test),
+        "over_time": [
+            {"seconds": seconds, "score": score, "pipeline": name(pool[number])}
+            for seconds, score, number in incumbents(history)
+        ],
+        "tried": tried,
+        "parts": len(history.observations),
+        "pipelines": len(begun),
+        "spent": history.spent,
+        "choosing": record.choosing,
+        "elapsed": record.elapsed,
+    }
+
+
+def write(folder: pathlib.Path | str, report: Mapping[str, Any]) -> None:
+    """Writes report.json, report.md and report.png."""
+    folder = pathlib.Path(folder)
+    write_json(folder / REPORT, report)
+    with atomic_file(folder / "report.md") as temporary:
+        temporary.write_text(markdown(report), encoding="utf-8")
+    _draw(folder / "report.png", report)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Returns the report as a page."""
+    best = report["incumbent"]
+    scores = "\n".join(f"| {key} | {value:.3f} |" for key, value in report["test"].items())
+    test = f"""| test split | exact match |
+|---|---|
+{scores}
+
+The test split took no part in choosing. The validation score of the chosen pipeline, {best["validation_score"]:.3f},
+did, and errs on the high side."""
+    if not report["test"]:
+        test = "The run has not ended; test scores come with its end."
     front = "\n".join(
-        f"| {name(pool[number])} | {max(history.curve(number)):.3f} | {_seconds(history, number):.1f} |"
-        for number in pareto(history)
+        f"| {one['pipeline']} | {one['score']:.3f} | {one['seconds']:.1f} | {one['parts']} |"
+        for one in sorted(report["tried"], key=lambda one: one["seconds"])
+        if one["pareto"]
     )
-    values = "\n".join(f"| {key} | {value} |" for key, value in report["incumbent"]["pipeline"].items())
-    text = f"""# Tuning for {report["dataset"]}
+    values = "\n".join(f"| {key} | {value} |" for key, value in best["pipeline"].items())
+    return f"""# Tuning for {report["dataset"]}
 
 {report["pipelines"]} pipelines, {report["parts"]} parts, {report["spent"]:.0f} of {report["budget"]:.0f} seconds;
-choosing took {report["choosing"]:.1f} seconds, {report["choosing"] / max(report["elapsed"], 1e-9):.1%} of the run.
+choosing ({report["optimiser"]}) took {report["choosing"]:.1f} seconds, \
+{report["choosing"] / max(report["elapsed"], 1e-9):.1%} of the run.
 
-| test split | exact match |
-|---|---|
 {test}
 
-The test split took no part in choosing. The validation score of the chosen pipeline, {score:.3f}, did, and errs
-on the high side.
+## Why this pipeline
 
-## The pipeline
+{_why(report)}
 
 | | |
 |---|---|
@@ -90,34 +170,59 @@ on the high side.
 
 ## Nothing both better and cheaper
 
-| pipeline | validation | seconds |
-|---|---|---|
+| pipeline | validation | seconds | parts |
+|---|---|---|---|
 {front}
 
 ![Incumbent over time, and score against cost](report.png)
 """
-    with atomic_file(folder / "report.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    _draw(folder / "report.png", history)
+
+
+def _why(report: Mapping[str, Any]) -> str:
+    best, tried = report["incumbent"], report["tried"]
+    expected = best["expected"]
+    before = (
+        "Pipelines were tried in random order, and nothing was expected of any."
+        if expected is None
+        else f"Before anything was run, a whole run of it was expected to score {expected['score']:.2f} +- "
+        f"{expected['std']:.2f} in {expected['seconds']:.0f} seconds: number {expected['rank']} of {expected['of']}."
+    )
+    found = (
+        f"It reached {best['validation_score']:.3f} on held-out examples after part {best['parts']}, the best score of "
+        f"all, and took {best['seconds']:.1f} seconds in all."
+    )
+    others = [one for one in tried[1:4] if one["score"] is not None]
+    beside = "; ".join(f"{one['pipeline']}: {one['score']:.3f} in {one['seconds']:.1f} seconds" for one in others)
+    return " ".join([before, found, *([f"Next came {beside}."] if beside else [])])
+
+
+def _expected(record: Record, number: int) -> dict[str, Any] | None:
+    if not record.expected:
+        return None
+    one = record.expected[number]
+    rank = 1 + sum(other.score > one.score for other in record.expected)
+    told = {"score": one.score, "std": one.std, "seconds": one.seconds}
+    return {**told, "rank": rank, "of": len(record.expected)}
 
 
 def _seconds(history: History, pipeline: int) -> float:
     return sum(seen.seconds for seen in history.observations if seen.pipeline == pipeline)
 
 
-def _draw(path: pathlib.Path, history: History) -> None:
+def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     over_time, against = figure.subplots(1, 2)
-    seconds, scores = incumbents(history)
-    over_time.step([0, *seconds], [0, *scores], where="post")
-    over_time.set(xlabel="seconds of trials", ylabel="best validation score so far", ylim=(0, 1.02))
-    begun = [number for number in range(history.size) if history.curve(number)]
-    front = pareto(history)
-    against.scatter([_seconds(history, n) for n in begun], [max(history.curve(n)) for n in begun], s=14, color="0.6")
-    against.plot([_seconds(history, n) for n in front], [max(history.curve(n)) for n in front], marker="o")
+    steps = [(one["seconds"], one["score"]) for one in report["over_time"]]
+    steps.append((report["spent"], steps[-1][1]))
+    over_time.step(*zip(*steps, strict=True), where="post")
+    over_time.set(xlabel="seconds of trials", ylabel="best validation score so far", xlim=(0, None), ylim=(0, 1.02))
+    scored = sorted((one for one in report["tried"] if one["score"] is not None), key=lambda one: one["seconds"])
+    front = [one for one in scored if one["pareto"]]
+    against.scatter([one["seconds"] for one in scored], [one["score"] for one in scored], s=14, color="0.6")
+    against.plot([one["seconds"] for one in front], [one["score"] for one in front], marker="o")
     against.set(xlabel="seconds of the pipeline", ylabel="its best validation score", ylim=(0, 1.02))
     with atomic_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)

@@ -1,10 +1,10 @@
 """The tuner at work: pipelines run on a user's data set until the budget is spent, the best adapter kept.
 
     out/adapter.json, adapter.safetensors    the incumbent's adapter, an ordinary adapter directory
-    out/tune.json                            data set, pool and history: what a killed run goes on from
+    out/tune.json                            pool and history: what a killed run goes on from, see `record.py`
     out/trials/<pipeline>.safetensors        runs under way
     out/runs/*.parquet                       a row of the meta-dataset for every pipeline that was run
-    out/report.json, report.md, report.png   incumbent over time, score against cost, why this pipeline
+    out/report.json, report.md, report.png   incumbent over time, score against cost, why this pipeline: `report.py`
 
 The seconds of the budget are those of the trials; what choosing takes is told beside them. Killed and called again with
 the same arguments, a run goes on after the last part that had ended.
@@ -17,10 +17,11 @@ the same arguments, a run goes on after the last part that had ended.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,35 +29,36 @@ import numpy as np
 
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import read_json, write_json
 from hyperflax.locks import alone_in
+from hyperflax.tune import record as records
 from hyperflax.tune import report as reports
 from hyperflax.tune.bench import Bench
+from hyperflax.tune.record import Expected, Record
 from hyperflax.tune.trial import Group, row
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet
 from hyperflax.tuner.history import History, Trial
 from hyperflax.tuner.optimisers import GreyBox, Mode, Optimiser, RandomSearch
 from hyperflax.tuner.pipeline import AS_GENERATED, FIDELITIES, Pipeline, default_pipeline
-from hyperflax.tuner.recommender import Recommender
+from hyperflax.tuner.recommender import Recommender, TaskSurrogate
 
-FILE, TRIALS, RUNS, REPORT = "tune.json", "trials", "runs", "report.json"
+TRIALS, RUNS = "trials", "runs"
 POOL = 64
 """Pipelines that a run chooses from: those of the recommender that this model can run, then fresh draws."""
 
 
 def make_pool(bench: Bench, recommender: Recommender | None, *, size: int = POOL, seed: int = 0) -> list[Pipeline]:
     """Returns the pipelines to choose from: as generated, the default, what worked on other data sets, and draws."""
-    known = [Pipeline(method=AS_GENERATED), default_pipeline(), *(recommender.pool if recommender else ())]
     pool: dict[str, Pipeline] = {}
-    for pipeline in [*known, *bench.space.sample(size, seed)]:
+    for pipeline in (Pipeline(method=AS_GENERATED), default_pipeline(), *(recommender.pool if recommender else ())):
         try:
             bench.space.check(pipeline)
         except ConfigError:  # made for a hypermodel with other starts
             continue
-        if len(pool) < size:
-            pool.setdefault(pipeline.id, pipeline)
-    return list(pool.values())
+        pool.setdefault(pipeline.id, pipeline)
+    for pipeline in bench.space.sample(size, seed):
+        pool.setdefault(pipeline.id, pipeline)
+    return list(pool.values())[:size]
 
 
 def recommend(
@@ -66,21 +68,23 @@ def recommend(
 
     Returns:
       json, best first: `pipeline`, `score`, `std`, `seconds` of the whole run.
+
+    Raises:
+      ConfigError: a data set that one of the bench's starts cannot be used on.
     """
+    bench.check(data)
     pool = make_pool(bench, recommender, seed=seed)
-    surrogate = recommender.on(bench.space.encode(pool), bench.facts(data).meta)
-    history = History(size=len(pool))
-    mean, std, _ = surrogate.predict(history, [Trial(n, FIDELITIES) for n in range(len(pool))], "transfer")
-    parts = [
-        surrogate.predict(history, [Trial(n, part) for n in range(len(pool))], "transfer")[2]
-        for part in (1, FIDELITIES)
-    ]
-    seconds = (parts[0] + parts[1]) / 2 * FIDELITIES
-    best = np.argsort(-mean, kind="stable")[:count]
-    return [
-        {"pipeline": pool[n].to_json(), "score": float(mean[n]), "std": float(std[n]), "seconds": float(seconds[n])}
-        for n in best
-    ]
+    expected = whole_runs(recommender.on(bench.space.encode(pool), bench.facts(data).meta), len(pool))
+    best = sorted(range(len(pool)), key=lambda number: -expected[number].score)[:count]
+    return [{"pipeline": pool[number].to_json(), **dataclasses.asdict(expected[number])} for number in best]
+
+
+def whole_runs(surrogate: TaskSurrogate, size: int) -> tuple[Expected, ...]:
+    """Returns what is expected of a whole run of each of the pool's `size` pipelines, before any has begun."""
+    trials = [Trial(number, part) for part in (FIDELITIES, 1) for number in range(size)]
+    mean, std, seconds = surrogate.predict(History(size=size), trials, "transfer")
+    whole = (seconds[:size] + seconds[size:]) / 2 * FIDELITIES
+    return tuple(Expected(*map(float, row)) for row in zip(mean[:size], std[:size], whole, strict=True))
 
 
 def run(
@@ -106,52 +110,62 @@ def run(
       say: is told of every part.
 
     Raises:
-      ConfigError: a budget that is not positive.
+      ConfigError: a budget that is not positive, or a data set that one of the bench's starts cannot be used on.
       CheckpointError: `out` holds something else, or a run of other arguments.
       DataError: an example that is too long.
       BusyError: another process is at work in `out`.
     """
     if not budget > 0:
         raise ConfigError(f"budget: expected a positive number of seconds, got {budget}")
-    folder = pathlib.Path(out)
+    bench.check(data)
     pool = make_pool(bench, recommender, size=size, seed=seed)
-    with alone_in(folder):
-        session = Session(bench, data, pool, folder, seed)
+    begun = Record(
+        name=data.name,
+        dataset=data.hash,
+        model=bench.model.parts.id,
+        seed=seed,
+        pool=tuple(pool),
+        optimiser="random" if recommender is None else mode,
+        budget=budget,
+        history=History(size=len(pool), seed=seed),
+    )
+    with alone_in(out):
         optimiser: Optimiser = RandomSearch()
         if recommender is not None:
             surrogate = recommender.on(bench.space.encode(pool), bench.facts(data).meta)
+            begun = dataclasses.replace(begun, expected=whole_runs(surrogate, len(pool)))
             optimiser = GreyBox(surrogate, mode)
-        begun, choosing = time.perf_counter(), 0.0
-        while session.history.spent < budget:
+        session = Session(bench, data, pathlib.Path(out), begun)
+        while session.record.history.spent < budget:
             before = time.perf_counter()
-            trial = optimiser.choose(session.history)
-            choosing += time.perf_counter() - before
+            trial = optimiser.choose(session.record.history)
+            session.took(choosing=time.perf_counter() - before)
             if trial is None:
                 say("nothing is left that promises to be better")
                 break
             session.carry_out(trial)
-            say(reports.line(session.history, pool, budget))
-        elapsed = time.perf_counter() - begun
-        return session.finish(
-            budget=budget, choosing=choosing, elapsed=elapsed, optimiser=mode if recommender else "random"
-        )
+            session.took(elapsed=time.perf_counter() - before)
+            say(reports.line(session.record.history, pool, budget))
+        return session.finish()
 
 
 class Session:
-    """A run's state on disk and in memory: the history, and the groups under way.
+    """A run's state on disk and in memory: its record, and the group under way.
 
-    Args: as of `run`.
+    Args:
+      bench, data: as of `run`. folder: of the run.
+      begun: the run before its first part; what the folder holds of the same run goes before it.
     """
 
-    def __init__(self, bench: Bench, data: DataSet, pool: Sequence[Pipeline], folder: pathlib.Path, seed: int):
-        self.bench, self.data, self.pool, self.folder, self.seed = bench, data, list(pool), folder, seed
+    def __init__(self, bench: Bench, data: DataSet, folder: pathlib.Path, begun: Record):
+        self.bench, self.data, self.folder = bench, data, folder
         self._groups: dict[int, Group] = {}
-        self.history = self._claim()
+        self.record = self._claim(begun)
         self._save()
 
     def carry_out(self, trial: Trial) -> None:
         """Runs a part and writes what came of it. A part that breaks down ends its pipeline."""
-        self.history = self.history.asked(trial)
+        history = self.record.history.asked(trial)
         begin = time.perf_counter()
         try:
             group = self._group(trial.pipeline)
@@ -159,52 +173,45 @@ class Session:
             if not np.isfinite(part.loss[0]):
                 raise FloatingPointError("the loss is not finite")
             group.save(self._trial_file(trial.pipeline))
-            seconds, score = float(part.seconds[0]), float(part.exact[0])
-            self.history = self.history.told(trial, seconds=seconds, score=score)
+            history = history.told(trial, seconds=float(part.seconds[0]), score=float(part.exact[0]))
         except (jax.errors.JaxRuntimeError, FloatingPointError, ConfigError) as error:
             status = table.OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else table.FAILED
-            self.history = self.history.told(trial, seconds=time.perf_counter() - begin, status=status)
+            history = history.told(trial, seconds=time.perf_counter() - begin, status=status)
+        self.record = dataclasses.replace(self.record, history=history)
         self._save()
 
-    def finish(self, **told: Any) -> dict[str, Any]:
+    def took(self, *, choosing: float = 0.0, elapsed: float = 0.0) -> None:
+        """Adds seconds to the record, which is written with the next part or at the end."""
+        sums = {"choosing": self.record.choosing + choosing, "elapsed": self.record.elapsed + elapsed}
+        self.record = dataclasses.replace(self.record, **sums)
+
+    def finish(self) -> dict[str, Any]:
         """Writes adapter, table and report, and returns the report."""
-        best = self.history.incumbent
+        best = self.record.history.incumbent
         if best is None:
             raise ConfigError(f"{self.folder}: no pipeline got as far as a score; more budget may help")
-        rows = [self._row(number) for number in self._begun()]
-        table.write(self.folder / RUNS / "runs.parquet", rows)
-        group, facts = self._group(best.pipeline), self.bench.facts(self.data)
-        test = {**facts.test, "tuned": next(one.test_score for one in rows if one.pipeline == self.pool[best.pipeline])}
-        adapter = group.adapter(0)
-        report = {
-            "dataset": self.data.name,
-            "dataset_hash": self.data.hash,
-            "incumbent": {
-                "pipeline": self.pool[best.pipeline].to_json(),
-                "validation_score": best.score,
-                "test_score": test["tuned"],
-            },
-            "test": test,
-            "spent": self.history.spent,
-            "parts": len(self.history.observations),
-            "pipelines": len(rows),
-            **told,
-        }
-        provenance = {"tuning": {"report": report}}
-        metadata = dataclasses.replace(adapter.metadata, provenance=provenance)
+        rows = {number: self._row(number) for number in self._begun()}
+        table.write(self.folder / RUNS / "runs.parquet", list(rows.values()))
+        adapter = self._group(best.pipeline).adapter(0)
+        test = {**self.bench.test_scores(self.data), "tuned": rows[best.pipeline].test_score}
+        test = {name: score for name, score in test.items() if not math.isnan(score)}
+        self.record = dataclasses.replace(self.record, test=test)
+        self._save()
+        report = reports.of(self.record)
+        told = {name: value for name, value in report.items() if name not in ("tried", "over_time")}
+        metadata = dataclasses.replace(adapter.metadata, provenance={"tuning": {"report": told}})
         save_adapter(self.folder, adapter.tree, adapter.spec, metadata, beside_others=True)
-        write_json(self.folder / REPORT, report)
-        reports.write(self.folder, report, self.history, self.pool)
+        reports.write(self.folder, report)
         return report
 
     def _begun(self) -> list[int]:
-        return sorted({seen.pipeline for seen in self.history.observations})
+        return sorted({seen.pipeline for seen in self.record.history.observations})
 
     def _row(self, pipeline: int) -> table.Run:
-        seen = [one for one in self.history.observations if one.pipeline == pipeline]
+        seen = [one for one in self.record.history.observations if one.pipeline == pipeline]
         if seen[-1].score is None:
             told = {"status": seen[-1].status, "error": "see tune.json"}
-            return row(self.bench, self.data, self.pool[pipeline], self.seed, **told)
+            return row(self.bench, self.data, self.record.pool[pipeline], self.record.seed, **told)
         (one,) = self._group(pipeline).rows()
         return one
 
@@ -212,39 +219,31 @@ class Session:
         """The group of a pipeline, made or read from its file; the last one used is the only one in memory."""
         if pipeline not in self._groups:
             self._groups.clear()
-            group = Group(self.bench, self.data, [self.pool[pipeline]], [self.seed])
+            group = Group(self.bench, self.data, [self.record.pool[pipeline]], [self.record.seed])
             if self._trial_file(pipeline).is_file():
                 group.restore(self._trial_file(pipeline))
             # A part that was saved and not told of, by a kill in between, is run again.
-            group.back_to(len(self.history.curve(pipeline)))
+            group.back_to(len(self.record.history.curve(pipeline)))
             self._groups[pipeline] = group
         return self._groups[pipeline]
 
     def _trial_file(self, pipeline: int) -> pathlib.Path:
-        return self.folder / TRIALS / f"{self.pool[pipeline].id}.safetensors"
+        return self.folder / TRIALS / f"{self.record.pool[pipeline].id}.safetensors"
 
-    def _claim(self) -> History:
-        """The history of the folder, which must be this run's, or a new one."""
-        file = self.folder / FILE
-        if not file.is_file():
+    def _claim(self, begun: Record) -> Record:
+        """What the folder's record, which must be of this run, says of it; or else the run as it begins."""
+        if not (self.folder / records.FILE).is_file():
             if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise CheckpointError(
                     f"{self.folder}: expected nothing, an empty folder or a run of tune, found something else"
                 )
-            return History(size=len(self.pool), seed=self.seed)
-        earlier = read_json(file)
-        for name, ours in self._about().items():
-            if earlier.get(name) != ours:
+            return begun
+        earlier = records.read(self.folder)
+        for name in ("dataset", "model", "seed", "pool"):
+            if getattr(earlier, name) != getattr(begun, name):
                 raise CheckpointError(f"{self.folder}: holds a run with another {name}; choose another folder")
-        return History.from_json(earlier.get("history"), str(file)).restarted()
-
-    def _about(self) -> Mapping[str, Any]:
-        return {
-            "dataset": self.data.hash,
-            "model": self.bench.model.parts.id,
-            "seed": self.seed,
-            "pool": [pipeline.to_json() for pipeline in self.pool],
-        }
+        kept = {"history": earlier.history.restarted(), "choosing": earlier.choosing, "elapsed": earlier.elapsed}
+        return dataclasses.replace(begun, **kept)
 
     def _save(self) -> None:
-        write_json(self.folder / FILE, {**self._about(), "history": self.history.to_json()})
+        self.record.write(self.folder)

@@ -222,7 +222,7 @@ class Group:
 
 def row(bench: Bench, data: DataSet, pipeline: Pipeline, seed: int, **observed: Any) -> table.Run:
     """Returns a row of the table: what is known of data set, model and machine, with what was observed."""
-    facts = bench.facts(data)
+    test = bench.test_scores(data)
     nothing: dict[str, Any] = {
         "curve": (),
         "losses": (),
@@ -240,9 +240,9 @@ def row(bench: Bench, data: DataSet, pipeline: Pipeline, seed: int, **observed: 
         pipeline=pipeline,
         seed=seed,
         model=bench.model.parts.id,
-        bare_score=facts.test["bare"],
-        generated_score=facts.test[GENERATED],
-        meta=facts.meta,
+        bare_score=test["bare"],
+        generated_score=test[GENERATED],
+        meta=bench.facts(data).meta,
         device=jax.devices()[0].device_kind,
         versions={name: importlib.metadata.version(name) for name in VERSIONS},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

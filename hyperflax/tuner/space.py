@@ -7,7 +7,7 @@ here.
     encode(pipelines) -> [n, columns] float32 in [0, 1]: numbers on their own (log) scale, choices one column each; what
     does not apply is 0, and its column `NAME?` is 0 as well
 
->>> space = PipelineSpace(t5_config, starts={"generated": model.config.spec})
+>>> space = PipelineSpace(t5_config, starts={"generated": (model.config.spec,)})
 >>> space.sample(100, seed=0)[0].kind
 'prefix'
 >>> space.check(Pipeline(kind="lora", rank=1000, ...))
@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 STARTS = (RANDOM, SHARED, GENERATED, SOURCE)
 KINDS = ("lora", "prefix", "lora+prefix", "soft_prompt", "parallel_mlp", "prefix+parallel_mlp", "full")
-_WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which a prompt can be tuned
+WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which a prompt can be tuned
 _BROUGHT = ("alpha_per_rank", "length", "bottleneck")  # what a start of that kind brings
+_AT_ONCE = 32  # the same for every count, so that a larger one begins with what a smaller one draws
 _KEYS = ("init", "kind", "sites", "prompt_first")  # what decides whether a start fits
 
 
@@ -47,16 +48,16 @@ class PipelineSpace:
 
     Args:
       t5: shape of the base model.
-      starts: `shared`, `generated` and `source` where they exist, with the spec of their adapters. `random` does
-        always.
+      starts: `shared`, `generated` and `source` where they exist, with the specs of their adapters. `random` does
+        always. Of several adapters, one for each of several kinds, that of a pipeline's own kind is its start.
 
     Raises:
       ConfigError: an unknown start.
       MissingExtraError: ConfigSpace is not installed.
     """
 
-    def __init__(self, t5: T5Config, starts: Mapping[str, AdapterSpec] | None = None):
-        self.t5, self.starts = t5, dict(starts or {})
+    def __init__(self, t5: T5Config, starts: Mapping[str, Sequence[AdapterSpec]] | None = None):
+        self.t5, self.starts = t5, {name: tuple(specs) for name, specs in (starts or {}).items()}
         if unknown := sorted(self.starts.keys() - {SHARED, GENERATED, SOURCE}):
             raise ConfigError(f"starts: expected some of shared, generated, source, got '{unknown[0]}'")
         self.space = _build(t5, self.starts, (RANDOM, *self.starts))
@@ -65,20 +66,26 @@ class PipelineSpace:
     def sample(self, count: int, seed: int) -> list[Pipeline]:
         """Returns so many different pipelines, equally many of every start, the one that trains nothing among them.
 
+        A larger count begins with the pipelines of a smaller one.
+
         Few points of the whole space have a start that fits, so each start is drawn from a space of its own.
         """
         drawn = {
             pipeline.id: pipeline for pipeline in ([Pipeline(method=AS_GENERATED)] if GENERATED in self.starts else [])
         }
-        parts = self._parts
-        for number, part in enumerate(parts):
-            part.seed(seed * len(parts) + number)
-        for part in itertools.cycle(parts):
+        streams = [self._stream(part, seed * len(self._parts) + number) for number, part in enumerate(self._parts)]
+        for stream in itertools.cycle(streams):
             if len(drawn) >= count:
                 break
-            pipeline = self.from_configuration(part.sample_configuration())
+            pipeline = next(stream)
             drawn.setdefault(pipeline.id, pipeline)
         return list(drawn.values())[:count]
+
+    def _stream(self, part: ConfigSpace.ConfigurationSpace, seed: int) -> Iterator[Pipeline]:
+        """Draws without end, many at a time: ConfigSpace takes hardly longer for them than for one."""
+        part.seed(seed)
+        while True:
+            yield from map(self.from_configuration, part.sample_configuration(_AT_ONCE))
 
     def check(self, pipeline: Pipeline) -> None:
         """Raises ConfigError, with what was expected, where a pipeline is not in the space."""
@@ -136,10 +143,16 @@ class PipelineSpace:
         return [self.space[field.name] for field in dataclasses.fields(Pipeline) if field.name in self.space]
 
 
-def possible_starts(t5: T5Config, spec: AdapterSpec) -> set[tuple[str, str | None, bool]]:
-    """Returns the (kind, sites, with a prompt first) of which an adapter of `spec` can be the start."""
+def possible_starts(t5: T5Config, *specs: AdapterSpec) -> set[tuple[str, str | None, bool]]:
+    """Returns the (kind, sites, with a prompt first) of which an adapter of a spec can be the start.
+
+    Args:
+      t5: shape of the base model. specs: of a start's adapters; of several, each is for its own kinds alone.
+    """
     fitting = set()
-    for kind, sites, prompt in _combinations():
+    for spec, (kind, sites, prompt) in itertools.product(specs, _combinations()):
+        if len(specs) > 1 and set(kind.split("+")) != _kinds_of(spec):
+            continue
         pipeline = Pipeline(kind=kind, sites=sites, rank=1, length=1, bottleneck=1, prompt_first=float(prompt))
         try:
             check_start(spec, build_spec(pipeline.kinds(), t5))
@@ -154,18 +167,20 @@ def _combinations() -> list[tuple[str, str | None, bool]]:
         (kind, sites, prompt)
         for kind in KINDS
         for sites in (SITES if "lora" in kind.split("+") else (None,))
-        for prompt in ((False, True) if kind in _WITH_PROMPT else (False,))
+        for prompt in ((False, True) if kind in WITH_PROMPT else (False,))
     ]
 
 
-def _build(t5: T5Config, starts: Mapping[str, AdapterSpec], inits: Sequence[str]) -> ConfigSpace.ConfigurationSpace:
+def _build(
+    t5: T5Config, starts: Mapping[str, Sequence[AdapterSpec]], inits: Sequence[str]
+) -> ConfigSpace.ConfigurationSpace:
     """The space of the pipelines with one of `inits`."""
     try:
         import ConfigSpace as cs
     except ImportError as error:
         raise MissingExtraError("ConfigSpace", "tuner") from error
 
-    fitting = {init: possible_starts(t5, starts[init]) for init in inits if init != RANDOM}
+    fitting = {init: possible_starts(t5, *starts[init]) for init in inits if init != RANDOM}
     possible = _combinations() if RANDOM in inits else sorted(set().union(*fitting.values()))
     kinds = [kind for kind in KINDS if any(kind == one for one, _, _ in possible)]
     sites = [name for name in SITES if any(name == one for _, one, _ in possible)]
@@ -188,7 +203,7 @@ def _build(t5: T5Config, starts: Mapping[str, AdapterSpec], inits: Sequence[str]
         (cs.Categorical("sites", sites), ("lora",)),
         (cs.Integer("rank", (1, 32), log=True, default=8), ("lora",)),
         (cs.Float("alpha_per_rank", (0.25, 4.0), log=True, default=1.0), ("lora",)),
-        (cs.Categorical("prompt_first", prompts, ordered=True, default=0.0), _WITH_PROMPT),
+        (cs.Categorical("prompt_first", prompts, ordered=True, default=0.0), WITH_PROMPT),
         (cs.Integer("length", (1, 32), log=True, default=8), ("prefix", "soft_prompt")),
         (cs.Integer("bottleneck", (4, 64), log=True, default=16), ("parallel_mlp",)),
     ]
@@ -198,7 +213,7 @@ def _build(t5: T5Config, starts: Mapping[str, AdapterSpec], inits: Sequence[str]
     space.add(*(cs.EqualsCondition(hp, method, TUNE) for hp in tuned))
     for hp, users in of_kinds:
         using = [kind for kind in kinds if set(kind.split("+")) & set(users)]
-        free = [init for init in inits if hp.name not in _BROUGHT or not _kinds_of(starts.get(init)) & set(users)]
+        free = [init for init in inits if hp.name not in _BROUGHT or not _kinds_of(*starts.get(init, ())) & set(users)]
         if not using or not free:
             continue
         space.add(hp)
@@ -230,14 +245,14 @@ def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[s
             parts = list(both)
             if sites is not None:
                 parts.append(cs.ForbiddenEqualsClause(space["sites"], sites))
-            if kind in _WITH_PROMPT:
+            if kind in WITH_PROMPT:
                 parts.append(cs.ForbiddenInClause(space["prompt_first"], [0.25, 0.5] if prompt else [0.0]))
             clauses.append(cs.ForbiddenAndConjunction(*parts))
     return clauses
 
 
-def _kinds_of(spec: AdapterSpec | None) -> set[str]:
-    return {kind_of(leaf).kind for leaf in spec.leaves} if spec else set()
+def _kinds_of(*specs: AdapterSpec) -> set[str]:
+    return {kind_of(leaf).kind for spec in specs for leaf in spec.leaves}
 
 
 def _sayable(space: Any, combination: tuple[str, str | None, bool]) -> bool:

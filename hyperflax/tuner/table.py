@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyperflax.errors import DataError, MissingExtraError
@@ -150,28 +150,6 @@ def compact(folder: pathlib.Path | str) -> pathlib.Path:
         if file != whole:
             file.unlink()
     return whole
-
-
-def summary(runs: Iterable[Run]) -> dict[str, Any]:
-    """Returns json: numbers of runs, data sets and pipelines, of every status, seconds, and the share of completed runs
-    that trained something and beat the generated adapter on the test split."""
-    runs = list(runs)
-    fair = [
-        run
-        for run in runs
-        if run.status == COMPLETED and run.pipeline.method == "tune" and not math.isnan(run.generated_score)
-    ]
-    beat = sum(run.test_score > run.generated_score for run in fair)
-    return {
-        "runs": len(runs),
-        "datasets": len({run.dataset for run in runs}),
-        "corpora": len({run.corpus for run in runs}),
-        "pipelines": len({run.pipeline.id for run in runs}),
-        "status": {status: sum(run.status == status for run in runs) for status in STATUSES},
-        "seconds": sum(sum(run.seconds) for run in runs),
-        "compared_with_generated": len(fair),
-        "better_than_generated": beat / len(fair) if fair else None,
-    }
 
 
 _JSON = ("versions",)

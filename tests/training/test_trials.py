@@ -17,7 +17,7 @@ from hyperflax.models.decoding import decode
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import token_loss
 from hyperflax.training.information_gain import informative, ridge
-from hyperflax.training.trials import Hyper, Recipe, Trials, epoch_rows, learning_rate
+from hyperflax.training.trials import Hyper, Recipe, Trials, epoch_rows, learning_rate, rounded_up
 from hyperflax.types import T5Config
 
 CONFIG = T5Config(
@@ -175,6 +175,17 @@ def test_the_score_is_what_decoding_gives(model):
         length = np.count_nonzero(target)
         assert exact[0, row] == np.array_equal(tokens[row, : length - 1], target[: length - 1]), row
     assert exact.sum() > 0
+
+
+def test_padding_to_a_number_of_rows_that_others_share_changes_no_score(model):
+    assert [rounded_up(count) for count in (1, 2, 3, 4, 5, 6, 7, 9, 13, 33, 48, 49)] == [
+        *(1, 2, 3, 4, 6, 6, 8, 12, 16, 48, 48, 64)
+    ]
+    trials, examples = Trials(*model, Recipe(SPEC)), data(5)
+    exact, loss = trials.score(starts(SPEC, 1), stacked(examples))
+    assert exact.shape == (1, 5)
+    raw = jax.tree.map(lambda leaf: leaf[0], starts(SPEC, 1))
+    np.testing.assert_allclose(loss[0], jax.jit(trials.mean_loss)(raw, model[1], examples), rtol=1e-6)
 
 
 def test_an_epoch_shows_every_example_once():

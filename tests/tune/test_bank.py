@@ -64,7 +64,7 @@ def test_a_data_set_is_not_its_own_source(model, folder):
     bank = Bank.load(folder, model)
     assert [name for name, _ in bank.ranked(model, data_set("first"))] == ["second"]
     renamed = dataclasses.replace(data_set("first"), name="renamed")
-    assert bank.first(model, renamed) is bank.adapters["second"]
+    assert bank.first(model, renamed, SHORT) is bank.adapters["second"]
     again = dataclasses.replace(data_set("second", 1), name="third")
     assert [name for name, _ in bank.ranked(model, again)] == ["first"]
     with pytest.raises(ConfigError, match="holds no other source"):

@@ -14,7 +14,7 @@ from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.contamination import name_digests
 from hyperflax.hypermodel import TRAINING_TASKS
 from hyperflax.tune.bench import Bench
-from hyperflax.tune.collect import check_unseen, collect, plan, vary
+from hyperflax.tune.collect import Collection, check_unseen, collect, vary
 from hyperflax.tune.trial import Group, program
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet, read
@@ -48,9 +48,9 @@ def test_a_run_learns_and_its_row_says_what_happened(bench, group):
     assert good.status == idle.status == "completed"
     assert len(good.curve) == FIDELITIES
     assert good.amortised
-    facts = bench.facts(group.data)
-    assert (good.bare_score, good.generated_score) == (facts.test["bare"], facts.test["generated"])
-    assert good.meta == facts.meta
+    test = bench.test_scores(group.data)
+    assert (good.bare_score, good.generated_score) == (test["bare"], test["generated"])
+    assert good.meta == bench.facts(group.data).meta
     assert good.meta["log_train"] == pytest.approx(math.log(32))
     assert good.id == table.run_id(group.data.hash, TUNED, 0, bench.model.parts.id)
     assert good.seconds_per_epoch == pytest.approx(group.training_seconds / 2 / 8)
@@ -78,9 +78,8 @@ def test_a_run_beside_others_is_the_run_alone(bench, group):
 def test_what_trains_nothing_is_the_generated_adapter(bench):
     data = data_set("second", 1)
     (row,) = Group(bench, data, [Pipeline(method="as_generated")], [0]).finish()
-    facts = bench.facts(data)
-    assert row.test_score == row.generated_score == facts.test["generated"]
-    assert set(row.losses) == {facts.meta["generated_loss"]}
+    assert row.test_score == row.generated_score == bench.test_scores(data)["generated"]
+    assert set(row.losses) == {bench.facts(data).meta["generated_loss"]}
 
 
 def test_a_generated_start_begins_where_the_generated_adapter_is(bench):
@@ -112,18 +111,25 @@ def test_variants_share_their_program(bench):
             bench.space.check(variant)
 
 
-def test_a_plan_follows_from_its_arguments_and_every_data_set_has_solo_runs(bench):
+def test_a_plan_follows_from_its_arguments_and_every_data_set_has_solo_runs(bench, tmp_path):
     sets = [data_set("first"), data_set("second", 1)]
-    given = {"structures": 4, "variants": 2, "solo": 1, "seed": 3}
-    jobs = [job for part in plan(bench.space, sets, **given) for job in part]
-    assert [job.id for job in jobs] == [job.id for part in plan(bench.space, sets, **given) for job in part]
+    plans = [
+        [
+            job
+            for number in numbers
+            for job in Collection(bench, sets, out=tmp_path, structures=4, variants=2, solo=1, seed=3).jobs(number)
+        ]
+        for numbers in ((0, 1, 2, 3), (3, 2, 1, 0))
+    ]
+    jobs = plans[0]
+    assert {job.id for job in jobs} == {job.id for job in plans[1]}
     assert len({job.id for job in jobs}) == len(jobs) == 8
     assert {job.data.name for job in jobs if job.solo} == {"first", "second"}
 
 
 def test_a_killed_collection_goes_on_and_repeats_nothing(bench, tmp_path, monkeypatch):
     sets = [data_set("first"), data_set("second", 1)]
-    given = {"out": tmp_path, "structures": 2, "variants": 2, "seed": 0, "progress": False}
+    collection = Collection(bench, sets, out=tmp_path, structures=2, variants=2, seed=0)
     import hyperflax.tune.collect as module
 
     done = []
@@ -137,16 +143,26 @@ def test_a_killed_collection_goes_on_and_repeats_nothing(bench, tmp_path, monkey
     carry_out = module.carry_out
     monkeypatch.setattr(module, "carry_out", killed)
     with pytest.raises(KeyboardInterrupt):
-        collect(bench, sets, **given)
+        collect(collection, progress=False)
     assert len(list(tmp_path.glob("*.parquet"))) == 2
     before = {run.id: run for run in table.read(tmp_path)}
     monkeypatch.setattr(module, "carry_out", lambda bench, job: done.append(job.id) or carry_out(bench, job))
-    written = collect(bench, sets, **given)
+    written = collect(collection, progress=False)
     assert len(done) == len(set(done)) == 4
     after = {run.id: run for run in table.read(tmp_path)}
     assert len(after) == len(before) + written
     assert all(after[key] == run for key, run in before.items())
-    assert collect(bench, sets, **given) == 0
+    assert collect(collection, progress=False) == 0
+
+
+def test_shards_are_disjoint_and_whole(bench, tmp_path, monkeypatch):
+    collection = Collection(bench, [data_set("first")], out=tmp_path, structures=5)
+    filled = []
+    monkeypatch.setattr(collection, "fill", lambda number: filled.append(number) or 1)
+    assert [collect(collection, shard=(place, 2), progress=False) for place in range(2)] == [3, 2]
+    assert filled == [0, 2, 4, 1, 3]
+    with pytest.raises(ConfigError, match=r"expected a shard \(i, n\) with i < n, got \(2, 2\)"):
+        collect(collection, shard=(2, 2))
 
 
 def test_an_error_of_the_device_is_an_observation(bench, monkeypatch):

@@ -10,10 +10,12 @@ import pytest
 
 import hyperflax.tune.run as module
 from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.cli.main import main
 from hyperflax.cli.tune_run import parse_time
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.tune.bench import Bench
-from hyperflax.tune.report import incumbents, pareto
+from hyperflax.tune.record import Expected, Record
+from hyperflax.tune.report import incumbents, markdown, of, pareto
 from hyperflax.tune.run import make_pool, recommend, run
 from hyperflax.tuner import table
 from hyperflax.tuner.history import History, Trial
@@ -73,6 +75,37 @@ def test_a_run_writes_adapter_table_and_report(bench, unbroken):
     assert (out / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_command_writes_the_report_that_the_run_wrote(unbroken, tmp_path):
+    folder, report = unbroken
+    assert main(["tune", "report", str(folder), "--out", str(tmp_path / "report")]) == 0
+    for name in ("report.json", "report.md"):
+        assert (tmp_path / "report" / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert (tmp_path / "report" / "report.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["tune", "report", str(folder / "runs"), "--out", str(tmp_path / "table")]) == 0
+    assert json.loads((tmp_path / "table" / "report.json").read_text())["runs"] == len(POOL)
+
+
+def test_a_run_that_has_not_ended_has_a_report_and_one_without_a_score_says_so():
+    history = History(size=2)
+    record = Record("words", "0" * 16, "micro", 0, tuple(POOL), "transfer", 60.0, history)
+    with pytest.raises(DataError, match="run on 'words': expected a part with a score, got none in 0 parts"):
+        of(record)
+    for trial, score in ((Trial(1, 1), 0.25), (Trial(0, 1), 0.5), (Trial(1, 2), 0.5)):
+        history = history.asked(trial).told(trial, seconds=2.0, score=score)
+    expected = (Expected(0.3, 0.1, 16.0), Expected(0.4, 0.2, 24.0))
+    report = of(dataclasses.replace(record, history=history, expected=expected))
+    assert report["incumbent"]["expected"] == {"score": 0.3, "std": 0.1, "seconds": 16.0, "rank": 2, "of": 2}
+    assert [(one["seconds"], one["score"]) for one in report["over_time"]] == [(2.0, 0.25), (4.0, 0.5)]
+    assert [(one["pipeline"], one["seconds"], one["pareto"]) for one in report["tried"]] == [
+        ("as generated", 2.0, True),
+        ("lora 8 random adamw 2e-02", 4.0, False),
+    ]
+    text = markdown(report)
+    assert "The run has not ended" in text
+    assert "a whole run of it was expected to score 0.30 +- 0.10 in 16 seconds: number 2 of 2" in text
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_been(bench, unbroken, tmp_path, monkeypatch):
     """Killed once between two parts, and once after a part was saved and before it was written down."""
     out = tmp_path / "run"
@@ -86,7 +119,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(bench, unbroken, tmp_path, 
         carry_out(self, trial)
 
     def killed_before_writing(self):
-        if len(self.history.observations) == 11:
+        if len(self.record.history.observations) == 11:
             raise KeyboardInterrupt
         save(self)
 
@@ -177,9 +210,7 @@ def test_incumbents_and_the_pareto_front_by_hand():
     history = History(size=3, fidelities=2)
     for trial, seconds, score in ((Trial(0, 1), 1.0, 0.3), (Trial(1, 1), 4.0, 0.2), (Trial(2, 1), 5.0, 0.6)):
         history = history.asked(trial).told(trial, seconds=seconds, score=score)
-    seconds, scores = incumbents(history)
-    np.testing.assert_allclose(seconds, [1, 5, 10])
-    np.testing.assert_allclose(scores, [0.3, 0.3, 0.6])
+    assert incumbents(history) == [(1.0, 0.3, 0), (10.0, 0.6, 2)]
     assert pareto(history) == [0, 2]
 
 

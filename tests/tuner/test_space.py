@@ -8,9 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from hyperflax.adapters.full import Full
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.parallel_mlp import ParallelMLP
 from hyperflax.adapters.prefix import Prefix
+from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.adapters.start import start_from
 from hyperflax.errors import ConfigError
 from hyperflax.tuner.pipeline import SITES, Pipeline, default_pipeline
@@ -27,7 +30,7 @@ STARTS = {
 
 @pytest.fixture(scope="module")
 def space() -> PipelineSpace:
-    return PipelineSpace(T5, STARTS)
+    return PipelineSpace(T5, {name: (spec,) for name, spec in STARTS.items()})
 
 
 def test_every_pipeline_that_is_drawn_can_start_where_it_says(space):
@@ -49,6 +52,7 @@ def test_every_pipeline_that_is_drawn_can_start_where_it_says(space):
 
 def test_the_seed_decides_what_is_drawn(space):
     assert space.sample(20, seed=3) == space.sample(20, seed=3) != space.sample(20, seed=4)
+    assert space.sample(150, seed=3)[:20] == space.sample(20, seed=3)
 
 
 def test_what_a_start_fits_is_what_the_adapters_rules_say():
@@ -60,6 +64,31 @@ def test_what_a_start_fits_is_what_the_adapters_rules_say():
         ("prefix+parallel_mlp", None, False),
         *(("lora+prefix", sites, False) for sites in SITES),
     }
+
+
+def test_of_several_adapters_that_of_the_pipelines_own_kind_is_the_start():
+    kinds = {
+        "lora": (LoRA(rank=4, sites=SITES["query_value"]),),
+        "prefix": (Prefix(length=3),),
+        "soft_prompt": (SoftPrompt(length=2),),
+        "parallel_mlp": (ParallelMLP(bottleneck=4),),
+        "prefix+parallel_mlp": (Prefix(length=5), ParallelMLP(bottleneck=8)),
+        "full": (Full(),),
+    }
+    shared = {kind: build_spec(settings, T5) for kind, settings in kinds.items()}
+    assert possible_starts(T5, *shared.values()) == {
+        *(("lora", sites, False) for sites in SITES),
+        *((kind, None, False) for kind in kinds if kind != "lora"),
+    }
+    space = PipelineSpace(T5, {"shared": tuple(shared.values())})
+    drawn = [pipeline for pipeline in space.sample(120, seed=0) if pipeline.init == "shared"]
+    assert {pipeline.kind for pipeline in drawn} == kinds.keys()
+    for pipeline in drawn:
+        space.check(pipeline)
+        start = shared[pipeline.kind]
+        target = build_spec(pipeline.kinds(start), T5)
+        start_from(start.init(jax.random.key(0)), start, target, jax.random.key(1))
+        assert (pipeline.length, pipeline.bottleneck, pipeline.alpha_per_rank) == (None, None, None)
 
 
 def test_a_start_brings_its_settings_but_for_rank_and_sites():
@@ -93,7 +122,7 @@ def test_the_default_is_in_every_space(space):
 
 def test_an_unknown_start_is_refused():
     with pytest.raises(ConfigError, match="got 'lucky'"):
-        PipelineSpace(T5, {"lucky": STARTS["shared"]})
+        PipelineSpace(T5, {"lucky": (STARTS["shared"],)})
 
 
 def test_the_encoding(space):

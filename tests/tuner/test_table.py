@@ -69,14 +69,6 @@ def test_ids_tell_data_pipeline_seed_and_model_apart():
     assert dataclasses.replace(RUN, test_score=0.9).id == RUN.id
 
 
-def test_the_summary_counts_what_beat_the_generated_adapter():
-    told = table.summary([RUN, AS_GENERATED, FAILED])
-    assert (told["runs"], told["pipelines"], told["datasets"]) == (3, 2, 1)
-    assert told["status"]["failed"] == 1
-    assert told["seconds"] == pytest.approx(8.1)
-    assert (told["compared_with_generated"], told["better_than_generated"]) == (1, 1.0)
-
-
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
