@@ -328,7 +328,7 @@ CASES: dict[str, Case] = {
         "Greedy decoding with one rank-8 LoRA: 8 rows, 256 tokens in, 64 out", _PEFT, adapter="lora8", adapters=1
     ),
     "decode_prefix": _decode(
-        "Greedy decoding with one prefix of 16 positions in the decoder's self-attention: 8 rows, 256 tokens in, 64 out",
+        "Greedy decoding with a prefix of 16 in the decoder's self-attention: 8 rows, 256 tokens in, 64 out",
         _PEFT,
         adapter="decoder_prefix16",
         adapters=1,

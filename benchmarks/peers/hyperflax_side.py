@@ -145,7 +145,7 @@ def decode_mixed(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
 def hypermodel(adapter: str, shape: T5Config, folder: pathlib.Path) -> Hypermodel:
     """Returns a HyperT5 of the base's own shape on the base model."""
     entry = Entry("hyperflax", "generate", adapter=adapter, layers=shape.num_encoder_layers)
-    episodes = EpisodeConfig(shots=16, support_layout="joint", support_length=1024, inputs_length=32, targets_length=8)
+    episodes = EpisodeConfig(shots=16, support_layout="joint", support_length=1024, inputs_length=32, targets_length=32)
     config = HypermodelConfig(
         base=shape,
         spec=spec_of(entry, shape),

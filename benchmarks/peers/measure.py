@@ -35,9 +35,7 @@ def available() -> tuple[Side, ...]:
         sides.append("transformers")
     if checkout := os.environ.get("HYPERFLAX_T5X"):
         if not (pathlib.Path(checkout) / "t5x" / "decoding.py").is_file():
-            raise ConfigError(
-                f"HYPERFLAX_T5X={checkout}: expected a copy of T5X's repository, found no t5x/decoding.py"
-            )
+            raise ConfigError(f"HYPERFLAX_T5X={checkout}: expected T5X's repository, found no t5x/decoding.py")
         sides += ["t5x_gather", "t5x"]
     return tuple(side for side in SIDES if side in sides)
 
@@ -69,7 +67,8 @@ class Workers:
     def ask(self, side: Side, **request: Any) -> dict[str, Any]:
         """Sends a request and waits for the reply. Raises HyperflaxError, with its last words, if the process ends."""
         process = self._running.get(side) or self._start(side)
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             print(json.dumps(request), file=process.stdin, flush=True)
             line = process.stdout.readline()

@@ -133,10 +133,8 @@ def _ratios(case: Case, result: Result) -> list[str]:
     lines = ["| ratio | median | lowest to highest | held to |", "|---|---|---|---|"]
     for ratio in case.ratios:
         found = ratio_figure(ratio, result)
-        cells = (
-            ["not run", ""] if found is None else [f"{found.median:.2f}", f"{found.lowest:.2f} to {found.highest:.2f}"]
-        )
-        lines.append(f"| {ratio.says} | {' | '.join(cells)} | {_bound(ratio)} |")
+        told = "not run | " if found is None else f"{found.median:.2f} | {found.lowest:.2f} to {found.highest:.2f}"
+        lines.append(f"| {ratio.says} | {told} | {_bound(ratio)} |")
     return [*lines, ""]
 
 
@@ -150,12 +148,9 @@ def _seconds(result: Result) -> list[str]:
     lines = ["| | seconds, median | lowest to highest | rate |", "|---|---|---|---|"]
     for name, entry in result["entries"].items():
         found = figure(entry["seconds"])
-        rate = {
-            "flop": f"{entry['work'] / found.median / 1e9:.0f} GFLOP/s",
-            "token": f"{entry['work'] / found.median:.0f} tokens/s",
-        }
-        spread = f"{found.lowest:.3f} to {found.highest:.3f}"
-        lines.append(f"| {name} | {found.median:.3f} | {spread} | {rate.get(entry['unit'], '')} |")
+        rate = entry["work"] / found.median
+        told = {"flop": f"{rate / 1e9:.0f} GFLOP/s", "token": f"{rate:.0f} tokens/s"}.get(entry["unit"], "")
+        lines.append(f"| {name} | {found.median:.3f} | {found.lowest:.3f} to {found.highest:.3f} | {told} |")
     return [*lines, ""]
 
 

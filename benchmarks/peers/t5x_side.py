@@ -29,6 +29,7 @@ from hyperflax.types import T5Config
 
 Call = Callable[[], Any]
 
+SCORED = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")  # the order of T5X's arguments
 NEVER = -1  # an end-of-sequence token that does not come
 
 
@@ -100,7 +101,7 @@ def decode(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
     def run(params: Any, source: jax.Array) -> jax.Array:
         variables = {"params": params}
         encoded = model.apply(variables, source, enable_dropout=False, method="encode")
-        ones = [jnp.ones_like(batch[name]) for name in batch]
+        ones = [jnp.ones_like(batch[name]) for name in SCORED]
         start = model.apply(variables, *ones, mutable=["cache"], decode=True, enable_dropout=False)[1]["cache"]
         encoded, raw = (decoding.flat_batch_beam_expand(x, beams) for x in (encoded, source))
 
