@@ -53,3 +53,11 @@ def agreement(entries: Mapping[str, Entry], made: Mapping[str, Any]) -> list[dic
             raise HyperflaxError(f"{name} does not compute what {like} does: {pair}; {theirs!r} and {ours!r}")
         found.append(pair)
     return found
+
+
+def in_words(pair: Mapping[str, Any]) -> str:
+    """Returns one entry of what `agreement` returns as a sentence."""
+    first, other = pair["entries"]
+    if "loss_difference" in pair:
+        return f"{first} and {other}: losses differ by {pair['loss_difference']:.0e}."
+    return f"{first} and {other}: {pair['tokens_equal']:.1%} of the tokens are equal."

@@ -117,7 +117,7 @@ def measure(
       tick: called with a name after each of `steps`.
 
     Returns:
-      `{"entries": {name: {"side", "seconds": [round], "work", "unit"}}, "agreement": [...]}`.
+      `{"device", "entries": {name: {"side", "seconds": [round], "work", "unit"}}, "agreement": [...]}`.
 
     Raises:
       HyperflaxError: a process ended, or two sides did not compute the same.
@@ -141,7 +141,7 @@ def measure(
     for name, entry in entries.items():
         work, unit = entry.work(case.shape)
         timed[name] = {"side": entry.side, "seconds": seconds[name], "work": work, "unit": unit}
-    return {"entries": timed, "agreement": agreed}
+    return {**workers.ask("hyperflax", do="about"), "entries": timed, "agreement": agreed}
 
 
 def steps(case: Case, sides: Collection[Side]) -> int:

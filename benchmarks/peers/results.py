@@ -1,8 +1,8 @@
 """Results: one json for every case, with the hash of its case, and the figures and tables made of them.
 
 ```
-{"case": "train_lora", "hash": "3f0c...", "command": "python -m benchmarks.peers", "device": "cpu (x86_64, 2 cores)",
- "versions": {...},
+{"case": "train_lora", "hash": "3f0c...", "command": "python -m benchmarks.peers", "versions": {...},
+ "device": "cpu (x86_64, 2 cores)",
  "entries": {"hyperflax": {"side": "hyperflax", "seconds": [1.21, ...], "work": 123, "unit": "flop"}, ...},
  "agreement": [{"entries": ["hyperflax", "transformers"], "loss_difference": 2e-07}]}
 ```
@@ -18,8 +18,9 @@ import statistics
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from benchmarks.peers.agreement import in_words
 from benchmarks.peers.cases import CASES, Case, Ratio, Side
-from hyperflax.evaluation.provenance import command_line, device
+from hyperflax.evaluation.provenance import command_line
 from hyperflax.files import read_json, write_json
 from hyperflax.versions import versions
 
@@ -39,7 +40,7 @@ class Figure(NamedTuple):
 def write_result(folder: pathlib.Path, name: str, measured: Mapping[str, Any]) -> None:
     """Writes what `measure` returned of a case; it appears whole."""
     found = {**versions(), **{package: v for package in OTHERS if (v := _version(package))}}
-    about = {"case": name, "hash": CASES[name].digest(), "command": command_line(), "device": device()}
+    about = {"case": name, "hash": CASES[name].digest(), "command": command_line()}
     write_json(folder / f"{name}.json", {**about, "versions": found, **measured})
 
 
@@ -155,14 +156,7 @@ def _seconds(result: Result) -> list[str]:
 
 
 def _remarks(case: Case, result: Result) -> list[str]:
-    remarks = []
-    for pair in result["agreement"]:
-        what = (
-            f"{pair['tokens_equal']:.1%} of the tokens are equal"
-            if "tokens_equal" in pair
-            else f"losses differ by {pair['loss_difference']:.0e}"
-        )
-        remarks.append(f"{pair['entries'][0]} and {pair['entries'][1]}: {what}.")
+    remarks = [in_words(pair) for pair in result["agreement"]]
     if case.crossing:
         over, under = (_curve(case.curves[label], result) for label in case.crossing)
         at = crossing(over, under)

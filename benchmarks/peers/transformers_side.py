@@ -51,7 +51,7 @@ def _training(model: Any, optimizer: Any, entry: Entry, shape: T5Config) -> Call
     """Returns a call that takes one step and gives the mean loss before it."""
     batch = tokens(entry, shape)
     source = torch.from_numpy(batch["encoder_input_tokens"]).long()
-    inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
+    inputs = {"input_ids": source, "attention_mask": torch.ones_like(source), "use_cache": False}
     inputs["labels"] = torch.from_numpy(batch["decoder_target_tokens"]).long()
     model.train()
 

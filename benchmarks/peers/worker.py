@@ -8,6 +8,7 @@ core busy. It ends with its input.
     {"do": "prepare", "name": N, "entry": ..., "shape": ...}  ->  {"made": what its first calls gave, or null}
     {"do": "time", "name": N}                                 ->  {"seconds": 1.25}
     {"do": "forget"}                                          ->  {}
+    {"do": "about"}                                           ->  {"device": "cpu (x86_64, 2 cores)"}
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 from benchmarks.peers.cases import Entry
 from hyperflax import configs
+from hyperflax.evaluation.provenance import device
 from hyperflax.types import T5Config
 
 MODULES = {
@@ -50,6 +52,8 @@ def answer(request: dict[str, Any], side: str, folder: pathlib.Path, calls: dict
         calls.clear()
         gc.collect()
         return {}
+    if request["do"] == "about":
+        return {"device": device()}
     name = request["name"]
     if request["do"] == "prepare":
         entry = configs.from_json(Entry, request["entry"], name)

@@ -84,7 +84,7 @@ def test_sides_that_compute_something_else_are_refused(program, ours, theirs, fo
     entries = {"a": Entry("hyperflax", program), "b": Entry("transformers", program), "c": Entry("hyperflax", "start")}
     made = {"a": ours, "b": theirs, "c": None}
     if found is None:
-        with pytest.raises(HyperflaxError, match="^b"):
+        with pytest.raises(HyperflaxError, match=r"^b"):
             agreement(entries, made)
     else:
         assert agreement(entries, made) == [{"entries": ["a", "b"], **found}]
@@ -96,7 +96,8 @@ def test_the_start_of_training_changes_nothing_and_the_base_has_its_usual_size()
         assert leaf.scale == 1.0  # what trains is what PEFT starts from
         start, other = (trees.flatten(adapter(entry, shape, number))[leaf.path] for number in (START, 0))
         assert np.any(start) == (leaf.name == "a")
-        assert np.all(np.isfinite(other)) and np.any(other)
+        assert np.all(np.isfinite(other))
+        assert np.any(other)
     params = trees.flatten(base_params(entry.t5(SMALL)))
     assert params["encoder/layers_0/mlp/wi_0/kernel"].std() == pytest.approx(1 / math.sqrt(512), rel=0.01)
     assert params["encoder/layers_0/attention/query/kernel"].std() == pytest.approx(1 / math.sqrt(512 * 64), rel=0.01)
@@ -109,7 +110,7 @@ def test_a_case_run_small(tmp_path: pathlib.Path):
     done: list[str] = []
     with Workers(tmp_path) as workers:
         measured = measure(case, ("hyperflax",), workers, done.append)
-        with pytest.raises(HyperflaxError, match="hyperflax, unknown: the process ended\n(.*\n)*.*KeyError"):
+        with pytest.raises(HyperflaxError, match=r"hyperflax, unknown: the process ended\n(.*\n)*.*KeyError"):
             workers.ask("hyperflax", do="time", name="unknown")
     assert done == ["bare", "lora8"] * 2 + ["lora8", "bare"]
     assert len(done) == steps(case, ("hyperflax",))
@@ -125,7 +126,7 @@ def test_no_result_is_stale():
 
 def test_a_stale_result_is_found(tmp_path: pathlib.Path):
     entries = timed(**{name: [2.0, 3.0, 4.0] for name in CASES["train_lora"].entries})
-    write_result(tmp_path, "train_lora", {"entries": entries, "agreement": []})
+    write_result(tmp_path, "train_lora", {"device": "x", "entries": entries, "agreement": []})
     path = tmp_path / "train_lora.json"
     assert not stale(tmp_path)
     assert current(tmp_path, "train_lora", ("hyperflax", "transformers"))
@@ -148,7 +149,7 @@ def test_the_page_is_written_from_results(tmp_path: pathlib.Path):
     for name in names:
         entries = timed(**{entry: [2.0, 3.0, 4.0] for entry in CASES[name].entries})
         agreed = [{"entries": ["hyperflax", "transformers"], "loss_difference": 2e-7}] if name == "train_lora" else []
-        write_result(tmp_path, name, {"entries": entries, "agreement": agreed})
+        write_result(tmp_path, name, {"device": "x", "entries": entries, "agreement": agreed})
     page = tmp_path / "peers.md"
     page.write_text(f"# A page\n\n{docs.BEGIN}old\n{docs.END}\nMore.\n", "utf-8")
     docs.write_docs(tmp_path, page)
