@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from hyperflax import configs
 from hyperflax.adapters.kind_config import KindConfig
@@ -153,7 +153,8 @@ def quick(case: Case) -> Case:
     most = {"rows": 3, "source": 12, "target": 4, "layers": 2, "beams": 2, "adapters": 3, "support": 16}
 
     def smaller(entry: Entry) -> Entry:
-        return dataclasses.replace(entry, **{name: min(getattr(entry, name), size) for name, size in most.items()})
+        sizes: dict[str, Any] = {name: min(getattr(entry, name), size) for name, size in most.items()}
+        return dataclasses.replace(entry, **sizes)
 
     shape = T5Config(vocab_size=512, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
     entries = {name: smaller(entry) for name, entry in case.entries.items()}
@@ -164,7 +165,7 @@ def _on(entry: Entry, *sides: Side) -> dict[str, Entry]:
     return {side: entry.on(side) for side in ("hyperflax", *sides)}
 
 
-def _faster(least: Mapping[str, float | None]) -> tuple[Ratio, ...]:
+def _faster(least: Mapping[Side, float | None]) -> tuple[Ratio, ...]:
     return tuple(
         Ratio(f"hyperflax is faster than {side}", side, "hyperflax", least=value) for side, value in least.items()
     )
@@ -181,13 +182,13 @@ def _train(program: str, says: str, least: Mapping[Side, float | None], adapter:
     return Case(says, entries, (*_faster(least), share))
 
 
-def _decode(says: str, least: Mapping[Side, float | None], rounds: int = 5, **settings: object) -> Case:
+def _decode(says: str, least: Mapping[Side, float | None], rounds: int = 5, **settings: Any) -> Case:
     return Case(says, _on(Entry("hyperflax", "decode", **settings), *least), _faster(least), rounds=rounds)
 
 
 def _mixed() -> Case:
     """64 rows, each with an adapter of its own, beside the bare model."""
-    sizes = {"rows": 64, "source": 64, "target": 32}
+    sizes: dict[str, Any] = {"rows": 64, "source": 64, "target": 32}
     bare = Entry("hyperflax", "decode", **sizes)
     lora8 = Entry("hyperflax", "decode_mixed", adapter="lora8", adapters=64, **sizes)
     names = {"lora16_all": "rank 16 on all projections", "prefix16": "16 prefix positions"}
@@ -277,9 +278,12 @@ def _answer() -> Case:
 def _growth(says: str, x: str, field: str, values: tuple[int, ...], entry: Entry) -> Case:
     """Both hyperflax and transformers along one size."""
     entries, curves = {}, {}
-    for side in ("hyperflax", "transformers"):
-        curves[side] = {value: f"{side}_{value}" for value in values}
-        entries |= {f"{side}_{n}": dataclasses.replace(entry.on(side), **{field: n}) for n in values}
+    sides: tuple[Side, ...] = ("hyperflax", "transformers")
+    for side in sides:
+        curves[side] = {n: f"{side}_{n}" for n in values}
+        for n in values:
+            size: dict[str, Any] = {field: n}
+            entries[curves[side][n]] = dataclasses.replace(entry.on(side), **size)
     ratios = tuple(
         Ratio(f"{x} {n}: hyperflax is faster than transformers", f"transformers_{n}", f"hyperflax_{n}") for n in values
     )

@@ -109,23 +109,23 @@ def decode(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
     """One batch, bare or with one adapter for all of it."""
     params, source = frozen(entry, shape, folder), jnp.asarray(tokens(entry, shape)["encoder_input_tokens"])
     adapters = jax.tree.map(jnp.asarray, materials.adapter(entry, shape, 0)) if entry.adapter else None
-    settings = {"max_length": entry.target, "eos_id": NEVER, "adapters": adapters}
-    settings["method"] = Beam(entry.beams) if entry.beams > 1 else Greedy()
-    model = T5(entry.t5(shape))
-    return lambda: np.asarray(decode_rows(model, params, source, **settings).tokens)
+    method = Beam(entry.beams) if entry.beams > 1 else Greedy()
+    run = functools.partial(decode_rows, T5(entry.t5(shape)), params, source, adapters=adapters, method=method)
+    return lambda: np.asarray(run(max_length=entry.target, eos_id=NEVER).tokens)
 
 
 def decode_mixed(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
     """A batch through the service's engine, admission included, each row with the next adapter."""
     spec, source = spec_of(entry, shape), tokens(entry, shape)["encoder_input_tokens"]
-    sizes = {"sources": (entry.source,), "max_length": entry.target, "rows": entry.rows, "steps": STEPS}
-    resident = max(min(entry.adapters, RESIDENT), entry.rows)
-    engine = Engine(
-        T5(entry.t5(shape)),
-        frozen(entry, shape, folder),
-        spec,
-        EngineConfig(**sizes, resident=resident, eos_id=NEVER),
+    config = EngineConfig(
+        sources=(entry.source,),
+        max_length=entry.target,
+        rows=entry.rows,
+        steps=STEPS,
+        resident=max(min(entry.adapters, RESIDENT), entry.rows),
+        eos_id=NEVER,
     )
+    engine = Engine(T5(entry.t5(shape)), frozen(entry, shape, folder), spec, config)
     for number in range(entry.adapters):
         engine.add(number, materials.adapter(entry, shape, number), spec)
     upcoming = itertools.cycle(range(entry.adapters))
@@ -204,8 +204,8 @@ def _answering(entry: Entry, model: Hypermodel) -> Callable[[np.ndarray, PyTree 
     def answer(source: np.ndarray, adapter: PyTree | None) -> None:
         for start in range(0, entry.rows, CHUNK):
             part = jnp.asarray(source[start : start + CHUNK])
-            settings = {"max_length": entry.target, "eos_id": NEVER, "adapters": adapter}
-            jax.block_until_ready(decode_rows(model.model, model.base_params, part, **settings))
+            run = functools.partial(decode_rows, model.model, model.base_params, part, adapters=adapter)
+            jax.block_until_ready(run(max_length=entry.target, eos_id=NEVER))
 
     return answer
 
