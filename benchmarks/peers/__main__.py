@@ -21,12 +21,13 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from benchmarks.peers.cases import CASES, SIDES, Side, quick
+from benchmarks.peers.case import SIDES, Side, quick
+from benchmarks.peers.cases import CASES
 from benchmarks.peers.docs import write_docs
 from benchmarks.peers.measure import Workers, available, cores, measure, steps
 from benchmarks.peers.results import FOLDER, current, write_result
 from hyperflax.cli.exit_codes import exit_code
-from hyperflax.errors import ConfigError
+from hyperflax.errors import ConfigError, HyperflaxError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,8 +80,9 @@ def limit_threads(threads: int | None) -> None:
 
 
 def run_cases(names: Sequence[str], sides: Sequence[Side], small: bool) -> None:
-    """Measures the cases, and keeps the results unless they are small ones."""
+    """Measures the cases, and keeps the results unless they are small ones. Raises HyperflaxError for those that fail."""
     cases = {name: quick(CASES[name]) if small else CASES[name] for name in names}
+    failed: list[str] = []
     with (
         tqdm(total=sum(steps(case, sides) for case in cases.values()), unit="call") as bar,
         tempfile.TemporaryDirectory() as folder,
@@ -92,9 +94,15 @@ def run_cases(names: Sequence[str], sides: Sequence[Side], small: bool) -> None:
                 bar.set_postfix_str(f"{name}: {done}")
                 bar.update()
 
-            measured = measure(case, sides, workers, tick)
+            try:
+                measured = measure(case, sides, workers, tick)
+            except HyperflaxError as error:
+                failed.append(f"{name}: {error}")  # the others are worth having
+                continue
             if not small:
                 write_result(FOLDER, name, measured)
+    if failed:
+        raise HyperflaxError("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.peers import materials
-from benchmarks.peers.cases import MATRIX, Entry
-from benchmarks.peers.materials import START, base_directory, spec_of, tokens
+from benchmarks.peers.case import MATRIX, Entry
+from benchmarks.peers.materials import FACTORED, START, base_directory, spec_of, tokens
 from hyperflax.checkpoints.huggingface import read_huggingface
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.vocabularies import Bytes
@@ -73,7 +73,8 @@ def matmul(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
 def train_full(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
     """The step of `hyperflax train` on a plain T5."""
     params = jax.tree.map(jnp.copy, frozen(entry, shape, folder))  # the step donates them
-    return _training(T5Objective(T5(entry.t5(shape))), adafactor(1e-3), params, None, tokens(entry, shape))
+    optimizer = adafactor(1e-3, min_dim_size_to_factor=FACTORED)
+    return _training(T5Objective(T5(entry.t5(shape))), optimizer, params, None, tokens(entry, shape))
 
 
 def train_lora(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:

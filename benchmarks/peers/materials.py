@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.cases import ADAPTERS, Entry
+from benchmarks.peers.case import ADAPTERS, Entry
 from hyperflax import trees
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.spec import AdapterSpec
@@ -30,6 +30,7 @@ from hyperflax.checkpoints.shapes import expected_shapes
 from hyperflax.types import Batch, PyTree, T5Config
 
 START = -1  # number of the adapter that training starts from
+FACTORED = 1  # Adafactor factors matrices of at least this size: all of them, as transformers' does
 
 
 def tokens(entry: Entry, shape: T5Config) -> Batch:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from benchmarks.peers.agreement import agreement
-from benchmarks.peers.cases import SIDES, Case, Side
+from benchmarks.peers.case import SIDES, Case, Side
 from benchmarks.peers.materials import write_materials
 from hyperflax import configs
 from hyperflax.errors import ConfigError, HyperflaxError
@@ -75,6 +75,7 @@ class Workers:
         except BrokenPipeError:
             line = ""
         if not line:
+            self._running.pop(side).wait()
             log = self._log(side).read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
             raise HyperflaxError("\n".join([f"{side}, {request.get('name', '')}: the process ended", *log]))
         return json.loads(line)
@@ -122,6 +123,7 @@ def measure(
     Raises:
       HyperflaxError: a process ended, or two sides did not compute the same.
     """
+    workers.forget()  # the case before
     entries = {name: entry for name, entry in case.entries.items() if entry.side in sides}
     made: dict[str, Any] = {}
     for name, entry in entries.items():
@@ -136,7 +138,6 @@ def measure(
         for name in list(entries)[:: 1 if number % 2 == 0 else -1]:
             seconds[name].append(workers.ask(entries[name].side, do="time", name=name)["seconds"])
             tick(name)
-    workers.forget()
     timed = {}
     for name, entry in entries.items():
         work, unit = entry.work(case.shape)

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.peers.cases import CASES, Case
+from benchmarks.peers.case import Case
+from benchmarks.peers.cases import CASES
 from benchmarks.peers.results import Result, figure, ratio_figure
 from hyperflax.files import atomic_file
 

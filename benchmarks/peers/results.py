@@ -19,7 +19,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.peers.agreement import in_words
-from benchmarks.peers.cases import CASES, Case, Ratio, Side
+from benchmarks.peers.case import Case, Ratio, Side
+from benchmarks.peers.cases import CASES
 from hyperflax.evaluation.provenance import command_line
 from hyperflax.files import read_json, write_json
 from hyperflax.versions import versions

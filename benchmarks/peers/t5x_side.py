@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.peers.cases import Entry
-from benchmarks.peers.materials import base_directory, tokens
+from benchmarks.peers.case import Entry
+from benchmarks.peers.materials import FACTORED, base_directory, tokens
 from hyperflax.checkpoints.huggingface import read_huggingface
 from hyperflax.training.optimizers import adafactor
 from hyperflax.types import T5Config
@@ -67,7 +67,7 @@ def train_full(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
     """Loss, gradient and update, with donated state."""
     model, params = network(entry, shape, folder)
     batch = jax.tree.map(jnp.asarray, tokens(entry, shape))
-    optimizer, losses = adafactor(1e-3), t5x("losses")
+    optimizer, losses = adafactor(1e-3, min_dim_size_to_factor=FACTORED), t5x("losses")
 
     def loss(params: Any, batch: Any) -> jax.Array:
         logits = model.apply({"params": params}, **batch, enable_dropout=False)

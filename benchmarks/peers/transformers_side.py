@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import Adafactor, GenerationConfig, T5ForConditionalGeneration
 
-from benchmarks.peers.cases import MATRIX, Entry
+from benchmarks.peers.case import MATRIX, Entry
 from benchmarks.peers.materials import START, adapter_directory, base_directory, tokens
 from hyperflax.types import T5Config
 

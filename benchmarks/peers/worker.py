@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peers.cases import Entry
+from benchmarks.peers.case import Entry
 from hyperflax import configs
 from hyperflax.evaluation.provenance import device
 from hyperflax.types import T5Config

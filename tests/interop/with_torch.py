@@ -16,7 +16,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from benchmarks.peers.cases import CASES, quick
+from benchmarks.peers.case import quick
+from benchmarks.peers.cases import CASES
 from benchmarks.peers.measure import Workers, measure
 from hyperflax import trees
 from hyperflax.adapters import LoRA, Prefix, SoftPrompt, build_spec, merge
@@ -134,5 +135,7 @@ def test_both_sides_of_the_comparison_do_the_same(name, tmp_path):
         (found,) = measure(case, ("hyperflax", "transformers"), workers)["agreement"]
     if name.startswith("train"):
         assert found["loss_difference"] < 1e-5
+        before, after = found["losses"]
+        assert after < before
     else:
         assert found["tokens_equal"] == 1.0
