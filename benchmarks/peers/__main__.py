@@ -44,14 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures, keeps, and shows."""
+    """Measures, keeps, and shows. Raises HyperflaxError for cases that failed, when all others are done."""
+    failed: list[str] = []
     if not arguments.table:
         sides = taking_part(arguments.sides)
         limit_threads(arguments.threads)
         names = [name for name in arguments.only or CASES if arguments.quick or not current(FOLDER, name, sides)]
-        run_cases(names, sides, arguments.quick)
+        failed = run_cases(names, sides, arguments.quick)
     if not arguments.quick:
         write_docs()
+    if failed:
+        raise HyperflaxError("\n".join(failed))
 
 
 def taking_part(wanted: Sequence[Side] | None) -> tuple[Side, ...]:
@@ -79,8 +82,8 @@ def limit_threads(threads: int | None) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def run_cases(names: Sequence[str], sides: Sequence[Side], small: bool) -> None:
-    """Measures the cases, and keeps the results unless they are small ones. Raises HyperflaxError for those that fail."""
+def run_cases(names: Sequence[str], sides: Sequence[Side], small: bool) -> list[str]:
+    """Measures the cases, and keeps results that are not small ones; returns what went wrong, a line for each case."""
     cases = {name: quick(CASES[name]) if small else CASES[name] for name in names}
     failed: list[str] = []
     with (
@@ -101,8 +104,7 @@ def run_cases(names: Sequence[str], sides: Sequence[Side], small: bool) -> None:
                 continue
             if not small:
                 write_result(FOLDER, name, measured)
-    if failed:
-        raise HyperflaxError("\n".join(failed))
+    return failed
 
 
 if __name__ == "__main__":
