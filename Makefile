@@ -4,12 +4,14 @@
 #   make demo    see a frozen T5 adapt to unseen tasks: training live, a table, a plot (demo/)
 #   make test    the whole test suite; pick some with  make test PYTEST_ARGS="tests/adapters -k lora"
 #   make test-interop   hyperflax beside torch, transformers and PEFT, in an environment of its own (.venv-interop)
+#   make peers   hyperflax timed beside transformers, PEFT and T5X (docs/peers.md), in the same environment
 #   make lint    style, format, types and shell scripts, changing nothing;  make format  repairs what can be repaired
 #   make lock    resolve requirements/*.lock anew (needs uv);  make wheel  dist/*.whl;  make clean  remove what was made
 
 VENV ?= .venv
 VENV_INTEROP ?= .venv-interop
 PYTEST_ARGS ?=
+PEERS_ARGS ?=
 DEMO_ARGS ?=
 UV ?= uv
 
@@ -20,7 +22,7 @@ LINTED := hyperflax tasks gin_configs tests benchmarks setup.py
 SCRIPTS := run_tpu.sh launch/*.sh .ci/run tests/launch/bin/*
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop goldens-interop lint format lock wheel clean setup setup-test
+.PHONY: help demo test test-interop goldens-interop peers lint format lock wheel clean setup setup-test
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +43,11 @@ test-interop:
 goldens-interop:
 	$(MAKE) VENV=$(VENV_INTEROP) $(VENV_INTEROP)/.interop
 	HF_HUB_OFFLINE=1 $(VENV_INTEROP)/bin/python -m tests.interop.make_goldens
+
+# Nothing else should run meanwhile.
+peers:
+	$(MAKE) VENV=$(VENV_INTEROP) $(VENV_INTEROP)/.interop
+	$(VENV_INTEROP)/bin/python -m benchmarks.peers $(PEERS_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(LINTED)

@@ -233,7 +233,7 @@ def test_no_code_is_made_from_text():
 
 @pytest.mark.parametrize("statement", ["import hyperflax", "import hyperflax.cli.main"])
 def test_import_brings_nothing_heavy(statement: str, tmp_path: pathlib.Path):
-    """`import hyperflax` stays quick; benchmarks/startup.py prints the seconds."""
+    """`import hyperflax` stays quick; `python -m benchmarks.peers --only start` measures the seconds."""
     code = f"{statement}; import sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     loaded = set(done.stdout.split())

@@ -6,6 +6,7 @@ other models than the usual ones.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -15,6 +16,9 @@ import pytest
 import torch
 from peft import PeftModel
 
+from benchmarks.peers.case import quick
+from benchmarks.peers.cases import CASES
+from benchmarks.peers.measure import Workers, measure
 from hyperflax import trees
 from hyperflax.adapters import LoRA, Prefix, SoftPrompt, build_spec, merge
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
@@ -117,3 +121,21 @@ def test_at_real_depth(family, tmp_path, monkeypatch):
     build(family, SEED + 4).save_pretrained(tmp_path, safe_serialization=True)
     model = load(tmp_path, family)
     assert certify(model, model, family, *read_huggingface(tmp_path)).passed
+
+
+@pytest.mark.parametrize(
+    "name", ["train_full", "train_lora", "decode_beam", "decode_lora", "decode_prefix", "decode_mixed"]
+)
+def test_both_sides_of_the_comparison_do_the_same(name, tmp_path):
+    """Of `python -m benchmarks.peers`, at a toy size: losses before and after a step of the optimizer, and tokens."""
+    case = quick(CASES[name])
+    names = ("lora8", "transformers_lora8") if name == "decode_mixed" else ("hyperflax", "transformers")
+    case = dataclasses.replace(case, rounds=1, entries={entry: case.entries[entry] for entry in names})
+    with Workers(tmp_path) as workers:
+        (found,) = measure(case, ("hyperflax", "transformers"), workers)["agreement"]
+    if name.startswith("train"):
+        assert found["loss_difference"] < 1e-5
+        before, after = found["losses"]
+        assert after < before
+    else:
+        assert found["tokens_equal"] == 1.0
