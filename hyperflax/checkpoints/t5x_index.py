@@ -72,19 +72,23 @@ class T5XIndex:
         Raises:
           CheckpointError: the branch is missing, or a leaf in it is broken; names file and leaf.
         """
+        return {path: self._leaf(node, where) for path, where, node in self._below(branch)}
+
+    def paths(self, *branch: str) -> list[str]:
+        """Returns the paths of the leaves below a branch, none of which is decoded. Raises as `leaves` does."""
+        return [path for path, _, _ in self._below(branch)]
+
+    def _below(self, branch: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
         node: Any = self.tree
         for key in branch:
             if not isinstance(node, Mapping) or key not in node:
                 raise CheckpointError(f"{self.file}: expected '{'/'.join(branch)}', '{key}' is missing")
             node = node[key]
-        return dict(self._walk(node, "", "/".join(branch)))
+        yield from self._walk(node, "", "/".join(branch))
 
-    def _walk(self, node: Any, path: str, where: str) -> Iterator[tuple[str, np.ndarray | Stored]]:
-        if isinstance(node, Mapping) and _PIECES in node:
-            yield path, self._pieces(node, where)
-        elif isinstance(node, Mapping) and isinstance(node.get("driver"), str):
-            yield path, self._stored(node, where)
-        elif isinstance(node, Mapping):
+    def _walk(self, node: Any, path: str, where: str) -> Iterator[tuple[str, str, Any]]:
+        """Yields every leaf's path below the branch and from the top, and what stands there."""
+        if isinstance(node, Mapping) and _PIECES not in node and not isinstance(node.get("driver"), str):
             if path.count("/") >= _MAX_DEPTH:
                 raise CheckpointError(f"{self.file}: leaf '{where}': nested deeper than {_MAX_DEPTH}")
             for key in sorted(node, key=str):
@@ -92,7 +96,12 @@ class T5XIndex:
                     raise CheckpointError(f"{self.file}: '{where}': expected names without '/', got {key!r}")
                 yield from self._walk(node[key], f"{path}/{key}" if path else key, f"{where}/{key}")
         elif node is not None:
-            yield path, self._inline(node, where)
+            yield path, where, node
+
+    def _leaf(self, node: Any, where: str) -> np.ndarray | Stored:
+        if not isinstance(node, Mapping):
+            return self._inline(node, where)
+        return self._pieces(node, where) if _PIECES in node else self._stored(node, where)
 
     def _inline(self, node: Any, where: str) -> np.ndarray:
         if isinstance(node, bool | int | float):
