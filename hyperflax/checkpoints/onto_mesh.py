@@ -28,7 +28,7 @@ from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.shapes import check_shapes, join_heads, of_scalable
 from hyperflax.checkpoints.t5x import as_asked, on_disk
 from hyperflax.checkpoints.t5x_index import Stored, read_index
-from hyperflax.checkpoints.zarr import FILE_THREADS, IN_FLIGHT_BYTES, ZarrArray, dtype_of, spec_of, unreadable
+from hyperflax.checkpoints.zarr import FILE_THREADS, ZarrArray, dtype_of, in_flight_bytes, spec_of, unreadable
 from hyperflax.errors import CheckpointError
 from hyperflax.models.stacking import LAYER_AXIS, group_layers
 from hyperflax.types import PyTree, T5Config
@@ -172,13 +172,14 @@ def _orbax(folder: Location, target: np.dtype | None) -> dict[str, Source]:
 
 
 def _place(sources: Mapping[str, Source], place: Place) -> dict[str, jax.Array]:
-    """Reads many parts at a time; no more than 16 MiB a core wait to be placed at any moment."""
+    """Reads many parts at a time, see `in_flight_bytes`."""
     import tensorstore as ts
 
     context = ts.Context({"file_io_concurrency": {"limit": FILE_THREADS}})
     reading: collections.deque[tuple[str, jax.sharding.Sharding, dict[Part, Any], int]] = collections.deque()
     done: dict[str, jax.Array] = {}
     in_flight = 0
+    limit = in_flight_bytes(sum(source.leaf.nbytes for source in sources.values()) // jax.process_count())
 
     def finish_first() -> int:
         name, sharding, parts, nbytes = reading.popleft()
@@ -203,7 +204,7 @@ def _place(sources: Mapping[str, Source], place: Place) -> dict[str, jax.Array]:
         indices = sharding.addressable_devices_indices_map(shape).values()
         wanted = {_part(index, shape) for index in indices}
         nbytes = sum(_size(source.stored(part)) for part in wanted) * leaf.dtype.itemsize
-        while reading and in_flight + nbytes > IN_FLIGHT_BYTES:
+        while reading and in_flight + nbytes > limit:
             in_flight -= finish_first()
         try:
             store = ts.open(spec_of(leaf), open=True, read=True, context=context).result()

@@ -180,6 +180,7 @@ def _one_at_a_time(progress: Callable[[int], None]) -> Any:
                 for writing in await super().serialize([array], [info], [arg]):
                     writing.result()
                 progress(array.nbytes)
+                del array, writing  # before the next one is made
             return []
 
     return OneAtATime()
