@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from hyperflax import trees
@@ -125,7 +126,9 @@ def write_orbax(
         "target": trees.map_with_path(lambda path, value: _lazy(path, value, target), params),
         "state": {"step": _lazy("step", np.asarray(step, np.int32), None), **trees.unflatten(slots)},
     }
-    registry = type_handlers.create_type_handler_registry((LazyArray, _one_at_a_time(progress)))
+    writer = _one_at_a_time(progress)
+    # There are no arrays of jax in the tree; Orbax warns where nothing would write them.
+    registry = type_handlers.create_type_handler_registry((LazyArray, writer), (jax.Array, writer))
     name = f"checkpoint_{step}"
     with atomic_directory(directory) as folder:
         (folder / name / "dataset").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # What may be under way is a share of a large model, and much of this small one where there are many cores.
+# The arrays of a large model go back to the system when they are freed; malloc keeps those of this one, unless told.
 ONE = """
 import json, pathlib, sys
 from benchmarks.checkpoint_io import one
@@ -23,7 +25,8 @@ print(json.dumps(one(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]), 90)))
 
 def measured(action: str, form: str, folder: pathlib.Path) -> dict[str, float]:
     command = [sys.executable, "-c", ONE, action, form, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
