@@ -192,7 +192,7 @@ def compared(name: str, folder: str, megabytes: int, rounds: int) -> dict[str, A
     def median(action: str, key: str) -> float:
         return statistics.median(run[key] for run in found[action])
 
-    report = {
+    report: dict[str, Any] = {
         "tree_bytes": tree,
         "reference": reference,
         "rate": median(reference, "seconds") / median("read", "seconds"),
@@ -224,7 +224,8 @@ def main() -> int:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(one(*arguments.one, pathlib.Path(arguments.folder), arguments.megabytes)))
+        action, name = arguments.one
+        print(json.dumps(one(action, name, pathlib.Path(arguments.folder), arguments.megabytes)))
         return 0
     from hyperflax.files import write_json
     from hyperflax.versions import versions

@@ -35,7 +35,7 @@ class Content:
 
     def size(self, key: str) -> int:
         """A setting that counts something. Raises AdapterError if it is no positive int of a sane size."""
-        value = self.settings.get(key)
+        value: Any = self.settings.get(key)
         if not is_int(value) or not 0 < value < 2**20:
             raise AdapterError(f"{CONFIG}: key '{key}': expected a positive int, got {value!r:.100}")
         return value

@@ -101,7 +101,7 @@ class T5XIndex:
     ) -> Iterator[tuple[str, str, dict[str, Any], str]]:
         """Yields every leaf's path below the branch and from the top, and the map and the key where it stands."""
         node = holder[key]
-        if isinstance(node, Mapping) and _PIECES not in node and not isinstance(node.get("driver"), str):
+        if isinstance(node, dict) and _PIECES not in node and not isinstance(node.get("driver"), str):
             if path.count("/") >= _MAX_DEPTH:
                 raise CheckpointError(f"{self.file}: leaf '{where}': nested deeper than {_MAX_DEPTH}")
             for name in sorted(node, key=str):

@@ -15,6 +15,7 @@ Adapters have their layer axis in front: see `hyperflax.adapters.layers`.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,7 @@ def stack_layers(params: PyTree, config: T5Config) -> dict:
     return trees.unflatten(flat)
 
 
-def group_layers(params: PyTree, config: T5Config) -> tuple[dict[str, Array], dict[str, list[Array]]]:
+def group_layers(params: PyTree, config: T5Config) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Returns what stacking makes of unrolled parameters, not stacked yet.
 
     Returns:
@@ -55,8 +56,8 @@ def group_layers(params: PyTree, config: T5Config) -> tuple[dict[str, Array], di
     Raises:
       CheckpointError: as `stack_layers`.
     """
-    flat: dict[str, Array] = {}
-    found: dict[str, dict[int, Array]] = {}
+    flat: dict[str, Any] = {}
+    found: dict[str, dict[int, Any]] = {}
     for path, x in trees.flatten(params).items():
         if match := _UNROLLED.fullmatch(path):
             stack, layer, rest = match.groups()
