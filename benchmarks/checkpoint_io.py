@@ -1,18 +1,20 @@
-"""Seconds and memory of reading a T5 in every form, beside the same files read, or their chunks inflated, and no more.
+"""Seconds and memory of reading and writing a T5 in every form, beside its files read, or its chunks inflated, alone.
 
-    python benchmarks/checkpoint_io.py [--megabytes N] [--rounds N] [--folder DIR]
+    python -m benchmarks.checkpoint_io [--megabytes N] [--rounds N] [--forms NAME ...] [--folder DIR] [--out FILE]
 
-Every reading has a process of its own; it takes turns with its reference, and the best of some rounds counts. Files are
-in the file cache. The bounds that the project holds itself to, and by which the command ends with 0 or 1:
+Every reading has a process of its own and takes turns with its reference; files are in the file cache. Medians of the
+rounds count. The bounds that the project holds itself to, and by which the command ends with 0 or 1:
 
-    form           reference                                                                     bound
-    huggingface    `plain`: reads every file, and keeps the bytes                                80% of its rate
-    uncompressed   `plain`; T5X's legacy form, arrays not compressed                             80%
-    t5x            `inflate`: reads and inflates every chunk on all cores, and keeps the values    80%
-    orbax          `inflate`, of the zstd chunks in Orbax's files (pyarrow inflates)             80%
-    all            the tree's own bytes                                                          a peak of 1.3 times
+    form                        reference                                                                bound
+    huggingface                 `plain`: reads every file, and keeps the bytes                           80% of its rate
+    uncompressed                `plain`; T5X's legacy form, arrays not compressed                        80%
+    t5x, t5x_scalable           `inflate`: reads and inflates every chunk on all cores, keeps the values 80%
+    orbax, orbax_scalable       `inflate`, of the zstd chunks in Orbax's files (pyarrow inflates)        80%
+    each, reading and writing   the tree's own bytes                                                    a peak of 1.3 x
 
-About two minutes at the default size on two cores that do nothing else; other work on the machine spoils the seconds,
+The peak of writing is that of a process which holds the tree, unrolled, and writes it once.
+
+About five minutes at the default size on two cores that do nothing else; other work on the machine spoils the seconds,
 so CPU seconds of all threads stand beside them.
 """
 
@@ -20,22 +22,42 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import functools
 import json
 import math
 import os
 import pathlib
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-REFERENCES = {"huggingface": "plain", "uncompressed": "plain", "t5x": "inflate", "orbax": "inflate"}
 RATE, PEAK = 0.8, 1.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a model is written, and what its reading is compared with."""
+
+    target: Literal["huggingface", "t5x", "orbax"]
+    reference: Literal["plain", "inflate"]
+    scalable: bool = False
+    compressed: bool = True
+
+
+FORMS = {
+    "huggingface": Form("huggingface", "plain"),
+    "uncompressed": Form("t5x", "plain", compressed=False),
+    "t5x": Form("t5x", "inflate"),
+    "t5x_scalable": Form("t5x", "inflate", scalable=True),
+    "orbax": Form("orbax", "inflate"),
+    "orbax_scalable": Form("orbax", "inflate", scalable=True),
+}
 
 
 def config(megabytes: int):
@@ -48,23 +70,23 @@ def config(megabytes: int):
     )
 
 
-def write(form: str, folder: pathlib.Path, megabytes: int) -> int:
-    """Writes the model; returns the bytes of its arrays."""
+def write(form: Form, folder: pathlib.Path, megabytes: int) -> tuple[int, Callable[[], object]]:
+    """Returns the bytes of the model's arrays, and what writes them."""
     import numpy as np
 
     from hyperflax import trees
     from hyperflax.checkpoints import t5x_writer
-    from hyperflax.checkpoints.forms import Model, Target, write_model
+    from hyperflax.checkpoints.forms import Model, write_model
     from hyperflax.checkpoints.shapes import expected_shapes
 
-    if form == "uncompressed":
+    if not form.compressed:
         setattr(t5x_writer, "_COMPRESSOR", None)  # noqa: B010 # T5X writes and reads such files too
     rng = np.random.default_rng(0)
     shapes = expected_shapes(config(megabytes))
     flat = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
-    target: Target = "huggingface" if form == "huggingface" else "orbax" if form == "orbax" else "t5x"
-    write_model(folder, Model("t5", trees.unflatten(flat), config(megabytes)), target)
-    return sum(array.nbytes for array in flat.values())
+    model = Model("t5", trees.unflatten(flat), config(megabytes))
+    size = sum(array.nbytes for array in flat.values())
+    return size, lambda: write_model(folder, model, form.target, scalable=form.scalable)
 
 
 def plain(folder: pathlib.Path) -> Callable[[], object]:
@@ -118,70 +140,104 @@ def _zstd_chunks(folder: pathlib.Path) -> list[Callable[[], Any]]:
 
 def read(folder: pathlib.Path) -> Callable[[], object]:
     """Reads the model as hyperflax does."""
-    import tensorstore  # noqa: F401 (what it takes is no part of the reading)
-
     from hyperflax.checkpoints.forms import read_model
 
     return lambda: read_model(folder)
 
 
-def measured(action: Callable[[], object]) -> tuple[float, float, int]:
+def measured(action: Callable[[], object]) -> dict[str, float]:
     """Seconds, CPU seconds, and by how many bytes memory grew at its peak."""
-    before = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def memory(line: str) -> int:
+        return int(pathlib.Path("/proc/self/status").read_text().split(f"{line}:")[1].split()[0]) * 1024
+
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before = memory("VmRSS")
     start, cpu = time.perf_counter(), time.process_time()
     kept = action()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     del kept
-    return seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return {"seconds": seconds, "cpu": cpu, "grown": memory("VmHWM") - before}
 
 
-def in_a_process(action: str, form: str, folder: str, megabytes: int) -> Any:
-    command = [sys.executable, __file__, "--one", action, form, "--folder", folder, "--megabytes", str(megabytes)]
+def one(action: str, name: str, folder: pathlib.Path, megabytes: int) -> dict[str, float]:
+    """What a process of its own does."""
+    if action in ("write", "read"):  # what the libraries take to begin with is no part of either
+        with tempfile.TemporaryDirectory(dir=folder) as small:
+            write(FORMS[name], pathlib.Path(small) / name, 1)[1]()
+            read(pathlib.Path(small) / name)()
+    if action == "write":
+        size, run = write(FORMS[name], folder / name, megabytes)
+        return {**measured(run), "tree": size}
+    return measured({"plain": plain, "inflate": inflate, "read": read}[action](folder / name))
+
+
+def in_a_process(action: str, name: str, folder: str, megabytes: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.checkpoint_io", "--one", action, name]
+    command += ["--folder", folder, "--megabytes", str(megabytes)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compared(form: str, folder: str, megabytes: int, rounds: int) -> bool:
-    """Measures one form, prints what came out, and returns whether both bounds are kept."""
-    tree = in_a_process("write", form, folder, megabytes)
-    best: dict[str, list[float]] = {}
+def compared(name: str, folder: str, megabytes: int, rounds: int) -> dict[str, Any]:
+    """Measures one form; prints and returns what came out."""
+    reference = FORMS[name].reference
+    written = in_a_process("write", name, folder, megabytes)
+    tree = written["tree"]
+    found: dict[str, list[dict[str, float]]] = {reference: [], "read": []}
     for _ in range(rounds):
-        for action in (REFERENCES[form], "read"):
-            found = in_a_process(action, form, folder, megabytes)
-            best[action] = min(best.get(action, found), found)
-    for action, (seconds, cpu, grown) in best.items():
-        print(
-            f"{form:12} {action:7} {seconds:6.2f} s (cpu {cpu:6.2f})  {tree / 2**20 / seconds:6.0f} MiB/s of values"
-            f"  memory grew by {grown / tree:4.2f} x the tree"
-        )
-    rate, peak = best[REFERENCES[form]][0] / best["read"][0], best["read"][2] / tree
-    kept = rate >= RATE and peak <= PEAK
+        for action, runs in found.items():
+            runs.append(in_a_process(action, name, folder, megabytes))
+
+    def median(action: str, key: str) -> float:
+        return statistics.median(run[key] for run in found[action])
+
+    report: dict[str, Any] = {
+        "tree_bytes": tree,
+        "reference": reference,
+        "rate": median(reference, "seconds") / median("read", "seconds"),
+        "read_peak": max(run["grown"] for run in found["read"]) / tree,
+        "write_peak": 1 + written["grown"] / tree,
+        **{f"{action}_{key}": median(action, key) for action in found for key in ("seconds", "cpu")},
+        "write_seconds": written["seconds"],
+        "write_cpu": written["cpu"],
+    }
+    report["kept"] = report["rate"] >= RATE and max(report["read_peak"], report["write_peak"]) <= PEAK
+    for action in (reference, "read", "write"):
+        seconds, cpu = report[f"{action}_seconds"], report[f"{action}_cpu"]
+        print(f"{name:15} {action:8} {seconds:6.2f} s (cpu {cpu:6.2f})  {tree / 2**20 / seconds:6.0f} MiB/s of values")
     print(
-        f"{form:12} {rate:.0%} of the rate of {REFERENCES[form]}, peak {peak:.2f}: {'kept' if kept else 'MISSED'}",
+        f"{name:15} {report['rate']:.0%} of the rate of {reference}; peak {report['read_peak']:.2f} reading, "
+        f"{report['write_peak']:.2f} writing: {'kept' if report['kept'] else 'MISSED'}",
         flush=True,
     )
-    return kept
+    return report
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=400, help="of the model (default 400)")
-    parser.add_argument("--rounds", type=int, default=3, help="readings of each kind (default 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="readings of each kind (default 5)")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="some of them; default all")
     parser.add_argument("--folder", help="where to write; default: a temporary folder")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="also write the figures, as json")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        action, form = arguments.one
-        folder = pathlib.Path(arguments.folder) / form
-        if action == "write":
-            print(json.dumps(write(form, folder, arguments.megabytes)))
-        else:
-            prepared = {"plain": plain, "inflate": inflate, "read": read}[action](folder)
-            print(json.dumps(measured(prepared)))
+        action, name = arguments.one
+        print(json.dumps(one(action, name, pathlib.Path(arguments.folder), arguments.megabytes)))
         return 0
+    from hyperflax.files import write_json
+    from hyperflax.versions import versions
+
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        kept = [compared(form, folder, arguments.megabytes, arguments.rounds) for form in REFERENCES]
-    return 0 if all(kept) else 1
+        forms = {name: compared(name, folder, arguments.megabytes, arguments.rounds) for name in arguments.forms}
+    if arguments.out:
+        settings = {"megabytes": arguments.megabytes, "rounds": arguments.rounds, "cores": os.cpu_count()}
+        write_json(
+            arguments.out, {**settings, "bounds": {"rate": RATE, "peak": PEAK}, "forms": forms, "versions": versions()}
+        )
+    return 0 if all(report["kept"] for report in forms.values()) else 1
 
 
 if __name__ == "__main__":

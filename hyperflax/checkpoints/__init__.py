@@ -2,7 +2,8 @@
 
 - `t5x`, `t5x_index`, `zarr`, `t5x_writer`: T5X's legacy checkpoints, without T5X or TensorFlow; `orbax_form`: others.
 - `huggingface`, `hf_*`: T5 weights and vocabularies in Hugging Face's form, without torch; `peft*`: adapters in PEFT's.
-- `layouts`, `forms`: unrolled, scanned, scalable; any form in, any form out. `parity`, `convert`: is it the same?
+- `layouts`, `forms`: unrolled, scanned, scalable; any form in, any form out. `lazy`: leaves made when they are written.
+- `onto_mesh`: straight to where the parameters are to lie. `parity`, `convert`: is it the same?
 - `shapes`: whether parameters fit a T5, and which T5 they make.
 - `fingerprint`: which base model, which examples.
 - `tensors`: nested trees in safetensors files (written by way of `hyperflax.files`).

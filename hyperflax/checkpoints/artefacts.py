@@ -36,6 +36,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 ADAPTER_FORMAT = "hyperflax-adapter"
 ADAPTER_VERSION = 1
 _JSON, _WEIGHTS = "adapter.json", "adapter.safetensors"
+ADAPTER_FILES = (_JSON, _WEIGHTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def save_adapter(
         "spec": spec.to_json(),
     }
     checked_json(_AdapterFile, document, f"{directory}: metadata")
-    whole = atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS), marker=_JSON)
+    whole = atomic_directory(directory, overwrite=overwrite, owned=ADAPTER_FILES, marker=_JSON)
     with contextlib.nullcontext(locate(directory)) if beside_others else whole as folder:
         save_tree(folder / _WEIGHTS, adapters, dtype=dtype)
         write_json(folder / _JSON, document)

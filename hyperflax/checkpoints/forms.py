@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 from hyperflax import configs
 from hyperflax.buckets import Location, locate
@@ -27,10 +27,16 @@ from hyperflax.checkpoints import huggingface
 from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
 from hyperflax.checkpoints.model_directory import load_model_directory
-from hyperflax.checkpoints.orbax_form import find_orbax, read_orbax, write_orbax
+from hyperflax.checkpoints.orbax_form import (
+    find_orbax,
+    look_at_orbax_state,
+    read_orbax,
+    read_orbax_state,
+    write_orbax,
+)
 from hyperflax.checkpoints.shapes import is_scalable
 from hyperflax.checkpoints.t5_directory import load_t5
-from hyperflax.checkpoints.t5x import read_t5x_checkpoint, read_t5x_state
+from hyperflax.checkpoints.t5x import look_at_t5x_state, read_t5x_checkpoint, read_t5x_state
 from hyperflax.checkpoints.t5x_index import find_checkpoint
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.data import vocabularies
@@ -40,6 +46,7 @@ from hyperflax.types import PyTree, T5Config
 
 Form = Literal["huggingface", "t5x", "orbax", "t5", "hypermodel", "adapter", "peft"]
 Target = Literal["t5x", "orbax", "huggingface"]
+Progress: TypeAlias = Callable[[int], None]
 
 _MARKS: dict[str, Form] = {
     "adapter.json": "adapter",
@@ -69,8 +76,10 @@ class Model:
       params: unrolled layers.
       config: theirs.
       step: number of training steps, 0 where the form does not tell.
-      state: the optimizer's state in T5X's names, None where the form has none.
-      scalable: whether it had scalable_t5's layout; `state` has it too.
+      read_state: reads the optimizer's state, in T5X's names, given a function that is called with the number of bytes
+        of each array; None where there is none. It is not read with the parameters: mostly nobody wants it, and it is
+        larger than they are.
+      scalable: whether it had scalable_t5's layout; its state has it too.
       files: the vocabulary's files, by name.
     """
 
@@ -78,7 +87,7 @@ class Model:
     params: PyTree
     config: T5Config
     step: int = 0
-    state: PyTree | None = None
+    read_state: Callable[[Progress], PyTree] | None = None
     scalable: bool = False
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
@@ -109,7 +118,7 @@ def read_model(
     *,
     step: int | None = None,
     dtype: str | None = None,
-    progress: Callable[[int], None] = lambda nbytes: None,
+    progress: Progress = lambda nbytes: None,
 ) -> Model:
     """Reads the T5 at `path`, whatever its form.
 
@@ -127,15 +136,22 @@ def read_model(
     if form in ("adapter", "peft"):
         raise CheckpointError(f"{folder}: expected a T5, found an adapter; `hyperflax export` and `import` take those")
     if form in ("t5x", "orbax"):
-        if form == "t5x":
-            stored = read_t5x_checkpoint(folder, dtype=dtype, step=step, progress=progress)
-            state = read_t5x_state(folder, step, progress=progress)
-        else:
-            stored = read_orbax(folder, dtype=dtype, step=step, progress=progress)
-            state = read_orbax(folder, branch="state", step=step, progress=progress)
-        steps = state.pop("step", 0)
+        read, look_at_state, read_state = (
+            (read_t5x_checkpoint, look_at_t5x_state, read_t5x_state)
+            if form == "t5x"
+            else (read_orbax, look_at_orbax_state, read_orbax_state)
+        )
+        steps, more = look_at_state(folder, step)
+        stored = read(folder, dtype=dtype, step=step, progress=progress)
         params, config = unrolled(stored)
-        return Model(form, params, config, int(steps), state or None, is_scalable(stored))
+        return Model(
+            form,
+            params,
+            config,
+            steps,
+            read_state=(lambda progress: read_state(folder, step, progress=progress)) if more else None,
+            scalable=is_scalable(stored),
+        )
     if form == "huggingface":
         files = {name: (folder / name).read_bytes() for name in _VOCABULARY if (folder / name).is_file()}
         params, config = huggingface.read_huggingface(folder, dtype=dtype, progress=progress)
@@ -154,16 +170,18 @@ def write_model(
     model: Model,
     form: Target,
     *,
+    state: PyTree | None = None,
     scalable: bool = False,
     dtype: str | None = None,
-    progress: Callable[[int], None] = lambda nbytes: None,
+    progress: Progress = lambda nbytes: None,
 ) -> None:
     """Writes a T5 in one of the forms of other software.
 
     Args:
       directory: where to. It must not exist, or be empty.
       model: as read.
-      form: `huggingface`, or T5X's `t5x` and `orbax`. The optimizer's state goes along from T5X to T5X in one layout.
+      form: `huggingface`, or T5X's `t5x` and `orbax`.
+      state: the optimizer's, in T5X's names and in the layout that is written; for T5X's forms only.
       scalable: write scalable_t5's layout instead of the minimal T5's.
       dtype: store the parameters in this dtype; None keeps each as it is.
       progress: called with the number of bytes written, array by array.
@@ -183,6 +201,5 @@ def write_model(
                 f"{getattr(model.config, name)}"
             )
     write = write_t5x_checkpoint if form == "t5x" else write_orbax
-    state: Any = model.state if model.scalable == scalable else None
     params = to_scalable(model.params, model.config) if scalable else to_minimal(model.params, model.config)[0]
     write(directory, params, step=model.step, dtype=dtype, state=state, progress=progress)

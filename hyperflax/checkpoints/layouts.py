@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.checkpoints.lazy import LazyArray
 from hyperflax.checkpoints.shapes import from_scalable, infer_t5_config, is_scalable
 from hyperflax.errors import CheckpointError
-from hyperflax.models.stacking import stack_layers, unstack_layers
+from hyperflax.models.stacking import LAYER_AXIS, group_layers, unstack_layers
 from hyperflax.types import PyTree, T5Config
 
 _BIAS = "relpos_bias/rel_embedding"
@@ -68,22 +69,32 @@ def to_minimal(params: PyTree, config: T5Config) -> tuple[dict[str, Any], T5Conf
 
 
 def to_scalable(params: PyTree, config: T5Config) -> dict[str, Any]:
-    """Returns unrolled parameters in scalable_t5's layout; a shared position bias is repeated for every layer."""
+    """Returns unrolled parameters in scalable_t5's layout; a shared position bias is repeated for every layer.
+
+    The layers' leaves are lazy: `np.asarray` makes one of them, so that no second tree comes about as they are written.
+    """
     flat = trees.flatten(params)
     if config.relative_bias == "shared":
         for stack, depth in zip(_STACKS, (config.num_encoder_layers, config.num_decoder_layers), strict=True):
             table = flat.pop(f"{stack}/{_BIAS}")
             flat |= {f"{stack}/layers_{layer}/{_BIAS}": table for layer in range(depth)}
-    moved: dict[str, Any] = {}
-    for path, leaf in trees.flatten(stack_layers(trees.unflatten(flat), config)).items():
-        stack, layers, *rest = (*path.split("/"), "")
-        if layers != "layers":
-            moved[path] = leaf
-            continue
-        leaf = np.asarray(leaf)
-        if rest[1] in ("query", "key", "value"):
-            leaf = leaf.reshape(*leaf.shape[:2], config.num_heads, config.head_dim)
-        elif rest[1] == "out":
-            leaf = leaf.reshape(config.num_heads, config.head_dim, *leaf.shape[1:]).swapaxes(1, 2)
-        moved["/".join((stack, stack, *rest)).rstrip("/")] = leaf
-    return trees.unflatten(moved)
+    flat, groups = group_layers(trees.unflatten(flat), config)
+    for path, layers in groups.items():
+        stack, _, rest = path.split("/", 2)
+        flat[f"{stack}/{stack}/{rest}"] = _stacked(layers, rest.split("/")[-2], config)
+    return trees.unflatten(flat)
+
+
+def _stacked(layers: list[Any], owner: str, config: T5Config) -> LazyArray:
+    """The leaf of scalable_t5 that these layers make: their axis stands second, attention has heads apart from kv."""
+    shape = tuple(layers[0].shape)
+    heads = (config.num_heads, config.head_dim)
+    if owner in ("query", "key", "value"):
+        shape = (shape[0], *heads)
+    elif owner == "out":
+        shape = (*heads, shape[1])
+
+    def make() -> np.ndarray:
+        return np.stack([np.asarray(layer).reshape(shape) for layer in layers], axis=LAYER_AXIS)
+
+    return LazyArray((*shape[:LAYER_AXIS], len(layers), *shape[LAYER_AXIS:]), np.dtype(layers[0].dtype), make)

@@ -18,17 +18,20 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from hyperflax import trees
 from hyperflax.buckets import Location, kvstore, locate
 from hyperflax.checkpoints.fingerprint import as_numpy
+from hyperflax.checkpoints.lazy import LazyArray
 from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, dtype_of, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
 from hyperflax.files import atomic_directory, read_json
 from hyperflax.types import PyTree
 
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"
+_STEP = "state/step"
 _TREE_METADATA = "_METADATA"  # inside the item: every leaf's keys, where a key may itself hold a dot
 _STEP_DIRECTORY = re.compile(r"checkpoint_(0|[1-9][0-9]{0,18})")
 _ARRAY = re.compile(r"([^/]+)/(\.zarray|zarr\.json)")
@@ -59,16 +62,14 @@ def find_orbax(path: Location | str, step: int | None = None) -> Location | None
 def read_orbax(
     path: Location | str,
     *,
-    branch: str = "target",
     dtype: str | None = None,
     step: int | None = None,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, Any]:
-    """Reads the model's parameters, or another branch of the state.
+    """Reads the model's parameters; the optimizer's state is left on the disk.
 
     Args:
       path, step: as for `find_orbax`.
-      branch: `target`, the parameters, or `state`, the optimizer's.
       dtype: cast floating leaves to this dtype; None keeps what is stored.
       progress: called with the number of bytes read, array by array.
 
@@ -78,11 +79,69 @@ def read_orbax(
     Raises:
       CheckpointError: no such checkpoint, or a damaged or hostile one; names the directory and the leaf.
     """
-    folder = find_orbax(path, step)
-    if folder is None:
-        raise CheckpointError(f"{path}: expected a checkpoint in Orbax's form, a directory with '{_ITEM}' inside")
-    item = folder / _ITEM
+    return _read(_found(path, step), "target", None if dtype is None else dtype_of(dtype), progress)
+
+
+def read_orbax_state(
+    path: Location | str, step: int | None = None, *, progress: Callable[[int], None] = lambda nbytes: None
+) -> dict[str, Any]:
+    """Returns the optimizer's state as it is stored, `step` included; see `read_t5x_state`. Arguments as above."""
+    return _read(_found(path, step), "state", None, progress)
+
+
+def look_at_orbax_state(path: Location | str, step: int | None = None) -> tuple[int, bool]:
+    """Returns the number of training steps, 0 where none is told, and whether there is more of an optimizer's state.
+
+    Arguments and errors as above.
+    """
+    folder = _found(path, step)
+    arrays = {name: array for name, array in open_arrays(folder).items() if name.startswith("state/")}
+    more = any(name != _STEP for name in arrays)
+    if _STEP not in arrays:
+        return 0, more
+    if math.prod(arrays[_STEP].shape) != 1 or arrays[_STEP].dtype.kind not in "iu":
+        raise CheckpointError(f"{folder / _ITEM}: leaf '{_STEP}': expected one integer")
+    return int(read_arrays({_STEP: arrays[_STEP]}, lambda _, array: array)[_STEP].reshape(())), more
+
+
+def write_orbax(
+    directory: pathlib.Path | str,
+    params: PyTree,
+    *,
+    step: int,
+    dtype: str | None = None,
+    state: PyTree | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> pathlib.Path:
+    """Writes `checkpoint_<step>` into a new directory. Arguments, result and errors as for `write_t5x_checkpoint`."""
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import type_handlers
+
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
     target = None if dtype is None else dtype_of(dtype)
+
+    slots = {path: _lazy(path, value, None) for path, value in trees.flatten(state or {}).items() if path != "step"}
+    tree = {
+        "target": trees.map_with_path(lambda path, value: _lazy(path, value, target), params),
+        "state": {"step": _lazy("step", np.asarray(step, np.int32), None), **trees.unflatten(slots)},
+    }
+    writer = _one_at_a_time(progress)
+    # There are no arrays of jax in the tree; Orbax warns where nothing would write them.
+    registry = type_handlers.create_type_handler_registry((LazyArray, writer), (jax.Array, writer))
+    name = f"checkpoint_{step}"
+    with atomic_directory(directory) as folder:
+        (folder / name / "dataset").mkdir(parents=True)
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save((folder / name / _ITEM).resolve(), tree)
+        handlers = {"state": "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"}
+        (folder / name / _METADATA).write_text(json.dumps({"item_handlers": handlers, "metrics": {}}))
+    return pathlib.Path(directory) / name
+
+
+def _read(folder: Location, branch: str, target: np.dtype | None, progress: Callable[[int], None]) -> dict[str, Any]:
+    item = folder / _ITEM
     arrays = {name: array for name, array in open_arrays(folder).items() if name.startswith(f"{branch}/")}
     if not arrays:
         raise CheckpointError(f"{item}: expected leaves under '{branch}', found none")
@@ -103,40 +162,38 @@ def read_orbax(
         raise CheckpointError(f"{item}: {error}") from error
 
 
-def write_orbax(
-    directory: pathlib.Path | str,
-    params: PyTree,
-    *,
-    step: int,
-    dtype: str | None = None,
-    state: PyTree | None = None,
-    progress: Callable[[int], None] = lambda nbytes: None,
-) -> pathlib.Path:
-    """Writes `checkpoint_<step>` into a new directory. Arguments, result and errors as for `write_t5x_checkpoint`."""
-    import orbax.checkpoint as ocp
+def _lazy(path: str, value: Any, target: np.dtype | None) -> LazyArray:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        as_numpy(path, value)  # which refuses it
+    dtype = np.dtype(value.dtype.name) if target is None else target
+    return LazyArray(tuple(value.shape), dtype, lambda: as_numpy(path, value).astype(dtype, copy=False))
 
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
-    target = None if dtype is None else dtype_of(dtype)
 
-    def leaf(path: str, value: Any) -> np.ndarray:
-        array = as_numpy(path, value)
-        return array if target is None or array.dtype == target else array.astype(target)
+def _one_at_a_time(progress: Callable[[int], None]) -> Any:
+    """Returns what Orbax is to write a `LazyArray` with; its own way copies every array before it writes the first."""
+    from orbax.checkpoint import type_handlers
 
-    slots = {path: as_numpy(path, value) for path, value in trees.flatten(state or {}).items() if path != "step"}
-    tree = {
-        "target": trees.map_with_path(leaf, params),
-        "state": {"step": np.asarray(step, np.int32), **trees.unflatten(slots)},
-    }
-    name = f"checkpoint_{step}"
-    with atomic_directory(directory) as folder:
-        (folder / name / "dataset").mkdir(parents=True)
-        with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
-            checkpointer.save((folder / name / _ITEM).resolve(), tree)
-        handlers = {"state": "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"}
-        (folder / name / _METADATA).write_text(json.dumps({"item_handlers": handlers, "metrics": {}}))
-    progress(sum(array.nbytes for array in trees.flatten(tree).values()))
-    return pathlib.Path(directory) / name
+    class OneAtATime(type_handlers.NumpyHandler):
+        def __init__(self) -> None:
+            super().__init__(deepcopy_host_arrays=False)
+
+        async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+            for value, info, arg in zip(values, infos, args, strict=True):
+                array = np.asarray(value)
+                for writing in await super().serialize([array], [info], [arg]):
+                    writing.result()
+                progress(array.nbytes)
+                del array, writing  # before the next one is made
+            return []
+
+    return OneAtATime()
+
+
+def _found(path: Location | str, step: int | None) -> Location:
+    folder = find_orbax(path, step)
+    if folder is None:
+        raise CheckpointError(f"{path}: expected a checkpoint in Orbax's form, a directory with '{_ITEM}' inside")
+    return folder
 
 
 def open_arrays(directory: Location) -> dict[str, ZarrArray]:

@@ -30,6 +30,7 @@ from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Count, Fingerprint, spec_from
 from hyperflax.checkpoints.fingerprint import as_numpy, fingerprint
+from hyperflax.checkpoints.peft_content import CONFIG, TASK, Content
 from hyperflax.checkpoints.peft_lora import export_lora, import_lora
 from hyperflax.checkpoints.peft_prefix import export_prefix, import_prefix
 from hyperflax.checkpoints.peft_prompt import export_prompt, import_prompt
@@ -37,14 +38,18 @@ from hyperflax.checkpoints.safetensors_files import Tensor, open_tensors, write_
 from hyperflax.errors import AdapterError, CheckpointError
 from hyperflax.files import atomic_directory, read_json, read_schema, write_json
 
-CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "hyperflax.json"
+WEIGHTS, ORIGIN = "adapter_model.safetensors", "hyperflax.json"
 ORIGIN_FORMAT = "hyperflax-peft-origin"
 ORIGIN_VERSION = 1
 _KEPT = ("base_fingerprint", "hypermodel", "support_hash", "refine_steps")  # of an adapter's metadata
 _PICKLE = "adapter_model.bin"
 
-_EXPORTS: dict[type[KindConfig], Any] = {LoRA: export_lora, Prefix: export_prefix, SoftPrompt: export_prompt}
-_METHODS = ("LORA", "PREFIX_TUNING", "PROMPT_TUNING")
+# PEFT's name of each method: our kind, the way out, the way in.
+_METHODS: dict[str, tuple[type[KindConfig], Any, Any]] = {
+    "LORA": (LoRA, export_lora, import_lora),
+    "PREFIX_TUNING": (Prefix, export_prefix, import_prefix),
+    "PROMPT_TUNING": (SoftPrompt, export_prompt, import_prompt),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +86,16 @@ def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: st
     adapter.spec.validate(adapter.tree)
     refuse(adapter.spec, "export to PEFT")
     flat = {path: as_numpy(path, leaf).astype(np.float32) for path, leaf in adapter.spec.flatten(adapter.tree).items()}
-    settings, weights = _EXPORTS[_only_kind(adapter.spec)](flat, adapter.spec)
-    config = {"base_model_name_or_path": base_name, "task_type": "SEQ_2_SEQ_LM", "inference_mode": True, **settings}
+    kind = _only_kind(adapter.spec)
+    (method, export) = next((name, export) for name, (ours, export, _) in _METHODS.items() if ours is kind)
+    content = export(flat, adapter.spec)
+    config = {
+        "base_model_name_or_path": base_name,
+        "peft_type": method,
+        "task_type": TASK,
+        "inference_mode": True,
+        **content.settings,
+    }
     origin = {
         "format": ORIGIN_FORMAT,
         "schema_version": ORIGIN_VERSION,
@@ -92,7 +105,7 @@ def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: st
         "spec": adapter.spec.to_json(),
     }
     with atomic_directory(directory) as folder:
-        write_tensors(folder / WEIGHTS, [_tensor(name, array) for name, array in sorted(weights.items())])
+        write_tensors(folder / WEIGHTS, [_tensor(name, array) for name, array in sorted(content.weights.items())])
         write_json(folder / ORIGIN, origin)
         write_json(folder / CONFIG, config)
 
@@ -117,8 +130,10 @@ def read_peft(directory: pathlib.Path | str, *, decoder_layers: int | None = Non
     folder = pathlib.Path(directory)
     config = read_json(folder / CONFIG)
     method = config.get("peft_type")
-    if method not in _METHODS:
-        raise CheckpointError(f"{folder / CONFIG}: key 'peft_type': expected one of {_METHODS}, got {method!r:.100}")
+    if not isinstance(method, str) or method not in _METHODS:
+        raise CheckpointError(
+            f"{folder / CONFIG}: key 'peft_type': expected one of {list(_METHODS)}, got {method!r:.100}"
+        )
     if not (folder / WEIGHTS).is_file() and (folder / _PICKLE).exists():
         raise CheckpointError(
             f"{folder}: expected {WEIGHTS}, found {_PICKLE}: a pickle, which can run any code when it is opened. Where "
@@ -131,12 +146,7 @@ def read_peft(directory: pathlib.Path | str, *, decoder_layers: int | None = Non
     if own is not None and decoder_layers is None:
         decoder_layers = 1 + max((leaf.layer for leaf in own.leaves if leaf.stack == "decoder"), default=-1) or None
     try:
-        if method == "LORA":
-            flat, spec = import_lora(weights, config)
-        elif method == "PROMPT_TUNING":
-            flat, spec = import_prompt(weights, config)
-        else:
-            flat, spec = import_prefix(weights, config, decoder_layers)
+        flat, spec = _METHODS[method][2](Content(config, weights), decoder_layers)
         tree = trees.unflatten(flat)
         spec.validate(tree)
     except AdapterError as error:

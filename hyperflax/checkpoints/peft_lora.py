@@ -22,6 +22,7 @@ from hyperflax.adapters.checks import is_int, is_number
 from hyperflax.adapters.kinds import groups
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.checkpoints.hf_names import module_name, module_path
+from hyperflax.checkpoints.peft_content import CONFIG, Content
 from hyperflax.errors import AdapterError
 
 _PREFIX = "base_model.model."
@@ -48,13 +49,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
-def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns PEFT's settings and weights.
-
-    Args:
-      flat: float32 leaves by path.
-      spec: theirs; LoRA only.
-    """
+def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
+    """Returns LoRA in PEFT's form."""
     weights, ranks = {}, {}
     for leaves in groups(spec).values():
         module = leaves[0].module
@@ -68,7 +64,6 @@ def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> tuple[dict
     # the keys of a pattern as regular expressions.
     pattern = {re.escape(name): rank for name, rank in unusual.items()}
     settings = {
-        "peft_type": "LORA",
         "r": usual,
         "lora_alpha": usual,
         "rank_pattern": pattern,
@@ -82,27 +77,22 @@ def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> tuple[dict
         "init_lora_weights": True,
         "modules_to_save": None,
     }
-    return settings, weights
+    return Content(settings, weights)
 
 
-def import_lora(
-    weights: Mapping[str, np.ndarray], config: Mapping[str, Any]
-) -> tuple[dict[str, np.ndarray], AdapterSpec]:
-    """Returns our leaves by path, and their spec.
-
-    Args:
-      weights: float32, by PEFT's names.
-      config: the content of adapter_config.json.
+def import_lora(content: Content, decoder_layers: int | None) -> tuple[dict[str, np.ndarray], AdapterSpec]:
+    """Returns our leaves by path, and their spec; the weights themselves name the layers.
 
     Raises:
       AdapterError: a variant of LoRA that two matrices per projection do not express, a weight that is no part of it,
         or shapes and ranks that contradict each other.
     """
+    config = content.settings
     for key, plain in _PLAIN.items():
         if key in config and config[key] not in plain:
-            raise AdapterError(f"adapter_config.json: key '{key}': expected {plain[0]!r}, got {config[key]!r:.100}")
+            raise AdapterError(f"{CONFIG}: key '{key}': expected {plain[0]!r}, got {config[key]!r:.100}")
     pairs: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in weights.items():
+    for name, array in content.weights.items():
         match = _KEY.fullmatch(name)
         if match is None or module_path(match[1]) is None:
             raise AdapterError(
@@ -140,33 +130,30 @@ def _scaling(module: str, config: Mapping[str, Any]) -> tuple[int, float]:
     rank = _by_pattern(module, config, "rank_pattern", "r", 8)
     alpha = _by_pattern(module, config, "alpha_pattern", "lora_alpha", 8)
     if not is_int(rank) or rank < 1:
-        raise AdapterError(f"adapter_config.json: rank of '{module}': expected a positive int, got {rank!r}")
+        raise AdapterError(f"{CONFIG}: rank of '{module}': expected a positive int, got {rank!r}")
     if not is_number(alpha) or abs(alpha) > _LARGEST_ALPHA:
         raise AdapterError(
-            f"adapter_config.json: lora_alpha of '{module}': expected a number up to {_LARGEST_ALPHA:.0e}, "
-            f"got {alpha!r:.100}"
+            f"{CONFIG}: lora_alpha of '{module}': expected a number up to {_LARGEST_ALPHA:.0e}, got {alpha!r:.100}"
         )
     rslora = config.get("use_rslora", False)
     if not isinstance(rslora, bool):
-        raise AdapterError(f"adapter_config.json: key 'use_rslora': expected true or false, got {rslora!r}")
+        raise AdapterError(f"{CONFIG}: key 'use_rslora': expected true or false, got {rslora!r}")
     return rank, alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def _by_pattern(module: str, config: Mapping[str, Any], patterns: str, usual: str, default: int) -> Any:
     table = config.get(patterns) or {}
     if not isinstance(table, Mapping):
-        raise AdapterError(f"adapter_config.json: key '{patterns}': expected an object, got {type(table).__name__}")
+        raise AdapterError(f"{CONFIG}: key '{patterns}': expected an object, got {type(table).__name__}")
     for pattern, value in table.items():
         # The file may come from anybody: an expression with groups and many repetitions can search for years.
         if len(pattern) > 200 or "(" in pattern or sum(pattern.count(sign) for sign in "*+?{") > 2:
-            raise AdapterError(
-                f"adapter_config.json: key '{patterns}': expected a simple pattern, got {pattern!r:.100}"
-            )
+            raise AdapterError(f"{CONFIG}: key '{patterns}': expected a simple pattern, got {pattern!r:.100}")
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise AdapterError(f"adapter_config.json: key '{patterns}': {pattern!r:.100}: {error}") from error
+            raise AdapterError(f"{CONFIG}: key '{patterns}': {pattern!r:.100}: {error}") from error
     return config.get(usual, default)
 
 

@@ -15,14 +15,13 @@ only `position_bias="preceding"` in the self-attention of every decoder layer ca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from hyperflax.adapters.checks import is_int
 from hyperflax.adapters.kinds import groups
 from hyperflax.adapters.prefix import READERS
 from hyperflax.adapters.spec import AdapterSpec, Leaf
+from hyperflax.checkpoints.peft_content import CONFIG, Content
 from hyperflax.errors import AdapterError
 
 _WEIGHT = "prompt_embeddings"
@@ -37,12 +36,8 @@ def pair_of(layer: int, num_layers: int) -> int:
     return 2 * layer % num_layers
 
 
-def export_prefix(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns PEFT's settings and weights.
-
-    Args:
-      flat: float32 leaves by path.
-      spec: theirs; prefixes only.
+def export_prefix(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
+    """Returns prefixes in PEFT's form.
 
     Raises:
       AdapterError: a prefix that PEFT cannot express, by site: elsewhere than in the decoder's self-attention, without
@@ -87,7 +82,6 @@ def export_prefix(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> tuple[di
         pairs[:, pair, 0] = keys[layer].reshape(length, -1)
         pairs[:, pair, 1] = values[layer].reshape(length, -1)
     settings = {
-        "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": length,
         "token_dim": heads * head_dim,
         "num_attention_heads": heads,
@@ -96,46 +90,35 @@ def export_prefix(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> tuple[di
         "encoder_hidden_size": heads * head_dim,
         "prefix_projection": False,
     }
-    return settings, {_WEIGHT: pairs.reshape(length, -1)}
+    return Content(settings, {_WEIGHT: pairs.reshape(length, -1)})
 
 
-def import_prefix(
-    weights: Mapping[str, np.ndarray], config: Mapping[str, Any], decoder_layers: int | None
-) -> tuple[dict[str, np.ndarray], AdapterSpec]:
+def import_prefix(content: Content, decoder_layers: int | None) -> tuple[dict[str, np.ndarray], AdapterSpec]:
     """Returns our leaves by path, and their spec: what each decoder layer gets from PEFT, repetitions included.
 
-    Args:
-      weights: float32, by PEFT's names.
-      config: the content of adapter_config.json.
-      decoder_layers: of the base model, which PEFT's settings do not tell; None takes them to be `num_layers`.
+    Where nobody knows how many layers the decoder has, they are taken to be `num_layers`.
 
     Raises:
       AdapterError: settings or shapes that contradict each other, or that T5 does not run with.
     """
-    if set(weights) != {_WEIGHT}:
-        raise AdapterError(f"expected the one weight '{_WEIGHT}', found {sorted(weights)[:5]}")
-    sizes: dict[str, Any] = {}
-    for key in ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"):
-        sizes[key] = config.get(key)
-        if not is_int(sizes[key]) or not 0 < sizes[key] < 2**20:
-            raise AdapterError(f"adapter_config.json: key '{key}': expected a positive int, got {sizes[key]!r:.100}")
-    length, width, heads, num_layers = sizes.values()
-    if config.get("num_transformer_submodules") != _SUBMODULES:
+    matrix, submodules = content.only(_WEIGHT), content.settings.get("num_transformer_submodules")
+    length, width = content.size("num_virtual_tokens"), content.size("token_dim")
+    heads, num_layers = content.size("num_attention_heads"), content.size("num_layers")
+    if submodules != _SUBMODULES:
         raise AdapterError(
-            f"adapter_config.json: key 'num_transformer_submodules': expected {_SUBMODULES}, an encoder-decoder's, "
-            f"got {config.get('num_transformer_submodules')!r:.100}"
+            f"{CONFIG}: key 'num_transformer_submodules': expected {_SUBMODULES}, an encoder-decoder's, "
+            f"got {submodules!r:.100}"
         )
-    found, expected = weights[_WEIGHT].shape, (length, num_layers * 2 * width)
-    if found != expected or width % heads:
+    expected = (length, num_layers * 2 * width)
+    if matrix.shape != expected or width % heads:
         raise AdapterError(
-            f"weight '{_WEIGHT}': expected shape {expected} and a token_dim that {heads} heads divide, found {found}"
+            f"weight '{_WEIGHT}': expected shape {expected} and a token_dim that {heads} heads divide, found "
+            f"{matrix.shape}"
         )
-    pairs = weights[_WEIGHT].reshape(length, num_layers, 2, heads, width // heads)
+    pairs = matrix.reshape(length, num_layers, 2, heads, width // heads)
     depth = decoder_layers or num_layers
     if depth > num_layers:
-        raise AdapterError(
-            f"adapter_config.json: key 'num_layers': expected at least {depth}, the decoder's, got {num_layers}"
-        )
+        raise AdapterError(f"{CONFIG}: key 'num_layers': expected at least {depth}, the decoder's, got {num_layers}")
     flat: dict[str, np.ndarray] = {}
     leaves: list[Leaf] = []
     optional: list[Leaf] = []

@@ -9,71 +9,45 @@ reads; with 1 there are none of those. That is what is written here, and both ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from hyperflax.adapters.checks import is_int
 from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.checkpoints.peft_content import CONFIG, TASK, Content
 from hyperflax.errors import AdapterError
 from hyperflax.types import T5Config
 
 _WEIGHT = "prompt_embeddings"
 _SLOT = "encoder/soft_prompt"
-_TASK = "SEQ_2_SEQ_LM"
 
 
-def export_prompt(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns PEFT's settings and weights.
-
-    Args:
-      flat: float32 leaves by path.
-      spec: theirs; one soft prompt.
-
-    Raises:
-      AdapterError: positions are masked, which PEFT cannot express.
-    """
+def export_prompt(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
+    """Returns one soft prompt in PEFT's form. Raises AdapterError if positions are masked, which it cannot express."""
     if not np.all(flat.get(f"{_SLOT}/mask", np.ones(1)) == 1):
         raise AdapterError(f"PEFT cannot express the soft prompt at '{_SLOT}': it has no mask, some are masked")
     embedding = flat[f"{_SLOT}/embedding"]
     settings = {
-        "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": embedding.shape[0],
         "token_dim": embedding.shape[1],
         "num_transformer_submodules": 1,
         "prompt_tuning_init": "RANDOM",
     }
-    return settings, {_WEIGHT: embedding}
+    return Content(settings, {_WEIGHT: embedding})
 
 
-def import_prompt(
-    weights: Mapping[str, np.ndarray], config: Mapping[str, Any]
-) -> tuple[dict[str, np.ndarray], AdapterSpec]:
-    """Returns our leaves by path, and their spec.
-
-    Args:
-      weights: float32, by PEFT's names.
-      config: the content of adapter_config.json.
+def import_prompt(content: Content, decoder_layers: int | None) -> tuple[dict[str, np.ndarray], AdapterSpec]:
+    """Returns our leaf by path, and its spec; the decoder has no part in it.
 
     Raises:
       AdapterError: settings or shapes that contradict each other, or that T5 does not run with.
     """
-    if set(weights) != {_WEIGHT}:
-        raise AdapterError(f"expected the one weight '{_WEIGHT}', found {sorted(weights)[:5]}")
-    if config.get("task_type") != _TASK:
-        raise AdapterError(
-            f"adapter_config.json: key 'task_type': expected {_TASK!r}, got {config.get('task_type')!r:.100}"
-        )
-    sizes: list[int] = []
-    for key in ("num_virtual_tokens", "token_dim", "num_transformer_submodules"):
-        size: Any = config.get(key)
-        if not is_int(size) or not 0 < size < 2**20:
-            raise AdapterError(f"adapter_config.json: key '{key}': expected a positive int, got {size!r:.100}")
-        sizes.append(size)
-    length, width, submodules = sizes
-    found = weights[_WEIGHT].shape
-    if found != (length * submodules, width):
-        raise AdapterError(f"weight '{_WEIGHT}': expected shape {(length * submodules, width)}, found {found}")
+    rows, task = content.only(_WEIGHT), content.settings.get("task_type")
+    if task != TASK:
+        raise AdapterError(f"{CONFIG}: key 'task_type': expected {TASK!r}, got {task!r:.100}")
+    length, width = content.size("num_virtual_tokens"), content.size("token_dim")
+    expected = (length * content.size("num_transformer_submodules"), width)
+    if rows.shape != expected:
+        raise AdapterError(f"weight '{_WEIGHT}': expected shape {expected}, found {rows.shape}")
     spec = SoftPrompt(length=length).spec(T5Config(vocab_size=1, emb_dim=width))  # it asks for the width alone
-    return {f"{_SLOT}/embedding": np.ascontiguousarray(weights[_WEIGHT][:length])}, spec
+    return {f"{_SLOT}/embedding": np.ascontiguousarray(rows[:length])}, spec

@@ -181,18 +181,30 @@ def from_scalable(params: PyTree) -> dict[str, Any]:
     """
     moved: dict[str, Any] = {}
     for path, leaf in trees.flatten(params).items():
-        stack, inner, *rest = (*path.split("/"), "")
-        if stack not in _ATTENTIONS or inner != stack:
-            moved[path] = leaf
-            continue
-        name = "/".join(rest).rstrip("/")
-        if name.split("/")[0] in _ATTENTIONS[stack]:
-            if np.ndim(leaf) != 4:
-                raise CheckpointError(f"leaf '{path}': expected four axes as in scalable_t5, found {np.shape(leaf)}")
-            if name.endswith("/out/kernel"):
-                heads, layers, width, embed = leaf.shape
-                leaf = leaf.swapaxes(1, 2).reshape(heads * width, layers, embed)
-            else:
-                leaf = leaf.reshape(*leaf.shape[:2], -1)
-        moved[f"{stack}/layers/{name}"] = leaf
+        name, heads = of_scalable(path, np.shape(leaf))
+        moved[name] = leaf if heads is None else join_heads(leaf, heads)
     return trees.unflatten(moved)
+
+
+def of_scalable(path: str, shape: Shape) -> tuple[str, tuple[int, int] | None]:
+    """Returns what a leaf of scalable_t5 is called in hyperflax's scanned layout, and its axes of heads and of kv.
+
+    The axes are None where there are no heads. Any other leaf keeps its name. Raises as `from_scalable` does.
+    """
+    stack, _, rest = path.partition("/")
+    if stack not in _ATTENTIONS or not rest.startswith(f"{stack}/"):
+        return path, None
+    name = rest.removeprefix(f"{stack}/")
+    heads = None
+    if name.split("/")[0] in _ATTENTIONS[stack]:
+        if len(shape) != 4:
+            raise CheckpointError(f"leaf '{path}': expected four axes as in scalable_t5, found {shape}")
+        heads = (0, 2) if name.endswith("/out/kernel") else (2, 3)
+    return f"{stack}/layers/{name}", heads
+
+
+def join_heads(array: Any, axes: tuple[int, int]) -> Any:
+    """Returns an array, of numpy or jax, whose axes of heads and of kv are one, where that of heads was."""
+    heads, kv = axes
+    array = array.swapaxes(heads + 1, kv)
+    return array.reshape(*array.shape[:heads], array.shape[heads] * array.shape[heads + 1], *array.shape[heads + 2 :])

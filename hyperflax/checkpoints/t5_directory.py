@@ -132,7 +132,7 @@ def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
     elif find_orbax(folder) is not None:
         params, _ = unrolled(read_orbax(folder))
     elif folder.is_dir():
-        params = read_t5x_checkpoint(folder)
+        params, _ = unrolled(read_t5x_checkpoint(folder))
     else:
         raise CheckpointError(
             f"{folder}: expected a T5 directory, a model directory, a T5X checkpoint or a Hugging Face model, found "

@@ -60,12 +60,17 @@ def read_t5x_step(path: Location | str, step: int | None = None) -> int:
     Raises:
       CheckpointError: as above, or there is no step inside.
     """
+    return _step(read_index(path, step))
+
+
+def look_at_t5x_state(path: Location | str, step: int | None = None) -> tuple[int, bool]:
+    """Returns the number of training steps, 0 where none is told, and whether there is more of an optimizer's state.
+
+    Arguments and errors as above.
+    """
     index = read_index(path, step)
-    values = _read(index, ("state", "step"))
-    value = values.get("")
-    if value is None or value.size != 1 or value.dtype.kind not in "iu":
-        raise CheckpointError(f"{index.file}: leaf 'state/step': expected one integer")
-    return int(value.reshape(()))
+    paths = index.paths("state")
+    return _step(index) if "step" in paths else 0, any(leaf != "step" for leaf in paths)
 
 
 def read_t5x_state(
@@ -80,6 +85,13 @@ def read_t5x_state(
       CheckpointError: as above.
     """
     return trees.unflatten(_read(read_index(path, step), ("state",), progress=progress))
+
+
+def _step(index: T5XIndex) -> int:
+    value = _read(index, ("state", "step")).get("")
+    if value is None or value.size != 1 or value.dtype.kind not in "iu":
+        raise CheckpointError(f"{index.file}: leaf 'state/step': expected one integer")
+    return int(value.reshape(()))
 
 
 def _read(

@@ -9,11 +9,13 @@ before its place in the tree is known, so that every error names the leaf.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import msgpack
 import numpy as np
@@ -21,7 +23,7 @@ import numpy as np
 from hyperflax.buckets import BucketPath, Location, locate
 from hyperflax.checkpoints.zarr import dtype_of
 from hyperflax.errors import CheckpointError
-from hyperflax.files import read_bytes
+from hyperflax.files import read_bytes, require_file
 
 NEWEST_VERSION = 3
 _FILE = "checkpoint"
@@ -29,6 +31,7 @@ _STEP_DIRECTORY = re.compile(r"checkpoint_(0|[1-9][0-9]{0,18})")
 _NDARRAY, _SCALAR = 1, 3
 _PIECES = "__msgpack_chunked_array__"
 _MAX_DEPTH = 64
+_READ_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,40 +63,60 @@ class T5XIndex:
     Attributes:
       file: the msgpack file.
       version: 0, 2 or 3; before 3, bfloat16 was stored as uint16.
-      tree: `{"target": ..., "state": ...}`, not decoded.
+      tree: `{"target": ..., "state": ...}`, decoded where it was asked for.
     """
 
     file: Location
     version: int
-    tree: Mapping[str, Any]
+    tree: dict[str, Any]
 
     def leaves(self, *branch: str) -> dict[str, np.ndarray | Stored]:
         """Returns `{path: leaf}` below a branch, inline arrays decoded. A leaf of None (untouched state) is left out.
 
+        What is decoded takes the place of its bytes in `tree`, so that no second copy of it stays.
+
         Raises:
           CheckpointError: the branch is missing, or a leaf in it is broken; names file and leaf.
         """
-        node: Any = self.tree
-        for key in branch:
-            if not isinstance(node, Mapping) or key not in node:
-                raise CheckpointError(f"{self.file}: expected '{'/'.join(branch)}', '{key}' is missing")
-            node = node[key]
-        return dict(self._walk(node, "", "/".join(branch)))
+        found = {}
+        for path, where, holder, key in self._below(branch):
+            holder[key] = found[path] = self._leaf(holder[key], where)
+        return found
 
-    def _walk(self, node: Any, path: str, where: str) -> Iterator[tuple[str, np.ndarray | Stored]]:
-        if isinstance(node, Mapping) and _PIECES in node:
-            yield path, self._pieces(node, where)
-        elif isinstance(node, Mapping) and isinstance(node.get("driver"), str):
-            yield path, self._stored(node, where)
-        elif isinstance(node, Mapping):
+    def paths(self, *branch: str) -> list[str]:
+        """Returns the paths of the leaves below a branch, none of which is decoded. Raises as `leaves` does."""
+        return [path for path, *_ in self._below(branch)]
+
+    def _below(self, branch: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, Any], str]]:
+        holder: Any = {"": self.tree}
+        key = ""
+        for name in branch:
+            if not isinstance(holder[key], Mapping) or name not in holder[key]:
+                raise CheckpointError(f"{self.file}: expected '{'/'.join(branch)}', '{name}' is missing")
+            holder, key = holder[key], name
+        yield from self._walk(holder, key, "", "/".join(branch))
+
+    def _walk(
+        self, holder: dict[str, Any], key: str, path: str, where: str
+    ) -> Iterator[tuple[str, str, dict[str, Any], str]]:
+        """Yields every leaf's path below the branch and from the top, and the map and the key where it stands."""
+        node = holder[key]
+        if isinstance(node, dict) and _PIECES not in node and not isinstance(node.get("driver"), str):
             if path.count("/") >= _MAX_DEPTH:
                 raise CheckpointError(f"{self.file}: leaf '{where}': nested deeper than {_MAX_DEPTH}")
-            for key in sorted(node, key=str):
-                if not isinstance(key, str) or not key or "/" in key:
-                    raise CheckpointError(f"{self.file}: '{where}': expected names without '/', got {key!r}")
-                yield from self._walk(node[key], f"{path}/{key}" if path else key, f"{where}/{key}")
+            for name in sorted(node, key=str):
+                if not isinstance(name, str) or not name or "/" in name:
+                    raise CheckpointError(f"{self.file}: '{where}': expected names without '/', got {name!r}")
+                yield from self._walk(node, name, f"{path}/{name}" if path else name, f"{where}/{name}")
         elif node is not None:
-            yield path, self._inline(node, where)
+            yield path, where, holder, key
+
+    def _leaf(self, node: Any, where: str) -> np.ndarray | Stored:
+        if isinstance(node, np.ndarray | Stored):  # decoded before
+            return node
+        if not isinstance(node, Mapping):
+            return self._inline(node, where)
+        return self._pieces(node, where) if _PIECES in node else self._stored(node, where)
 
     def _inline(self, node: Any, where: str) -> np.ndarray:
         if isinstance(node, bool | int | float):
@@ -171,13 +194,13 @@ def read_index(path: Location | str, step: int | None = None) -> T5XIndex:
       CheckpointError: names the file and what is wrong with it.
     """
     file = find_checkpoint(path, step)
-    data = read_bytes(file)
     try:
-        tree = msgpack.unpackb(data, ext_hook=Packed, raw=False, strict_map_key=True, object_pairs_hook=_unique)
+        with _opened(file) as stream:
+            tree = _unpacked(stream)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{file}: expected a msgpack file as T5X writes it, {reason[:200]}") from error
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, dict):
         raise CheckpointError(f"{file}: expected a msgpack map with 'version' and 'optimizer', got {_told(tree)}")
     version = tree.get("version", 0)
     if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version <= NEWEST_VERSION:
@@ -185,6 +208,35 @@ def read_index(path: Location | str, step: int | None = None) -> T5XIndex:
     if version and "optimizer" not in tree:
         raise CheckpointError(f"{file}: expected the key 'optimizer', got {sorted(map(str, tree))[:8]}")
     return T5XIndex(file, version, tree["optimizer"] if version else tree)
+
+
+def _opened(file: Location) -> IO[bytes]:
+    if isinstance(file, BucketPath):
+        return io.BytesIO(read_bytes(file))
+    require_file(file)
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _unpacked(stream: IO[bytes]) -> Any:
+    """Decodes a file piece by piece: its arrays are never in memory beside the whole file's bytes."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    unpacker = msgpack.Unpacker(
+        stream,
+        read_size=_READ_BYTES,
+        max_buffer_size=max(size, _READ_BYTES),
+        ext_hook=Packed,
+        raw=False,
+        strict_map_key=True,
+        object_pairs_hook=_unique,
+    )
+    tree = unpacker.unpack()
+    if unpacker.tell() != size:
+        raise ValueError(f"{size - unpacker.tell():,} bytes are left over")
+    return tree
 
 
 def find_checkpoint(path: Location | str, step: int | None = None) -> Location:

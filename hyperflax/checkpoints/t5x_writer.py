@@ -21,7 +21,7 @@ import numpy as np
 from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.t5x_index import NEWEST_VERSION
-from hyperflax.checkpoints.zarr import IN_FLIGHT_BYTES, dtype_of
+from hyperflax.checkpoints.zarr import dtype_of, in_flight_bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_directory
 from hyperflax.types import PyTree
@@ -61,12 +61,13 @@ def write_t5x_checkpoint(
         raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
     target = None if dtype is None else dtype_of(dtype)
     slots = {path: leaf for path, leaf in trees.flatten(state or {}).items() if path != "step"}
-    name = f"checkpoint_{step}"
+    name, flat = f"checkpoint_{step}", trees.flatten(params)
+    total = sum(getattr(leaf, "nbytes", 0) for leaf in (*flat.values(), *slots.values()))
     with atomic_directory(directory) as folder:
         (folder / name).mkdir()
-        writer = _Writer(folder / name, progress)
+        writer = _Writer(folder / name, in_flight_bytes(total), progress)
         tree = {
-            "target": writer.write("target", trees.flatten(params), target),
+            "target": writer.write("target", flat, target),
             "state": {"step": np.asarray(step, np.int32), **writer.write("state", slots, None)},
         }
         tree["state"].setdefault("param_states", {})
@@ -78,33 +79,35 @@ def write_t5x_checkpoint(
 class _Writer:
     """Writes arrays beside each other, a bounded number of bytes at a time."""
 
-    def __init__(self, folder: pathlib.Path, progress: Callable[[int], None]):
+    def __init__(self, folder: pathlib.Path, limit: int, progress: Callable[[int], None]):
         self._folder = folder
+        self._limit = limit
         self._progress = progress
         self._writing: collections.deque[tuple[str, int, Any]] = collections.deque()
         self._in_flight = 0
 
     def write(self, branch: str, flat: Mapping[str, Any], target: np.dtype | None) -> dict[str, Any]:
         """Starts to write all leaves; returns the branch of the msgpack tree that says where they are."""
-        told: dict[str, Any] = {}
-        for path, leaf in flat.items():
-            array = as_numpy(path, leaf)
-            if target is not None and array.dtype != target:
-                array = array.astype(target)
-            inline = array.size <= 1 or path.endswith(_INLINE)
-            told[path] = array if inline else self._start(".".join((branch, *path.split("/"))), array)
-        return trees.unflatten(told)
+        return trees.unflatten({path: self._leaf(branch, path, leaf, target) for path, leaf in flat.items()})
 
     def finish(self) -> None:
         """Waits for what is still being written."""
         while self._writing:
             self._wait()
 
+    def _leaf(self, branch: str, path: str, leaf: Any, target: np.dtype | None) -> np.ndarray | dict[str, Any]:
+        nbytes = getattr(leaf, "nbytes", 0)
+        while self._writing and self._in_flight + nbytes > self._limit:  # before a lazy leaf is made
+            self._wait()
+        array = as_numpy(path, leaf)
+        if target is not None and array.dtype != target:
+            array = array.astype(target)
+        inline = array.size <= 1 or path.endswith(_INLINE)
+        return array if inline else self._start(".".join((branch, *path.split("/"))), array)
+
     def _start(self, name: str, array: np.ndarray) -> dict[str, Any]:
         import tensorstore as ts
 
-        while self._writing and self._in_flight + array.nbytes > IN_FLIGHT_BYTES:
-            self._wait()
         row = max(1, array.nbytes // array.shape[0])
         chunks = [min(array.shape[0], max(1, _CHUNK_BYTES // row)), *array.shape[1:]]
         spec = {
@@ -114,7 +117,10 @@ class _Writer:
             "metadata": {"chunks": chunks, "compressor": _COMPRESSOR, "shape": list(array.shape)},
         }
         there = {**spec, "kvstore": {"driver": "file", "path": f"{self._folder / name}/"}}
-        self._writing.append((name, array.nbytes, ts.open(there, create=True).result().write(array)))
+        store = ts.open(there, create=True).result()
+        # Nobody changes the array, so TensorStore needs no copy of it.
+        writing = store.write(array, can_reference_source_data_indefinitely=True)
+        self._writing.append((name, array.nbytes, writing))
         self._in_flight += array.nbytes
         return spec
 

@@ -33,7 +33,7 @@ _SMALL_CHUNK_BYTES = 16 * 2**20
 _MAX_DIMENSIONS = 32
 _CORES = max(2, os.cpu_count() or 2)
 # More under way, or more threads that read, is no faster; freed chunks stay with their threads and raise the peak.
-IN_FLIGHT_BYTES = _CORES * 16 * 2**20
+_IN_FLIGHT_BYTES = _CORES * 16 * 2**20
 FILE_THREADS = 2 * _CORES
 
 
@@ -113,7 +113,7 @@ def read_arrays(
     finish: Callable[[str, np.ndarray], np.ndarray],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, np.ndarray]:
-    """Reads all arrays, many at a time; no more than 16 MiB a core wait to be finished at any moment.
+    """Reads all arrays, many at a time, see `in_flight_bytes`.
 
     Args:
       arrays: by any name.
@@ -135,7 +135,7 @@ def read_arrays(
     opened = {path: ts.open(spec_of(array), open=True, read=True, context=context) for path, array in arrays.items()}
     reading: collections.deque[tuple[str, Any]] = collections.deque()
     done: dict[str, np.ndarray] = {}
-    in_flight = 0
+    in_flight, limit = 0, in_flight_bytes(claimed)
 
     def wait(path: str, future: Any) -> Any:
         try:
@@ -144,7 +144,7 @@ def read_arrays(
             raise unreadable(arrays[path], str(error)) from error
 
     for path in [*arrays, None]:
-        while reading and (path is None or in_flight + arrays[path].nbytes > IN_FLIGHT_BYTES):
+        while reading and (path is None or in_flight + arrays[path].nbytes > limit):
             ready, future = reading.popleft()
             done[ready] = finish(ready, wait(ready, future))
             progress(arrays[ready].nbytes)
@@ -156,6 +156,15 @@ def read_arrays(
             reading.append((path, store.read(order="C")))
             in_flight += arrays[path].nbytes
     return {path: done[path] for path in arrays}
+
+
+def in_flight_bytes(total: int) -> int:
+    """Returns how many bytes of arrays may be under way at any moment, of so many in all.
+
+    16 MiB a core, and a sixteenth of the whole where that is more: the arrays of a large model are too large for two of
+    them to fit into the first, and one array that is one chunk keeps one core busy.
+    """
+    return max(_IN_FLIGHT_BYTES, total // 16)
 
 
 def unreadable(array: ZarrArray, reason: str) -> CheckpointError:

@@ -39,12 +39,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     with byte_bar("read") as progress:
         source = read_model(arguments.source, step=arguments.step, progress=progress)
-    form = arguments.to or ("t5x" if source.form == "huggingface" else "huggingface")
+        form = arguments.to or ("t5x" if source.form == "huggingface" else "huggingface")
+        goes_along = form != "huggingface" and arguments.scalable == source.scalable
+        state = source.read_state(progress) if source.read_state and goes_along else None
     with byte_bar("written") as progress:
         write_model(
-            arguments.destination, source, form, scalable=arguments.scalable, dtype=arguments.dtype, progress=progress
+            arguments.destination,
+            source,
+            form,
+            state=state,
+            scalable=arguments.scalable,
+            dtype=arguments.dtype,
+            progress=progress,
         )
-    if source.state is not None and (form == "huggingface" or arguments.scalable != source.scalable):
+    if source.read_state and not goes_along:
         print("left behind: the optimizer's state, which that form or layout does not hold")
     told = f"{arguments.destination}: {form}, from {source.form} {arguments.source}"
     if arguments.check:

@@ -15,6 +15,7 @@ Adapters have their layer axis in front: see `hyperflax.adapters.layers`.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,22 +39,38 @@ def stack_layers(params: PyTree, config: T5Config) -> dict:
     Raises:
       CheckpointError: a layer lacks a parameter that another has, or there are more or fewer layers than expected.
     """
-    flat: dict[str, Array | np.ndarray] = {}
-    groups: dict[str, dict[int, Array]] = {}
+    flat, groups = group_layers(params, config)
+    for path, layers in groups.items():
+        # What lies on the host stays there: the largest models fit no single device.
+        stack = np.stack if all(isinstance(x, np.ndarray) for x in layers) else jnp.stack
+        flat[path] = stack(layers, axis=LAYER_AXIS)
+    return trees.unflatten(flat)
+
+
+def group_layers(params: PyTree, config: T5Config) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Returns what stacking makes of unrolled parameters, not stacked yet.
+
+    Returns:
+      `{path: leaf}` of what belongs to no layer, and `{scanned path: the layers' leaves in order}`.
+
+    Raises:
+      CheckpointError: as `stack_layers`.
+    """
+    flat: dict[str, Any] = {}
+    found: dict[str, dict[int, Any]] = {}
     for path, x in trees.flatten(params).items():
         if match := _UNROLLED.fullmatch(path):
             stack, layer, rest = match.groups()
-            groups.setdefault(f"{stack}/layers/{rest}", {})[int(layer)] = x
+            found.setdefault(f"{stack}/layers/{rest}", {})[int(layer)] = x
         else:
             flat[path] = x
-    for path, layers in groups.items():
+    groups = {}
+    for path, layers in found.items():
         depth = _depth(path, config)
         if sorted(layers) != list(range(depth)):
             raise CheckpointError(f"parameter '{path}': expected layers 0 to {depth - 1}, got {sorted(layers)}")
-        # What lies on the host stays there: the largest models fit no single device.
-        stack = np.stack if all(isinstance(x, np.ndarray) for x in layers.values()) else jnp.stack
-        flat[path] = stack([layers[layer] for layer in range(depth)], axis=LAYER_AXIS)
-    return trees.unflatten(flat)
+        groups[path] = [layers[layer] for layer in range(depth)]
+    return flat, groups
 
 
 def unstack_layers(params: PyTree, config: T5Config) -> dict:

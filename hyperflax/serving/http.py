@@ -23,8 +23,6 @@ import dataclasses
 import hmac
 import io
 import json
-import pathlib
-import tempfile
 import time
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
@@ -35,7 +33,7 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
 
 import hyperflax
-from hyperflax.checkpoints.artefacts import save_adapter
+from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.checkpoints.peft import write_peft
 from hyperflax.errors import HyperflaxError
 from hyperflax.serving.messages import (
@@ -294,14 +292,13 @@ async def _lines(
 
 def _packed(service: Service, key: str, form: str) -> bytes:
     """A zip of the adapter's directory in a form."""
-    adapter = service.store.load(key)
+    if form == "native":
+        files = service.store.files(key)
+    else:
+        adapter = service.store.load(key)
+        files = collect_files(lambda folder: write_peft(folder, adapter))
     packed = io.BytesIO()
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        folder = pathlib.Path(temporary) / "adapter"
-        if form == "peft":
-            write_peft(folder, adapter)
-        else:
-            save_adapter(folder, adapter.tree, adapter.spec, adapter.metadata)
-        for file in sorted(folder.iterdir()):
-            archive.write(file, f"adapter-{key[:8]}/{file.name}")
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(f"adapter-{key[:8]}/{name}", content)
     return packed.getvalue()

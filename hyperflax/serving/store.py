@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hyperflax import configs
-from hyperflax.checkpoints.artefacts import Adapter, Count, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import ADAPTER_FILES, Adapter, Count, load_adapter, save_adapter
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.errors import AdapterError, CheckpointError
-from hyperflax.files import atomic_directory, read_schema, write_json
+from hyperflax.files import atomic_directory, read_bytes, read_schema, write_json
 
 FORMAT, VERSION = "hyperflax-made", 1
 ID = re.compile(r"[0-9a-f]{32}")
@@ -111,6 +111,11 @@ class AdapterStore:
     def load(self, key: str) -> Adapter:
         """An adapter. Raises as `about` does."""
         return load_adapter(self._folder(key))
+
+    def files(self, key: str) -> dict[str, bytes]:
+        """An adapter's files as they lie on the disk, by name. Raises as `about` does."""
+        folder = self._folder(key)
+        return {name: read_bytes(folder / name) for name in ADAPTER_FILES}
 
     def remove(self, key: str) -> None:
         """Forgets an adapter. Raises UnknownAdapter if there is none."""

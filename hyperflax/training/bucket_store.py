@@ -22,7 +22,7 @@ import numpy as np
 
 from hyperflax import files
 from hyperflax.buckets import BucketPath, kvstore, locate
-from hyperflax.checkpoints.onto_mesh import place_arrays
+from hyperflax.checkpoints.onto_mesh import Source, place_arrays
 from hyperflax.checkpoints.zarr import ZarrArray, dtype_of
 from hyperflax.errors import CheckpointError
 from hyperflax.processes import Processes
@@ -93,7 +93,7 @@ class BucketStore:
         """Returns arrays, each with the sharding that is wanted for it."""
         state = self._folder() / _name(step) / "state"
         sources = {
-            path: (ZarrArray(path, state / path, like.shape, np.dtype(like.dtype), driver="zarr3"), _as_it_is)
+            path: Source(ZarrArray(path, state / path, like.shape, np.dtype(like.dtype), driver="zarr3"), _as_it_is)
             for path, like in wanted.items()
         }
         return place_arrays(sources, lambda path, shape: wanted[path].sharding)

@@ -1,4 +1,4 @@
-"""Reads checkpoints onto a mesh of four CPU devices: run by test_onto_mesh.py in a process of its own.
+"""Reads checkpoints onto a mesh of eight CPU devices: run by test_onto_mesh.py in a process of its own.
 
 python read_sharded.py CHECKPOINT...        fails where a value, a place or the amount read is wrong
 """
@@ -10,18 +10,19 @@ import sys
 import jax
 
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 import numpy as np  # noqa: E402
 
 from hyperflax import trees  # noqa: E402
 from hyperflax.checkpoints import onto_mesh  # noqa: E402
 from hyperflax.checkpoints.forms import read_model  # noqa: E402
+from hyperflax.models.stacking import stack_layers  # noqa: E402
 from hyperflax.training.partitioning import Partitioner, make_mesh  # noqa: E402
 
 
 def main(paths: list[str]) -> None:
-    partitioner = Partitioner(make_mesh(data=1, fsdp=2, model=2))
+    partitioner = Partitioner(make_mesh(data=1, fsdp=4, model=2))
     read, size_of = [], onto_mesh._size
 
     def counted(part):
@@ -31,10 +32,11 @@ def main(paths: list[str]) -> None:
     onto_mesh._size = counted
     for path in paths:
         model = read_model(path)
-        whole = trees.flatten(model.params)
         read.clear()
-        for dtype in (None, "bfloat16"):
-            placed = trees.flatten(onto_mesh.read_onto_mesh(path, model.config, partitioner.t5_sharding, dtype=dtype))
+        for scan_layers, dtype in ((False, None), (True, None), (False, "bfloat16")):
+            config = model.config.replace(scan_layers=scan_layers)
+            whole = trees.flatten(stack_layers(model.params, config) if scan_layers else model.params)
+            placed = trees.flatten(onto_mesh.read_onto_mesh(path, config, partitioner.t5_sharding, dtype=dtype))
             assert placed.keys() == whole.keys()
             for name, array in placed.items():
                 expected = whole[name] if dtype is None else whole[name].astype(array.dtype)
@@ -42,10 +44,10 @@ def main(paths: list[str]) -> None:
                 assert array.sharding == partitioner.t5_sharding(name, array.shape), name
                 for shard in array.addressable_shards:
                     np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index], err_msg=name)
-        embedding = placed["token_embedder/embedding"]
-        assert embedding.addressable_shards[0].data.size * 4 == embedding.size
-        # Every value once for each dtype, though norms lie on two devices each; leaves inside the msgpack file apart.
-        needed = 2 * sum(array.size for array in whole.values())
+            embedding = placed["token_embedder/embedding"]
+            assert embedding.addressable_shards[0].data.size * 8 == embedding.size
+        # Every value once each time, though norms lie on several devices; leaves inside the msgpack file apart.
+        needed = 3 * sum(array.size for array in whole.values())
         assert 0 < sum(read) < needed if "inline" in path else sum(read) == needed, (path, sum(read), needed)
     print("read", len(paths))
 

@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +24,9 @@ from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapt
 from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
 from hyperflax.checkpoints.inspection import inspect_path
+from hyperflax.checkpoints.layouts import to_scalable
 from hyperflax.checkpoints.model_directory import save_model_directory
+from hyperflax.checkpoints.onto_mesh import read_onto_mesh
 from hyperflax.checkpoints.orbax_form import write_orbax
 from hyperflax.checkpoints.peft import read_peft, write_peft
 from hyperflax.checkpoints.t5_directory import save_t5
@@ -31,6 +35,7 @@ from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import HyperflaxError
 from tests.adapters.micro import random_tree
 from tests.checkpoints.directories import CONFIG, adapter_tree, base, metadata, model_parts, spec
+from tests.checkpoints.t5x_writer import write_msgpack
 
 
 def peft(*kinds) -> Callable[[pathlib.Path], None]:
@@ -38,12 +43,25 @@ def peft(*kinds) -> Callable[[pathlib.Path], None]:
     return lambda folder: write_peft(folder, Adapter(random_tree(own, 0), own, AdapterMetadata(None)))
 
 
+def read_t5x(folder: pathlib.Path) -> Any:
+    """Everything that is read of a checkpoint of T5X, whole and onto a mesh."""
+    model = read_model(folder)
+    if model.read_state is not None:
+        model.read_state(lambda nbytes: None)
+    read_onto_mesh(folder, model.config, lambda path, shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    return model
+
+
+STATE = {"param_states": {"encoder": {"encoder_norm": {"scale": {"m": np.ones(8, np.float32)}}}}}
 PRECEDING = Prefix(length=3, position_bias="preceding", sites=("decoder/self_attention",))
 FORMS: dict[str, tuple[Callable[[pathlib.Path], Any], Callable[[pathlib.Path], Any]]] = {
     "huggingface": (lambda folder: write_huggingface(folder, base(), CONFIG), read_model),
     "sharded": (lambda folder: write_huggingface(folder, base(), CONFIG, shard_bytes=1000), read_model),
-    "t5x": (lambda folder: write_t5x_checkpoint(folder, base(), step=3), read_model),
-    "orbax": (lambda folder: write_orbax(folder, base(), step=3), read_model),
+    "t5x": (lambda folder: write_t5x_checkpoint(folder, base(), step=3, state=STATE), read_t5x),
+    "scalable": (lambda folder: write_t5x_checkpoint(folder, to_scalable(base(), CONFIG), step=3), read_t5x),
+    "inline": (lambda folder: write_msgpack(folder, base()), read_t5x),
+    "orbax": (lambda folder: write_orbax(folder, base(), step=3, state=STATE), read_t5x),
+    "scalable_orbax": (lambda folder: write_orbax(folder, to_scalable(base(), CONFIG), step=3), read_t5x),
     "t5": (lambda folder: save_t5(folder, base(), CONFIG, Bytes(extra_ids=0)), read_model),
     "hypermodel": (lambda folder: save_model_directory(folder, model_parts()), read_model),
     "adapter": (lambda folder: save_adapter(folder, adapter_tree(), spec(), metadata()), load_adapter),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from hyperflax.checkpoints.onto_mesh import read_onto_mesh
+from hyperflax.checkpoints.onto_mesh import Source, read_onto_mesh
 from hyperflax.checkpoints.orbax_form import write_orbax
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.errors import CheckpointError
@@ -22,11 +22,36 @@ ONE = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
 
 def test_every_device_gets_its_part_of_what_t5x_wrote(materialised: pathlib.Path, tmp_path: pathlib.Path):
     checkpoints = materialised / "t5x" / "checkpoints"
-    forms = ("micro_legacy_f32", "micro_legacy_f32_inline", "micro_legacy_bf16", "micro_orbax_f32")
+    forms = (
+        "micro_legacy_f32",
+        "micro_legacy_f32_inline",
+        "micro_legacy_bf16",
+        "micro_orbax_f32",
+        "micro_scalable_legacy_f32",
+    )
     command = [sys.executable, str(HERE / "read_sharded.py"), *(str(checkpoints / form) for form in forms)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["read", "4"]
+    assert done.stdout.split() == ["read", "5"]
+
+
+@pytest.mark.parametrize("heads", [None, (2, 3), (0, 2)])
+def test_a_part_need_not_begin_with_a_head(heads):
+    """Four devices share three heads of four features."""
+    leaf = np.arange(3 * 2 * 4 * 3, dtype=np.float32).reshape((3, 2, 3, 4) if heads == (2, 3) else (3, 2, 4, 3))
+    source = Source(leaf, lambda part: part, heads)
+    whole = leaf
+    if heads == (2, 3):
+        whole = leaf.reshape(3, 2, 12)
+    elif heads:
+        whole = np.stack([leaf[:, layer].reshape(12, 3) for layer in range(2)], axis=1)
+    assert source.shape == whole.shape
+    for axis, size in enumerate(whole.shape):
+        for start in range(size):
+            for stop in range(start + 1, size + 1):
+                part = tuple((start, stop) if i == axis else (0, length) for i, length in enumerate(whole.shape))
+                found = source.taken(leaf[tuple(slice(*ends) for ends in source.stored(part))], part)
+                np.testing.assert_array_equal(found, whole[tuple(slice(*ends) for ends in part)])
 
 
 @pytest.mark.parametrize("write", [write_t5x_checkpoint, write_orbax])

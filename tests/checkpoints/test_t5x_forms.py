@@ -140,7 +140,7 @@ def test_latest_step_by_number_and_never_a_temporary_one(tmp_path):
 
 
 def test_a_tree_larger_than_what_may_wait_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(zarr, "IN_FLIGHT_BYTES", 1000)
+    monkeypatch.setattr(zarr, "_IN_FLIGHT_BYTES", 1000)
     target, expected = {}, {}
     for number in range(12):
         expected[f"w{number}"] = values(number + 1, 40)

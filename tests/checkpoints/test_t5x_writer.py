@@ -17,12 +17,15 @@ from hypothesis.extra import numpy as hnp
 
 from hyperflax import trees
 from hyperflax.checkpoints import read_t5x_checkpoint, read_t5x_step
+from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
-from hyperflax.checkpoints.orbax_form import find_orbax, read_orbax, write_orbax
+from hyperflax.checkpoints.orbax_form import find_orbax, read_orbax, read_orbax_state, write_orbax
+from hyperflax.checkpoints.t5_directory import load_base
 from hyperflax.checkpoints.t5x import read_t5x_state
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
+from hyperflax.cli.main import main
 from hyperflax.errors import CheckpointError, HyperflaxError
-from tests.checkpoints.directories import random_tree
+from tests.checkpoints.directories import base, random_tree
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,11 @@ def same(found, expected) -> None:
     for path, leaf in found.items():
         assert leaf.dtype == expected[path].dtype, path
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+def made(tree):
+    """The tree with its lazy leaves made."""
+    return trees.map_with_path(lambda path, leaf: np.asarray(leaf), tree)
 
 
 def chunks(directory: pathlib.Path) -> dict[str, bytes]:
@@ -70,7 +78,7 @@ def test_written_parameters_and_state_come_back(checkpoints, form, write, tmp_pa
     write(tmp_path / "run", params, step=int(state["step"]), state=state)
     if write is write_orbax:
         same(read_orbax(tmp_path / "run"), params)
-        found = read_orbax(tmp_path / "run", branch="state")
+        found = read_orbax_state(tmp_path / "run")
     else:
         same(read_t5x_checkpoint(tmp_path / "run"), params)
         assert read_t5x_step(tmp_path / "run") == 1000
@@ -86,7 +94,7 @@ def test_the_orbax_form_of_t5x_holds_the_truth(checkpoints):
     assert found.keys() == {name.removeprefix("target/") for name in truth if name.startswith("target/")}
     for path, leaf in found.items():
         np.testing.assert_array_equal(leaf, truth[f"target/{path}"], err_msg=path)
-    state = trees.flatten(read_orbax(checkpoints / "micro_orbax_f32", branch="state"))
+    state = trees.flatten(read_orbax_state(checkpoints / "micro_orbax_f32"))
     assert int(state.pop("step")) == 1000
     for path, leaf in state.items():
         if f"state/{path}" in truth:
@@ -111,16 +119,50 @@ def test_adamw_momentum_and_chunks_are_kept(tmp_path, monkeypatch):
     same(again, state)
 
 
+@pytest.mark.parametrize("write", [write_t5x_checkpoint, write_orbax])
+def test_the_state_is_read_when_it_is_asked_for_and_not_before(write, tmp_path):
+    state = random_tree({"param_states/0/mu/decoder/logits_dense/kernel": (8, 32)}, 1)
+    write(tmp_path / "run", base(), step=5, state=state)
+    model = read_model(tmp_path / "run")
+    assert model.step == 5
+    assert model.read_state is not None
+    found = model.read_state(lambda nbytes: None)
+    assert int(found.pop("step")) == 5
+    same(found, state)
+    if write is write_t5x_checkpoint:  # Orbax keeps all arrays in one set of files
+        shutil.rmtree(tmp_path / "run" / "checkpoint_5" / "state.param_states.0.mu.decoder.logits_dense.kernel")
+        read_state = read_model(tmp_path / "run").read_state
+        assert read_state is not None
+        with pytest.raises(CheckpointError, match="mu/decoder/logits_dense/kernel"):
+            read_state(lambda nbytes: None)
+    write(tmp_path / "inference", base(), step=5)
+    model = read_model(tmp_path / "inference")
+    assert (model.step, model.read_state) == (5, None)
+
+
+@pytest.mark.parametrize(("options", "goes_along"), [(["--to", "orbax"], True), (["--to", "t5x", "--scalable"], False)])
+def test_the_state_goes_along_where_the_layout_stays(options, goes_along, tmp_path, capsys):
+    state = random_tree({"param_states/0/mu/decoder/logits_dense/kernel": (8, 32)}, 1)
+    write_t5x_checkpoint(tmp_path / "run", base(), step=5, state=state)
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "out"), *options]) == 0
+    assert ("left behind" in capsys.readouterr().out) != goes_along
+    model = read_model(tmp_path / "out")
+    assert (model.read_state is not None) == goes_along
+    if model.read_state is not None:
+        same(model.read_state(lambda nbytes: None)["param_states"], state["param_states"])
+
+
 def test_scalable_layout_there_and_back(checkpoints):
     stored = read_t5x_checkpoint(checkpoints / "micro_scalable_legacy_f32")
     params, config = unrolled(stored)
     assert config.relative_bias == "per_layer"
-    same(to_scalable(params, config), stored)
+    same(made(to_scalable(params, config)), stored)
+    same(load_base(checkpoints / "micro_scalable_legacy_f32", config), params)
 
 
 def test_scalable_to_minimal_only_where_all_layers_have_equal_biases(checkpoints):
     minimal, config = unrolled(read_t5x_checkpoint(checkpoints / "micro_legacy_f32"))
-    scalable, per_layer = unrolled(to_scalable(minimal, config))
+    scalable, per_layer = unrolled(made(to_scalable(minimal, config)))
     assert per_layer == config.replace(relative_bias="per_layer")
     same(to_minimal(scalable, per_layer)[0], minimal)
     scalable["decoder"]["layers_1"]["relpos_bias"]["rel_embedding"] = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.checkpoints.orbax_form import read_orbax
+from hyperflax.checkpoints.orbax_form import read_orbax, read_orbax_state
 from tests.integrations import run_t5x, t5x_model
 from tests.integrations.t5x_model import CONFIG, STEPS
 
@@ -64,7 +64,7 @@ def test_a_run_that_was_killed_goes_on(t5x_copy, tmp_path):
     arrays |= {f"start/{path}": leaf for path, leaf in trees.flatten(read_orbax(run, step=0)).items()}
     state, _ = t5x_model.train_ourselves(arrays, tmp_path / "ours", order)
     end = trees.flatten(read_orbax(run, step=reached + 3))
-    assert read_orbax(run, branch="state", step=reached + 3)["step"] == reached + 3
+    assert read_orbax_state(run, step=reached + 3)["step"] == reached + 3
     for path, leaf in trees.flatten(state.params).items():
         np.testing.assert_allclose(leaf, end[f"hypernetwork/{path}"], rtol=0, atol=1e-4, err_msg=path)
 

@@ -25,6 +25,10 @@ def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> Non
     assert again.about(KEY) == made
     for path, leaf in trees.flatten(again.load(KEY).tree).items():
         np.testing.assert_array_equal(leaf, trees.flatten(adapter.tree)[path])
+    assert again.files(KEY) == {
+        name: (tmp_path / "new" / "folder" / KEY / name).read_bytes()
+        for name in ("adapter.json", "adapter.safetensors")
+    }
     again.remove(KEY)
     assert again.ids() == []
     with pytest.raises(UnknownAdapter, match=KEY):
@@ -48,7 +52,7 @@ def test_an_id_leads_nowhere_else(tmp_path: pathlib.Path, key: str) -> None:
     store = AdapterStore(tmp_path)
     store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
     assert key not in store
-    for act in (store.about, store.load, store.remove):
+    for act in (store.about, store.load, store.files, store.remove):
         with pytest.raises(UnknownAdapter):
             act(key)
     assert store.ids() == [KEY]
