@@ -161,8 +161,8 @@ class Trials:
         """
         examples = len(data["encoder_input_tokens"][0]) - 1
         more = [(0, 0), (0, rounded_up(examples) - examples), (0, 0)]
-        data = {name: np.pad(np.asarray(array)[:, :-1], more[: array.ndim]) for name, array in data.items()}
-        exact, loss = self._score(raw, self.params, data)
+        padded = {name: np.pad(np.asarray(array)[:, :-1], more[: array.ndim]) for name, array in data.items()}
+        exact, loss = self._score(raw, self.params, padded)
         return np.asarray(exact)[:, :examples], np.asarray(loss)
 
     def mean_loss(self, raw: PyTree, params: PyTree, data: Mapping[str, Array]) -> Array:

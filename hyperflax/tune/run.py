@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -92,7 +91,7 @@ def run(
     data: DataSet,
     recommender: Recommender | None,
     *,
-    out: str | os.PathLike[str],
+    out: pathlib.Path | str,
     budget: float,
     mode: Mode = "transfer",
     size: int = POOL,

@@ -91,7 +91,7 @@ def pool(sources: Sequence[DataSet]) -> DataSet:
         if split != "train":
             size = max(1, min(size, MOST // len(sources)))
         parts[split] = tuple(line for source in sources for line in getattr(source, split)[:size])
-    return DataSet("shared", **parts)
+    return DataSet("shared", **parts)  # pyrefly: ignore[bad-argument-type]  # names of splits
 
 
 def pipeline_of(kind: str, epochs: int) -> Pipeline:

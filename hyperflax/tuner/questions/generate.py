@@ -15,7 +15,6 @@ counted: asked the same, the two could not be told apart.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ SHOWN = 5  # unread sentences of a text that are told; `questions.json` has them
 def generate(
     texts: Sequence[Text],
     extractor: Extractor,
-    out: str | os.PathLike[str],
+    out: pathlib.Path | str,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
     progress: bool = False,

@@ -13,7 +13,6 @@ are finite, and that the parameters are those of the configuration.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import typing
 from collections.abc import Mapping
@@ -48,7 +47,7 @@ class Header:
     config: dict[str, Any]
 
 
-def save(path: str | os.PathLike[str], surrogate: Surrogate, fitted: Fitted, *, overwrite: bool = False) -> None:
+def save(path: pathlib.Path | str, surrogate: Surrogate, fitted: Fitted, *, overwrite: bool = False) -> None:
     """Writes a surrogate and what it has learnt, atomically.
 
     Args:
@@ -70,7 +69,7 @@ def save(path: str | os.PathLike[str], surrogate: Surrogate, fitted: Fitted, *, 
         save_tree(folder / ARRAYS, _to_tree(fitted))
 
 
-def load(path: str | os.PathLike[str]) -> tuple[Surrogate, Fitted]:
+def load(path: pathlib.Path | str) -> tuple[Surrogate, Fitted]:
     """Returns (surrogate, fitted) as `save` was given them, bit for bit.
 
     Raises:
