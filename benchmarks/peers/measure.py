@@ -36,7 +36,7 @@ def available() -> tuple[Side, ...]:
     if checkout := os.environ.get("HYPERFLAX_T5X"):
         if not (pathlib.Path(checkout) / "t5x" / "decoding.py").is_file():
             raise ConfigError(f"HYPERFLAX_T5X={checkout}: expected T5X's repository, found no t5x/decoding.py")
-        sides += ["t5x_gather", "t5x"]
+        sides.extend(("t5x_gather", "t5x"))
     return tuple(side for side in SIDES if side in sides)
 
 
