@@ -77,6 +77,7 @@ def draw_curves(axes: Axes, name: str, result: Result) -> None:
     axes.set_xticks(sizes, labels=[f"{x:,}" for x in sizes])
     axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_title(name, loc="left", fontsize=7)
     axes.grid(alpha=0.3)
     axes.legend()
