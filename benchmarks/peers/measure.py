@@ -60,9 +60,8 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process in self._running.values():
-            process.kill()
-            process.wait()
+        while self._running:
+            self._end(next(iter(self._running)))
 
     def ask(self, side: Side, **request: Any) -> dict[str, Any]:
         """Sends a request and waits for the reply. Raises HyperflaxError, with its last words, if the process ends."""
@@ -75,7 +74,7 @@ class Workers:
         except BrokenPipeError:
             line = ""
         if not line:
-            self._running.pop(side).wait()
+            self._end(side)
             log = self._log(side).read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
             raise HyperflaxError("\n".join([f"{side}, {request.get('name', '')}: the process ended", *log]))
         return json.loads(line)
@@ -101,6 +100,11 @@ class Workers:
                 env={**defaults, **os.environ, **threads},
             )
         return self._running[side]
+
+    def _end(self, side: str) -> None:
+        process = self._running.pop(side)
+        process.kill()
+        process.communicate()  # closes the pipes and waits
 
     def _log(self, side: str) -> pathlib.Path:
         return self.folder / f"{side}.log"

@@ -28,13 +28,15 @@ def write_picture(path: pathlib.Path, results: Mapping[str, Result]) -> None:
     curves = [name for name in results if CASES[name].curves]
     ratios = {name: CASES[name] for name in results if CASES[name].ratios and not CASES[name].curves}
     rows = (len(curves) + 1) // 2
-    heights = [0.8 + _ROW * sum(len(case.ratios) for case in ratios.values()), *[_PANEL] * rows]
-    with matplotlib.rc_context({"svg.hashsalt": "peers", "font.size": 7}), atomic_file(path) as temporary:
+    heights = [0.8 + _ROW * sum(len(case.ratios) for case in ratios.values()), *([_PANEL * rows] if curves else [])]
+    settings = {"svg.hashsalt": "peers", "svg.fonttype": "none", "font.size": 7}
+    with matplotlib.rc_context(settings), atomic_file(path) as temporary:
         canvas = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
-        grid = canvas.add_gridspec(1 + rows, 2, height_ratios=heights)
-        draw_ratios(canvas.add_subplot(grid[0, :]), ratios, results)
-        for number, name in enumerate(curves):
-            draw_curves(canvas.add_subplot(grid[1 + number // 2, number % 2]), CASES[name], results[name])
+        # Apart, so that the labels of the one do not squeeze the others.
+        parts = canvas.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        draw_ratios(parts[0].add_subplot(), ratios, results)
+        for number, name in enumerate(curves, 1):
+            draw_curves(parts[1].add_subplot(rows, 2, number), name, results[name])
         FigureCanvasSVG(canvas).print_svg(str(temporary), metadata={"Date": None})
 
 
@@ -56,21 +58,26 @@ def draw_ratios(axes: Axes, cases: Mapping[str, Case], results: Mapping[str, Res
     axes.axvline(1.0, color="#222222", lw=0.8)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_xscale("log")
-    axes.set_xlabel("ratio, median and spread; the bar is what it is held to")
+    axes.set(xscale="log", xlabel="ratio, median and spread; the bar is what it is held to")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(axis="x", alpha=0.3)
 
 
-def draw_curves(axes: Axes, case: Case, result: Result) -> None:
+def draw_curves(axes: Axes, name: str, result: Result) -> None:
     """Seconds along what grows, with their spread."""
+    case, entries = CASES[name], result["entries"]
     for (label, points), colour, marker in zip(case.curves.items(), _COLOURS, _MARKERS, strict=False):
-        found = {
-            x: figure(result["entries"][name]["seconds"]) for x, name in points.items() if name in result["entries"]
-        }
+        found = {x: figure(entries[entry]["seconds"]) for x, entry in points.items() if entry in entries}
         axes.plot(list(found), [each.median for each in found.values()], f"{marker}-", color=colour, label=label, ms=4)
         for x, each in found.items():
             axes.plot([x, x], [each.lowest, each.highest], color=colour, lw=1)
     axes.set(xscale="log", yscale="log", xlabel=case.x, ylabel="seconds")
-    axes.set_title(case.says, loc="left", fontsize=7)
+    sizes = list(next(iter(case.curves.values())))
+    axes.set_xticks(sizes, labels=[f"{x:,}" for x in sizes])
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_title(name, loc="left", fontsize=7)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -167,4 +167,4 @@ def test_the_page_is_written_from_results(tmp_path: pathlib.Path):
 def test_a_ratio_that_was_not_run_says_so():
     case: Case = CASES["train_lora"]
     result = {"entries": timed(hyperflax=[1.0]), "agreement": [], "device": "x", "versions": {}}
-    assert f"| {case.ratios[0].says} | not run | | at least 1.5 |" in rendered({"train_lora": result})
+    assert f"| {case.ratios[0].says} | not run |  | at least 1.5 |" in rendered({"train_lora": result})
