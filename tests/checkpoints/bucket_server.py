@@ -153,11 +153,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, body.encode(), {"Content-Type": "application/xml"})
 
     def _list_google(self, query: dict[str, str]) -> None:
-        names = [
-            name
-            for name in self.server.names(query.get("prefix", ""))
-            if name >= query.get("startOffset", "") and ("endOffset" not in query or name < query["endOffset"])
-        ]
+        first, end = query.get("startOffset", ""), query.get("endOffset")
+        common = os.path.commonprefix([first, end or ""])  # noqa: RUF071  # of names, character by character
+        names = self.server.names(query.get("prefix", common))
+        names = [name for name in names if name >= first and (end is None or name < end)]
         start = int(query.get("pageToken", "0"))
         page = {"kind": "storage#objects", "items": [{"name": name} for name in names[start : start + PAGE]]}
         if start + PAGE < len(names):
