@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import pathlib
 import re
 import tempfile
@@ -27,7 +28,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from xml.sax.saxutils import escape
 
-PAGE = 5
+PAGE = 20
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -56,9 +57,16 @@ class Server(http.server.ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """Who asked may be gone."""
 
-    def names(self) -> list[str]:
-        files = (path for path in self.folder.rglob("*") if path.is_file())
-        return sorted(path.relative_to(self.folder).as_posix() for path in files)
+    def names(self, prefix: str) -> list[str]:
+        folders = os.walk(self.folder / prefix.rpartition("/")[0])
+        names = (
+            os.path.relpath(os.path.join(folder, name), self.folder) for folder, _, files in folders for name in files
+        )
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def file(self, name: str) -> pathlib.Path | None:
+        file = self.folder / name
+        return file if file.is_file() else None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -107,8 +115,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         name = urllib.parse.unquote(match[1]) if match else ""
         with self.server.lock:
             self.server.changes.append(("delete", name))
-            if name in self.server.names():
-                (self.server.folder / name).unlink()
+            if file := self.server.file(name):
+                file.unlink()
         self._answer(204, b"")
 
     def _write(self, name: str, expected: str | None) -> None:
@@ -134,8 +142,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, answer, {"ETag": f'"{generation}"', "Content-Type": "application/json"})
 
     def _list_amazon(self, query: dict[str, str]) -> None:
-        names = [name for name in self.server.names() if name.startswith(query.get("prefix", ""))]
-        names = [name for name in names if name > query.get("start-after", "")]
+        names = [name for name in self.server.names(query.get("prefix", "")) if name > query.get("start-after", "")]
         start = int(query.get("continuation-token", "0"))
         page, more = names[start : start + PAGE], start + PAGE < len(names)
         told = "".join(f"<Contents><Key>{escape(name)}</Key></Contents>" for name in page)
@@ -146,13 +153,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, body.encode(), {"Content-Type": "application/xml"})
 
     def _list_google(self, query: dict[str, str]) -> None:
-        names = [
-            name
-            for name in self.server.names()
-            if name.startswith(query.get("prefix", ""))
-            and name >= query.get("startOffset", "")
-            and ("endOffset" not in query or name < query["endOffset"])
-        ]
+        first, end = query.get("startOffset", ""), query.get("endOffset")
+        common = os.path.commonprefix([first, end or ""])  # noqa: RUF071  # of names, character by character
+        names = self.server.names(query.get("prefix", common))
+        names = [name for name in names if name >= first and (end is None or name < end)]
         start = int(query.get("pageToken", "0"))
         page = {"kind": "storage#objects", "items": [{"name": name} for name in names[start : start + PAGE]]}
         if start + PAGE < len(names):
@@ -160,11 +164,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, json.dumps(page).encode(), {"Content-Type": "application/json"})
 
     def _get(self, name: str) -> None:
-        if name not in self.server.names():
+        file = self.server.file(name)
+        if file is None:
             self._answer(404, b"no such object")
             return
-        content = (self.server.folder / name).read_bytes()
-        generation = _generation(self.server.folder / name)
+        content, generation = file.read_bytes(), _generation(file)
         headers = {
             "x-goog-generation": generation,
             "x-goog-stored-content-length": str(len(content)),
