@@ -113,7 +113,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-anno
 
 lock:
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
-	$(COMPILE) --extra seqio --extra serve --extra tuner --extra tuner-baselines --extra test -o requirements/test.lock setup.py requirements/build.in
+	$(COMPILE) --extra seqio --extra serve --extra tuner --extra tuner-baselines --extra ray --extra test -o requirements/test.lock setup.py requirements/build.in
 	$(COMPILE) -c requirements/test.lock -o requirements/core.lock setup.py requirements/build.in
 	$(COMPILE) --extra tpu -c requirements/test.lock setup.py requirements/build.in | grep '^libtpu==' > requirements/tpu.lock
 	$(COMPILE) --extra interop -c requirements/test.lock -o requirements/interop.lock setup.py requirements/build.in
