@@ -69,7 +69,9 @@ def test_training_resuming_and_validating_are_those_of_one_process(jobs):
 
 def test_each_process_writes_its_part_of_a_checkpoint(jobs):
     folder = jobs["bucket"] / f"of-{COUNT}" / "run" / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint_3", "checkpoint_4", "checkpoint_6"]
+    # The first process may be done with the sixth step before the others, and leaves the second one then.
+    kept = {path.name for path in folder.iterdir()} - {"checkpoint_2"}
+    assert kept == {"checkpoint_3", "checkpoint_4", "checkpoint_6"}
     marks = sorted(path.name for path in (folder / "checkpoint_6").glob("done-*"))
     assert marks == [f"done-{index:05d}-of-{COUNT:05d}" for index in range(COUNT)]
     # [vocabulary, 8], the second dimension split in two by fsdp
