@@ -15,7 +15,7 @@ DESCRIPTION = """Run many fine-tuning pipelines on many data sets and record sco
   hyperflax tune collect --model strings --data data/strings/* --structures 20 --variants 4 --out runs
 
 Of every structure (kind, size, optimizer, batch size, epochs ...) the variants differ in learning rate, schedule,
-warm-up, weight decay and alpha; they share a program and run side by side. A killed collection goes on when it is
+warm-up and weight decay; they share a program and run side by side. A killed collection goes on when it is
 called again. --workers 4 gives it to four processes through Ray, on this machine or on those of --ray_address; --shard
 0/4 ... 3/4 share one among four machines without Ray. All of them see the same folders. `--compact` makes one file of
 the folder's. docs/tuner.md describes the table.

@@ -1,7 +1,7 @@
 """Filling the meta-dataset: many pipelines on many data sets.
 
 A collection is planned from its arguments alone: `structures` pipelines are drawn, and of each, for each data set,
-`variants` that differ in learning rate, schedule, warm-up, weight decay and alpha. What they share is one program, so
+`variants` that differ in learning rate, schedule, warm-up and weight decay. What they share is one program, so
 the variants run side by side, and a program is compiled once for all data sets. On the first `solo` data sets of each
 structure the variants run one by one, for timings that are nobody's share.
 
@@ -36,7 +36,7 @@ from hyperflax.tuner.datasets import DataSet
 from hyperflax.tuner.pipeline import TUNE, Pipeline
 from hyperflax.tuner.space import PipelineSpace
 
-VARIED = ("learning_rate", "schedule", "warmup", "weight_decay", "alpha_per_rank")
+VARIED = ("learning_rate", "schedule", "warmup", "weight_decay")
 
 
 @dataclasses.dataclass(frozen=True)
