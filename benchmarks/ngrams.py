@@ -87,7 +87,7 @@ def main() -> None:
     train, validation = (
         SpanCorruption(text_source(args.text, split, vocabulary), length=250) for split in ("train", "validation")
     )
-    batches = PackedBatches(validation, batch_size=16, inputs_length=256, targets_length=128, seed=1)
+    batches = PackedBatches(validation, batch_size=16, inputs_length=256, targets_length=64, seed=1)
 
     rng = np.random.default_rng(0)
     sequences = []
