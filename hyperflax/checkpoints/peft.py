@@ -91,9 +91,9 @@ def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: st
     content = export(flat, adapter.spec)
     config = {
         "base_model_name_or_path": base_name,
-        "peft_type": method,
         "task_type": TASK,
         "inference_mode": True,
+        "peft_type": method,
         **content.settings,
     }
     origin = {

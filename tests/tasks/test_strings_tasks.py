@@ -15,6 +15,7 @@ from hyperflax_tasks.strings import load_handwritten, load_split, make_examples
 
 @pytest.fixture
 def registered():
+    registry.register_modules()  # or the first lookup would, and put the installed one in place of ours
     before = registry.sources().get("strings")
     strings_tasks.register(examples=5)
     yield
