@@ -32,7 +32,7 @@ demo: $(VENV)/.core
 	$(BIN)/hyperflax demo $(DEMO_ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadscope $(PYTEST_ARGS)
 
 # The same targets make the second environment, under its own name.
 test-interop:
