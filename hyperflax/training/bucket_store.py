@@ -26,10 +26,10 @@ from hyperflax.checkpoints.onto_mesh import Source, place_arrays
 from hyperflax.checkpoints.zarr import ZarrArray, dtype_of
 from hyperflax.errors import CheckpointError
 from hyperflax.processes import Processes
+from hyperflax.training.orbax_store import PREFIX
 from hyperflax.types import Array
 
-PREFIX = "checkpoint_"
-_STEP = re.compile(PREFIX + r"(\d{1,18})", re.ASCII)
+_STEP = re.compile(PREFIX + r"_(\d{1,18})", re.ASCII)
 _DONE = re.compile(r"done-\d{5}-of-(\d{5})", re.ASCII)
 
 
@@ -163,7 +163,7 @@ def _write_shards(store: Any, leaf: Array) -> list[Any]:
 
 
 def _name(step: int) -> str:
-    return f"{PREFIX}{step}"
+    return f"{PREFIX}_{step}"
 
 
 def _done(processes: Processes) -> str:

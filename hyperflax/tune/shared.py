@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -146,11 +146,10 @@ class Shared:
             adapter = load_adapter(folder)
             check_base(adapter, model.base_fingerprint)
             found = {kind_of(leaf).kind for leaf in adapter.spec.leaves}
+            joined = "+".join(sorted(found))
             if not single and found != set(folder.name.split("+")):
-                raise CheckpointError(
-                    f"{folder}: expected an adapter of {folder.name}, found {'+'.join(sorted(found))}"
-                )
-            adapters["+".join(sorted(found)) if single else folder.name] = adapter
+                raise CheckpointError(f"{folder}: expected an adapter of {folder.name}, found {joined}")
+            adapters[joined if single else folder.name] = adapter
         return cls(adapters)
 
     @property
@@ -171,7 +170,3 @@ class Shared:
         self.check(data)
         kind = next(iter(self.adapters)) if len(self.adapters) == 1 else str(pipeline.kind)
         return self.adapters.get(kind)
-
-
-def _joined(kinds: Collection[str]) -> str:
-    return "+".join(sorted(kinds))
