@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -34,6 +35,22 @@ if HOME.stat().st_uid != os.getuid():
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HOME / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+# Linux allows a process 65,530 of them (vm.max_map_count), and XLA aborts where it gets no more.
+MAPPINGS = 16_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_dropped() -> Iterator[None]:
+    """Lets a test process forget its compiled programs before they take all of its memory mappings.
+
+    A program takes three to a hundred; a process that kept those of a thousand tests would die in the midst of them.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and "jax" in sys.modules and len(maps.read_bytes().splitlines()) > MAPPINGS:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
