@@ -158,6 +158,8 @@ class HypernetworkOf:
       start: the hypernetwork's own T5 starts as a copy of the base (`base`), at random (`random`), or from another T5
         or T5X checkpoint (its path), and the rest of it anew; the path of a model directory, such as hyperpretraining
         leaves, starts the whole hypernetwork from the one in it.
+      fresh_heads: of the hypernetwork in the model directory `start` keep only the T5, which has learnt to read
+        examples; slots and heads start anew, so they may be those of other adapters.
       name: of the exported model.
       z_loss, label_smoothing: of the token loss.
       distillation: weight of the divergence from the base model that reads the definition or the support; the
@@ -172,6 +174,7 @@ class HypernetworkOf:
     config: HypermodelConfig
     base_checkpoint: str
     start: Literal["base", "random"] | str = "base"
+    fresh_heads: bool = False
     name: str = "hypermodel"
     z_loss: float = 0.0
     label_smoothing: float = 0.0
@@ -220,11 +223,17 @@ class HypernetworkOf:
         if self.start == "random":
             return fresh
         trunk = self.config.hypernetwork.t5
-        if self.start != "base" and is_model_directory(self.start):
+        trained = self.start != "base" and is_model_directory(self.start)
+        if self.fresh_heads and not trained:
+            raise ConfigError(f"HypernetworkOf.fresh_heads: expected a model directory as start, got '{self.start}'")
+        if trained and not self.fresh_heads:
             flat = {**fresh, "t5": unstack_layers(fresh["t5"], trunk)} if self.scan_layers else fresh
             params = _trained_hypernetwork(self.start, flat)
             return {**params, "t5": stack_layers(params["t5"], trunk)} if self.scan_layers else params
-        t5 = self.base if self.start == "base" else load_base(self.start, trunk)
+        if trained:
+            t5 = _hypernetwork_params(self.start)["t5"]
+        else:
+            t5 = self.base if self.start == "base" else load_base(self.start, trunk)
         return initialise_from_t5(fresh, stack_layers(t5, trunk) if self.scan_layers else t5)
 
     def export(
@@ -304,14 +313,18 @@ def _abstract_t5(config: T5Config) -> PyTree:
     return jax.eval_shape(T5(config.replace(scan_layers=False)).init, jax.random.key(0), tokens, tokens)["params"]
 
 
+def _hypernetwork_params(directory: str) -> PyTree:
+    with fetched(directory) as folder:
+        return load_model_directory(folder).hypernetwork_params
+
+
 def _trained_hypernetwork(directory: str, fresh: PyTree) -> PyTree:
     """Returns the parameters of the hypernetwork in a model directory.
 
     Raises:
       CheckpointError: they are not those of `fresh`; lists every leaf that is missing, too much or of another shape.
     """
-    with fetched(directory) as folder:
-        params = load_model_directory(folder).hypernetwork_params
+    params = _hypernetwork_params(directory)
     expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
     if problems := leaf_problems(params, expected):
         raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))

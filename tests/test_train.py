@@ -19,7 +19,7 @@ from hyperflax.data.episodes import Episodes
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.errors import CheckpointError
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.hypermodel import HypermodelConfig, load
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
@@ -111,6 +111,26 @@ def test_a_hypernetwork_starts_whole_from_a_hyperpretrained_one(base: str, hyper
 def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyperpretrained: str) -> None:
     model = HypernetworkOf(config(WIDE, rank=3), base, start=hyperpretrained)
     with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 24\), found \(4, 24\)"):
+        model.initial_params(fresh(model))
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_fresh_heads_keep_the_t5_alone_and_may_write_other_adapters(
+    base: str, hyperpretrained: str, scan_layers: bool
+) -> None:
+    model = HypernetworkOf(config(WIDE, rank=3), base, start=hyperpretrained, fresh_heads=True, scan_layers=scan_layers)
+    new = fresh(model)
+    started, t5 = model.initial_params(new), load(hyperpretrained).parts.hypernetwork_params["t5"]
+    assert same(started["t5"], stack_layers(t5, WIDE) if scan_layers else t5)
+    assert not same(started["t5"], new["t5"])
+    rest = {name: part for name, part in started.items() if name != "t5"}
+    assert rest and same(rest, {name: part for name, part in new.items() if name != "t5"})
+
+
+@pytest.mark.parametrize("start", ["base", "wide"])
+def test_fresh_heads_want_a_hypernetwork_to_start_from(base: str, wide: str, start: str) -> None:
+    model = HypernetworkOf(config(WIDE), base, start=wide if start == "wide" else start, fresh_heads=True)
+    with pytest.raises(ConfigError, match="fresh_heads: expected a model directory as start"):
         model.initial_params(fresh(model))
 
 

@@ -18,9 +18,10 @@ DESCRIPTION = """See a frozen T5 learn unseen tasks from four examples each, wit
 The demo shows the small T5 that comes with hyperflax failing a text transformation it was not told about, trains a
 hypernetwork live for about three minutes (two CPU cores), scores it on held-out transformations beside the bare model,
 the control with another task's examples, and the fully trained hypermodel that ships, and lets an adapter work on a few
-strings. So few steps go to the easier half of the tasks: names, e-mail addresses, phone numbers and dates, transformed
-by one or two operations; the hypermodel that ships knows all of docs/strings.md. It needs no network. It writes
-OUT/report.json, report.md, report.png, loss.png and OUT/adapter.
+strings. The live hypernetwork's T5, which reads the examples, starts as that of the hypermodel that ships; its slots
+and heads, which write the adapter, start at random. So few steps go to the easier half of the tasks: names, e-mail
+addresses, phone numbers and dates, transformed by one or two operations; the hypermodel that ships knows all of
+docs/strings.md. It needs no network. It writes OUT/report.json, report.md, report.png, loss.png and OUT/adapter.
 """
 
 STEPS = 300
@@ -99,7 +100,11 @@ def _show_bare(model: Hypermodel) -> None:
 
 
 def _train(shipped: Hypermodel, steps: int, out: pathlib.Path) -> Hypermodel:
-    """Trains a hypernetwork from the base model's weights, by the loop that every training run uses."""
+    """Trains new slots and heads on the T5 that reads the examples, by the loop that every training run uses.
+
+    Three minutes are enough to learn to write adapters, and not to learn to read examples as well: from the base's T5
+    the same steps reach 11% of held-out exact match, from the reading one 38%.
+    """
     from hyperflax.data.episodes import Episodes
     from hyperflax.hypermodel import Hypermodel
     from hyperflax.train import HypernetworkOf
@@ -109,6 +114,7 @@ def _train(shipped: Hypermodel, steps: int, out: pathlib.Path) -> Hypermodel:
     from hyperflax_tasks.strings.episodes import source
 
     _heading(f"2. Training a hypernetwork live: {steps} steps, the T5 stays frozen")
+    print("What reads the examples is there already; what writes the adapter starts at random and is learnt now.")
     training = shipped.config.episodes.replace(
         tasks_per_batch=16,
         examples=4,
@@ -120,7 +126,13 @@ def _train(shipped: Hypermodel, steps: int, out: pathlib.Path) -> Hypermodel:
     )
     with tempfile.TemporaryDirectory() as folder:
         shipped.save(f"{folder}/shipped")
-        job = HypernetworkOf(shipped.config, base_checkpoint=f"{folder}/shipped", name="live")
+        job = HypernetworkOf(
+            shipped.config,
+            base_checkpoint=f"{folder}/shipped",
+            start=f"{folder}/shipped",
+            fresh_heads=True,
+            name="live",
+        )
         state = loop.train(
             objective=job.objective,
             optimizer=make_optimizer("adamw", warmup_cosine(1e-3, min(30, steps - 1), steps), clip_norm=1.0),
