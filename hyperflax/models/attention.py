@@ -6,10 +6,13 @@ keys. Two slots of the `adapters` collection put extra keys and values in front 
 holds `key` and `value` [length, heads, head_dim] and, if some positions are to be ignored, `mask` [length] (1 = keep).
 An absent slot leaves exactly the bare computation.
 
-Decoding lays keys out as [rows, heads, positions * width, head_dim]: matrix multiplications need no transpose, and a
-new token is one `dynamic_update_slice` that nothing reshapes afterwards (a reshaped use would make XLA copy the cache
-in every step). `width` is 1, or the number of beams that share a row; then each beam attends to all of them and a mask
-keeps its own ancestors, so beams are never reordered in memory.
+Everything is [rows, heads, positions, head_dim] before it is multiplied. Left to einsum, XLA on CPU hands the layout of
+[rows, positions, heads, head_dim] on to the scores, and their softmax takes several times as long.
+
+Decoding lays keys out as [rows, heads, positions * width, head_dim]: a new token is one `dynamic_update_slice` that
+nothing reshapes afterwards (a reshaped use would make XLA copy the cache in every step). `width` is 1, or the number of
+beams that share a row; then each beam attends to all of them and a mask keeps its own ancestors, so beams are never
+reordered in memory.
 """
 
 from __future__ import annotations
@@ -61,12 +64,11 @@ class Attention(nn.Module):
         q, k, v = self._split(self.query(x)), self._split(self.key(source)), self._split(self.value(source))
         prefixes = self._prefixes()
         k, v = self._prepend(prefixes, "key", k), self._prepend(prefixes, "value", v)
-        weights = self._weights(
-            "bqhd,bkhd->bhqk", q, k, self._bias(prefixes, bias), self._mask(prefixes, mask, source.shape[1])
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        y = self._attend(
+            q, k, v, self._bias(prefixes, bias), self._mask(prefixes, mask, source.shape[1]), deterministic
         )
-        weights = self.dropout(weights, deterministic=deterministic)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        return self.out(y.reshape(*y.shape[:2], -1))
+        return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
     # Decoding
 
@@ -119,7 +121,7 @@ class Attention(nn.Module):
             ancestors = jnp.pad(ancestors, ((0, 0), (0, 0), (prefix_length, 0)))
             own = ancestors[..., None] == jnp.arange(width)
             mask = mask & own.reshape(rows, 1, width, places)
-        y = self._attend(q, new, position_bias, mask)
+        y = self._attend(q, new["key"], new["value"], position_bias, mask)
         return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1)), new
 
     def step_cross(self, x: Array, cache: Mapping[str, Array], mask: Array, deterministic: bool = True) -> Array:
@@ -136,16 +138,8 @@ class Attention(nn.Module):
         """
         q = self._split(self.query(x)).swapaxes(1, 2)
         mask = self._mask(self._prefixes(), mask, mask.shape[-1])
-        y = self._attend(q, cache, None, mask, deterministic)
+        y = self._attend(q, cache["key"], cache["value"], None, mask, deterministic)
         return self.out(y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
-
-    def _attend(
-        self, q: Array, cache: Mapping[str, Array], bias: Array | None, mask: Array, deterministic: bool = True
-    ) -> Array:
-        """q [rows, heads, queries, head_dim] over a cache [rows, heads, keys, head_dim] -> the shape of q."""
-        weights = self._weights("rhqd,rhkd->rhqk", q, cache["key"], bias, mask)
-        weights = self.dropout(weights, deterministic=deterministic)
-        return jnp.einsum("rhqk,rhkd->rhqd", weights, cache["value"])
 
     # Shared by both ways
 
@@ -153,16 +147,19 @@ class Attention(nn.Module):
         """[..., heads * head_dim] -> [..., heads, head_dim]."""
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
 
-    def _weights(self, product: str, q: Array, k: Array, bias: Array | None, mask: Array | None) -> Array:
-        """Softmax over the last axis of `einsum(product, q, k) + bias`, in the compute dtype."""
+    def _attend(
+        self, q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, deterministic: bool = True
+    ) -> Array:
+        """q [rows, heads, queries, head_dim] over k and v [rows, heads, keys, head_dim] -> the shape of q."""
         if self.config.float32_attention_logits:
             q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-        scores = jnp.einsum(product, q, k)
+        scores = jnp.einsum("rhqd,rhkd->rhqk", q, k)
         if bias is not None:
             scores = scores + _for_every_row(bias.astype(scores.dtype), scores.shape[0])
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.asarray(MASKED, scores.dtype))
-        return jax.nn.softmax(scores).astype(self.config.dtype)
+        weights = self.dropout(softmax(scores).astype(self.config.dtype), deterministic=deterministic)
+        return jnp.einsum("rhqk,rhkd->rhqd", weights, v)
 
     # Prefixes
 
@@ -193,6 +190,27 @@ class Attention(nn.Module):
         extra = [(name, bias.preceding(slot["key"].shape[0])) for name, slot in prefixes.items()]
         parts = [x if name == "preceding_prefix" else jnp.zeros_like(x) for name, x in extra]
         return jnp.concatenate([*parts, bias.own], axis=-1)
+
+
+@jax.custom_vjp
+def softmax(scores: Array) -> Array:
+    """Softmax over the last axis, whose gradient is computed from the weights.
+
+    XLA on CPU otherwise computes the weights once more, in a third of the time of attention's gradient.
+    """
+    return jax.nn.softmax(scores)
+
+
+def _softmax_forward(scores: Array) -> tuple[Array, Array]:
+    weights = softmax(scores)
+    return weights, weights
+
+
+def _softmax_backward(weights: Array, gradient: Array) -> tuple[Array]:
+    return (weights * (gradient - jnp.sum(weights * gradient, axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _for_every_row(bias: Array, rows: int) -> Array:
