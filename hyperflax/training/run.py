@@ -135,7 +135,7 @@ class Run:
         host = {
             "seed": self._seed,
             "seconds": self._seconds(),
-            "period": {"pairs": self._sums.pairs, "steps": self._sums.steps},
+            "period": {"pairs": self._sums.as_json(), "steps": self._sums.steps},
         }
         self._log.flush()
         self._checkpoints.save(self.state, host)

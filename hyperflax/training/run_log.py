@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ COUNTED = ("skipped_steps",)
 class Sums:
     """Running (sum, weight) pairs of a log period, in Python floats: saved as json they come back bit for bit."""
 
-    def __init__(self, pairs: Mapping[str, tuple[float, float]] | None = None, steps: int = 0) -> None:
+    def __init__(self, pairs: Mapping[str, Sequence[float | str]] | None = None, steps: int = 0) -> None:
         self.pairs = {name: (float(total), float(weight)) for name, (total, weight) in (pairs or {}).items()}
         self.steps = steps
 
@@ -45,6 +45,10 @@ class Sums:
             old_total, old_weight = self.pairs.get(name, (0.0, 0.0))
             self.pairs[name] = (old_total + float(total), old_weight + float(weight))
         self.steps += 1
+
+    def as_json(self) -> dict[str, list[float | str]]:
+        """Returns the pairs, to make `Sums` of again; what json cannot hold (NaN, infinity) as a word."""
+        return {name: [x if math.isfinite(x) else str(x) for x in pair] for name, pair in self.pairs.items()}
 
     def means(self) -> dict[str, float]:
         """Returns what a row reports; a metric without weight is left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 
@@ -176,8 +177,16 @@ def test_rows_after_the_resume_step_and_a_torn_line_are_cut(tmp_path):
 def test_sums_survive_json():
     sums = Sums()
     sums.add({"loss": (np.float32(0.1), np.float32(3.0)), "skipped_steps": (1.0, 1.0), "empty": (0.0, 0.0)})
-    copy = Sums(json.loads(json.dumps(sums.pairs)), sums.steps)
+    copy = Sums(json.loads(json.dumps(sums.as_json())), sums.steps)
     for one in (sums, copy):
         one.add({"loss": (np.float32(0.7), np.float32(5.0)), "skipped_steps": (1.0, 1.0), "empty": (0.0, 0.0)})
     assert sums.means() == copy.means() == {"loss": (float(np.float32(0.1)) + float(np.float32(0.7))) / 8,
                                             "skipped_steps": 2.0}  # fmt: skip
+
+
+def test_a_period_with_a_loss_that_is_not_finite_survives_json():
+    """A step whose gradient is not finite is skipped, its loss counted; json itself has no NaN."""
+    sums = Sums()
+    sums.add({"loss": (math.nan, 3.0), "z_loss": (-math.inf, math.inf)})
+    copy = Sums(json.loads(json.dumps(sums.as_json(), allow_nan=False)), sums.steps)
+    assert repr(copy.pairs) == repr(sums.pairs) == "{'loss': (nan, 3.0), 'z_loss': (-inf, inf)}"
