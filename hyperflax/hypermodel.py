@@ -36,12 +36,15 @@ from hyperflax.data.batches import text_batch
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal, episode_arrays
+from hyperflax.encoded_rows import EncodedRows
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import fetched
 from hyperflax.hypernets.hart import HART, HARTConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
+from hyperflax.hypernets.protocol import SupportReader
 from hyperflax.models.decoding import Greedy, Method, decode
 from hyperflax.models.t5 import T5
+from hyperflax.padding import rounded_up
 from hyperflax.training.refine import refine
 from hyperflax.types import PyTree, T5Config
 
@@ -51,7 +54,7 @@ HYPERNETWORKS: Mapping[str, tuple[type, type]] = {
 }
 REFINE_LEARNING_RATE = 1e-3
 TRAINING_TASKS = "training_tasks"  # in a model's provenance: hashes of their names, see evaluation/contamination.py
-ROWS = 64  # rows decoded at once; the last batch is padded to a power of two, so that few shapes are compiled
+ROWS = 64  # rows decoded at once
 
 TextPair = tuple[str, str] | Mapping[str, str]
 
@@ -256,7 +259,7 @@ class Hypermodel:
                 [(row, ()) for row in rows],
                 inputs_length=length,
                 targets_length=2,
-                batch_size=1 << (len(rows) - 1).bit_length(),
+                batch_size=rounded_up(len(rows)),
                 names=names[start : start + ROWS],
             )["encoder_input_tokens"]
             out = self.decode(batch[None], tree, method=method, max_length=max_length)[0]
@@ -272,10 +275,14 @@ class Hypermodel:
         definition: str | None = None,
         shots: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Returns one episode's arrays from text, with room for as many shots as `support` has, at least `shots`."""
+        """Returns one episode's arrays from text, with room for as many shots as `support` has, at least `shots`.
+
+        Rows are padded to one of few numbers, so that not every number of examples is compiled for.
+        """
         vocabulary = self.config.vocabulary
         config = self.config.episodes
-        config = config.replace(shots=max(len(support), shots, config.shots), examples=max(len(scored), 1))
+        room = rounded_up(max(len(support), shots, config.shots))
+        config = config.replace(shots=room, examples=rounded_up(max(len(scored), 1)))
         info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else None
         shown, asked = ([Example.from_text(*pair, vocabulary) for pair in pairs] for pairs in (support, scored))
         return episode_arrays(shown, asked, config, vocabulary, info, "examples")
@@ -285,11 +292,13 @@ class Hypermodel:
     ) -> dict[str, np.ndarray]:
         """Returns every task's support as inputs and targets [task, example, length], what refining trains on.
 
+        Rows of padding, of weight 0, fill up to one of few numbers of examples.
+
         Raises:
           DataError: an example that is too long, unless it may be cut.
         """
         config = self.config.episodes.replace(
-            examples=max([1, *map(len, supports)]),
+            examples=rounded_up(max([1, *map(len, supports)])),
             definition="none",
             positives="none",
             demonstrations="none",
@@ -303,10 +312,13 @@ class Hypermodel:
         """Returns the adapters, leaves [task, ...], of `support_tokens` [task, rows, length].
 
         Several supports of each task, [task, supports, rows, length], are each read alone, and the adapters are written
-        from the mean of their slot states.
+        from the mean of their slot states. A row that was read before is not encoded again, see `EncodedRows`.
         """
-        episodes = {name: jnp.asarray(episodes[name]) for name in ("support_tokens", "task_index") if name in episodes}
-        return self._generate(self.hypernetwork_params, episodes)
+        if not isinstance(self.hypernetwork, SupportReader):
+            names = [name for name in ("support_tokens", "task_index") if name in episodes]
+            return self._whole(self.hypernetwork_params, {name: jnp.asarray(episodes[name]) for name in names})
+        tokens = np.asarray(episodes["support_tokens"], np.int32)
+        return self._write(self.hypernetwork_params, self._encoded(tokens), tokens)
 
     def refine(
         self, adapters: PyTree, examples: Mapping[str, Any], steps: int, learning_rate: float = REFINE_LEARNING_RATE
@@ -329,16 +341,27 @@ class Hypermodel:
         )
 
     @functools.cached_property
-    def _generate(self):
-        def one(params: PyTree, episode: Mapping[str, jax.Array]) -> PyTree:
-            apply = functools.partial(self.hypernetwork.apply, {"params": params})
-            if episode["support_tokens"].ndim == 2:
-                return apply(episode)
-            supports = ({**episode, "support_tokens": rows} for rows in episode["support_tokens"])
-            states = [apply(support, method="slot_states") for support in supports]
-            return apply(sum(states) / len(states), method="write")
+    def _whole(self):
+        return jax.jit(
+            jax.vmap(lambda params, episode: self.hypernetwork.apply({"params": params}, episode), (None, 0))
+        )
 
-        return jax.jit(jax.vmap(one, in_axes=(None, 0)))
+    @functools.cached_property
+    def _encoded(self) -> EncodedRows:
+        encode = jax.jit(functools.partial(self.hypernetwork.apply, method="encode"))
+        return EncodedRows(lambda rows: encode({"params": self.hypernetwork_params}, rows))
+
+    @functools.cached_property
+    def _write(self):
+        def one(params: PyTree, encoded: jax.Array, tokens: jax.Array) -> PyTree:
+            apply = functools.partial(self.hypernetwork.apply, {"params": params})
+            if tokens.ndim == 2:
+                states = apply(encoded, tokens, method="read")
+            else:
+                states = jnp.mean(jax.vmap(functools.partial(apply, method="read"))(encoded, tokens), axis=0)
+            return apply(states, method="write")
+
+        return jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
 
     @functools.cached_property
     def _refine(self):

@@ -17,6 +17,7 @@ from hyperflax.checkpoints.artefacts import load_adapter, save_adapter
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, InMemorySource, tokenise
 from hyperflax.data.vocabularies import Bytes
+from hyperflax.encoded_rows import EncodedRows
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.evaluation import conditions
 from hyperflax.evaluation.held_out import HeldOut
@@ -245,6 +246,25 @@ def test_a_shared_adapter_serves_every_task(model: Hypermodel, monkeypatch: pyte
         conditions.Conditions(
             model.with_base(jax.tree.map(lambda x: x * 2, model.parts.base)), held_out, shared=adapter
         )
+
+
+def test_estimating_encodes_no_example_twice(model: Hypermodel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving out one of five examples after the other shows every example four times."""
+    assert model.config.episodes.support_layout == "separate"
+    counted: list[np.ndarray] = []
+    encode = model._encoded._encode
+    monkeypatch.setattr(model, "_encoded", EncodedRows(lambda rows: counted.append(rows) or encode(rows)))
+    pairs = [*EXAMPLES, ("hi", "HI"), ("jk", "JK")]
+    model.adapt(pairs)
+    assert [len(rows) for rows in counted] == [6]  # five, and the row of padding that fills up to six
+    for number in range(5):
+        model.adapt(pairs[:number] + pairs[number + 1 :])
+    assert len(counted) == 1
+    rows = model.episode(pairs[1:], [])["support_tokens"]
+    whole = model.hypernetwork.apply({"params": model.hypernetwork_params}, {"support_tokens": rows})
+    expected = trees.flatten(whole)
+    for path, leaf in trees.flatten(model.adapt(pairs[1:]).tree).items():
+        np.testing.assert_allclose(leaf, expected[path], atol=1e-5 * np.abs(expected[path]).max(), err_msg=path)
 
 
 def test_several_supports_are_averaged_in_slot_states(model: Hypermodel) -> None:

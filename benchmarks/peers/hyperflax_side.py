@@ -9,7 +9,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -161,10 +161,10 @@ def hypermodel(adapter: str, shape: T5Config, folder: pathlib.Path) -> Hypermode
 
 
 def generate(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
-    """Support to adapter."""
+    """Support to adapter, every time another support: one that was read before would not be encoded again."""
     model = hypermodel(entry.adapter, entry.t5(shape), folder)
-    episodes = {"support_tokens": jnp.asarray(materials.support(entry, shape))[None]}
-    return lambda: jax.block_until_ready(model.generate(episodes))
+    supports = _supports(entry, shape)
+    return lambda: jax.block_until_ready(model.generate({"support_tokens": next(supports)}))
 
 
 def forward(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
@@ -186,10 +186,20 @@ def forward(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
 def adapt_and_answer(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
     """Generates the adapter and decodes all inputs with it."""
     model = hypermodel(entry.adapter, entry.t5(shape), folder)
-    episodes = {"support_tokens": jnp.asarray(materials.support(entry, shape))[None]}
-    answer = _answering(entry, model)
+    supports, answer = _supports(entry, shape), _answering(entry, model)
     source = tokens(entry, shape)["encoder_input_tokens"]
-    return lambda: answer(source, jax.tree.map(lambda leaf: leaf[0], model.generate(episodes)))
+    return lambda: answer(
+        source, jax.tree.map(lambda leaf: leaf[0], model.generate({"support_tokens": next(supports)}))
+    )
+
+
+def _supports(entry: Entry, shape: T5Config) -> Iterator[np.ndarray]:
+    """Supports [1, 1, length], all different: the first token counts them."""
+    support = materials.support(entry, shape)[None]
+    for number in itertools.count(2):
+        support = support.copy()
+        support[..., 0] = number % shape.vocab_size
+        yield support
 
 
 def answer_in_context(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:

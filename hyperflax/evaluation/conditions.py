@@ -32,6 +32,7 @@ from hyperflax.evaluation.ranking import rank, slices
 from hyperflax.evaluation.runner import Condition, EvaluationTask
 from hyperflax.objectives.generated import adapter_metrics
 from hyperflax.objectives.token_loss import token_loss
+from hyperflax.padding import rounded_up
 from hyperflax.types import PyTree
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Conditions:
         """
         if unknown := set(names) - set(self._all):
             raise ConfigError(f"conditions: expected some of {sorted(self._all)}, got {sorted(unknown)}")
-        return {name: self._all[name] for name in names or self._all}
+        return {name: _of_few_sizes(self._all[name]) for name in names or self._all}
 
     # Conditions
 
@@ -210,9 +211,9 @@ class Conditions:
         config = self.model.config.episodes
         shots = max(len(tokens.support) for tokens in self.held_out.tokens.values())
         return config.replace(
-            shots=max(shots, 1),
+            shots=rounded_up(max(shots, 1)),
             min_shots=None,
-            examples=max(len(self._tokens(task).scored) for task in batch),
+            examples=rounded_up(max(len(self._tokens(task).scored) for task in batch)),
             too_long="truncate",
         )
 
@@ -225,7 +226,7 @@ class Conditions:
 
     def _generate(self, batch: Sequence[EvaluationTask], shuffled: bool) -> PyTree:
         config = self._config(batch)
-        config = config.replace(shots=-(-config.shots // self.supports))
+        config = config.replace(shots=rounded_up(-(-config.shots // self.supports)))
         supports = []
         for task in batch:
             given = self._tokens(task, shuffled)
@@ -300,6 +301,16 @@ class Conditions:
         return lambda adapters, examples: losses(
             self.model.base_params, adapters, {name: leaf[0] for name, leaf in examples.items()}
         )
+
+
+def _of_few_sizes(condition: Condition) -> Condition:
+    """Fills a batch up with copies of its last task to one of few sizes, so that not every size is compiled for."""
+
+    def answer(batch: Sequence[EvaluationTask]) -> Sequence[Sequence[str]]:
+        more = rounded_up(len(batch)) - len(batch)
+        return condition([*batch, *more * [batch[-1]]])[: len(batch)]
+
+    return answer
 
 
 def trim(tokens: np.ndarray) -> np.ndarray:

@@ -164,7 +164,8 @@ def estimate(
     answers = {name: condition(folds.tasks) for name, condition in conditions.items()}
     if len(pairs) > 2:
         mismatched = _folds(model, pairs, _mismatch(pairs, seed), parts, definition)
-        answers["mismatched"] = Conditions(model, mismatched, **options).generated(mismatched.tasks)
+        (condition,) = Conditions(model, mismatched, **options).pick("generated").values()
+        answers["mismatched"] = condition(mismatched.tasks)
     asked = [pairs[i] for part in parts for i in part]
     predictions = {name: [text for fold in given for text in fold] for name, given in answers.items()}
     score = get_metric(metric).score

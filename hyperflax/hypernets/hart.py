@@ -19,7 +19,6 @@ states that are carried along and that no head reads.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
-from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config, encode_support
+from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.types import Array
 
 
@@ -67,11 +66,10 @@ class HART(HyperT5):
 
     config: HARTConfig  # pyrefly: ignore[bad-override-mutable-attribute]  # no field of a module is ever assigned
 
-    def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
+    def read(self, encoded: Array, tokens: Array, *, enable_dropout: bool = False) -> Array:
         """Returns the state of every slot of every layer, [slots, emb], in the spec's order."""
-        config = self.config
-        encoded, tokens = encode_support(self.t5, episode, enable_dropout=enable_dropout)
-        memory = self.t5.read(encoded)
+        config, tokens = self.config, tokens.reshape(1, -1)
+        memory = self.t5.read(encoded.reshape(1, -1, encoded.shape[-1]))
 
         def next_layer(network: HART, hidden: Array, _: None) -> tuple[Array, Array]:
             for _step in range(config.steps_per_layer):

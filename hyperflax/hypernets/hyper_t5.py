@@ -101,7 +101,20 @@ class HyperT5(nn.Module):
 
     def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
         """Returns the decoder's state of every slot, [slots, emb]: what the heads read, and a task's embedding."""
-        encoded, tokens = encode_support(self.t5, episode, enable_dropout=enable_dropout)
+        tokens = support_of(episode)
+        return self.read(self.encode(tokens, enable_dropout=enable_dropout), tokens, enable_dropout=enable_dropout)
+
+    def encode(self, tokens: Array, *, enable_dropout: bool = False) -> Array:
+        """Encodes int32 [rows, length], every row alone, to [rows, length, emb]."""
+        return self.t5.encode(tokens, enable_dropout=enable_dropout)
+
+    def read(self, encoded: Array, tokens: Array, *, enable_dropout: bool = False) -> Array:
+        """Returns the slot states from what `encode` made of the tokens.
+
+        The rows are laid end to end, and the decoder attends to all of them: fusion in decoder (Izacard and Grave
+        2021).
+        """
+        encoded, tokens = encoded.reshape(1, -1, encoded.shape[-1]), tokens.reshape(1, -1)
         hidden = self.t5.decode_embeddings(
             jnp.asarray(self.slots)[None],
             encoded,
@@ -112,19 +125,12 @@ class HyperT5(nn.Module):
         return hidden[0]
 
 
-def encode_support(t5: T5, episode: Mapping[str, Array], *, enable_dropout: bool) -> tuple[Array, Array]:
-    """Encodes every row of a support alone and lays the rows end to end, for a decoder that attends to all of them.
-
-    (Fusion in decoder, Izacard and Grave 2021.)
-
-    Returns:
-      encoded [1, rows * length, emb] and the tokens [1, rows * length].
-    """
+def support_of(episode: Mapping[str, Array]) -> Array:
+    """Returns an episode's `support_tokens`. Raises ConfigError where they are not those of one task."""
     tokens = episode["support_tokens"]
     if tokens.ndim != 2:
         raise ConfigError(f"support_tokens: expected [rows, length] of one task, got {tuple(tokens.shape)}")
-    encoded = t5.encode(tokens, enable_dropout=enable_dropout)
-    return encoded.reshape(1, -1, encoded.shape[-1]), tokens.reshape(1, -1)
+    return tokens
 
 
 def initialise_from_t5(params: PyTree, t5_params: PyTree) -> PyTree:

@@ -36,13 +36,23 @@ class Hypernetwork(Protocol):
 
 @runtime_checkable
 class SupportReader(Hypernetwork, Protocol):
-    """A hypernetwork in two steps: the support becomes one state per slot, the states become adapters.
+    """A hypernetwork in three steps: rows of the support are encoded, each alone; they become one state per slot; the
+    states become adapters.
 
-    `__call__` is `write(slot_states(episode))`. Objectives that compare what is generated look at the states between.
+    `__call__` is `write(slot_states(episode))`. Objectives that compare what is generated look at the states between,
+    and what was encoded once need not be encoded again.
     """
 
     def slot_states(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> Array:
-        """Returns [slots, emb] for one task's episode."""
+        """Returns [slots, emb] for one task's episode: `read(encode(tokens), tokens)`."""
+        ...
+
+    def encode(self, tokens: Array, *, enable_dropout: bool = False) -> Array:
+        """Encodes int32 [rows, length], every row alone, to [rows, length, emb]."""
+        ...
+
+    def read(self, encoded: Array, tokens: Array, *, enable_dropout: bool = False) -> Array:
+        """Returns the slot states [slots, emb] of one task's encoded rows."""
         ...
 
     def write(self, states: Array) -> PyTree:

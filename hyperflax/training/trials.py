@@ -36,6 +36,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import correct_tokens, token_loss
+from hyperflax.padding import rounded_up
 from hyperflax.training.adafactor import scale_by_adafactor
 from hyperflax.types import Array, PyTree
 
@@ -133,7 +134,7 @@ class Trials:
     ) -> tuple[TrialState, np.ndarray]:
         """Takes the steps of `rows` [run, steps, batch] and returns the states and each run's mean loss over them.
 
-        `state` is consumed. Rows are padded to a power of two of steps, so that few programs are compiled.
+        `state` is consumed. Rows are padded to one of few numbers of steps, so that few programs are compiled.
         """
         return self._padded(state, hyper, data, rows, rows.shape[1])
 
@@ -143,7 +144,7 @@ class Trials:
 
     def _padded(self, state, hyper, data, rows, steps):
         runs, length, batch = rows.shape
-        padded = np.zeros((runs, 1 << max(length - 1, 0).bit_length(), batch), np.int32)
+        padded = np.zeros((runs, rounded_up(length), batch), np.int32)
         padded[:, :length] = rows
         state, loss = self._run(state, self.params, Hyper(*map(jnp.asarray, hyper)), data, padded, jnp.int32(steps))
         return state, np.asarray(loss)
@@ -233,16 +234,6 @@ class Trials:
             rngs={"dropout": key} if dropping else None,
         )
         return token_loss(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"]), logits
-
-
-def rounded_up(count: int) -> int:
-    """Returns the next number of 1, 2, 3, 4, 6, 8, 12, 16 ...: at most half as many again.
-
-    >>> rounded_up(33)
-    48
-    """
-    power = 1 << max(count - 1, 0).bit_length()
-    return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
 
 
 def epoch_rows(examples: np.ndarray, batch_size: int, epochs: int, seed: int) -> np.ndarray:

@@ -30,6 +30,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.padding import rounded_up
 from hyperflax.training.information_gain import informative
 from hyperflax.training.trials import SCHEDULES, Hyper, Recipe, epoch_rows
 from hyperflax.tune.bench import Bench, raw_start, stack
@@ -187,7 +188,7 @@ class Group:
 
     def _compile(self) -> None:
         lengths = {after - before for before, after in itertools.pairwise(self._bounds)}
-        for steps in {1 << (length - 1).bit_length() for length in lengths if length}:
+        for steps in {rounded_up(length) for length in lengths if length}:
             self._trials.compile(
                 self._state,
                 self._hyper,

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hyperflax.padding import rounded_up
 from hyperflax.types import Array
 
 KernelName = Literal["matern52", "rbf"]
@@ -175,8 +176,8 @@ def posterior(
 
 
 def padded_size(rows: int, least: int = 32) -> int:
-    """Returns the power of two, at least `least`, that holds so many rows."""
-    return max(least, 1 << max(rows - 1, 0).bit_length())
+    """Returns the size, at least `least`, to which so many rows are padded."""
+    return rounded_up(max(least, rows))
 
 
 def pad(array: np.ndarray, size: int) -> np.ndarray:
