@@ -36,9 +36,9 @@ from hyperflax.data.batches import text_batch
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal, episode_arrays
-from hyperflax.encoded_rows import EncodedRows
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import fetched
+from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HART, HARTConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.hypernets.protocol import SupportReader

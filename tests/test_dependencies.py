@@ -22,7 +22,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-WORDS = {"types", "errors", "trees", "configs", "buckets", "files", "locks", "versions", "processes"}
+WORDS = {"types", "errors", "trees", "configs", "buckets", "files", "locks", "padding", "versions", "processes"}
 BASE = WORDS | {"adapters", "models", "hypernets"}
 SIDE = {"data", "checkpoints", "evaluation"}
 
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "buckets": WORDS,
     "files": WORDS,
     "locks": WORDS,
+    "padding": WORDS,
     "processes": WORDS,
     "versions": {""},
     "adapters": WORDS,

@@ -17,11 +17,11 @@ from hyperflax.checkpoints.artefacts import load_adapter, save_adapter
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, InMemorySource, tokenise
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.encoded_rows import EncodedRows
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.evaluation import conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig
+from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.types import T5Config

@@ -7,7 +7,7 @@ import concurrent.futures
 import numpy as np
 import pytest
 
-from hyperflax.encoded_rows import EncodedRows
+from hyperflax.hypernets.encoded_rows import EncodedRows
 
 EMB = 3
 
