@@ -40,9 +40,22 @@ def test_the_next_process_compiles_nothing_again(tmp_path: pathlib.Path) -> None
     assert hits(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == 0
 
 
+def test_the_folder_is_bounded(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "hyperflax" / "jax"
+    hits(tmp_path)
+    whole = sum(path.stat().st_size for path in folder.glob("*-cache"))
+    assert len(list(folder.glob("*-cache"))) > 2
+    for path in folder.iterdir():
+        path.unlink()
+    hits(tmp_path, JAX_COMPILATION_CACHE_MAX_SIZE=str(whole // 2))
+    assert 0 < sum(path.stat().st_size for path in folder.glob("*-cache")) <= whole // 2
+
+
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     keep_compiled_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.1"
