@@ -98,8 +98,7 @@ def markdown(told: Mapping[str, Any]) -> str:
 ## Better than as generated
 
 {told["compared"]} completed runs trained something on a data set that has a generated adapter. The share of a data \
-set's runs
-that beat this adapter on the test split, mean over data sets with its 95% interval: \
+set's runs that beat this adapter on the test split, mean over data sets with its 95% interval: \
 {_words(told["better_than_generated"])}.
 
 | start | runs | share that beat it |
