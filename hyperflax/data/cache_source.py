@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +38,10 @@ class CachedSource:
     def __init__(self, directory: Location | str, *, verify: bool = False):
         self.directory = locate(directory)
         self.manifest = form.read_manifest(self.directory)
-        self._copies = (
-            tempfile.TemporaryDirectory(prefix="hyperflax-cache-") if isinstance(self.directory, BucketPath) else None
-        )
+        self._copies: pathlib.Path | None = None
+        if isinstance(self.directory, BucketPath):
+            self._copies = pathlib.Path(tempfile.mkdtemp(prefix="hyperflax-cache-"))
+            weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
         self._lock = threading.Lock()
         if verify:
             for entry in self.manifest["files"]:
@@ -60,7 +63,7 @@ class CachedSource:
             return pathlib.Path(str(self.directory), name)
         if pathlib.PurePath(name).name != name:
             raise DataError(f"{self.directory}: expected a plain file name, got {name!r:.100}")
-        copy = pathlib.Path(self._copies.name) / name
+        copy = self._copies / name
         if not copy.exists():
             with atomic_file(copy) as temporary:
                 temporary.write_bytes((self.directory / name).read_bytes())
