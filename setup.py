@@ -34,7 +34,6 @@ CORE = [
     "msgpack>=1.1,<2",
     "msgspec>=0.20,<1",
     "tqdm>=4.67,<5",
-    "filelock>=3.20,<5",  # JAX's, for a bounded cache of compiled programs
     "matplotlib>=3.10,<4",
     "tensorboardX>=2.6.4,<3",
     "rouge-score>=0.1.2,<0.2",

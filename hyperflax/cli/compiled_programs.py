@@ -3,8 +3,9 @@
 JAX has had such a cache for long and leaves it off. A command that answers in seconds spends most of them compiling the
 same programs as yesterday: `hyperflax adapt` took 8.4 s of CPU time the first time and 3.3 s the second.
 
-They lie in `$XDG_CACHE_HOME/hyperflax/jax`, by default `~/.cache/hyperflax/jax`, take up to 2 GiB, of which those go
-first that were used longest ago, and may be deleted at any time.
+They lie in `$XDG_CACHE_HOME/hyperflax/jax`, by default `~/.cache/hyperflax/jax`, and may be deleted at any time. Where
+they take more than 2 GiB, the next command deletes the oldest. (JAX can do so itself, with a lock, a second file for
+each program and a write for each reading; and once a process has died between two files, it keeps nothing any more.)
 `JAX_COMPILATION_CACHE_DIR` puts them elsewhere, `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
 
 >>> keep_compiled_programs()    # once, before JAX is imported
@@ -12,10 +13,11 @@ first that were used longest ago, and may be deleted at any time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 
-MOST = 2 << 30  # bytes of all of them
+MOST = 2 << 30  # bytes of all of them; of more, the newest half as much is kept
 WORTH_KEEPING = 0.1  # seconds of compiling; reading a program takes a few milliseconds
 
 
@@ -23,7 +25,25 @@ def keep_compiled_programs() -> None:
     """Turns JAX's compilation cache on, by its environment variables; what the user has set stays as it is."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # A folder of the user's stays without bounds: JAX cannot tell the age of what was put there without.
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(home) / "hyperflax" / "jax")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MOST))
+        folder = pathlib.Path(home) / "hyperflax" / "jax"
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        prune(folder, MOST)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(WORTH_KEEPING))
+
+
+def prune(folder: pathlib.Path, most: int) -> None:
+    """Deletes the oldest files of a folder that holds more than `most` bytes, until it holds half of them."""
+    found = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another command deletes as well
+                status = entry.stat(follow_symlinks=False)
+                found.append((status.st_mtime_ns, status.st_size, entry.path))
+    total = sum(size for _, size, _ in found)
+    if total <= most:
+        return
+    for _, size, path in sorted(found):
+        if total <= most // 2:
+            return
+        pathlib.Path(path).unlink(missing_ok=True)
+        total -= size

@@ -41,7 +41,7 @@ Advice = Literal["use", "refine", "give more examples", "fine-tune"]
 FOLDS = 8  # so many adapters are made at most, whatever the number of examples
 GOOD = 0.75  # a score that one can work with
 MANY = 16  # examples from which fine-tuning promises more than a few further examples
-REFINE_STEPS = 20
+REFINE_STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from hyperflax.cli.compiled_programs import keep_compiled_programs
+from hyperflax.cli import compiled_programs
+from hyperflax.cli.compiled_programs import keep_compiled_programs, prune
 
 COMPILE = """
 import sys
@@ -40,22 +41,33 @@ def test_the_next_process_compiles_nothing_again(tmp_path: pathlib.Path) -> None
     assert hits(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == 0
 
 
-def test_the_folder_is_bounded(tmp_path: pathlib.Path) -> None:
+def test_the_oldest_half_goes_where_the_folder_has_grown_too_large(tmp_path: pathlib.Path) -> None:
+    prune(tmp_path / "not there", 1)
+    for number in range(10):
+        file = tmp_path / f"program-{number}"
+        file.write_bytes(bytes(100))
+        os.utime(file, (0, 1000 - number))  # program-9 is the oldest
+    prune(tmp_path, 1000)
+    assert len(list(tmp_path.iterdir())) == 10
+    prune(tmp_path, 999)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"program-{number}" for number in range(4)]
+
+
+def test_a_command_keeps_its_folder_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "hyperflax" / "jax"
-    hits(tmp_path)
-    whole = sum(path.stat().st_size for path in folder.glob("*-cache"))
-    assert len(list(folder.glob("*-cache"))) > 2
-    for path in folder.iterdir():
-        path.unlink()
-    hits(tmp_path, JAX_COMPILATION_CACHE_MAX_SIZE=str(whole // 2))
-    assert 0 < sum(path.stat().st_size for path in folder.glob("*-cache")) <= whole // 2
+    folder.mkdir(parents=True)
+    (folder / "program").write_bytes(bytes(100))
+    monkeypatch.setattr(compiled_programs, "MOST", 99)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    keep_compiled_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
+    assert not list(folder.iterdir())
 
 
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     keep_compiled_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
-    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.1"
