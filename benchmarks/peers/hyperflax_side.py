@@ -193,10 +193,13 @@ def adapt_and_answer(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Cal
     )
 
 
+_SHOWN = itertools.count(2)  # of all entries together, which share a model
+
+
 def _supports(entry: Entry, shape: T5Config) -> Iterator[np.ndarray]:
     """Supports [1, 1, length], all different: the first token counts them."""
     support = materials.support(entry, shape)[None]
-    for number in itertools.count(2):
+    for number in _SHOWN:
         support = support.copy()
         support[..., 0] = number % shape.vocab_size
         yield support
