@@ -164,8 +164,8 @@ def estimate(
     answers = {name: condition(folds.tasks) for name, condition in conditions.items()}
     if len(pairs) > 2:
         mismatched = _folds(model, pairs, _mismatch(pairs, seed), parts, definition)
-        (condition,) = Conditions(model, mismatched, **options).pick("generated").values()
-        answers["mismatched"] = condition(mismatched.tasks)
+        generated = Conditions(model, mismatched, **options).pick("generated")["generated"]
+        answers["mismatched"] = generated(mismatched.tasks)
     asked = [pairs[i] for part in parts for i in part]
     predictions = {name: [text for fold in given for text in fold] for name, given in answers.items()}
     score = get_metric(metric).score

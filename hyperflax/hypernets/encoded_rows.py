@@ -43,7 +43,9 @@ class EncodedRows:
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
         """Returns [..., length, emb] for int32 [..., length]."""
         tokens = np.ascontiguousarray(tokens, np.int32)
-        rows = {_key(row): row for row in tokens.reshape(-1, tokens.shape[-1])}
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        keys = [_key(row) for row in flat]
+        rows = dict(zip(keys, flat, strict=True))
         with self._lock:
             found = {key: self._kept[key] for key in rows if key in self._kept}
         missing = [key for key in rows if key not in found]
@@ -55,7 +57,7 @@ class EncodedRows:
             made = np.asarray(self._encode(padded))
             found.update((key, row.copy()) for key, row in zip(part, made[: len(part)], strict=True))
         self._remember(found)
-        out = np.stack([found[_key(row)] for row in tokens.reshape(-1, tokens.shape[-1])])
+        out = np.stack([found[key] for key in keys])
         return out.reshape(*tokens.shape, out.shape[-1])
 
     def _remember(self, rows: dict[bytes, np.ndarray]) -> None:
