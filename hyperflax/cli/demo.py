@@ -81,6 +81,14 @@ def _one_device_per_core() -> None:
     jax.config.update("jax_num_cpu_devices", 1 << (min(os.cpu_count() or 1, 8).bit_length() - 1))
 
 
+def _command() -> str:
+    """How this program was called: `make demo` puts no `hyperflax` where the shell would find it."""
+    import sys
+
+    called = pathlib.Path(sys.argv[0])
+    return str(called) if called.name == "hyperflax" else "hyperflax"
+
+
 def _heading(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if _is_terminal() else f"\n== {text}", flush=True)
 
@@ -206,5 +214,5 @@ def _show_adapter(live: Hypermodel, shipped: Hypermodel, out: pathlib.Path, name
     values = adapter.spec.num_parameters
     print(f"\nThe adapter: {values:,} values, made in {milliseconds:.0f} ms with compilation. Try it:")
     print('  echo \'{"input": "Ada Lovelace"}\' \\')
-    print(f"    | hyperflax predict --model {name} --adapter {out}/adapter --inputs -")
+    print(f"    | {_command()} predict --model {name} --adapter {out}/adapter --inputs -")
     print(f"Report and plots: {out}/report.md, {out}/report.png, {out}/loss.png")
