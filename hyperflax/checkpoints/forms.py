@@ -19,7 +19,9 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from hyperflax import configs
 from hyperflax.buckets import Location, locate
@@ -39,6 +41,7 @@ from hyperflax.checkpoints.t5_directory import load_t5
 from hyperflax.checkpoints.t5x import look_at_t5x_state, read_t5x_checkpoint, read_t5x_state
 from hyperflax.checkpoints.t5x_index import find_checkpoint
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
+from hyperflax.checkpoints.zarr import dtype_of
 from hyperflax.data import vocabularies
 from hyperflax.errors import CheckpointError
 from hyperflax.files import fetched
@@ -159,10 +162,22 @@ def read_model(
     with fetched(folder) as local:
         if form == "t5":
             params, config, vocabulary = load_t5(local, progress=progress)
-            return Model(form, params, config, files=vocabulary_files(vocabulary))
-        parts = load_model_directory(local, progress=progress)
-        files = vocabulary_files(vocabularies.from_json(parts.vocabulary, local))
-        return Model(form, parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder)), files=files)
+        else:
+            parts = load_model_directory(local, progress=progress)
+            params, config = parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder))
+            vocabulary = vocabularies.from_json(parts.vocabulary, local)
+        if dtype is not None:
+            _cast(params, dtype_of(dtype))
+        return Model(form, params, config, files=vocabulary_files(vocabulary))
+
+
+def _cast(tree: dict[str, Any], dtype: np.dtype | None) -> None:
+    """Casts a tree of numpy arrays in place, one at a time: it is never in memory twice."""
+    for name, leaf in tree.items():
+        if isinstance(leaf, dict):
+            _cast(leaf, dtype)
+        else:
+            tree[name] = leaf.astype(dtype, copy=False)
 
 
 def write_model(
@@ -172,7 +187,6 @@ def write_model(
     *,
     state: PyTree | None = None,
     scalable: bool = False,
-    dtype: str | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> None:
     """Writes a T5 in one of the forms of other software.
@@ -183,16 +197,13 @@ def write_model(
       form: `huggingface`, or T5X's `t5x` and `orbax`.
       state: the optimizer's, in T5X's names and in the layout that is written; for T5X's forms only.
       scalable: write scalable_t5's layout instead of the minimal T5's.
-      dtype: store the parameters in this dtype; None keeps each as it is.
       progress: called with the number of bytes written, array by array.
 
     Raises:
       CheckpointError: that form cannot hold this model; says why.
     """
     if form == "huggingface":
-        huggingface.write_huggingface(
-            directory, model.params, model.config, dtype=dtype, files=model.files, progress=progress
-        )
+        huggingface.write_huggingface(directory, model.params, model.config, files=model.files, progress=progress)
         return
     for name, value in _T5X_BIAS.items():
         if getattr(model.config, name) != value:
@@ -202,4 +213,4 @@ def write_model(
             )
     write = write_t5x_checkpoint if form == "t5x" else write_orbax
     params = to_scalable(model.params, model.config) if scalable else to_minimal(model.params, model.config)[0]
-    write(directory, params, step=model.step, dtype=dtype, state=state, progress=progress)
+    write(directory, params, step=model.step, state=state, progress=progress)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hyperflax.checkpoints.convert import Behaviour
 
 DESCRIPTION = """Convert a T5 between Hugging Face's form and T5X's two forms; the form of SRC is detected.
 
@@ -33,31 +37,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from hyperflax.checkpoints.convert import certify, rounded_as
+    from hyperflax.checkpoints.convert import certify
+    from hyperflax.cli.progress import byte_bar
+
+    told, expected = _copy(arguments)
+    if expected is not None:
+        with byte_bar("read again") as progress:
+            certificate = certify(expected, arguments.destination, progress=progress)
+        told += f"; logits differ by {certificate.max_error:.1e} of their largest, greedy tokens equal: parity.json"
+    print(told)
+    return 0
+
+
+def _copy(arguments: argparse.Namespace) -> tuple[str, Behaviour | None]:
+    """Writes DST; returns what to tell, and what the model computes if it is to be checked.
+
+    The model ends with this function: the check reads what was written, and both together are twice the memory.
+    """
+    from hyperflax.checkpoints.convert import behaviour
     from hyperflax.checkpoints.forms import read_model, write_model
     from hyperflax.cli.progress import byte_bar
 
     with byte_bar("read") as progress:
-        source = read_model(arguments.source, step=arguments.step, progress=progress)
+        source = read_model(arguments.source, step=arguments.step, dtype=arguments.dtype, progress=progress)
         form = arguments.to or ("t5x" if source.form == "huggingface" else "huggingface")
         goes_along = form != "huggingface" and arguments.scalable == source.scalable
         state = source.read_state(progress) if source.read_state and goes_along else None
+    expected = behaviour(source) if arguments.check else None
     with byte_bar("written") as progress:
-        write_model(
-            arguments.destination,
-            source,
-            form,
-            state=state,
-            scalable=arguments.scalable,
-            dtype=arguments.dtype,
-            progress=progress,
-        )
+        write_model(arguments.destination, source, form, state=state, scalable=arguments.scalable, progress=progress)
     if source.read_state and not goes_along:
         print("left behind: the optimizer's state, which that form or layout does not hold")
-    told = f"{arguments.destination}: {form}, from {source.form} {arguments.source}"
-    if arguments.check:
-        with byte_bar("read again") as progress:
-            certificate = certify(rounded_as(source, arguments.dtype), arguments.destination, progress=progress)
-        told += f"; logits differ by {certificate.max_error:.1e} of their largest, greedy tokens equal: parity.json"
-    print(told)
-    return 0
+    return f"{arguments.destination}: {form}, from {source.form} {arguments.source}", expected

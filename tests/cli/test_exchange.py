@@ -6,17 +6,20 @@ import json
 import pathlib
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from hyperflax import trees
 from hyperflax.adapters import LoRA, Prefix, build_spec
 from hyperflax.checkpoints import AdapterMetadata, fingerprint, load_adapter, save_adapter
-from hyperflax.checkpoints.convert import certify
+from hyperflax.checkpoints.convert import behaviour, certify
 from hyperflax.checkpoints.forms import read_model, write_model
 from hyperflax.checkpoints.huggingface import read_huggingface, write_huggingface
 from hyperflax.checkpoints.shapes import expected_shapes
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.cli.main import main
+from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
 from tests.adapters.micro import random_tree
 from tests.checkpoints.directories import CONFIG, base
@@ -62,6 +65,22 @@ def test_check_writes_a_certificate_beside_the_result(model, tmp_path, capsys):
     assert "parity.json" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form", ["huggingface", "t5x", "t5"])
+def test_check_is_of_the_values_that_a_dtype_keeps(form, model, tmp_path):
+    """Rounding to bfloat16 is asked for; what is compared is the rounded model."""
+    source = {"huggingface": model, "t5x": tmp_path / "t5x", "t5": tmp_path / "t5"}[form]
+    if form == "t5x":
+        write_model(source, read_model(model), "t5x")
+    elif form == "t5":
+        save_t5(source, base(), CONFIG, Bytes())
+    command = ["convert", str(source), str(tmp_path / "out"), "--to", "huggingface", "--check", "--dtype", "bfloat16"]
+    assert main(command) == 0
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["logits_max_relative_error"] == 0.0
+    found, exact = trees.flatten(read_huggingface(tmp_path / "out")[0]), trees.flatten(base())
+    assert all(found[path].dtype == ml_dtypes.bfloat16 for path in exact)
+    assert all(np.array_equal(found[path], leaf.astype(ml_dtypes.bfloat16)) for path, leaf in exact.items())
+
+
 def test_the_vocabulary_goes_along(model, tmp_path):
     assert main(["convert", str(model), str(tmp_path / "copy"), "--to", "huggingface", "--dtype", "bfloat16"]) == 0
     assert (tmp_path / "copy" / "spiece.model").read_bytes() == b"pieces"
@@ -81,10 +100,11 @@ def test_a_model_with_a_bias_per_layer_needs_the_scalable_layout(tmp_path, capsy
 
 def test_a_check_that_fails_says_so(model, tmp_path):
     source = read_model(model)
-    write_model(tmp_path / "out", source, "t5x")
+    expected = behaviour(source)
     source.params["encoder"]["encoder_norm"]["scale"] = source.params["encoder"]["encoder_norm"]["scale"] * 1.01
+    write_model(tmp_path / "out", source, "t5x")
     with pytest.raises(CheckpointError, match=r"parity\.json.*not the one read"):
-        certify(source, tmp_path / "out")
+        certify(expected, tmp_path / "out")
     assert not json.loads((tmp_path / "out" / "parity.json").read_text())["passed"]
 
 
