@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hyperflax.checkpoints.t5_directory import load_base
+from hyperflax.checkpoints.forms import load_base
 from hyperflax.data.corruption import SpanCorruption
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import EOS_ID, SentencePiece

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from hyperflax import configs
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.t5_directory import load_base
+from hyperflax.checkpoints.forms import load_base
 from hyperflax.data.examples import ExampleSource
 from hyperflax.evaluation.conditions import SUPPORT_FREE, Conditions
 from hyperflax.evaluation.contamination import check_contamination, check_names

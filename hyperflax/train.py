@@ -25,9 +25,10 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.forms import load_base
 from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
 from hyperflax.checkpoints.shapes import leaf_problems
-from hyperflax.checkpoints.t5_directory import load_base, save_t5
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
@@ -45,8 +46,10 @@ from hyperflax.objectives.language_model import T5Objective
 from hyperflax.objectives.protocol import Objective
 from hyperflax.processes import Processes
 from hyperflax.training import loop
+from hyperflax.training.base_model import read_base
 from hyperflax.training.evaluate import loss_evaluator
 from hyperflax.training.optimizers import Transformation
+from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Batches
 from hyperflax.training.run import Evaluator
 from hyperflax.types import PyTree, T5Config
@@ -66,15 +69,16 @@ class Trainable(Protocol):
         """What validation measures: the token loss alone, whatever else training adds to it."""
         ...
 
-    @property
-    def frozen(self) -> PyTree: ...
+    def read_frozen(self, partitioner: Partitioner) -> PyTree:
+        """Returns what the objective only reads, see `read_base`."""
+        ...
 
     @property
     def abstract_frozen(self) -> PyTree:
-        """Returns the shapes of `frozen`, without reading it."""
+        """Returns the shapes of that, without reading it."""
         ...
 
-    def initial_params(self, fresh: PyTree) -> PyTree:
+    def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         """Returns where to start from, given freshly initialised parameters."""
         ...
 
@@ -123,17 +127,16 @@ class PlainT5:
     def validation_objective(self) -> T5Objective:
         return self.objective
 
-    @property
-    def frozen(self) -> None:
+    def read_frozen(self, partitioner: Partitioner) -> None:
         return None
 
     @property
     def abstract_frozen(self) -> None:
         return None
 
-    def initial_params(self, fresh: PyTree) -> PyTree:
+    def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         if self.initial_checkpoint:
-            return load_base(self.initial_checkpoint, self.config)
+            return read_base(self.initial_checkpoint, self.config, partitioner)
         return start_neighbour_heads(fresh, self.config, self.neighbour_heads) if self.neighbour_heads else fresh
 
     def export(
@@ -154,7 +157,8 @@ class HypernetworkOf:
 
     Attributes:
       config: base model, adapters, hypernetwork, episodes and vocabulary.
-      base_checkpoint: the frozen T5: a T5 directory, a model directory or a T5X checkpoint.
+      base_checkpoint: the frozen T5: a T5 directory, a model directory, a T5X checkpoint or a Hugging Face model. It is
+        read once more when the model is exported.
       start: the hypernetwork's own T5 starts as a copy of the base (`base`), at random (`random`), or from another T5
         or T5X checkpoint (its path), and the rest of it anew; the path of a model directory, such as hyperpretraining
         leaves, starts the whole hypernetwork from the one in it.
@@ -200,26 +204,16 @@ class HypernetworkOf:
     def validation_objective(self) -> HypermodelObjective:
         return dataclasses.replace(self.objective, distillation=0.0, consistency=0.0)
 
-    @functools.cached_property
-    def base(self) -> PyTree:
-        """The frozen T5 as it is stored."""
-        return load_base(self.base_checkpoint, self.config.base)
-
-    @functools.cached_property
-    def frozen(self) -> PyTree:
-        return self.as_read(self.base)
+    def read_frozen(self, partitioner: Partitioner) -> PyTree:
+        config = self.config.base.replace(scan_layers=self.scan_layers)
+        return read_base(self.base_checkpoint, config, partitioner, compute_dtype=True)
 
     @property
     def abstract_frozen(self) -> PyTree:
-        return jax.eval_shape(self.as_read, _abstract_t5(self.config.base))
+        config = self.config.base.replace(scan_layers=self.scan_layers)
+        return jax.eval_shape(functools.partial(cast_kernels, config=config), _abstract_t5(config))
 
-    def as_read(self, base: PyTree) -> PyTree:
-        """Returns the frozen T5 as the step reads it: in the compute dtype, which is half of the memory in bfloat16 and
-        changes no bit of a result, and in the layout of the layers."""
-        base = cast_kernels(base, self.config.base)
-        return stack_layers(base, self.config.base) if self.scan_layers else base
-
-    def initial_params(self, fresh: PyTree) -> PyTree:
+    def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         if self.start == "random":
             return fresh
         trunk = self.config.hypernetwork.t5
@@ -232,9 +226,9 @@ class HypernetworkOf:
             return {**params, "t5": stack_layers(params["t5"], trunk)} if self.scan_layers else params
         if trained:
             t5 = _hypernetwork_params(self.start)["t5"]
-        else:
-            t5 = self.base if self.start == "base" else load_base(self.start, trunk)
-        return initialise_from_t5(fresh, stack_layers(t5, trunk) if self.scan_layers else t5)
+            return initialise_from_t5(fresh, stack_layers(t5, trunk) if self.scan_layers else t5)
+        path, shape = (self.base_checkpoint, self.config.base) if self.start == "base" else (self.start, trunk)
+        return initialise_from_t5(fresh, read_base(path, shape.replace(scan_layers=self.scan_layers), partitioner))
 
     def export(
         self,
@@ -246,7 +240,8 @@ class HypernetworkOf:
     ) -> None:
         if self.scan_layers:
             params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
-        model = Hypermodel(self.config, self.base, params, name=self.name, results=results, provenance=provenance)
+        base = load_base(self.base_checkpoint, self.config.base)
+        model = Hypermodel(self.config, base, params, name=self.name, results=results, provenance=provenance)
         model.save(directory, dtype=dtype, overwrite=True)
 
 
@@ -282,15 +277,14 @@ class SharedAdapter:
     def validation_objective(self) -> HypermodelObjective:
         return self.objective
 
-    @functools.cached_property
-    def frozen(self) -> PyTree:
-        return load_base(self.base_checkpoint, self.base)
+    def read_frozen(self, partitioner: Partitioner) -> PyTree:
+        return read_base(self.base_checkpoint, self.base, partitioner)
 
     @property
     def abstract_frozen(self) -> PyTree:
         return _abstract_t5(self.base)
 
-    def initial_params(self, fresh: PyTree) -> PyTree:
+    def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         return fresh
 
     def export(
@@ -303,14 +297,15 @@ class SharedAdapter:
     ) -> None:
         adapters = Table(self.spec, shared=True).apply({"params": params}, {})
         provenance = {**provenance, "results": results}
-        metadata = AdapterMetadata(base_fingerprint=fingerprint(self.frozen), provenance=provenance)
+        base = fingerprint(load_base(self.base_checkpoint, self.base))
+        metadata = AdapterMetadata(base_fingerprint=base, provenance=provenance)
         save_adapter(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
 
 
 def _abstract_t5(config: T5Config) -> PyTree:
-    """Returns the shapes of a T5's parameters as they are stored, layers apart."""
+    """Returns the shapes of a T5's parameters."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(T5(config.replace(scan_layers=False)).init, jax.random.key(0), tokens, tokens)["params"]
+    return jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)["params"]
 
 
 def _hypernetwork_params(directory: str) -> PyTree:
@@ -342,6 +337,7 @@ def train(
     validation_batches: int = 8,
     eval_period: int = 0,
     export_dtype: StorageDtype | None = None,
+    partitioner: Partitioner | None = None,
     **options: Any,
 ) -> Location:
     """Runs a training job and exports the result; a job whose `model_dir` has a checkpoint goes on from there.
@@ -355,6 +351,7 @@ def train(
       validation: batches for the validation loss; the first `validation_batches` of them, every `eval_period` steps
         and at the end.
       export_dtype: `bfloat16` halves the exported model.
+      partitioner: where arrays live; all devices as data shards by default.
       options: further arguments of `hyperflax.training.loop.train`.
 
     Returns:
@@ -362,21 +359,22 @@ def train(
     """
     if not model_dir:
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
-    objective = model.objective
+    partitioner = partitioner or Partitioner()
     latest: dict[str, Any] = {}
     evaluator = None
     if validation is not None:
         evaluator = _remembering(loss_evaluator(model.validation_objective, validation, validation_batches), latest)
     state = loop.train(
-        objective=objective,
+        objective=model.objective,
         optimizer=optimizer,
         batches=batches,
         model_dir=model_dir,
         total_steps=total_steps,
-        frozen=model.frozen,
-        initial_params=model.initial_params,
+        frozen=model.read_frozen(partitioner),
+        initial_params=functools.partial(model.initial_params, partitioner=partitioner),
         evaluator=evaluator,
         eval_period=eval_period,
+        partitioner=partitioner,
         **options,
     )
     directory = locate(model_dir) / EXPORT

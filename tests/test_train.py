@@ -13,7 +13,8 @@ from hyperflax.adapters.kinds import build_spec, check_base
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.t5_directory import load_base, save_t5
+from hyperflax.checkpoints.forms import load_base
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.examples import InMemorySource
@@ -27,6 +28,7 @@ from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.train import HypernetworkOf, SharedAdapter, train
 from hyperflax.training.optimizers import Optimizer, adamw
+from hyperflax.training.partitioning import Partitioner
 from hyperflax.types import PyTree, T5Config
 
 BASE = T5Config(
@@ -34,6 +36,7 @@ BASE = T5Config(
 )
 WIDE = BASE.replace(emb_dim=24, num_heads=3, mlp_dim=40, num_decoder_layers=2)
 EPISODES = EpisodeConfig(tasks_per_batch=2, shots=2, examples=2, support_length=16, inputs_length=8, targets_length=8)
+PARTITIONER = Partitioner()
 WORDS = [a + b for a in "abcd" for b in "efgh"]
 TASKS = InMemorySource.from_strings(
     {"upper": [(w, w.upper()) for w in WORDS], "double": [(w, w + w) for w in WORDS]}, Bytes()
@@ -96,6 +99,10 @@ def fresh(model: HypernetworkOf) -> PyTree:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
+def started_from(model: HypernetworkOf) -> PyTree:
+    return model.initial_params(fresh(model), PARTITIONER)
+
+
 def same(a: PyTree, b: PyTree) -> bool:
     a, b = trees.flatten(a), trees.flatten(b)
     return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
@@ -105,13 +112,13 @@ def test_a_hypernetwork_starts_whole_from_a_hyperpretrained_one(base: str, hyper
     first = load(hyperpretrained)
     assert first.parts.name == "first"
     model = HypernetworkOf(config(WIDE), base, start=hyperpretrained)
-    assert same(model.initial_params(fresh(model)), first.parts.hypernetwork_params)
+    assert same(started_from(model), first.parts.hypernetwork_params)
 
 
 def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyperpretrained: str) -> None:
     model = HypernetworkOf(config(WIDE, rank=3), base, start=hyperpretrained)
     with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 24\), found \(4, 24\)"):
-        model.initial_params(fresh(model))
+        started_from(model)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -120,7 +127,7 @@ def test_fresh_heads_keep_the_t5_alone_and_may_write_other_adapters(
 ) -> None:
     model = HypernetworkOf(config(WIDE, rank=3), base, start=hyperpretrained, fresh_heads=True, scan_layers=scan_layers)
     new = fresh(model)
-    started, t5 = model.initial_params(new), load(hyperpretrained).parts.hypernetwork_params["t5"]
+    started, t5 = model.initial_params(new, PARTITIONER), load(hyperpretrained).parts.hypernetwork_params["t5"]
     assert same(started["t5"], stack_layers(t5, WIDE) if scan_layers else t5)
     assert not same(started["t5"], new["t5"])
     rest = {name: part for name, part in started.items() if name != "t5"}
@@ -132,18 +139,18 @@ def test_fresh_heads_keep_the_t5_alone_and_may_write_other_adapters(
 def test_fresh_heads_want_a_hypernetwork_to_start_from(base: str, wide: str, start: str) -> None:
     model = HypernetworkOf(config(WIDE), base, start=wide if start == "wide" else start, fresh_heads=True)
     with pytest.raises(ConfigError, match="fresh_heads: expected a model directory as start"):
-        model.initial_params(fresh(model))
+        started_from(model)
 
 
 def test_an_untied_hypernetwork_starts_from_another_t5_than_the_base(base: str, wide: str) -> None:
     model = HypernetworkOf(config(WIDE), base, start=wide)
-    started, t5 = trees.flatten(model.initial_params(fresh(model))), trees.flatten(load_base(wide, WIDE))
+    started, t5 = trees.flatten(started_from(model)), trees.flatten(load_base(wide, WIDE))
     copied = {path.removeprefix("t5/"): leaf for path, leaf in started.items() if path.startswith("t5/")}
     assert same(trees.unflatten(copied), trees.unflatten({path: t5[path] for path in copied}))
     assert copied["token_embedder/embedding"].shape == (384, 24)
     from_base = HypernetworkOf(config(WIDE), base)
     with pytest.raises(CheckpointError, match="the hypernetwork expects"):
-        from_base.initial_params(fresh(from_base))
+        started_from(from_base)
 
 
 def test_adapters_of_an_untied_hypernetwork_fit_the_base(hyperpretrained: str) -> None:
@@ -157,7 +164,7 @@ def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_
     episodes = EPISODES.replace(shots=0, demonstrations="none")
     adapter = load_adapter(run(model, Episodes(TASKS, episodes), tmp_path, steps=2))
     assert adapter.spec == config().spec
-    assert adapter.metadata.base_fingerprint == fingerprint(model.frozen)
+    assert adapter.metadata.base_fingerprint == fingerprint(load_base(base, BASE))
     assert adapter.metadata.provenance["results"]["steps"] == 2
     # `b` starts at zero and moves by at most 0.01 in each of two Adam steps; alpha / rank = 4 is in what layers read.
     moved = [np.abs(leaf).max() for path, leaf in trees.flatten(adapter.tree).items() if path.endswith("/b")]
@@ -170,7 +177,7 @@ def test_scanned_layers_train_to_the_same_model(base: str, tmp_path: pathlib.Pat
     optimizer, found = adamw(0.1, eps=1.0), []
     for scan_layers in (False, True):
         model = HypernetworkOf(config(), base, scan_layers=scan_layers)
-        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.frozen) == jax.tree.map(
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.read_frozen(PARTITIONER)) == jax.tree.map(
             lambda leaf: (leaf.shape, leaf.dtype), model.abstract_frozen
         )
         found.append(load(run(model, Episodes(TASKS, EPISODES), tmp_path / str(scan_layers), 3, optimizer)))
@@ -183,5 +190,5 @@ def test_scanned_layers_train_to_the_same_model(base: str, tmp_path: pathlib.Pat
 
 def test_a_hypernetwork_with_scanned_layers_starts_from_an_exported_one(base: str, hyperpretrained: str) -> None:
     model = HypernetworkOf(config(WIDE), base, start=hyperpretrained, scan_layers=True)
-    started = model.initial_params(fresh(model))
+    started = started_from(model)
     assert same(started["t5"], stack_layers(load(hyperpretrained).parts.hypernetwork_params["t5"], WIDE))

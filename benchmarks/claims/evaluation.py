@@ -26,7 +26,7 @@ from benchmarks.claims.table import shots as of_shots
 from benchmarks.claims.training import Workspace, trained_base
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter
-from hyperflax.checkpoints.t5_directory import load_base
+from hyperflax.checkpoints.forms import load_base
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.runner import evaluate_conditions

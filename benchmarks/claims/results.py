@@ -25,7 +25,7 @@ from benchmarks.claims.experiments import Experiment, Tuning, described, digest
 from benchmarks.claims.training import Workspace, trained, trained_base
 from benchmarks.claims.tuning import run_tuning
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.t5_directory import load_base
+from hyperflax.checkpoints.forms import load_base
 from hyperflax.errors import DataError
 from hyperflax.evaluation.provenance import device, plain_json
 from hyperflax.files import atomic_file

@@ -36,7 +36,7 @@ from hyperflax.checkpoints.orbax_form import (
     read_orbax_state,
     write_orbax,
 )
-from hyperflax.checkpoints.shapes import is_scalable
+from hyperflax.checkpoints.shapes import check_shapes, is_scalable
 from hyperflax.checkpoints.t5_directory import load_t5
 from hyperflax.checkpoints.t5x import look_at_t5x_state, read_t5x_checkpoint, read_t5x_state
 from hyperflax.checkpoints.t5x_index import find_checkpoint
@@ -169,6 +169,27 @@ def read_model(
         if dtype is not None:
             _cast(params, dtype_of(dtype))
         return Model(form, params, config, files=vocabulary_files(vocabulary))
+
+
+def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
+    """Returns the parameters of the T5 at `path`, numpy arrays in unrolled layers.
+
+    Args:
+      path: whatever `read_model` takes; of a folder of T5X's checkpoints the latest counts.
+      config: the shape that is expected; compute settings (dtype, dropout, scanning) are free.
+
+    Raises:
+      CheckpointError: nothing of the kind is there, its shapes differ (every leaf that does is listed), or it says that
+        it computes otherwise.
+    """
+    model = read_model(path)
+    # What shapes do not show; T5X's checkpoints do not tell it at all.
+    for name in () if model.form in ("t5x", "orbax") else ("mlp_activations", "max_distance"):
+        expected, found = getattr(config, name), getattr(model.config, name)
+        if found != expected:
+            raise CheckpointError(f"{path}: {name}: expected {expected}, found {found}")
+    check_shapes(model.params, config.replace(scan_layers=False), where=str(path))
+    return model.params
 
 
 def _cast(tree: dict[str, Any], dtype: np.dtype | None) -> None:

@@ -51,11 +51,6 @@ _OTHERS = ("tf_model.h5", "flax_model.msgpack")
 Progress = Callable[[int], None]
 
 
-def is_huggingface(path: Location | str) -> bool:
-    """Whether the directory has the look of a transformers model: a config.json."""
-    return (locate(path) / CONFIG).is_file()
-
-
 def read_config(path: Location | str) -> T5Config:
     """Returns the configuration in a model's directory; see `hf_config.from_hf`."""
     file = locate(path) / CONFIG

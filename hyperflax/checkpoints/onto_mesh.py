@@ -83,7 +83,12 @@ class Source:
 
 
 def read_onto_mesh(
-    path: Location | str, config: T5Config, place: Place, *, dtype: str | None = None, step: int | None = None
+    path: Location | str,
+    config: T5Config,
+    place: Place,
+    *,
+    dtype: str | Callable[[str], str | None] | None = None,
+    step: int | None = None,
 ) -> PyTree:
     """Reads the model's parameters.
 
@@ -92,7 +97,8 @@ def read_onto_mesh(
       config: the T5 that is expected, checked before any value is read. `scan_layers` says which layout is returned,
         whichever is stored.
       place: the sharding of each parameter, see `Partitioner.t5_sharding`; asked for parameters in both layouts.
-      dtype: cast floating leaves to this dtype, part by part; None keeps what is stored.
+      dtype: cast floating leaves to this dtype, part by part, or to what a function of the path says; None keeps what
+        is stored.
       step: which one of a run's checkpoints; the latest by default.
 
     Returns:
@@ -101,10 +107,15 @@ def read_onto_mesh(
     Raises:
       CheckpointError: no such checkpoint, a damaged one, or another model: every leaf with expected and found shape.
     """
-    target = None if dtype is None else dtype_of(dtype)
-    if dtype is not None and target is None:
-        raise CheckpointError(f"{path}: dtype: expected a floating dtype such as 'float32', got {dtype!r}")
     path = locate(path)
+
+    def target(name: str) -> np.dtype | None:
+        wanted = dtype(name) if callable(dtype) else dtype
+        found = None if wanted is None else dtype_of(wanted)
+        if wanted is not None and found is None:
+            raise CheckpointError(f"{path}: dtype: expected a floating dtype such as 'float32', got {wanted!r}")
+        return found
+
     folder = find_orbax(path, step)
     sources = _legacy(path, step, target) if folder is None else _orbax(folder, target)
     sources = dict(_scanned(name, source) for name, source in sources.items())
@@ -148,27 +159,25 @@ def _taken_apart(placed: dict[str, jax.Array], place: Place) -> dict[str, jax.Ar
     return placed
 
 
-def _legacy(path: Location, step: int | None, target: np.dtype | None) -> dict[str, Source]:
+def _legacy(path: Location, step: int | None, target: Callable[[str], np.dtype | None]) -> dict[str, Source]:
     index = read_index(path, step)
 
     def source(name: str, leaf: np.ndarray | Stored) -> Source:
-        where = f"target/{name}"
+        where, wanted = f"target/{name}", target(name)
         found = on_disk(where, leaf) if isinstance(leaf, Stored) else leaf
-        return Source(found, lambda part: as_asked(index, where, part, target))
+        return Source(found, lambda part: as_asked(index, where, part, wanted))
 
     return {name: source(name, leaf) for name, leaf in index.leaves("target").items()}
 
 
-def _orbax(folder: Location, target: np.dtype | None) -> dict[str, Source]:
-    def finish(part: np.ndarray) -> np.ndarray:
-        return part if target is None or part.dtype == target else part.astype(target)
+def _orbax(folder: Location, target: Callable[[str], np.dtype | None]) -> dict[str, Source]:
+    def source(name: str, array: ZarrArray) -> Source:
+        wanted = target(name)
+        return Source(array, lambda part: part if wanted is None else part.astype(wanted, copy=False))
 
     prefix = "target/"
-    return {
-        name.removeprefix(prefix): Source(array, finish)
-        for name, array in open_arrays(folder).items()
-        if name.startswith(prefix)
-    }
+    found = {name: array for name, array in open_arrays(folder).items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): source(name.removeprefix(prefix), array) for name, array in found.items()}
 
 
 def place_arrays(sources: Mapping[str, Source], place: Place) -> dict[str, jax.Array]:

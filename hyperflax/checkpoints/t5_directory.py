@@ -1,11 +1,10 @@
-"""The T5 directory: a plain T5 as a training run leaves it, and the one way to find a base model on disk.
+"""The T5 directory: a plain T5 as a training run leaves it.
 
     t5.json            T5 configuration, vocabulary, results, versions, fingerprint
     t5.safetensors     the parameters, T5X's names
     spiece.model       or whatever files the vocabulary needs
 
-`load_base` takes such a directory, a model directory (its base model), a checkpoint of T5X in either form, or a model
-in Hugging Face's form.
+`forms.load_base` reads it, and a T5 in any other form.
 """
 
 from __future__ import annotations
@@ -16,19 +15,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hyperflax import configs
-from hyperflax.buckets import Location, locate
+from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.huggingface import is_huggingface, read_huggingface
-from hyperflax.checkpoints.layouts import unrolled
-from hyperflax.checkpoints.model_directory import collect_files, is_model_directory, load_model_directory
-from hyperflax.checkpoints.orbax_form import find_orbax, read_orbax
+from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.checkpoints.shapes import check_shapes
-from hyperflax.checkpoints.t5x import read_t5x_checkpoint
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.data.vocabularies import Vocabulary, from_json
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import atomic_directory, fetched, read_schema, write_json
+from hyperflax.files import atomic_directory, read_schema, write_json
 from hyperflax.types import PyTree, T5Config
 from hyperflax.versions import versions
 
@@ -95,57 +90,11 @@ def load_t5(
       DataError: the vocabulary's file does.
     """
     folder = pathlib.Path(directory)
-    params, content = _read(folder, progress)
+    content = read_schema(folder / _JSON, _T5File, file_format=T5_FORMAT, version=T5_VERSION)
+    params = load_tree(folder / _WEIGHTS, progress=progress)
+    check_fingerprint(folder / _WEIGHTS, params, content.fingerprint, _JSON)
     try:
         config = configs.from_json(T5Config, content.t5, f"{folder / _JSON}: key 't5'")
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     return params, config, from_json(content.vocabulary, folder)
-
-
-def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
-    """Returns the parameters of the T5 at `path`, numpy arrays in unrolled layers.
-
-    Args:
-      path: a T5 directory, a model directory, a T5X checkpoint or a folder of them (the latest counts), or a model in
-        Hugging Face's form; local or in a bucket.
-      config: the shape that is expected; compute settings (dtype, dropout, scanning) are free.
-
-    Raises:
-      CheckpointError: nothing of the kind is there, its shapes differ (every leaf that does is listed), or it says that
-        it computes otherwise.
-    """
-    folder = locate(path)
-    if (folder / _JSON).is_file():
-        with fetched(folder) as local:
-            params, _ = _read(local)
-    elif is_model_directory(folder):
-        with fetched(folder) as local:
-            params = load_model_directory(local).base
-    elif is_huggingface(folder):
-        params, found = read_huggingface(folder)
-        for name in ("mlp_activations", "max_distance"):  # what shapes do not show
-            if getattr(found, name) != getattr(config, name):
-                raise CheckpointError(
-                    f"{folder}: {name}: expected {getattr(config, name)}, found {getattr(found, name)}"
-                )
-    elif find_orbax(folder) is not None:
-        params, _ = unrolled(read_orbax(folder))
-    elif folder.is_dir():
-        params, _ = unrolled(read_t5x_checkpoint(folder))
-    else:
-        raise CheckpointError(
-            f"{folder}: expected a T5 directory, a model directory, a T5X checkpoint or a Hugging Face model, found "
-            "nothing"
-        )
-    check_shapes(params, config.replace(scan_layers=False), where=str(folder))
-    return params
-
-
-def _read(
-    folder: pathlib.Path, progress: Callable[[int], None] = lambda nbytes: None
-) -> tuple[dict[str, Any], _T5File]:
-    content = read_schema(folder / _JSON, _T5File, file_format=T5_FORMAT, version=T5_VERSION)
-    params = load_tree(folder / _WEIGHTS, progress=progress)
-    check_fingerprint(folder / _WEIGHTS, params, content.fingerprint, _JSON)
-    return params, content

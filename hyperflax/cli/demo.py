@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import pathlib
 import shutil
@@ -118,6 +119,7 @@ def _train(shipped: Hypermodel, steps: int, out: pathlib.Path) -> Hypermodel:
     from hyperflax.train import HypernetworkOf
     from hyperflax.training import loop
     from hyperflax.training.optimizers import make_optimizer
+    from hyperflax.training.partitioning import Partitioner
     from hyperflax.training.schedules import warmup_cosine
     from hyperflax_tasks.strings.episodes import source
 
@@ -145,8 +147,8 @@ def _train(shipped: Hypermodel, steps: int, out: pathlib.Path) -> Hypermodel:
             objective=job.objective,
             optimizer=make_optimizer("adamw", warmup_cosine(1e-3, min(30, steps - 1), steps), clip_norm=1.0),
             batches=Episodes(source("train", examples=16, kinds=KINDS, max_depth=MAX_DEPTH), training, seed=0),
-            frozen=job.frozen,
-            initial_params=job.initial_params,
+            frozen=shipped.parts.base,
+            initial_params=functools.partial(job.initial_params, partitioner=Partitioner()),
             model_dir=f"{folder}/run",
             total_steps=steps,
             log_period=10,
@@ -154,7 +156,7 @@ def _train(shipped: Hypermodel, steps: int, out: pathlib.Path) -> Hypermodel:
         )
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy(f"{folder}/run/loss.png", out / "loss.png")
-        return Hypermodel(shipped.config, job.frozen, state.params, name="live")
+        return Hypermodel(shipped.config, shipped.parts.base, state.params, name="live")
 
 
 def _score(live: Hypermodel, shipped: Hypermodel, tasks: int, out: pathlib.Path, steps: int) -> None:

@@ -96,7 +96,7 @@ class Session:
 
 
 def cast_kernels(params: PyTree, config: T5Config) -> PyTree:
-    """Casts to the compute dtype, once, what layers would cast in every step. The output projection stays float32.
+    """Casts to the compute dtype, once, what layers would cast in every step, see `kernel_dtype`.
 
     Arrays on the host stay there.
     """
@@ -104,8 +104,15 @@ def cast_kernels(params: PyTree, config: T5Config) -> PyTree:
         return params
 
     def cast(path: str, x: Array) -> Array:
-        embedding = path == "token_embedder/embedding" and not config.logits_via_embedding
-        kernel = path.endswith("/kernel") and "logits_dense" not in path
-        return x.astype(jnp.dtype(config.dtype)) if kernel or embedding else x
+        dtype = kernel_dtype(path, config)
+        return x if dtype is None else x.astype(jnp.dtype(dtype))
 
     return trees.map_with_path(cast, params)
+
+
+def kernel_dtype(path: str, config: T5Config) -> str | None:
+    """Returns the dtype that layers cast a parameter to, None if they read it as it is: scales, position biases, the
+    output projection, and the embedding table where it is that projection."""
+    embedding = path == "token_embedder/embedding" and not config.logits_via_embedding
+    kernel = path.endswith("/kernel") and "logits_dense" not in path
+    return config.dtype if kernel or embedding else None

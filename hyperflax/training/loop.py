@@ -84,7 +84,7 @@ def train(
       batches: `.batch(step)` -> numpy dict, pure in (its seed, step).
       model_dir: the run's folder, or its address in a bucket; one that has a checkpoint is continued.
       total_steps: steps of the whole run, those before a restart included.
-      frozen: parameters that the objective only reads. Never changed, never saved.
+      frozen: parameters that the objective only reads, see `Partitioner.place_frozen`. Never changed, never saved.
       initial_params: a tree to start from, or a function of the fresh parameters; see `start_from`.
       seed: of initial parameters and dropout.
       microbatches, loss_normalizing_factor: see `make_train_step`.

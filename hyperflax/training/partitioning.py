@@ -192,7 +192,8 @@ class Partitioner:
     def place_frozen(self, frozen: PyTree) -> PyTree:
         """Returns the frozen tree, a T5's, on the mesh: in pieces, by the same rules as parameters that are trained.
 
-        Every process holds the whole tree on its host, as it was read, and uploads the parts of its own devices.
+        Every process holds the whole tree on its host, as it was read, and uploads the parts of its own devices; or it
+        lies on the mesh already, see `read_base`.
 
         Raises:
           CheckpointError: processes hold different values, or one of them another tree.
@@ -200,6 +201,9 @@ class Partitioner:
         if frozen is None:
             return None
         shardings = self.shardings(frozen, {})
+        lies = jax.tree.map(lambda leaf, sharding: getattr(leaf, "sharding", None) == sharding, frozen, shardings)
+        if all(jax.tree.leaves(lies)):
+            return frozen
         if jax.process_count() == 1:
             return jax.device_put(frozen, shardings)
         # Compared by digest, on the hosts: `device_put` would send every leaf whole to every device to compare them.

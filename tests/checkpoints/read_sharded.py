@@ -21,6 +21,10 @@ from hyperflax.models.stacking import stack_layers  # noqa: E402
 from hyperflax.training.partitioning import Partitioner, make_mesh  # noqa: E402
 
 
+def kernels(name: str) -> str | None:
+    return "bfloat16" if name.endswith("kernel") else None
+
+
 def main(paths: list[str]) -> None:
     partitioner = Partitioner(make_mesh(data=1, fsdp=4, model=2))
     read, size_of = [], onto_mesh._size
@@ -33,14 +37,15 @@ def main(paths: list[str]) -> None:
     for path in paths:
         model = read_model(path)
         read.clear()
-        for scan_layers, dtype in ((False, None), (True, None), (False, "bfloat16")):
+        for scan_layers, dtype in ((False, None), (True, None), (False, kernels)):
             config = model.config.replace(scan_layers=scan_layers)
             whole = trees.flatten(stack_layers(model.params, config) if scan_layers else model.params)
             placed = trees.flatten(onto_mesh.read_onto_mesh(path, config, partitioner.t5_sharding, dtype=dtype))
             assert placed.keys() == whole.keys()
             for name, array in placed.items():
-                expected = whole[name] if dtype is None else whole[name].astype(array.dtype)
-                assert array.dtype == (dtype or whole[name].dtype), name
+                wanted = (dtype and dtype(name)) or whole[name].dtype
+                assert array.dtype == wanted, name
+                expected = whole[name].astype(wanted)
                 assert array.sharding == partitioner.t5_sharding(name, array.shape), name
                 for shard in array.addressable_shards:
                     np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index], err_msg=name)

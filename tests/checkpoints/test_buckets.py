@@ -32,7 +32,7 @@ from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.inspection import inspect_path
 from hyperflax.checkpoints.onto_mesh import read_onto_mesh
-from hyperflax.checkpoints.t5_directory import load_base
+from hyperflax.checkpoints.forms import load_base
 from hyperflax.errors import CheckpointError
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from tests.checkpoints.directories import CONFIG

@@ -8,12 +8,12 @@ import pytest
 
 from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.forms import read_model, write_model
+from hyperflax.checkpoints.forms import load_base, read_model, write_model
 from hyperflax.checkpoints.hf_tokenizer import read_vocabulary
 from hyperflax.checkpoints.huggingface import write_huggingface
 from hyperflax.checkpoints.layouts import to_scalable
 from hyperflax.checkpoints.orbax_form import write_orbax
-from hyperflax.checkpoints.t5_directory import load_base, save_t5
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.models.t5 import T5

@@ -17,10 +17,9 @@ from hypothesis.extra import numpy as hnp
 
 from hyperflax import trees
 from hyperflax.checkpoints import read_t5x_checkpoint, read_t5x_step
-from hyperflax.checkpoints.forms import read_model
+from hyperflax.checkpoints.forms import load_base, read_model
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
 from hyperflax.checkpoints.orbax_form import find_orbax, read_orbax, read_orbax_state, write_orbax
-from hyperflax.checkpoints.t5_directory import load_base
 from hyperflax.checkpoints.t5x import read_t5x_state
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.cli.main import main

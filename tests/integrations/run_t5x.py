@@ -58,7 +58,11 @@ def t5(folder: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
 
 
 def train(
-    model_dir: pathlib.Path, checkpoint: pathlib.Path, *settings: str, killed_at: pathlib.Path | None = None
+    model_dir: pathlib.Path,
+    checkpoint: pathlib.Path,
+    *settings: str,
+    killed_at: pathlib.Path | None = None,
+    devices: int = 1,
 ) -> None:
     """Runs T5X as its users do.
 
@@ -67,6 +71,7 @@ def train(
       checkpoint: of the T5 to start from.
       settings: of gin, besides, `TRAIN_STEPS=12`.
       killed_at: the run is killed as soon as this is there.
+      devices: number of fake ones.
 
     Raises:
       RuntimeError: it failed, or ended before it could be killed; holds the end of what it printed.
@@ -77,6 +82,7 @@ def train(
     command += [f"--gin.MODEL_DIR='{model_dir}'", f"--gin.INITIAL_CHECKPOINT_PATH='{checkpoint}'"]
     command += [f"--gin.{setting}" for setting in settings]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     model_dir.parent.mkdir(parents=True, exist_ok=True)
     with (model_dir.parent / "t5x.log").open("w+b") as log:
         process = subprocess.Popen(command, cwd=HERE.parent.parent, env=environment, stdout=log, stderr=log)

@@ -16,7 +16,9 @@ from tests.integrations.t5x_model import CONFIG, STEPS
 @pytest.fixture(scope="module")
 def trained(t5x_copy: pathlib.Path, tmp_path_factory) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("t5x")
-    return folder / "run", run_t5x.run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(t5x_copy))
+        return folder / "run", run_t5x.run(folder)
 
 
 @pytest.fixture
@@ -47,6 +49,19 @@ def test_the_goldens_are_what_t5x_still_does(trained):
     goldens = t5x_model.goldens()
     assert found.keys() == goldens.keys()
     np.testing.assert_allclose(found["loss"], goldens["loss"], rtol=1e-5)
+
+
+def test_eight_devices_have_the_losses_of_one(trained, t5x_copy, tmp_path):
+    """Tasks over four of them, the networks' parameters over two, by T5X's rules and those of the gin file."""
+    _, found = trained
+    run, (_, checkpoint) = tmp_path / "run", run_t5x.t5(tmp_path)
+    run_t5x.train(run, checkpoint, "partitioning.PjitPartitioner.num_partitions=2", devices=8)
+    losses = run_t5x.scalars(run / "train")["loss"]
+    np.testing.assert_allclose(losses, found["loss"], rtol=1e-5)
+    one, eight = (trees.flatten(read_orbax(folder, step=STEPS)) for folder in (trained[0], run))
+    assert one.keys() == eight.keys()
+    for path, leaf in one.items():
+        np.testing.assert_allclose(eight[path], leaf, rtol=0, atol=1e-4, err_msg=path)
 
 
 def test_a_run_that_was_killed_goes_on(t5x_copy, tmp_path):

@@ -2,8 +2,9 @@
 
     python -m tests.launch.job_of_four ADDRESS FOLDER [PORT COUNT INDEX]
 
-Trains three steps in ADDRESS/run, goes on to the sixth, and evaluates into ADDRESS/scores. One of several also asks for
-FOLDER, in which somebody else is at work, and has read another base model than the others.
+Trains three steps in ADDRESS/run, goes on to the sixth, and evaluates into ADDRESS/scores; trains a hypernetwork in
+ADDRESS/hypernetwork for the T5X checkpoint at ADDRESS/t5. One of several also asks for FOLDER, in which somebody else
+is at work, and has read another base model than the others.
 """
 
 from __future__ import annotations
@@ -17,14 +18,28 @@ import numpy as np
 
 from benchmarks import killed_run
 from hyperflax import trees
+from hyperflax.adapters import LoRA, build_spec
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.episodes import Episodes
+from hyperflax.data.examples import InMemorySource
+from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import BusyError, CheckpointError
 from hyperflax.evaluation.runner import EvaluationTask, evaluate_conditions
+from hyperflax.hypermodel import HypermodelConfig
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.locks import alone_in
 from hyperflax.processes import Processes
+from hyperflax.train import HypernetworkOf, train
 from hyperflax.training.checkpointing import Checkpoints
+from hyperflax.training.optimizers import make_optimizer
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from hyperflax.training.run_log import read_rows
+from hyperflax.types import T5Config
 
+BASE = T5Config(
+    vocab_size=384, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1
+)
 TASKS = [EvaluationTask(f"task{number}", (f"a{number}", "b"), ((f"A{number}",), ("b",))) for number in range(7)]
 
 
@@ -56,6 +71,28 @@ def capitals(batch: list[EvaluationTask]) -> list[list[str]]:
     return [[text.upper() for text in task.inputs] for task in batch]
 
 
+def train_hypernetwork(address: str, partitioner: Partitioner) -> None:
+    """The base and the hypernetwork's own T5 come from T5X's checkpoint, each process reading its parts."""
+    episodes = EpisodeConfig(
+        tasks_per_batch=4, shots=1, examples=1, support_length=12, inputs_length=6, targets_length=6
+    )
+    config = HypermodelConfig(
+        BASE, build_spec(LoRA(rank=2), BASE), HyperT5Config(BASE, HeadsConfig(hidden=8)), episodes, Bytes()
+    )
+    source = InMemorySource.from_strings(
+        {name: [(f"{name}{i}", f"{i}{name}") for i in range(4)] for name in "abcd"}, Bytes()
+    )
+    train(
+        model=HypernetworkOf(config, f"{address}/t5"),
+        batches=Episodes(source, episodes),
+        optimizer=make_optimizer("adamw", 1e-2),
+        total_steps=2,
+        model_dir=f"{address}/hypernetwork",
+        partitioner=partitioner,
+        progress=False,
+    )
+
+
 def main(address: str, folder: str, port: str = "", count: str = "1", index: str = "0") -> None:
     if port:
         jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
@@ -66,6 +103,7 @@ def main(address: str, folder: str, port: str = "", count: str = "1", index: str
     for steps in (3, 6):
         options = {"log_period": 1, "save_period": 2, "eval_period": 3, "partitioner": partitioner}
         killed_run.run(f"{address}/run", total_steps=steps, schedule_steps=6, **options)
+    train_hypernetwork(address, partitioner)
     table = evaluate_conditions(
         TASKS,
         {"bare": capitals},

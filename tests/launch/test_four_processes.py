@@ -8,11 +8,18 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from hyperflax import load, trees
+from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.forms import load_base
+from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.locks import alone_in
+from hyperflax.models.t5 import T5
 from tests.checkpoints.bucket_server import Server, serve
+from tests.launch.job_of_four import BASE
 from tests.launch.test_two_hosts import free_port
 from tests.launch.worlds import REPOSITORY, TIMEOUT
 
@@ -45,6 +52,10 @@ def job(server: Server, folder: pathlib.Path, count: int) -> list[dict]:
 def jobs(tmp_path_factory) -> dict:
     """What one process says and leaves, and what four do, while this one is at work in `folder`."""
     bucket, folder = tmp_path_factory.mktemp("bucket"), tmp_path_factory.mktemp("folder")
+    tokens = np.ones((1, 1), np.int32)
+    base = jax.device_get(jax.jit(T5(BASE).init)(jax.random.key(0), tokens, tokens)["params"])
+    for count in (1, COUNT):
+        write_t5x_checkpoint(bucket / f"of-{count}" / "t5", base, step=7)
     with serve(bucket) as server, alone_in(folder):
         said = {count: job(server, folder, count) for count in (1, COUNT)}
     arrays = {count: dict(np.load(folder / f"of-{count}.npz")) for count in said}
@@ -77,6 +88,20 @@ def test_each_process_writes_its_part_of_a_checkpoint(jobs):
     # [vocabulary, 8], the second dimension split in two by fsdp
     chunks = folder / "checkpoint_6/state/params/token_embedder/embedding/c"
     assert sorted(path.relative_to(chunks).as_posix() for path in chunks.glob("*/*")) == ["0/0", "0/1"]
+
+
+def test_a_hypernetwork_for_a_t5x_checkpoint_is_that_of_one_process(jobs):
+    """Both T5s are read onto the mesh; the exported base is the checkpoint's, to the bit."""
+    alone, several = (load(jobs["bucket"] / f"of-{count}" / "hypernetwork" / "model") for count in (1, COUNT))
+    checkpoint = load_base(jobs["bucket"] / "of-1" / "t5", BASE)
+    assert alone.base_fingerprint == several.base_fingerprint == fingerprint(checkpoint)
+    found, wanted = (trees.flatten(model.parts.hypernetwork_params) for model in (several, alone))
+    assert found.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_allclose(found[path], leaf, atol=1e-4, err_msg=path)
+    # Two steps of Adam at 0.01 from the checkpoint's T5.
+    moved = np.abs(wanted["t5/token_embedder/embedding"] - checkpoint["token_embedder"]["embedding"]).max()
+    assert 0 < moved <= 0.0201
 
 
 def test_evaluating_gives_the_scores_of_one_process_to_all(jobs):

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.checkpoints.t5_directory import load_base
+from hyperflax.checkpoints.forms import load_base
 from hyperflax.types import T5Config
 from tests.launch.worlds import REPOSITORY, World
 

@@ -13,6 +13,7 @@ from hyperflax.models.neighbour_heads import start_neighbour_heads
 from hyperflax.models.relative_bias import PositionBias
 from hyperflax.models.t5 import T5
 from hyperflax.train import PlainT5
+from hyperflax.training.partitioning import Partitioner
 from hyperflax.types import T5Config
 
 CONFIG = T5Config(
@@ -67,7 +68,7 @@ def test_a_checkpoint_has_its_own_tables() -> None:
 def test_training_from_scratch_starts_with_them() -> None:
     params = fresh(CONFIG)
     model = PlainT5(CONFIG, Bytes(), neighbour_heads=3.0)
-    started = trees.flatten(model.initial_params(params))
+    started = trees.flatten(model.initial_params(params, Partitioner()))
     expected = trees.flatten(start_neighbour_heads(params, CONFIG, 3.0))
     assert all(np.array_equal(started[path], leaf) for path, leaf in expected.items())
-    assert PlainT5(CONFIG, Bytes()).initial_params(params) is params
+    assert PlainT5(CONFIG, Bytes()).initial_params(params, Partitioner()) is params

@@ -1,0 +1,58 @@
+"""A run's T5 is the same whatever form it was stored in, on the host or read onto the mesh."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from hyperflax import trees
+from hyperflax.checkpoints.forms import Model, load_base, write_model
+from hyperflax.checkpoints.shapes import expected_shapes
+from hyperflax.checkpoints.t5_directory import save_t5
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import CheckpointError
+from hyperflax.models.session import cast_kernels
+from hyperflax.models.stacking import stack_layers
+from hyperflax.training.base_model import read_base
+from hyperflax.training.partitioning import Partitioner, make_mesh
+from tests.checkpoints.directories import CONFIG, random_tree
+
+SHAPE = CONFIG.replace(num_encoder_layers=2, num_decoder_layers=2, dtype="bfloat16")
+ONTO_MESH = {"t5x", "orbax"}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
+    params, folder = random_tree(expected_shapes(SHAPE), 0), tmp_path_factory.mktemp("stored")
+    save_t5(folder / "t5", params, SHAPE, Bytes())
+    for form in ("huggingface", "t5x", "orbax"):
+        write_model(folder / form, Model("t5", params, SHAPE), form)
+    return {name: folder / name for name in ("t5", "huggingface", "t5x", "orbax")}
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("compute_dtype", [False, True])
+@pytest.mark.parametrize("form", ["t5", "huggingface", "t5x", "orbax"])
+def test_every_form_gives_the_same_arrays(form: str, compute_dtype: bool, scan_layers: bool, stored) -> None:
+    partitioner, config = Partitioner(make_mesh(devices=jax.devices()[:1])), SHAPE.replace(scan_layers=scan_layers)
+    expected = load_base(stored["t5"], SHAPE)
+    expected = cast_kernels(expected, SHAPE) if compute_dtype else expected
+    expected = trees.flatten(stack_layers(expected, SHAPE) if scan_layers else expected)
+    found = trees.flatten(read_base(str(stored[form]), config, partitioner, compute_dtype=compute_dtype))
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert isinstance(found[path], jax.Array) == (form in ONTO_MESH), path
+        assert found[path].dtype == leaf.dtype, path
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    placed = trees.flatten(partitioner.place_frozen(trees.unflatten(found)))
+    if form in ONTO_MESH:  # as it is: nothing is copied
+        assert all(placed[path] is leaf for path, leaf in found.items())
+
+
+@pytest.mark.parametrize("form", ["t5", "t5x"])
+def test_another_shape_is_refused(form: str, stored) -> None:
+    with pytest.raises(CheckpointError, match="mlp/wi_0/kernel"):
+        read_base(str(stored[form]), SHAPE.replace(mlp_dim=16), Partitioner())
