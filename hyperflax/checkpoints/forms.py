@@ -111,8 +111,8 @@ def form_of(path: Location | str) -> Form:
         find_checkpoint(folder)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{folder}: expected a T5 directory, a model directory, a Hugging Face model, an adapter or a checkpoint of "
-            f"T5X; found none of {', '.join(_MARKS)} ({error})"
+            f"{folder}: expected a T5 directory, a model directory, a Hugging Face model, an adapter or a checkpoint "
+            f"of T5X; found none of {', '.join(_MARKS)} ({error})"
         ) from error
     return "t5x"
 

@@ -133,12 +133,6 @@ def read(path: pathlib.Path | str) -> list[Run]:
     return [runs[key] for key in sorted(runs)]
 
 
-def read_ids(path: pathlib.Path | str) -> set[str]:
-    """Returns the ids of a folder's runs, none if there is no folder yet."""
-    path = pathlib.Path(path)
-    return {run.id for run in read(path)} if any(path.glob("*.parquet")) else set()
-
-
 def compact(folder: pathlib.Path | str) -> pathlib.Path:
     """Makes one file of many and returns it. Killed in between, some runs stand twice, which reading mends."""
     folder = pathlib.Path(folder)
