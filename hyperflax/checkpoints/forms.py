@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from hyperflax import configs
+from hyperflax import configs, trees
 from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints import huggingface
 from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
@@ -36,7 +36,7 @@ from hyperflax.checkpoints.orbax_form import (
     read_orbax_state,
     write_orbax,
 )
-from hyperflax.checkpoints.shapes import check_shapes, is_scalable
+from hyperflax.checkpoints.shapes import check_shapes, is_scalable, moved_from_scalable
 from hyperflax.checkpoints.t5_directory import load_t5
 from hyperflax.checkpoints.t5x import look_at_t5x_state, read_t5x_checkpoint, read_t5x_state
 from hyperflax.checkpoints.t5x_index import find_checkpoint
@@ -147,14 +147,18 @@ def read_model(
         )
         steps, more = look_at_state(folder, step)
         stored = read(folder, dtype=dtype, step=step, progress=progress)
-        params, config = unrolled(stored)
+        scalable, flat = is_scalable(stored), trees.flatten(stored)
+        del stored
+        # Some leaves of scalable_t5 are copied on the way: each is free before the next one's turn.
+        moved = dict(moved_from_scalable(name, flat.pop(name)) for name in list(flat))
+        params, config = unrolled(trees.unflatten(moved))
         return Model(
             form,
             params,
             config,
             steps,
             read_state=(lambda progress: read_state(folder, step, progress=progress)) if more else None,
-            scalable=is_scalable(stored),
+            scalable=scalable,
         )
     if form == "huggingface":
         files = {name: (folder / name).read_bytes() for name in _VOCABULARY if (folder / name).is_file()}

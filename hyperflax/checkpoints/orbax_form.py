@@ -11,6 +11,7 @@ files with and without OCDBT, of zarr versions 2 and 3; writing is Orbax's own, 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -25,7 +26,7 @@ from hyperflax import trees
 from hyperflax.buckets import Location, kvstore, locate
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.lazy import LazyArray
-from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, dtype_of, read_arrays, unreadable
+from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, chunk_size, dtype_of, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
 from hyperflax.files import atomic_directory, read_json
 from hyperflax.types import PyTree
@@ -126,7 +127,8 @@ def write_orbax(
         "target": trees.map_with_path(lambda path, value: _lazy(path, value, target), params),
         "state": {"step": _lazy("step", np.asarray(step, np.int32), None), **trees.unflatten(slots)},
     }
-    writer = _one_at_a_time(progress)
+    total = sum(leaf.nbytes for leaf in trees.flatten(tree).values())
+    writer = _one_at_a_time(chunk_size(total), progress)
     # There are no arrays of jax in the tree; Orbax warns where nothing would write them.
     registry = type_handlers.create_type_handler_registry((LazyArray, writer), (jax.Array, writer))
     name = f"checkpoint_{step}"
@@ -169,9 +171,15 @@ def _lazy(path: str, value: Any, target: np.dtype | None) -> LazyArray:
     return LazyArray(tuple(value.shape), dtype, lambda: as_numpy(path, value).astype(dtype, copy=False))
 
 
-def _one_at_a_time(progress: Callable[[int], None]) -> Any:
-    """Returns what Orbax is to write a `LazyArray` with; its own way copies every array before it writes the first."""
+def _one_at_a_time(chunk: int, progress: Callable[[int], None]) -> Any:
+    """Returns what Orbax is to write a `LazyArray` with; its own way copies every array before it writes the first.
+
+    Chunks have at most `chunk` bytes.
+    """
     from orbax.checkpoint import type_handlers
+
+    def in_chunks(arg: Any) -> Any:
+        return dataclasses.replace(arg or type_handlers.SaveArgs(), chunk_byte_size=chunk)
 
     class OneAtATime(type_handlers.NumpyHandler):
         def __init__(self) -> None:
@@ -180,7 +188,7 @@ def _one_at_a_time(progress: Callable[[int], None]) -> Any:
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
             for value, info, arg in zip(values, infos, args, strict=True):
                 array = np.asarray(value)
-                for writing in await super().serialize([array], [info], [arg]):
+                for writing in await super().serialize([array], [info], [in_chunks(arg)]):
                     writing.result()
                 progress(array.nbytes)
                 del array, writing  # before the next one is made

@@ -179,11 +179,13 @@ def from_scalable(params: PyTree) -> dict[str, Any]:
     Raises:
       CheckpointError: names the leaf that has another rank than scalable_t5 gives it.
     """
-    moved: dict[str, Any] = {}
-    for path, leaf in trees.flatten(params).items():
-        name, heads = of_scalable(path, np.shape(leaf))
-        moved[name] = leaf if heads is None else join_heads(leaf, heads)
-    return trees.unflatten(moved)
+    return trees.unflatten(dict(moved_from_scalable(path, leaf) for path, leaf in trees.flatten(params).items()))
+
+
+def moved_from_scalable(path: str, leaf: Any) -> tuple[str, Any]:
+    """Returns one leaf's name and array in the scanned layout; see `from_scalable`."""
+    name, heads = of_scalable(path, np.shape(leaf))
+    return name, leaf if heads is None else join_heads(leaf, heads)
 
 
 def of_scalable(path: str, shape: Shape) -> tuple[str, tuple[int, int] | None]:

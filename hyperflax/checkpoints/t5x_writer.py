@@ -21,13 +21,12 @@ import numpy as np
 from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.t5x_index import NEWEST_VERSION
-from hyperflax.checkpoints.zarr import dtype_of, in_flight_bytes
+from hyperflax.checkpoints.zarr import chunk_size, dtype_of, in_flight_bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_directory
 from hyperflax.types import PyTree
 
 _COMPRESSOR = {"id": "gzip", "level": 1}  # what T5X writes
-_CHUNK_BYTES = 64 * 2**20
 _INLINE = ("/v_row", "/v_col")
 
 
@@ -65,7 +64,7 @@ def write_t5x_checkpoint(
     total = sum(getattr(leaf, "nbytes", 0) for leaf in (*flat.values(), *slots.values()))
     with atomic_directory(directory) as folder:
         (folder / name).mkdir()
-        writer = _Writer(folder / name, in_flight_bytes(total), progress)
+        writer = _Writer(folder / name, total, progress)
         tree = {
             "target": writer.write("target", flat, target),
             "state": {"step": np.asarray(step, np.int32), **writer.write("state", slots, None)},
@@ -77,11 +76,11 @@ def write_t5x_checkpoint(
 
 
 class _Writer:
-    """Writes arrays beside each other, a bounded number of bytes at a time."""
+    """Writes arrays, of `total` bytes in all, beside each other, a bounded number of bytes at a time."""
 
-    def __init__(self, folder: pathlib.Path, limit: int, progress: Callable[[int], None]):
+    def __init__(self, folder: pathlib.Path, total: int, progress: Callable[[int], None]):
         self._folder = folder
-        self._limit = limit
+        self._limit, self._chunk = in_flight_bytes(total), chunk_size(total)
         self._progress = progress
         self._writing: collections.deque[tuple[str, int, Any]] = collections.deque()
         self._in_flight = 0
@@ -109,7 +108,7 @@ class _Writer:
         import tensorstore as ts
 
         row = max(1, array.nbytes // array.shape[0])
-        chunks = [min(array.shape[0], max(1, _CHUNK_BYTES // row)), *array.shape[1:]]
+        chunks = [min(array.shape[0], max(1, self._chunk // row)), *array.shape[1:]]
         spec = {
             "driver": "zarr",
             "dtype": array.dtype.name,

@@ -113,7 +113,7 @@ def read_arrays(
     finish: Callable[[str, np.ndarray], np.ndarray],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, np.ndarray]:
-    """Reads all arrays, many at a time, see `in_flight_bytes`.
+    """Reads all arrays, the largest first, many at a time, see `in_flight_bytes`.
 
     Args:
       arrays: by any name.
@@ -135,7 +135,13 @@ def read_arrays(
     opened = {path: ts.open(spec_of(array), open=True, read=True, context=context) for path, array in arrays.items()}
     reading: collections.deque[tuple[str, Any]] = collections.deque()
     done: dict[str, np.ndarray] = {}
-    in_flight, limit = 0, in_flight_bytes(claimed)
+    arrived, in_flight, limit = 0, 0, in_flight_bytes(claimed)
+
+    def room(nbytes: int) -> bool:
+        # An array that is one chunk keeps one core busy. Until most has arrived there is memory for one on every core:
+        # as it is stored, inflated, and as the array.
+        early = len(reading) < _CORES and arrived + 3 * (in_flight + nbytes) <= 6 * claimed // 5
+        return early or in_flight + nbytes <= limit
 
     def wait(path: str, future: Any) -> Any:
         try:
@@ -143,12 +149,13 @@ def read_arrays(
         except (ValueError, OSError, NotImplementedError) as error:
             raise unreadable(arrays[path], str(error)) from error
 
-    for path in [*arrays, None]:
-        while reading and (path is None or in_flight + arrays[path].nbytes > limit):
+    for path in [*sorted(arrays, key=lambda path: -arrays[path].nbytes), None]:
+        while reading and (path is None or not room(arrays[path].nbytes)):
             ready, future = reading.popleft()
             done[ready] = finish(ready, wait(ready, future))
-            progress(arrays[ready].nbytes)
-            in_flight -= arrays[ready].nbytes
+            nbytes = arrays[ready].nbytes
+            progress(nbytes)
+            arrived, in_flight = arrived + nbytes, in_flight - nbytes
         if path is not None:
             store = wait(path, opened.pop(path))
             if store.shape != arrays[path].shape or store.dtype.numpy_dtype != arrays[path].dtype:
@@ -165,6 +172,14 @@ def in_flight_bytes(total: int) -> int:
     them to fit into the first, and one array that is one chunk keeps one core busy.
     """
     return max(_IN_FLIGHT_BYTES, total // 16)
+
+
+def chunk_size(total: int) -> int:
+    """Returns the size of the chunks to write, of so many bytes in all: T5X's 64 MiB, less for models below 4 GiB.
+
+    A chunk is compressed by one core, and is there several times over meanwhile.
+    """
+    return min(64 * 2**20, max(4 * 2**20, total // 64))
 
 
 def unreadable(array: ZarrArray, reason: str) -> CheckpointError:

@@ -101,7 +101,7 @@ def test_the_orbax_form_of_t5x_holds_the_truth(checkpoints):
 
 
 def test_adamw_momentum_and_chunks_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("hyperflax.checkpoints.t5x_writer._CHUNK_BYTES", 64)
+    monkeypatch.setattr("hyperflax.checkpoints.t5x_writer.chunk_size", lambda total: 64)
     params = random_tree({"a/kernel": (9, 5), "b/scale": (7,)}, 0)
     state = random_tree({"param_states/0/mu/a/kernel": (9, 5), "param_states/0/nu/a/kernel": (9, 5)}, 1)
     state["param_states"]["0"]["count"] = np.asarray(12, np.int32)
