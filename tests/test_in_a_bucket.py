@@ -24,8 +24,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, pathl
     common = COMMON.replace(
         "registry.load_source.name = 'toy'", "CACHE = %gin.REQUIRED\nregistry.load_source.name = %CACHE"
     )
+    # Names of their own: gin looks in the folders of every earlier job of this process, too, and in those first.
     for name, content in {"common": common, "base": BASE, "hypermodel": HYPERMODEL}.items():
-        (folder / f"{name}.gin").write_text(IMPORTS + content)
+        content = content.replace("include 'common.gin'", "include 'bucket_common.gin'")
+        (folder / f"bucket_{name}.gin").write_text(IMPORTS + content)
     examples = folder / "examples.jsonl"
     examples.write_text("".join(json.dumps({"input": text, "target": text.upper()}) + "\n" for text in ("ae", "bf")))
     behind = folder / "behind"
@@ -40,11 +42,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, pathl
         run("cache", "--mixture", "toy_in_bucket", "--out", f"{place}/cache", *module)
         flags = [f"--gin_search_paths={folder}", f"--gin.CACHE='{place}/cache'"]
         start = f"--gin.INITIAL_CHECKPOINT_PATH='{place}/base/model'"
-        run("train", "--gin_file=base.gin", f"--gin.MODEL_DIR='{place}/base'", *flags)
+        run("train", "--gin_file=bucket_base.gin", f"--gin.MODEL_DIR='{place}/base'", *flags)
         # Stopped after two steps, and gone on with.
         for steps in (2, 4):
             hyper = f"--gin.MODEL_DIR='{place}/hyper'"
-            run("train", "--gin_file=hypermodel.gin", hyper, start, f"--gin.TRAIN_STEPS={steps}", *flags)
+            run("train", "--gin_file=bucket_hypermodel.gin", hyper, start, f"--gin.TRAIN_STEPS={steps}", *flags)
         model = ["--model", f"{place}/hyper/model"]
         asked = ["--mixture", "toy_in_bucket", "--split", "held_out", "--examples", "3", "--refine", "1"]
         run("evaluate", *model, *asked, "--out", f"{place}/report", *module)
