@@ -13,12 +13,17 @@ import hashlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 
 import pytest
+
+# Started in the background, a shell has its children ignore Ctrl-C, and tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests state what holds on CPU, bit for bit; on another device name it: JAX_PLATFORMS=cuda make test.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
