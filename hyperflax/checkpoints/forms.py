@@ -172,7 +172,10 @@ def read_model(
             params, config = parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder))
             vocabulary = vocabularies.from_json(parts.vocabulary, local)
         if dtype is not None:
-            _cast(params, dtype_of(dtype))
+            target = dtype_of(dtype)
+            if target is None or target.kind in "iub":
+                raise CheckpointError(f"{folder}: dtype: expected a floating dtype such as 'float32', got {dtype!r}")
+            _cast(params, target)
         return Model(form, params, config, files=vocabulary_files(vocabulary))
 
 
@@ -197,7 +200,7 @@ def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
     return model.params
 
 
-def _cast(tree: dict[str, Any], dtype: np.dtype | None) -> None:
+def _cast(tree: dict[str, Any], dtype: np.dtype) -> None:
     """Casts a tree of numpy arrays in place, one at a time: it is never in memory twice."""
     for name, leaf in tree.items():
         if isinstance(leaf, dict):

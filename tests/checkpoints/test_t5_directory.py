@@ -67,6 +67,13 @@ def test_a_t5x_checkpoint_is_a_base(materialised) -> None:
     assert trees.flatten(params)["token_embedder/embedding"].shape == (64, 16)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "int32"])
+def test_a_dtype_that_is_none_is_refused(params, tmp_path, dtype) -> None:
+    save_t5(tmp_path / "t5", params, CONFIG, Bytes())
+    with pytest.raises(CheckpointError, match=f"dtype: expected a floating dtype.*{dtype}"):
+        read_model(tmp_path / "t5", dtype=dtype)
+
+
 def test_nothing_there_is_said(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="expected a T5 directory"):
         load_base(tmp_path / "nothing", CONFIG)
