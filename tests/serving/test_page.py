@@ -63,8 +63,13 @@ class Page:
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
+    def read(self, selector: str, what: str) -> list[str]:
+        """One property of all that a selector finds, read at one instant: the page may be at work meanwhile."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((found) => found[arguments[1]])"
+        return self.driver.execute_script(script, selector, what)
+
     def texts(self, selector: str) -> list[str]:
-        return [found.get_attribute("textContent") or "" for found in self.all(selector)]
+        return self.read(selector, "textContent")
 
     def press(self, label: str) -> None:
         self.driver.find_element(By.XPATH, f"//button[normalize-space()='{label}' or @aria-label='{label}']").click()
@@ -84,7 +89,7 @@ class Page:
         return text
 
     def table(self) -> list[tuple[str, str]]:
-        values = [area.get_attribute("value") or "" for area in self.all("#rows textarea")]
+        values = self.read("#rows textarea", "value")
         return list(zip(values[::2], values[1::2], strict=True))
 
     def give(self, pairs: list[tuple[str, str]], inputs: list[str] | None = None) -> None:
