@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hyperflax.training.trials import Trials
@@ -40,7 +38,7 @@ def informative(
     if share >= 1.0:
         return np.arange(count)
     sample = np.random.default_rng(np.random.SeedSequence([0x696766, seed])).permutation(count)[:SAMPLE]
-    losses, gains = (np.asarray(array, np.float64) for array in _measure(trials, raw, data, objective, sample))
+    losses, gains = (array.astype(np.float64) for array in trials.gains(raw, data, objective, sample))
     lengths = [np.count_nonzero(data[name], axis=1) for name in ("encoder_input_tokens", "decoder_target_tokens")]
     features = np.stack([losses, *lengths], axis=1)[:count].astype(np.float64)
     predicted = ridge(features[sample], gains, features)
@@ -60,23 +58,3 @@ def ridge(features: np.ndarray, values: np.ndarray, queries: np.ndarray, strengt
     x, q = (features - mean) / scale, (queries - mean) / scale
     weights = np.linalg.solve(x.T @ x + strength * np.eye(x.shape[1]), x.T @ (values - values.mean()))
     return values.mean() + q @ weights
-
-
-def _measure(
-    trials: Trials, raw: PyTree, data: Mapping[str, Array], objective: Mapping[str, Array], sample: np.ndarray
-):
-    """Every example's loss, [n + 1], and the first-order gain of the sampled ones; one gradient is alive at a time."""
-
-    @jax.jit
-    def measure(raw, params, data, objective, sample):
-        towards = trials.gradient(raw, params, objective)
-
-        def gain(number):
-            gradient = trials.gradient(raw, params, {name: array[number][None] for name, array in data.items()})
-            products = jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, towards)
-            return sum(jax.tree.leaves(products))
-
-        losses = jax.vmap(lambda example: trials.mean_loss(raw, params, jax.tree.map(lambda x: x[None], example)))(data)
-        return losses, jax.lax.map(gain, sample)
-
-    return measure(raw, trials.params, dict(data), dict(objective), sample)

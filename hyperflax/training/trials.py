@@ -124,6 +124,7 @@ class Trials:
         self._start = jax.jit(jax.vmap(self._start_one))
         self._run = jax.jit(self._run_all, donate_argnums=0)
         self._score = jax.jit(jax.vmap(self._score_one, in_axes=(0, None, 0)))
+        self._gains = jax.jit(self._gains_one)
 
     def start(self, raw: PyTree) -> TrialState:
         """Returns the states before the first step of runs that start from raw adapters, leaves [run, ...]."""
@@ -166,14 +167,17 @@ class Trials:
         exact, loss = self._score(raw, self.params, padded)
         return np.asarray(exact)[:, :examples], np.asarray(loss)
 
-    def mean_loss(self, raw: PyTree, params: PyTree, data: Mapping[str, Array]) -> Array:
-        """Returns one run's loss per token, in nats, without dropout."""
-        loss = self._losses(self._model, raw, params, data, None)[0]
-        return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
+    def gains(
+        self, raw: PyTree, data: Mapping[str, Array], objective: Mapping[str, Array], sample: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Measures single examples of one run, without a run axis, dropout or a step.
 
-    def gradient(self, raw: PyTree, params: PyTree, data: Mapping[str, Array]) -> PyTree:
-        """Returns the gradient of `mean_loss` by the raw adapter."""
-        return jax.grad(self.mean_loss)(raw, params, data)
+        Returns:
+          every example's loss per token, in nats, [example]; and for the examples of `sample`, [sample], the inner
+          product of the gradients, by the raw adapter, of the example's loss and the objective's.
+        """
+        losses, gains = self._gains(raw, self.params, dict(data), dict(objective), sample)
+        return np.asarray(losses), np.asarray(gains)
 
     # One run
 
@@ -222,6 +226,22 @@ class Trials:
         loss, logits = self._losses(self._model, raw, params, data, None)
         right = correct_tokens(logits, data["decoder_target_tokens"]) | (data["decoder_loss_weights"] == 0)
         return jnp.all(right, axis=-1), loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
+
+    def _gains_one(self, raw, params, data, objective, sample):
+        def mean_loss(raw: PyTree, batch: Mapping[str, Array]) -> Array:
+            loss = self._losses(self._model, raw, params, batch, None)[0]
+            return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
+
+        def alone(number: Array) -> dict[str, Array]:
+            return {name: array[number][None] for name, array in data.items()}
+
+        towards = jax.grad(mean_loss)(raw, objective)
+
+        def gain(number: Array) -> Array:  # one gradient is alive at a time
+            return optax.tree.vdot(jax.grad(mean_loss)(raw, alone(number)), towards)
+
+        losses = jax.vmap(lambda number: mean_loss(raw, alone(number)))(jnp.arange(len(data["encoder_input_tokens"])))
+        return losses, jax.lax.map(gain, sample)
 
     def _losses(self, model: T5, raw: PyTree, params: PyTree, batch: Mapping[str, Array], key: Array | None):
         dropping = key is not None and self.recipe.dropout > 0

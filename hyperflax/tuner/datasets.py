@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,14 +83,22 @@ class DataSet:
     def arrays(self, split: str, vocabulary: Vocabulary, config: EpisodeConfig) -> dict[str, np.ndarray]:
         """Returns a part's examples as rows [n + 1, length], the last one padding of weight 0.
 
+        Rows of all parts have one length: the config's, halved as often as every example still fits. So short
+        examples are not paid for as long ones, and few programs are compiled for many data sets.
+
         Raises:
           DataError: an example that is too long, with its place.
         """
+        pairs = {
+            name: [(tokenise(line.input, vocabulary), tokenise(line.target, vocabulary)) for line in getattr(self, name)]
+            for name in SPLITS
+        }
+        inputs, targets = zip(*itertools.chain(*pairs.values()), strict=True)
         lines: Sequence[Line] = getattr(self, split)
         return text_batch(
-            [(tokenise(line.input, vocabulary), tokenise(line.target, vocabulary)) for line in lines],
-            inputs_length=config.inputs_length,
-            targets_length=config.targets_length,
+            pairs[split],
+            inputs_length=_halved(config.inputs_length, inputs),
+            targets_length=_halved(config.targets_length, targets),
             batch_size=len(lines) + 1,
             names=[line.at for line in lines],
         )
@@ -155,6 +164,14 @@ def check(data: DataSet) -> DataSet:
             if there != split:
                 raise DataError(f"{line.at}: this example of '{split}' also stands in '{there}' of '{data.name}'")
     return data
+
+
+def _halved(limit: int, texts: Iterable[np.ndarray]) -> int:
+    """The smallest of limit, limit / 2, limit / 4 ..., rounded up, that holds the longest text and its end."""
+    longest = max(map(len, texts)) + 1
+    while longest <= (limit + 1) // 2 < limit:
+        limit = (limit + 1) // 2
+    return limit
 
 
 def task_embedding(slot_states: np.ndarray) -> dict[str, float]:

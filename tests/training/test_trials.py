@@ -182,7 +182,34 @@ def test_padding_to_a_number_of_rows_that_others_share_changes_no_score(model):
     exact, loss = trials.score(starts(SPEC, 1), stacked(examples))
     assert exact.shape == (1, 5)
     raw = jax.tree.map(lambda leaf: leaf[0], starts(SPEC, 1))
-    np.testing.assert_allclose(loss[0], jax.jit(trials.mean_loss)(raw, model[1], examples), rtol=1e-6)
+    np.testing.assert_allclose(loss[0], mean_loss(model, raw, examples), rtol=1e-6)
+
+
+def mean_loss(model, raw, examples):
+    """Loss per token of a raw adapter, written out."""
+    inputs = [examples[name] for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")]
+    logits = model[0].apply({"params": model[1], "adapters": SPEC.materialise(raw)}, *inputs)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), inputs[2][..., None], axis=-1)[..., 0]
+    return -(chosen * examples["decoder_loss_weights"]).sum() / examples["decoder_loss_weights"].sum()
+
+
+def test_gains_are_inner_products_of_gradients_and_losses_are_the_examples_own(model):
+    trials, raw = Trials(*model, Recipe(SPEC)), jax.tree.map(lambda leaf: leaf[0] + 0.1, starts(SPEC, 1))
+    given, objective, sample = data(6), data(4, seed=1), np.array([4, 1])
+    losses, gains = trials.gains(raw, given, objective, sample)
+
+    def alone(number):
+        return {name: array[number : number + 1] for name, array in given.items()}
+
+    def gradient(examples):
+        tree = jax.grad(lambda raw: mean_loss(model, raw, examples))(raw)
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+    np.testing.assert_allclose(losses[:6], [mean_loss(model, raw, alone(number)) for number in range(6)], rtol=1e-5)
+    products = [gradient(alone(number)) @ gradient(objective) for number in sample]
+    np.testing.assert_allclose(gains, products, rtol=1e-4)
+    trials.gains(raw, data(6, seed=2), objective, sample)
+    assert trials._gains._cache_size() == 1  # what to leave out is asked of every run: one program serves them all
 
 
 def test_an_epoch_shows_every_example_once():

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from hyperflax.data.examples import tokenise
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.contamination import name_digests
@@ -17,7 +18,7 @@ from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection, check_unseen, collect, vary
 from hyperflax.tune.trial import Group, program
 from hyperflax.tuner import table
-from hyperflax.tuner.datasets import DataSet, read
+from hyperflax.tuner.datasets import SPLITS, DataSet, read
 from hyperflax.tuner.pipeline import FIDELITIES, Pipeline, default_pipeline
 from tests.finetuning.micro_model import micro_model
 
@@ -33,6 +34,21 @@ def data_set(name: str, place: int = 0) -> DataSet:
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     return Bench(micro_model())
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(1, 3), (2, 3), (4, 5), (9, 10), (17, 19), (18, 19)])
+def test_rows_are_as_long_as_the_limit_halved_while_all_examples_fit(longest, expected):
+    """Rows hold the end of the sequence, too; one long example of any part makes all rows long."""
+    vocabulary = micro_model().config.vocabulary
+    config = dataclasses.replace(micro_model().config.episodes, inputs_length=19, targets_length=19)
+    lines = [Line(f"{number}", word, "a") for number, word in enumerate(WORDS[:9])]
+    lines[8] = Line("8", "b" * longest, "a")
+    assert len(tokenise(lines[8].input, vocabulary)) == longest
+    data = DataSet("lengths", lines[:3], lines[3:6], lines[6:])
+    for split in SPLITS:
+        arrays = data.arrays(split, vocabulary, config)
+        assert arrays["encoder_input_tokens"].shape == (4, expected)
+        assert arrays["decoder_target_tokens"].shape == (4, 2)
 
 
 @pytest.fixture(scope="module")
