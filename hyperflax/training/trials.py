@@ -167,17 +167,13 @@ class Trials:
         exact, loss = self._score(raw, self.params, padded)
         return np.asarray(exact)[:, :examples], np.asarray(loss)
 
-    def gains(
-        self, raw: PyTree, data: Mapping[str, Array], objective: Mapping[str, Array], sample: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Measures single examples of one run, without a run axis, dropout or a step.
+    def gains(self, raw: PyTree, data: Mapping[str, Array], objective: Mapping[str, Array]) -> np.ndarray:
+        """Returns the inner product of each example's gradient and the objective's, [example], without dropout.
 
-        Returns:
-          every example's loss per token, in nats, [example]; and for the examples of `sample`, [sample], the inner
-          product of the gradients, by the raw adapter, of the example's loss and the objective's.
+        That is, to first order and up to the learning rate, how much the objective's loss falls by a step on the
+        example alone. Losses are per token, gradients by the raw adapter of one run, without a run axis.
         """
-        losses, gains = self._gains(raw, self.params, dict(data), dict(objective), sample)
-        return np.asarray(losses), np.asarray(gains)
+        return np.asarray(self._gains(raw, self.params, dict(data), dict(objective)))
 
     # One run
 
@@ -227,21 +223,20 @@ class Trials:
         right = correct_tokens(logits, data["decoder_target_tokens"]) | (data["decoder_loss_weights"] == 0)
         return jnp.all(right, axis=-1), loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
 
-    def _gains_one(self, raw, params, data, objective, sample):
-        def mean_loss(raw: PyTree, batch: Mapping[str, Array]) -> Array:
-            loss = self._losses(self._model, raw, params, batch, None)[0]
+    def _gains_one(self, raw, params, data, objective):
+        def total(raw: PyTree) -> Array:
+            loss = self._losses(self._model, raw, params, objective, None)[0]
             return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
 
-        def alone(number: Array) -> dict[str, Array]:
-            return {name: array[number][None] for name, array in data.items()}
+        def each(raw: PyTree) -> Array:
+            logits = self._losses(self._model, raw, params, data, None)[1]
+            loss = jax.vmap(token_loss)(logits, data["decoder_target_tokens"], data["decoder_loss_weights"])
+            return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
 
-        towards = jax.grad(mean_loss)(raw, objective)
-
-        def gain(number: Array) -> Array:  # one gradient is alive at a time
-            return optax.tree.vdot(jax.grad(mean_loss)(raw, alone(number)), towards)
-
-        losses = jax.vmap(lambda number: mean_loss(raw, alone(number)))(jnp.arange(len(data["encoder_input_tokens"])))
-        return losses, jax.lax.map(gain, sample)
+        # The derivative of every loss in the direction of the objective's gradient. The model has rules for reverse
+        # mode alone, so it is the transpose of reverse mode: no example's gradient is ever formed.
+        losses, pull = jax.vjp(each, raw)
+        return jax.linear_transpose(lambda weights: pull(weights)[0], losses)(jax.grad(total)(raw))[0]
 
     def _losses(self, model: T5, raw: PyTree, params: PyTree, batch: Mapping[str, Array], key: Array | None):
         dropping = key is not None and self.recipe.dropout > 0

@@ -182,7 +182,7 @@ class Group:
         kept = np.arange(len(self.data.train))
         if pipeline.skip:
             train, held = (jax.tree.map(lambda array: array[0], part) for part in (self._train, self._held))
-            kept = informative(self._trials, raw, train, held, share=1.0 - pipeline.skip, seed=seed)
+            kept = informative(self._trials, raw, train, held, share=1.0 - pipeline.skip)
         values: Any = pipeline  # it trains, so all of them apply
         return epoch_rows(kept, values.batch_size, values.epochs, seed)
 

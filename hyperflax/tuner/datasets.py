@@ -90,7 +90,9 @@ class DataSet:
           DataError: an example that is too long, with its place.
         """
         pairs = {
-            name: [(tokenise(line.input, vocabulary), tokenise(line.target, vocabulary)) for line in getattr(self, name)]
+            name: [
+                (tokenise(line.input, vocabulary), tokenise(line.target, vocabulary)) for line in getattr(self, name)
+            ]
             for name in SPLITS
         }
         inputs, targets = zip(*itertools.chain(*pairs.values()), strict=True)

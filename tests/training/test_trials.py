@@ -16,7 +16,7 @@ from hyperflax.errors import ConfigError
 from hyperflax.models.decoding import decode
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import token_loss
-from hyperflax.training.information_gain import informative, ridge
+from hyperflax.training.information_gain import informative
 from hyperflax.training.trials import Hyper, Recipe, Trials, epoch_rows, learning_rate
 from hyperflax.types import T5Config
 
@@ -193,23 +193,21 @@ def mean_loss(model, raw, examples):
     return -(chosen * examples["decoder_loss_weights"]).sum() / examples["decoder_loss_weights"].sum()
 
 
-def test_gains_are_inner_products_of_gradients_and_losses_are_the_examples_own(model):
+def test_gains_are_inner_products_of_gradients(model):
     trials, raw = Trials(*model, Recipe(SPEC)), jax.tree.map(lambda leaf: leaf[0] + 0.1, starts(SPEC, 1))
-    given, objective, sample = data(6), data(4, seed=1), np.array([4, 1])
-    losses, gains = trials.gains(raw, given, objective, sample)
-
-    def alone(number):
-        return {name: array[number : number + 1] for name, array in given.items()}
+    given, objective = data(6), data(4, seed=1)
+    gains = trials.gains(raw, given, objective)
 
     def gradient(examples):
         tree = jax.grad(lambda raw: mean_loss(model, raw, examples))(raw)
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
-    np.testing.assert_allclose(losses[:6], [mean_loss(model, raw, alone(number)) for number in range(6)], rtol=1e-5)
-    products = [gradient(alone(number)) @ gradient(objective) for number in sample]
-    np.testing.assert_allclose(gains, products, rtol=1e-4)
-    trials.gains(raw, data(6, seed=2), objective, sample)
-    assert trials._gains._cache_size() == 1  # what to leave out is asked of every run: one program serves them all
+    alone = [{name: array[number : number + 1] for name, array in given.items()} for number in range(6)]
+    products = [gradient(example) @ gradient(objective) for example in alone]
+    assert np.ptp(products) > 1e-3
+    np.testing.assert_allclose(gains, [*products, 0.0], rtol=1e-4, atol=1e-7)
+    trials.gains(raw, data(6, seed=2), objective)
+    assert trials._gains._cache_size() == 1  # every run asks what to leave out: one program serves them all
 
 
 def test_an_epoch_shows_every_example_once():
@@ -221,14 +219,6 @@ def test_an_epoch_shows_every_example_once():
     np.testing.assert_array_equal(rows, epoch_rows(np.array([3, 5, 8, 9]), batch_size=2, epochs=3, seed=0))
 
 
-def test_ridge_against_its_closed_form():
-    rng = np.random.default_rng(0)
-    features, weights = rng.normal(size=(40, 3)), np.array([1.0, -2.0, 0.5])
-    values = features @ weights + 3.0
-    np.testing.assert_allclose(ridge(features, values, features, strength=1e-9), values, atol=1e-6)
-    np.testing.assert_allclose(ridge(features, values, features, strength=1e12), values.mean(), atol=1e-6)
-
-
 def test_what_is_kept_are_the_examples_that_help_the_objective(model):
     """One half of the examples are the objective's own, the other half contradict it: targets of another example."""
     trials, raw = Trials(*model, Recipe(SPEC)), jax.tree.map(lambda leaf: leaf[0], starts())
@@ -238,11 +228,11 @@ def test_what_is_kept_are_the_examples_that_help_the_objective(model):
         "decoder_target_tokens": right["decoder_target_tokens"] % 17 + 3 * (right["decoder_target_tokens"] > 0),
     }
     both = {name: np.concatenate([right[name][:-1], wrong[name]]) for name in right}
-    kept = informative(trials, raw, both, right, share=0.5, seed=0)
+    kept = informative(trials, raw, both, right, share=0.5)
     assert len(kept) == 12
     assert kept.tolist() == sorted(set(kept.tolist()))
-    np.testing.assert_array_equal(informative(trials, raw, both, right, share=1.0, seed=0), np.arange(24))
-    np.testing.assert_array_equal(kept, informative(trials, raw, both, right, share=0.5, seed=0))
+    np.testing.assert_array_equal(informative(trials, raw, both, right, share=1.0), np.arange(24))
+    np.testing.assert_array_equal(kept, informative(trials, raw, both, right, share=0.5))
 
 
 @pytest.mark.parametrize(
