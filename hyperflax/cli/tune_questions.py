@@ -42,14 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replies", metavar="DIR", help="where the endpoint's replies are kept (default: OUT.replies, beside OUT)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
+    parser.add_argument("--facts", type=int, metavar="N", help="how many to draw at most (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the facts drawn (default 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.tuner.questions import generate
 
     texts = [find_text(name) for name in arguments.text]
-    report = generate(texts, choose_extractor(arguments), arguments.out, seed=arguments.seed, say=print, progress=True)
+    given = {"seed": arguments.seed, "limit": arguments.facts, "say": print, "progress": True}
+    report = generate(texts, choose_extractor(arguments), arguments.out, **given)
     counts = ", ".join(f"{count} {split}" for split, count in report["pairs"].items())
     unread = sum(len(text["unread"]) for text in report["texts"])
     print(f"{len(report['facts'])} facts: {counts} pairs; {unread} unread, {len(report['left_out'])} left out")

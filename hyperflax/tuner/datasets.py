@@ -83,7 +83,7 @@ class DataSet:
     def arrays(self, split: str, vocabulary: Vocabulary, config: EpisodeConfig) -> dict[str, np.ndarray]:
         """Returns a part's examples as rows [n + 1, length], the last one padding of weight 0.
 
-        Rows of all parts have one length: the config's, halved as often as every example still fits. So short
+        Rows of all parts have one length: the config's, or half or a quarter of it where every example fits. So short
         examples are not paid for as long ones, and few programs are compiled for many data sets.
 
         Raises:
@@ -99,8 +99,8 @@ class DataSet:
         lines: Sequence[Line] = getattr(self, split)
         return text_batch(
             pairs[split],
-            inputs_length=_halved(config.inputs_length, inputs),
-            targets_length=_halved(config.targets_length, targets),
+            inputs_length=_shortened(config.inputs_length, inputs),
+            targets_length=_shortened(config.targets_length, targets),
             batch_size=len(lines) + 1,
             names=[line.at for line in lines],
         )
@@ -168,12 +168,10 @@ def check(data: DataSet) -> DataSet:
     return data
 
 
-def _halved(limit: int, texts: Iterable[np.ndarray]) -> int:
-    """The smallest of limit, limit / 2, limit / 4 ..., rounded up, that holds the longest text and its end."""
+def _shortened(limit: int, texts: Iterable[np.ndarray]) -> int:
+    """The limit, or half or a quarter of it, rounded up, if that holds the longest text and its end."""
     longest = max(map(len, texts)) + 1
-    while longest <= (limit + 1) // 2 < limit:
-        limit = (limit + 1) // 2
-    return limit
+    return min((length for length in (-(-limit // 4), -(-limit // 2)) if longest <= length), default=limit)
 
 
 def task_embedding(slot_states: np.ndarray) -> dict[str, float]:

@@ -120,6 +120,21 @@ def test_a_further_text_changes_nothing_about_the_first(tmp_path: pathlib.Path) 
         assert two[len(two) - len(one) :] == one
 
 
+def test_a_limit_draws_facts_whose_questions_are_those_of_the_whole(tmp_path: pathlib.Path) -> None:
+    text = Text("a", "\n".join(f"fact {number}" for number in range(9)))
+    whole = generate([text], Numbered(), tmp_path / "whole")
+    drawn = [generate([text], Numbered(), tmp_path / f"{seed}", seed=seed, limit=3)["facts"] for seed in (0, 1)]
+    assert [len(facts) for facts in drawn] == [3, 3]
+    assert drawn[0] != drawn[1]
+    assert all(facts.items() <= whole["facts"].items() for facts in drawn)
+    told = {split: (tmp_path / "whole" / f"{split}.jsonl").read_text().splitlines() for split in SPLITS}
+    for split in SPLITS:
+        assert set((tmp_path / "0" / f"{split}.jsonl").read_text().splitlines()) <= set(told[split])
+    assert generate([text], Numbered(), tmp_path / "all", limit=100)["facts"] == whole["facts"]
+    with pytest.raises(DataError, match="a limit of at least one fact, got 0"):
+        generate([text], Numbered(), tmp_path / "none", limit=0)
+
+
 def test_a_fact_of_two_texts_is_asked_for_once(tmp_path: pathlib.Path) -> None:
     texts = [Text("a", "Io orbits Jupiter."), Text("b", "Rhea orbits Saturn. Io  orbits\nJupiter. Io orbits Jupiter.")]
     report = generate(texts, Rules(), tmp_path / "out")

@@ -36,6 +36,7 @@ def generate(
     extractor: Extractor,
     out: pathlib.Path | str,
     seed: int = 0,
+    limit: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def generate(
       texts: at least one; a fact that several of them state is asked for once.
       extractor: reads the facts and words the questions.
       out: a folder that does not exist or is empty; whether it is, is looked at before the first question is asked.
-      seed: of the split, not negative.
+      seed: of the split and of the facts that are drawn, not negative.
+      limit: of facts, drawn among those that were read; by default all are taken.
       say: is told what was not read and what was left out.
       progress: show a progress bar over the facts.
 
@@ -53,13 +55,18 @@ def generate(
       what stands in `questions.json`.
 
     Raises:
-      DataError: no text, no fact in any of them, or an extractor that breaks its promise.
+      DataError: no text, no fact in any of them, a limit below 1, or an extractor that breaks its promise.
       CheckpointError: `out` holds something.
     """
     if not texts or seed < 0:
         raise DataError(f"questions: expected at least one text and a seed from 0, got {len(texts)} and {seed}")
+    if limit is not None and limit < 1:
+        raise DataError(f"questions: expected a limit of at least one fact, got {limit}")
     with atomic_directory(out) as folder:
         facts, read = _read(texts, extractor, say)
+        if limit is not None:
+            drawn = np.random.default_rng(seed).permutation(len(facts))[:limit].tolist()
+            facts = {name: facts[name] for place, name in enumerate(list(facts)) if place in drawn}
         kept, pairs, left_out = {}, {split: [] for split in SPLITS}, []
         asked: dict[str, str] = {}
         for fact_id, (fact, sources) in tqdm(facts.items(), unit="fact", disable=not progress):
