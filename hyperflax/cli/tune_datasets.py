@@ -22,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, metavar="N", help="how many at most; default all")
     for name, size in (("train", 64), ("validation", 32), ("test", 32)):
         parser.add_argument(f"--{name}", type=int, default=size, metavar="N", help=f"examples (default {size})")
+    parser.add_argument(
+        "--longest",
+        nargs=2,
+        type=int,
+        metavar=("INPUTS", "TARGETS"),
+        help="tokens, end of sequence included; longer examples are left out (default: what the model reads)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of tasks and examples")
     add_module_argument(parser)
 
@@ -36,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(arguments.model)
     registry.register_modules(arguments.module)
     source = registry.load_source(arguments.mixture, arguments.split, vocabulary=model.config.vocabulary)
+    limits = (model.config.episodes.inputs_length, model.config.episodes.targets_length)
+    inputs, targets = map(min, arguments.longest or limits, limits)
     out = pathlib.Path(arguments.out)
     folders = write_datasets(
         source,
@@ -45,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         validation=arguments.validation,
         test=arguments.test,
         tasks=arguments.tasks,
-        longest=(model.config.episodes.inputs_length - 1, model.config.episodes.targets_length - 1),
+        longest=(inputs - 1, targets - 1),
         seed=arguments.seed,
     )
     print(f"{len(folders)} data sets in {out}")
