@@ -73,7 +73,8 @@ class PipelineSpace:
         drawn = {
             pipeline.id: pipeline for pipeline in ([Pipeline(method=AS_GENERATED)] if GENERATED in self.starts else [])
         }
-        streams = [self._stream(part, seed * len(self._parts) + number) for number, part in enumerate(self._parts)]
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._parts)).tolist()
+        streams = [self._stream(part, own) for part, own in zip(self._parts, seeds, strict=True)]
         for stream in itertools.cycle(streams):
             if len(drawn) >= count:
                 break

@@ -53,6 +53,7 @@ def test_every_pipeline_that_is_drawn_can_start_where_it_says(space):
 def test_the_seed_decides_what_is_drawn(space):
     assert space.sample(20, seed=3) == space.sample(20, seed=3) != space.sample(20, seed=4)
     assert space.sample(150, seed=3)[:20] == space.sample(20, seed=3)
+    assert len(space.sample(20, seed=2**63 - 1)) == 20  # ConfigSpace itself takes no seed of more than 32 bits
 
 
 def test_what_a_start_fits_is_what_the_adapters_rules_say():
