@@ -7,6 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from hyperflax.cli.tune import add_start_arguments, bench_of
+from hyperflax.cli.tune_collect import WHOLE, parse_shard
 from hyperflax.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ DESCRIPTION = """Compare optimisers on recorded runs: what each would have found
 A table is the project's own (Parquet; --model names the hypermodel that its runs are of), a folder of config.csv,
 curve.csv, cost.csv and meta.csv as Quick-Tune keeps them, the folder of the scaling law's csv files, or PEFT's method
 comparison (jsonl). Surrogates know nothing of what is played: corpora are left out one at a time, pipelines where there
-is one corpus only. It writes report.json, report.md and report.png.
+is one corpus only. It writes report.json, report.md and report.png. A killed replay goes on when it is called again;
+--shard 0/2 and 1/2 share one among two processes.
 """
 
 
@@ -35,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group", default="corpus", choices=("corpus", "category"), help="what is left out at a time (default corpus)"
     )
     parser.add_argument("--budget", type=float, default=20.0, metavar="N", help="in whole runs of average cost (20)")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="plays of each (default 5)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="surrogates and plays of each (default 5)")
     parser.add_argument("--optimisers", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument("--shard", default=WHOLE, metavar="I/N", help="play every N-th part from I on (default 0/1)")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -50,16 +53,21 @@ def run(arguments: argparse.Namespace) -> int:
         if unknown := sorted(set(arguments.optimisers) - optimisers.keys()):
             raise DataError(f"--optimisers: expected some of {', '.join(optimisers)}, got '{unknown[0]}'")
         optimisers = {name: optimisers[name] for name in arguments.optimisers}
-    result = compare(
-        recorded, optimisers, budget=arguments.budget, seeds=arguments.seeds, solo=solo, seed=arguments.seed
-    )
     out = pathlib.Path(arguments.out)
+    settings = {"budget": arguments.budget, "seeds": arguments.seeds, "solo": solo, "seed": arguments.seed}
+    result = compare(recorded, optimisers, out, shard=parse_shard(arguments.shard), **settings)
+    if result is None:
+        print(f"{out}: parts of other shards are still to be played; who comes last writes the report")
+        return 0
     write_json(out / "report.json", result)
+    groups = result["groups"] if len(result["groups"]) > 1 else ()
+    parts = "".join(f"Of {group}:\n\n{table(result, group)}\n\n" for group in groups)
     told = (
         f"# Optimisers on {len(recorded.dataset)} recorded runs of {len(recorded.datasets)} data sets\n\n"
         f"Normalised regret, mean over data sets with 95% intervals, {arguments.seeds} seeds, {result['left_out']} "
         f"left out. The whole budget is {arguments.budget:g} runs of average cost ({recorded.unit}).\n\n"
         f"{table(result)}\n\n"
+        f"{parts}"
         "![Regret over the budget](report.png)\n"
     )
     with atomic_file(out / "report.md") as temporary:

@@ -1,19 +1,28 @@
 """Optimisers compared on a recorded table: what each finds for data sets that the surrogates know nothing of.
 
 Groups (corpora, categories) are left out one at a time: surrogates are fitted on all others and every data set of the
-group is played by every optimiser with every seed. A table of a single group is split by pipelines instead: surrogates
-are fitted on one half of the runs and the other half is the pool, which says less, since the data set is known then.
+group is played by every optimiser. That is done anew with every seed, which is of the surrogates, too. A table of a
+single group is split by pipelines instead: surrogates are fitted on one half of the runs and the other half is the
+pool, which says less, since the data set is known then.
 
 Regret (`replay.py`) is read at shares of the budget; the mean is over data sets, seeds within them averaged first, and
 its interval resamples data sets.
 
->>> result = compare(recorded, default_optimisers(recorded), budget=20, seeds=5)
+    out/plays/<id>.json    one group and seed, written when it has been played
+
+Killed and called again, a comparison goes on with what has no file. `shard=(i, n)` plays every n-th part, so that n
+processes fill one folder; whoever calls when all parts are there gets the result.
+
+>>> result = compare(recorded, default_optimisers(), "report", budget=20, seeds=5)
 >>> result["regret"]["transfer"]["mean"]
 [1.0, 0.31, ...]
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +32,7 @@ from tqdm import tqdm
 
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.intervals import bootstrap_mean
-from hyperflax.files import atomic_file
+from hyperflax.files import atomic_file, read_json, write_json
 from hyperflax.tuner.optimisers import GreyBox, Only, Optimiser, RandomSearch, SuccessiveHalving
 from hyperflax.tuner.packages import DEHB, SMAC
 from hyperflax.tuner.recommender import Recommender
@@ -73,97 +82,155 @@ def _meta(pool: Recorded) -> np.ndarray:
 def compare(
     recorded: Recorded,
     optimisers: Mapping[str, Make],
+    out: pathlib.Path | str,
     *,
     budget: float = 20.0,
     seeds: int = 5,
     shares: Sequence[float] = SHARES,
     solo: np.ndarray | None = None,
     seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Plays all optimisers on all data sets; see the module's text.
 
     Args:
       recorded: the table. optimisers: name -> maker, see `default_optimisers`.
+      out: folder of what has been played.
       budget: in whole runs of average cost. seeds: plays of each optimiser on each data set.
       shares: of the budget, at which the regret is read.
       solo: [run] whether its seconds are nobody's share.
-      seed: of surrogates, intervals and splits.
+      seed: the first one. shard: see the module's text.
       progress: show a bar.
 
     Returns:
       json: `shares`; `regret`, by optimiser its `mean`, `low` and `high` at each share and, by data set, `datasets`;
-      `left_out`, what was left out; `budget`, `seeds`, `unit`.
+      `groups`, the same without data sets for each group; `left_out`, what was left out; `budget`, `seeds`, `unit`.
+      None where other shards are still to come.
 
     Raises:
-      ConfigError: a budget or a number of seeds that is not positive.
+      ConfigError: a budget or a number of seeds that is not positive, or a shard that is none.
     """
     if not budget > 0 or seeds < 1:
         raise ConfigError(f"compare: expected a positive budget and at least 1 seed, got {budget}, {seeds}")
-    grid = np.asarray(shares, np.float64)
-    played: dict[str, dict[str, list[float]]] = {name: {} for name in optimisers}
-    parts = list(_left_out(recorded, solo, seed))
-    with tqdm(total=sum(len(pools) for _, _, pools in parts) * len(optimisers), disable=not progress) as bar:
-        for train, train_solo, pools in parts:
-            learnt = Recommender.fit(train, solo=train_solo, seed=seed)
-            for pool in pools:
-                name = recorded.datasets[pool.dataset[0]]
-                for label, make in optimisers.items():
-                    optimiser = make(pool, learnt)
-                    if optimiser is not None:
-                        curves = [play(pool, optimiser, budget=budget, seed=number).at(grid) for number in range(seeds)]
-                        played[label][name] = np.mean(curves, axis=0).tolist()
-                    bar.update()
+    if not 0 <= shard[0] < shard[1]:
+        raise ConfigError(f"compare: expected a shard (i, n) with i < n, got {shard}")
+    groups = sorted({recorded.groups[number] for number in recorded.dataset.tolist()})
+    settings = json.dumps([sorted(optimisers), budget, list(shares), None if solo is None else solo.tolist()])
+    files = {
+        (group, number): pathlib.Path(out) / "plays" / f"{_digest(recorded, settings, group, number)}.json"
+        for number in range(seed, seed + seeds)
+        for group in groups
+    }
+    own = list(files)[shard[0] :: shard[1]]
+    for group, number in tqdm(own, unit="part", disable=not progress):
+        if not files[group, number].is_file():
+            played = _play(recorded, optimisers, group, number, budget=budget, shares=shares, solo=solo)
+            write_json(files[group, number], played)
+    if not all(file.is_file() for file in files.values()):
+        return None
     return {
-        "shares": grid.tolist(),
-        "regret": {name: _summary(curves) for name, curves in played.items() if curves},
-        "left_out": "groups" if len(set(recorded.groups)) > 1 else "pipelines",
+        "shares": list(shares),
+        **_regrets({part: read_json(file) for part, file in files.items()}),
+        "left_out": "groups" if len(groups) > 1 else "pipelines",
         "budget": budget,
         "seeds": seeds,
         "unit": recorded.unit,
     }
 
 
-def _left_out(recorded: Recorded, solo: np.ndarray | None, seed: int):
-    """Yields (runs to learn from, which of them have solo timings, the pools to play)."""
-    groups = sorted({recorded.groups[number] for number in recorded.dataset.tolist()})
-    of_group = np.array([recorded.groups[number] for number in recorded.dataset])
-    for group in groups:
-        inside = np.flatnonzero(of_group == group)
-        if len(groups) > 1:
-            train = np.flatnonzero(of_group != group)
-        else:
-            order = np.random.default_rng(seed).permutation(inside)
-            train, inside = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-        pools = [
-            recorded.rows(inside[recorded.dataset[inside] == number])
-            for number in sorted(set(recorded.dataset[inside].tolist()))
-        ]
-        train_solo = None if solo is None or not np.any(solo[train]) else np.asarray(solo)[train]
-        yield recorded.rows(train), train_solo, pools
+def _digest(recorded: Recorded, *settings: object) -> str:
+    """Tells tables and settings apart, so that nothing is taken for what another call has played."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for field in dataclasses.fields(recorded):
+        value = getattr(recorded, field.name)
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return digest.hexdigest()[:16]
 
 
-def _summary(curves: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Mean and interval over data sets at each share, and every data set's own curve."""
-    values = np.array(list(curves.values()))
+def _play(
+    recorded: Recorded,
+    optimisers: Mapping[str, Make],
+    group: str,
+    seed: int,
+    *,
+    budget: float,
+    shares: Sequence[float],
+    solo: np.ndarray | None,
+) -> dict[str, dict[str, list[float]]]:
+    """Returns, by optimiser and data set of a group, the regret at each share."""
+    train, pools = _left_out(recorded, group, seed)
+    timed = solo is not None and np.any(solo[train])
+    learnt = Recommender.fit(recorded.rows(train), solo=solo[train] if timed else None, seed=seed)
+    played: dict[str, dict[str, list[float]]] = {}
+    for pool in pools:
+        for label, make in optimisers.items():
+            if (optimiser := make(pool, learnt)) is not None:
+                curve = play(pool, optimiser, budget=budget, seed=seed)
+                name = recorded.datasets[pool.dataset[0]]
+                played.setdefault(label, {})[name] = curve.at(np.asarray(shares, np.float64)).tolist()
+    return played
+
+
+def _left_out(recorded: Recorded, group: str, seed: int) -> tuple[np.ndarray, list[Recorded]]:
+    """Returns the runs to learn from and the pools to play, one for each data set of the group."""
+    of_group = np.array([recorded.groups[number] == group for number in recorded.dataset])
+    inside, train = np.flatnonzero(of_group), np.flatnonzero(~of_group)
+    if not len(train):
+        order = np.random.default_rng(seed).permutation(inside)
+        train, inside = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    numbers = sorted(set(recorded.dataset[inside].tolist()))
+    return train, [recorded.rows(inside[recorded.dataset[inside] == number]) for number in numbers]
+
+
+def _regrets(played: Mapping[tuple[str, int], Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[str, Any]:
+    """Averages over seeds, then over data sets: of all groups, and of each."""
+    curves: dict[str, dict[str, list[Sequence[float]]]] = {}
+    of_group: dict[str, set[str]] = {}
+    for (group, _), by_optimiser in played.items():
+        for label, by_dataset in by_optimiser.items():
+            for name, curve in by_dataset.items():
+                curves.setdefault(label, {}).setdefault(name, []).append(curve)
+                of_group.setdefault(group, set()).add(name)
+    mean = {
+        label: {name: np.mean(many, axis=0).tolist() for name, many in sorted(by_dataset.items())}
+        for label, by_dataset in curves.items()
+    }
+    groups = {}
+    for group, names in of_group.items():
+        inside = {label: [mean[label][name] for name in sorted(names & mean[label].keys())] for label in mean}
+        groups[group] = {label: _summary(many) for label, many in inside.items() if many}
+    regret = {label: {**_summary(list(of.values())), "datasets": of} for label, of in mean.items()}
+    return {"regret": regret, "groups": groups}
+
+
+def _summary(curves: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Mean and interval over data sets at each share."""
+    values = np.array(curves)
     bounds = (0.0, float(max(1.0, values.max())))
     intervals = [bootstrap_mean(column, bounds=bounds) for column in values.T]
     return {
         "mean": [interval.mean for interval in intervals],
         "low": [interval.low for interval in intervals],
         "high": [interval.high for interval in intervals],
-        "datasets": dict(curves),
     }
 
 
-def table(result: Mapping[str, Any], shares: Sequence[float] = (0.1, 0.25, 0.5, 1.0)) -> str:
-    """Returns a Markdown table: an optimiser a row, its mean regret with its interval at these shares of the budget."""
+def table(
+    result: Mapping[str, Any], group: str | None = None, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 1.0)
+) -> str:
+    """Returns a Markdown table: an optimiser a row, its mean regret with its interval at these shares of the budget.
+
+    Args:
+      result: of `compare`. group: of whose data sets; by default of all.
+    """
     places = [int(np.argmin(np.abs(np.array(result["shares"]) - share))) for share in shares]
     lines = [
         "| optimiser | " + " | ".join(f"{share:.0%} of the budget" for share in shares) + " |",
         "|---|" + "---|" * len(shares),
     ]
-    for name, curve in sorted(result["regret"].items(), key=lambda item: item[1]["mean"][places[-1]]):
+    regret = result["regret"] if group is None else result["groups"][group]
+    for name, curve in sorted(regret.items(), key=lambda item: item[1]["mean"][places[-1]]):
         cells = [f"{curve['mean'][at]:.3f} [{curve['low'][at]:.3f}, {curve['high'][at]:.3f}]" for at in places]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import lzma
 import numpy as np
 import pytest
 
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.tuner.comparison import compare, default_optimisers, draw, table
 from hyperflax.tuner.foreign import peft_comparison, quick_tune, scaling_law
 from hyperflax.tuner.optimisers import Only, RandomSearch
@@ -193,7 +193,17 @@ def test_a_comparison_leaves_groups_out_and_tells_intervals(tmp_path):
         played.append((pool.dataset.tolist(), learnt.scores.kept.queries.meta[:, 0].tolist()))
         return RandomSearch()
 
-    result = compare(made, {"random": watched, "nobody": lambda pool, learnt: None}, budget=4, seeds=2, progress=False)
+    makers = {"random": watched, "nobody": lambda pool, learnt: None}
+
+    def called(**given):
+        return compare(made, makers, tmp_path, budget=4, seeds=2, progress=False, **given)
+
+    assert called(shard=(0, 2)) is None
+    assert len(played) == 2
+    result = called(shard=(1, 2))
+    assert len(played) == 4
+    assert called() == result
+    assert len(played) == 4  # nothing is played twice
     assert result["left_out"] == "groups"
     assert set(result["regret"]) == {"random"}
     for inside, learnt_from in played:
@@ -202,7 +212,12 @@ def test_a_comparison_leaves_groups_out_and_tells_intervals(tmp_path):
     assert curve["mean"][0] == 1.0 > curve["mean"][-1]
     assert all(low <= mean <= high for low, mean, high in zip(curve["low"], curve["mean"], curve["high"], strict=True))
     assert set(curve["datasets"]) == {"a", "b"}
+    both = [result["groups"][group]["random"]["mean"] for group in ("a", "b")]
+    np.testing.assert_allclose(np.mean(both, axis=0), curve["mean"])
     assert "| random | " in table(result)
+    assert "| random | " in table(result, "a")
+    with pytest.raises(ConfigError, match=r"a shard \(i, n\) with i < n"):
+        called(shard=(2, 2))
     draw(result, tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
 
