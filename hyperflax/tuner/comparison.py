@@ -160,8 +160,8 @@ def _play(
 ) -> dict[str, dict[str, list[float]]]:
     """Returns, by optimiser and data set of a group, the regret at each share."""
     train, pools = _left_out(recorded, group, seed)
-    timed = solo is not None and np.any(solo[train])
-    learnt = Recommender.fit(recorded.rows(train), solo=solo[train] if timed else None, seed=seed)
+    timed = None if solo is None or not np.any(solo[train]) else solo[train]
+    learnt = Recommender.fit(recorded.rows(train), solo=timed, seed=seed)
     played: dict[str, dict[str, list[float]]] = {}
     for pool in pools:
         for label, make in optimisers.items():
