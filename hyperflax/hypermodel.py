@@ -106,7 +106,7 @@ class Hypermodel:
     Args:
       config: see `HypermodelConfig`.
       base_params: the frozen T5's, as T5X names them.
-      hypernetwork_params: the hypernetwork's.
+      hypernetwork_params: the hypernetwork's; None for a model that only predicts.
       name: short name for people.
       results, provenance: kept in the model directory, json.
     """
@@ -115,7 +115,7 @@ class Hypermodel:
         self,
         config: HypermodelConfig,
         base_params: PyTree,
-        hypernetwork_params: PyTree,
+        hypernetwork_params: PyTree | None,
         *,
         name: str = "hypermodel",
         results: Mapping[str, Any] | None = None,
@@ -138,15 +138,14 @@ class Hypermodel:
             files=collect_files(config.vocabulary.write_files),
         )
         self.base_params = jax.tree.map(jnp.asarray, base_params)
-        self.hypernetwork_params = jax.tree.map(jnp.asarray, hypernetwork_params)
 
     # On disk
 
     @classmethod
-    def from_directory(cls, directory: pathlib.Path | str) -> Hypermodel:
-        """Reads a model directory. See `load_model_directory` for what is checked."""
+    def from_directory(cls, directory: pathlib.Path | str, *, hypernetwork: bool = True) -> Hypermodel:
+        """Reads a model directory. See `load_model_directory` for the arguments and for what is checked."""
         folder = pathlib.Path(directory)
-        parts = load_model_directory(folder)
+        parts = load_model_directory(folder, hypernetwork=hypernetwork)
         where = f"{folder}/hypermodel.json"
         if parts.hypernetwork_class not in HYPERNETWORKS:
             raise CheckpointError(
@@ -162,7 +161,6 @@ class Hypermodel:
         )
         model = cls(config, parts.base, parts.hypernetwork_params, name=parts.name)
         model.parts = parts
-        model.check_hypernetwork(where)
         return model
 
     def save(self, directory: Location | str, *, dtype: StorageDtype | None = None, overwrite: bool = False) -> None:
@@ -177,6 +175,34 @@ class Hypermodel:
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen T5, which its adapters name as their base."""
         return self.parts.base_fingerprint
+
+    @functools.cached_property
+    def hypernetwork_params(self) -> PyTree:
+        """The hypernetwork's parameters, on the device from the first use on.
+
+        Raises:
+          CheckpointError: they are not those of the configuration; every leaf is listed.
+          ConfigError: the model was loaded without them.
+        """
+        if (params := self.parts.hypernetwork_params) is None:
+            raise ConfigError(
+                f"model '{self.parts.name}' was loaded without its hypernetwork and only predicts; to generate "
+                "adapters, load it with hypernetwork=True"
+            )
+        self.check_hypernetwork(f"model '{self.parts.name}'")
+        return jax.tree.map(jnp.asarray, params)
+
+    def check_hypernetwork(self, where: str) -> None:
+        """Raises CheckpointError, naming every leaf, where its parameters are not those of the configuration.
+
+        It is done before the first use, not when a model is loaded: it traces the whole hypernetwork, which who only
+        predicts need not wait for.
+        """
+        episode = {"support_tokens": jnp.zeros((1, 4), jnp.int32), "task_index": jnp.zeros((), jnp.int32)}
+        fresh = nn.unbox(jax.eval_shape(self.hypernetwork.init, jax.random.key(0), episode)["params"])
+        expected = {path: leaf.shape for path, leaf in trees.flatten(fresh).items()}
+        if problems := leaf_problems(self.parts.hypernetwork_params, expected):
+            raise CheckpointError(f"{where}: the hypernetwork's parameters do not fit: " + "; ".join(problems))
 
     # Text in, text out
 
@@ -380,23 +406,19 @@ class Hypermodel:
 
         return run
 
-    def check_hypernetwork(self, where: str) -> None:
-        """Refuses hypernetwork parameters that are not those of the configuration, before anything runs."""
-        episode = {"support_tokens": jnp.zeros((1, 4), jnp.int32), "task_index": jnp.zeros((), jnp.int32)}
-        fresh = nn.unbox(jax.eval_shape(self.hypernetwork.init, jax.random.key(0), episode)["params"])
-        expected = {path: leaf.shape for path, leaf in trees.flatten(fresh).items()}
-        if problems := leaf_problems(self.parts.hypernetwork_params, expected):
-            raise CheckpointError(f"{where}: the hypernetwork's parameters do not fit: " + "; ".join(problems))
 
-
-def load(name_or_directory: pathlib.Path | str) -> Hypermodel:
+def load(name_or_directory: pathlib.Path | str, *, hypernetwork: bool = True) -> Hypermodel:
     """Loads a shipped hypermodel by name (`strings`) or any by its model directory, here or in a bucket.
+
+    Args:
+      name_or_directory: which.
+      hypernetwork: False leaves it on the disk: half the time and memory, for predictions with adapters that are there.
 
     Raises:
       CheckpointError: there is no such model, or its files are damaged.
     """
     with fetched(name_or_directory) as directory:
-        return Hypermodel.from_directory(find(directory))
+        return Hypermodel.from_directory(find(directory), hypernetwork=hypernetwork)
 
 
 def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:

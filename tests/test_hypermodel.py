@@ -20,7 +20,7 @@ from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.evaluation import conditions
 from hyperflax.evaluation.held_out import HeldOut
-from hyperflax.hypermodel import Hypermodel, HypermodelConfig
+from hyperflax.hypermodel import Hypermodel, HypermodelConfig, load
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
@@ -118,6 +118,27 @@ def test_on_disk_and_back(model: Hypermodel, tmp_path, dtype) -> None:
     reread = load_adapter(tmp_path / "adapter")
     assert same(reread.tree, adapter.tree)
     assert again.predict(["ab"], reread) == loaded.predict(["ab"], adapter)
+
+
+def test_a_model_without_its_hypernetwork_predicts_and_says_what_it_cannot(model: Hypermodel, tmp_path) -> None:
+    model.save(tmp_path / "whole")
+    adapter = model.adapt(EXAMPLES)
+    (tmp_path / "whole" / "hypernetwork.safetensors").write_bytes(b"is not read")
+    part = load(tmp_path / "whole", hypernetwork=False)
+    assert part.predict(["ab"], adapter) == model.predict(["ab"], adapter)
+    with pytest.raises(ConfigError, match="loaded without its hypernetwork and only predicts"):
+        part.adapt(EXAMPLES)
+    with pytest.raises(CheckpointError, match="expected a whole model, got 'micro' without its hypernetwork"):
+        part.save(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"hypernetwork\.safetensors"):
+        load(tmp_path / "whole")
+
+
+def test_a_hypernetwork_of_another_shape_is_refused_leaf_by_leaf(model: Hypermodel) -> None:
+    params = trees.unflatten({path: leaf[..., :1] for path, leaf in trees.flatten(model.hypernetwork_params).items()})
+    other = Hypermodel(model.config, model.parts.base, params, name="other")
+    with pytest.raises(CheckpointError, match=r"'other': the hypernetwork's parameters do not fit: .*slots"):
+        other.adapt(EXAMPLES)
 
 
 def test_an_adapter_of_another_base_is_refused(model: Hypermodel) -> None:

@@ -168,7 +168,7 @@ def read_model(
         if form == "t5":
             params, config, vocabulary = load_t5(local, progress=progress)
         else:
-            parts = load_model_directory(local, progress=progress)
+            parts = load_model_directory(local, hypernetwork=False, progress=progress)
             params, config = parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder))
             vocabulary = vocabularies.from_json(parts.vocabulary, local)
         if dtype is not None:

@@ -54,7 +54,7 @@ class ModelParts:
       base: its parameters, nested dict.
       hypernetwork_class: the class's name.
       hypernetwork_config: its configuration, as json.
-      hypernetwork_params: its parameters, nested dict.
+      hypernetwork_params: its parameters, nested dict; None where they were left on the disk.
       spec: the adapters that it generates.
       vocabulary: the vocabulary's description, as json.
       episode: how support and inputs are laid out, as json.
@@ -70,7 +70,7 @@ class ModelParts:
     base: PyTree
     hypernetwork_class: str
     hypernetwork_config: Mapping[str, Any]
-    hypernetwork_params: PyTree
+    hypernetwork_params: PyTree | None
     spec: AdapterSpec
     vocabulary: Mapping[str, Any]
     episode: Mapping[str, Any]
@@ -145,9 +145,11 @@ def save_model_directory(
       The model as it will be loaded, with the rounded values: its fingerprints are those in the directory.
 
     Raises:
-      CheckpointError: the base does not fit its configuration (every leaf is listed), a description is no json, or the
-        directory may not be replaced.
+      CheckpointError: the base does not fit its configuration (every leaf is listed), a description is no json, the
+        directory may not be replaced, or the model was read without its hypernetwork.
     """
+    if parts.hypernetwork_params is None:
+        raise CheckpointError(f"{directory}: expected a whole model, got '{parts.name}' without its hypernetwork")
     parts = parts.rounded(dtype)
     check_shapes(parts.base, _t5_config(parts.t5, f"{directory}: t5"), where=f"{directory}: base")
     document = {
@@ -180,11 +182,14 @@ def save_model_directory(
 
 
 def load_model_directory(
-    directory: pathlib.Path | str, *, progress: Callable[[int], None] = lambda nbytes: None
+    directory: pathlib.Path | str, *, hypernetwork: bool = True, progress: Callable[[int], None] = lambda nbytes: None
 ) -> ModelParts:
     """Reads what `save_model_directory` wrote; trees come back as numpy arrays.
 
-    `progress` is called with the number of bytes read, array by array.
+    Args:
+      directory: where from.
+      hypernetwork: False leaves its parameters on the disk, for who has adapters already.
+      progress: called with the number of bytes read, array by array.
 
     Raises:
       CheckpointError: a file is missing, damaged, from elsewhere, or does not belong to the others; names the file and
@@ -199,8 +204,10 @@ def load_model_directory(
     base = load_tree(folder / _BASE, progress=progress)
     check_shapes(base, config, where=str(folder / _BASE))
     check_fingerprint(folder / _BASE, base, content.base_fingerprint, _JSON)
-    hypernetwork = load_tree(folder / _HYPERNETWORK, progress=progress)
-    check_fingerprint(folder / _HYPERNETWORK, hypernetwork, content.hypernetwork_fingerprint, _JSON)
+    params = None
+    if hypernetwork:
+        params = load_tree(folder / _HYPERNETWORK, progress=progress)
+        check_fingerprint(folder / _HYPERNETWORK, params, content.hypernetwork_fingerprint, _JSON)
     files = {}
     for name, expected in content.files.items():
         files[name] = read_bytes(folder / name)
@@ -212,7 +219,7 @@ def load_model_directory(
         base=base,
         hypernetwork_class=content.hypernetwork.class_name,
         hypernetwork_config=content.hypernetwork.config,
-        hypernetwork_params=hypernetwork,
+        hypernetwork_params=params,
         spec=spec,
         vocabulary=content.vocabulary,
         episode=content.episode,

@@ -34,9 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
         from hyperflax.errors import ConfigError
 
         raise ConfigError(f"--max_length: expected at least 1, got {arguments.max_length}")
+    model = load(arguments.model, hypernetwork=False)
     if arguments.out:
         infer(
-            model=load(arguments.model),
+            model=model,
             inputs=arguments.inputs,
             out=arguments.out,
             adapter=arguments.adapter,
@@ -44,6 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 0
     texts = read_inputs(arguments.inputs)
-    for row in predictions(load(arguments.model), texts, arguments.adapter, arguments.max_length):
+    for row in predictions(model, texts, arguments.adapter, arguments.max_length):
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
     return 0
