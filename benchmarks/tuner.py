@@ -28,6 +28,7 @@ import hyperflax
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.run import recommend
 from hyperflax.tuner import datasets
+from hyperflax.tuner.encoding import columns, encode
 from hyperflax.tuner.pipeline import FIDELITIES
 from hyperflax.tuner.recommender import Recommender
 from hyperflax.tuner.recorded import Recorded
@@ -40,18 +41,18 @@ def made_up(bench: Bench, features: list[str], runs: int, sets: int) -> Recorded
     """Returns runs [run] on data sets of which each has its own best learning rate and its own level."""
     draw = np.random.default_rng(0)
     dataset = np.sort(np.arange(runs) % sets)
-    pipelines = bench.space.encode(bench.space.sample(runs, seed=0))
+    pipelines = encode(bench.space.sample(runs, seed=0))
     meta = draw.normal(size=(sets, len(features))).astype(np.float32)
-    rate = pipelines[:, bench.space.columns.index("learning_rate")]
+    rate = pipelines[:, columns().index("learning_rate")]
     level = 0.6 - (rate - 0.5 - 0.1 * meta[dataset, 0]) ** 2 + 0.1 * draw.normal(size=sets)[dataset]
     rise = 1.0 - 0.7 ** np.arange(1, FIDELITIES + 1)
     scores = np.clip(level[:, None] * rise + 0.02 * draw.normal(size=(runs, FIDELITIES)), 0.0, 1.0)
-    seconds = np.exp(pipelines[:, bench.space.columns.index("epochs")] + 0.1 * draw.normal(size=runs))
+    seconds = np.exp(pipelines[:, columns().index("epochs")] + 0.1 * draw.normal(size=runs))
     return Recorded(
         datasets=tuple(f"set {number}" for number in range(sets)),
         groups=tuple("made up" for _ in range(sets)),
         dataset=dataset,
-        columns=bench.space.columns,
+        columns=columns(),
         pipelines=pipelines,
         scores=scores.astype(np.float32),
         cost=np.repeat(seconds[:, None], FIDELITIES, axis=1).astype(np.float32),

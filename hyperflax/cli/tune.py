@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hyperflax.tune.bench import Bench
+    from hyperflax.tuner.recommender import Recommender
 
 DESCRIPTION = """Find the fine-tuning pipeline for a data set, learnt from earlier runs on other data sets.
 
   hyperflax tune datasets --model strings --mixture strings --split fine_tuning --tasks 30 --out data/strings
   hyperflax tune collect --model strings --data data/strings/* --structures 20 --out runs
-  hyperflax tune fit --model strings --table runs --out tuner
+  hyperflax tune fit --table runs --out tuner
   hyperflax tune run --model strings --tuner tuner --data mine.jsonl --budget 30m --out mine_tuned
 """
 
@@ -38,6 +39,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     raise AssertionError(f"the parser wants a subcommand, got {arguments}")  # pragma: no cover
+
+
+def add_tuner_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--tuner`, for `tuner_of`."""
+    parser.add_argument(
+        "--tuner",
+        metavar="DIR",
+        help="what `hyperflax tune fit` wrote; default: what ships with the model, if anything",
+    )
+
+
+def tuner_of(arguments: argparse.Namespace) -> Recommender | None:
+    """Returns the tuner that `--tuner` names, or else the one in the model's own folder; None if there is none."""
+    from hyperflax.errors import CheckpointError
+    from hyperflax.hypermodel import find
+    from hyperflax.tuner.recommender import FILE, Recommender
+
+    if arguments.tuner is not None:
+        return Recommender.load(arguments.tuner)
+    try:
+        folder = find(arguments.model) / "tuner"
+    except CheckpointError:  # in a bucket, where no tuner is looked for
+        return None
+    return Recommender.load(folder) if (folder / FILE).is_file() else None
 
 
 def add_start_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import add_start_arguments, bench_of
-
 DESCRIPTION = """Learn from a table of fine-tuning runs what a pipeline will score and cost on a new data set.
 
-  hyperflax tune fit --model strings --table runs --out tuner
+  hyperflax tune fit --table runs --out tuner
 
 The result is a folder that `hyperflax tune recommend` and `run` take. Costs are learnt from the runs that ran alone, if
 there are any. --leave_out keeps data sets of a corpus out, for whoever wants to measure on them.
@@ -19,8 +16,6 @@ POOL = 48
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_argument(parser)
-    add_start_arguments(parser)
     parser.add_argument("--table", required=True, metavar="PATH", help="Parquet file, or folder of them")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the tuner")
     parser.add_argument("--leave_out", action="append", default=[], metavar="CORPUS", help="repeatable")
@@ -39,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     runs = [run for run in table.read(arguments.table) if run.curve and run.corpus not in arguments.leave_out]
     if not runs:
         raise DataError(f"{arguments.table}: expected runs of other corpora than {arguments.leave_out}, found none")
-    recorded = from_runs(runs, bench_of(arguments).space)
+    recorded = from_runs(runs)
     solo = np.array([not run.amortised for run in runs])
     pool = best_pipelines([run.pipeline for run in runs], recorded, POOL)
     recommender = Recommender.fit(recorded, pool, solo=solo if solo.any() else None, seed=arguments.seed)

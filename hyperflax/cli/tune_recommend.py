@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import add_start_arguments, bench_of
+from hyperflax.cli.tune import add_start_arguments, add_tuner_argument, bench_of, tuner_of
 
 DESCRIPTION = """Say which fine-tuning pipelines promise most for a data set, without running any.
 
@@ -19,7 +19,7 @@ run` tries them.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     add_start_arguments(parser)
-    parser.add_argument("--tuner", required=True, metavar="DIR", help="what `hyperflax tune fit` wrote")
+    add_tuner_argument(parser)
     parser.add_argument("--data", required=True, metavar="PATH", help="jsonl file, or a folder of three")
     parser.add_argument("--count", type=int, default=5, metavar="N", help="how many pipelines to show (default 5)")
     parser.add_argument("--json", action="store_true", help="print json")
@@ -30,14 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     import time
 
+    from hyperflax.errors import ConfigError
     from hyperflax.tune.report import name
     from hyperflax.tune.run import recommend
     from hyperflax.tuner import datasets
     from hyperflax.tuner.pipeline import Pipeline
-    from hyperflax.tuner.recommender import Recommender
 
+    if (recommender := tuner_of(arguments)) is None:
+        raise ConfigError(f"--tuner: expected what `hyperflax tune fit` wrote, for none ships with '{arguments.model}'")
     bench, data = bench_of(arguments), datasets.read(arguments.data, arguments.seed)
-    recommender = Recommender.load(arguments.tuner)
     begin = time.perf_counter()
     found = recommend(bench, data, recommender, count=arguments.count, seed=arguments.seed)
     seconds = time.perf_counter() - begin

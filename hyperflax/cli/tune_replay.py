@@ -6,7 +6,6 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from hyperflax.cli.tune import add_start_arguments, bench_of
 from hyperflax.cli.tune_collect import WHOLE, parse_shard
 from hyperflax.errors import DataError
 
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Compare optimisers on recorded runs: what each would have found, at what cost.
 
-  hyperflax tune replay --table runs --model strings --out reports/tuner
+  hyperflax tune replay --table runs --out reports/tuner
   hyperflax tune replay --table mtlbm/micro --out reports/quick_tune
 
-A table is the project's own (Parquet; --model names the hypermodel that its runs are of), a folder of config.csv,
+A table is the project's own (Parquet), a folder of config.csv,
 curve.csv, cost.csv and meta.csv as Quick-Tune keeps them, the folder of the scaling law's csv files, or PEFT's method
 comparison (jsonl). Surrogates know nothing of what is played: corpora are left out one at a time, pipelines where there
 is one corpus only. It writes report.json, report.md and report.png. A killed replay goes on when it is called again;
@@ -31,8 +30,6 @@ is one corpus only. It writes report.json, report.md and report.png. A killed re
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", required=True, metavar="PATH")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the report")
-    parser.add_argument("--model", metavar="NAME_OR_DIR", help="hypermodel of a Parquet table")
-    add_start_arguments(parser)
     parser.add_argument(
         "--group", default="corpus", choices=("corpus", "category"), help="what is left out at a time (default corpus)"
     )
@@ -87,6 +84,7 @@ def read_table(arguments: argparse.Namespace) -> tuple[Recorded, np.ndarray | No
     import numpy as np
 
     from hyperflax.tuner import foreign, table
+    from hyperflax.tuner.encoding import encode
     from hyperflax.tuner.pipeline import default_pipeline
     from hyperflax.tuner.recorded import from_runs
 
@@ -99,9 +97,6 @@ def read_table(arguments: argparse.Namespace) -> tuple[Recorded, np.ndarray | No
         return foreign.scaling_law(path), None, None
     if path.suffix != ".parquet" and not any(path.glob("*.parquet")):
         raise DataError(f"--table: expected Parquet files, Quick-Tune's csv files, or a jsonl file, got '{path}'")
-    if arguments.model is None:
-        raise DataError("--model: expected the hypermodel of the table's runs, got none")
-    space = bench_of(arguments).space
     runs = [run for run in table.read(path) if run.curve]
     solo = np.array([not run.amortised for run in runs])
-    return from_runs(runs, space, group=arguments.group), solo, space.encode([default_pipeline()])[0]
+    return from_runs(runs, group=arguments.group), solo, encode([default_pipeline()])[0]

@@ -6,7 +6,7 @@ import argparse
 import re
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import add_start_arguments, bench_of
+from hyperflax.cli.tune import add_start_arguments, add_tuner_argument, bench_of, tuner_of
 from hyperflax.errors import ConfigError
 
 DESCRIPTION = """Find a fine-tuning pipeline for a data set and keep the best adapter.
@@ -14,7 +14,7 @@ DESCRIPTION = """Find a fine-tuning pipeline for a data set and keep the best ad
   hyperflax tune run --model strings --tuner tuner --data mine.jsonl --budget 30m --out mine_tuned
   hyperflax predict --model strings --adapter mine_tuned --inputs new.jsonl
 
-Pipelines run part by part; the next part goes where the expected improvement per second is largest. Without --tuner
+Pipelines run part by part; the next part goes where the expected improvement per second is largest. Without a tuner
 pipelines are tried at random. A jsonl file is split into training, held-out and test examples; a folder of train.jsonl,
 validation.jsonl and test.jsonl has its own. A killed run goes on when it is called again.
 """
@@ -24,12 +24,15 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
-    parser.add_argument("--tuner", metavar="DIR", help="what `hyperflax tune fit` wrote; default: search at random")
+    add_tuner_argument(parser)
     parser.add_argument("--data", required=True, metavar="PATH", help="jsonl file, or a folder of three")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run, and the adapter directory")
     parser.add_argument("--budget", required=True, metavar="TIME", help="of trials: 90s, 30m, 2h")
     parser.add_argument(
-        "--mode", default="transfer", choices=("transfer", "condition", "refit"), help="whether to learn from this run"
+        "--mode",
+        default="transfer",
+        choices=("transfer", "condition", "refit", "random"),
+        help="whether the tuner learns from this run (default: no), or pipelines are tried at random",
     )
     add_start_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
@@ -38,16 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.tune.run import run as tune
     from hyperflax.tuner import datasets
-    from hyperflax.tuner.recommender import Recommender
 
     budget = parse_time(arguments.budget)
+    at_random = arguments.mode == "random"
     report = tune(
         bench_of(arguments),
         datasets.read(arguments.data, arguments.seed),
-        Recommender.load(arguments.tuner) if arguments.tuner else None,
+        None if at_random else tuner_of(arguments),
         out=arguments.out,
         budget=budget,
-        mode=arguments.mode,
+        mode="transfer" if at_random else arguments.mode,
         seed=arguments.seed,
         say=lambda text: print(text, flush=True),
     )

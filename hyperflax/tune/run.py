@@ -36,6 +36,7 @@ from hyperflax.tune.record import Expected, Record
 from hyperflax.tune.trial import Group, row
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet
+from hyperflax.tuner.encoding import encode
 from hyperflax.tuner.history import History, Trial
 from hyperflax.tuner.optimisers import GreyBox, Mode, Optimiser, RandomSearch
 from hyperflax.tuner.pipeline import AS_GENERATED, FIDELITIES, Pipeline, default_pipeline
@@ -73,7 +74,7 @@ def recommend(
     """
     bench.check(data)
     pool = make_pool(bench, recommender, seed=seed)
-    expected = whole_runs(recommender.on(bench.space.encode(pool), bench.facts(data).meta), len(pool))
+    expected = whole_runs(recommender.on(encode(pool), bench.facts(data).meta), len(pool))
     best = sorted(range(len(pool)), key=lambda number: -expected[number].score)[:count]
     return [{"pipeline": pool[number].to_json(), **dataclasses.asdict(expected[number])} for number in best]
 
@@ -104,7 +105,7 @@ def run(
       bench: the model. data: what to tune for.
       recommender: what was learnt from other data sets; None searches at random.
       out: the run's folder. budget: seconds of trials.
-      mode: `transfer`, `condition` or `refit`, see `GreyBox`.
+      mode: `transfer`, `condition` or `refit`, see `GreyBox`; of no consequence without a recommender.
       size: of the pool. seed: of pool, starts and order of examples.
       say: is told of every part.
 
@@ -131,7 +132,7 @@ def run(
     with alone_in(out):
         optimiser: Optimiser = RandomSearch()
         if recommender is not None:
-            surrogate = recommender.on(bench.space.encode(pool), bench.facts(data).meta)
+            surrogate = recommender.on(encode(pool), bench.facts(data).meta)
             begun = dataclasses.replace(begun, expected=whole_runs(surrogate, len(pool)))
             optimiser = GreyBox(surrogate, mode)
         session = Session(bench, data, pathlib.Path(out), begun)

@@ -6,8 +6,8 @@
 The pool are the pipelines that did best: of every data set the best by validation score, then the second best, and so
 on. So a new data set is offered what has worked somewhere, next to fresh draws.
 
->>> recommender = Recommender.fit(from_runs(read("runs"), space), pool, seed=0)
->>> surrogate = recommender.on(space.encode(pool), meta)
+>>> recommender = Recommender.fit(from_runs(read("runs")), pool, seed=0)
+>>> surrogate = recommender.on(encode(pool), meta)
 >>> GreyBox(surrogate).choose(History(size=len(pool)))
 Trial(pipeline=17, fidelity=1)
 """

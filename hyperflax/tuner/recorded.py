@@ -6,7 +6,7 @@
 `scaling_law` and `peft_comparison` (`tuner/foreign.py`) two published tables. A pipeline that was run with several
 seeds counts as several.
 
->>> recorded = from_runs(read("runs"), space)
+>>> recorded = from_runs(read("runs"))
 >>> train, test = recorded.without("strings"), recorded.only("strings")
 """
 
@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from hyperflax.errors import DataError
+from hyperflax.tuner import encoding
 from hyperflax.tuner.pipeline import FIDELITIES
-from hyperflax.tuner.space import PipelineSpace
 from hyperflax.tuner.table import Run
 
 SECONDS = "seconds"
@@ -108,11 +108,11 @@ class Recorded:
         return self.rows(np.flatnonzero(chosen))
 
 
-def from_runs(runs: Sequence[Run], space: PipelineSpace, *, group: str = "corpus") -> Recorded:
+def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
     """Returns the project's own runs; failed ones with the part of their curve that they have.
 
     Args:
-      runs: of a table. space: encodes their pipelines.
+      runs: of a table.
       group: `corpus` or `category`.
 
     Raises:
@@ -134,8 +134,8 @@ def from_runs(runs: Sequence[Run], space: PipelineSpace, *, group: str = "corpus
         datasets=datasets,
         groups=tuple(getattr(first[name], group) for name in datasets),
         dataset=np.array([place[run.dataset] for run in runs]),
-        columns=space.columns,
-        pipelines=space.encode([run.pipeline for run in runs]),
+        columns=encoding.columns(),
+        pipelines=encoding.encode([run.pipeline for run in runs]),
         scores=np.array([padded(run.curve) for run in runs], np.float32),
         cost=np.array([padded(run.seconds) for run in runs], np.float32),
         final=np.array([run.test_score for run in runs], np.float32),

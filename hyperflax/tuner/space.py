@@ -4,9 +4,6 @@ What a start allows is not listed by hand: every (start, kind, sites) is tried o
 (`adapters/start.py`), and what they refuse becomes a forbidden clause. So a kind or a rule that is added there is known
 here.
 
-    encode(pipelines) -> [n, columns] float32 in [0, 1]: numbers on their own (log) scale, choices one column each; what
-    does not apply is 0, and its column `NAME?` is 0 as well
-
 >>> space = PipelineSpace(t5_config, starts={"generated": (model.config.spec,)})
 >>> space.sample(100, seed=0)[0].kind
 'prefix'
@@ -17,7 +14,6 @@ hyperflax.errors.ConfigError: pipeline: rank: expected a value in [1, 32], got 1
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +32,7 @@ if TYPE_CHECKING:
     import ConfigSpace
 
 STARTS = (RANDOM, SHARED, GENERATED, SOURCE)
+PROMPTS = (0.0, 0.25, 0.5)  # of `prompt_first`
 KINDS = ("lora", "prefix", "lora+prefix", "soft_prompt", "parallel_mlp", "prefix+parallel_mlp", "full")
 WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which a prompt can be tuned
 _BROUGHT = ("alpha_per_rank", "length", "bottleneck")  # what a start of that kind brings
@@ -61,7 +58,6 @@ class PipelineSpace:
         if unknown := sorted(self.starts.keys() - {SHARED, GENERATED, SOURCE}):
             raise ConfigError(f"starts: expected some of shared, generated, source, got '{unknown[0]}'")
         self.space = _build(t5, self.starts, (RANDOM, *self.starts))
-        self.columns = tuple(name for hp in self._parameters() for name in _columns(hp))
 
     def sample(self, count: int, seed: int) -> list[Pipeline]:
         """Returns so many different pipelines, equally many of every start, the one that trains nothing among them.
@@ -116,32 +112,12 @@ class PipelineSpace:
 
     def from_configuration(self, configuration: Mapping[str, Any]) -> Pipeline:
         """The inverse of `to_configuration`; takes any mapping of ConfigSpace's values."""
-        return Pipeline(**{name: _plain(value) for name, value in dict(configuration).items()})
-
-    def encode(self, pipelines: Sequence[Pipeline]) -> np.ndarray:
-        """Returns [n, columns] float32 in [0, 1]; `columns` of the space names them."""
-        rows = np.zeros((len(pipelines), len(self.columns)), np.float32)
-        places = {name: place for place, name in enumerate(self.columns)}
-        for row, pipeline in zip(rows, pipelines, strict=True):
-            values = pipeline.to_json()
-            for hp in self._parameters():
-                if hp.name not in values:
-                    continue
-                value = values[hp.name]
-                if _is_choice(hp):
-                    row[places[f"{hp.name}={value}"]] = 1.0
-                else:
-                    row[places[f"{hp.name}?"]] = 1.0
-                    row[places[hp.name]] = _unit(hp, value)
-        return rows
+        return Pipeline(**{name: plain(value) for name, value in dict(configuration).items()})
 
     @functools.cached_property
     def _parts(self) -> list[ConfigSpace.ConfigurationSpace]:
         """The spaces of the single starts, `random` first."""
         return [_build(self.t5, self.starts, (init,)) for init in (RANDOM, *self.starts)]
-
-    def _parameters(self) -> list[Any]:
-        return [self.space[field.name] for field in dataclasses.fields(Pipeline) if field.name in self.space]
 
 
 def possible_starts(t5: T5Config, *specs: AdapterSpec) -> set[tuple[str, str | None, bool]]:
@@ -176,40 +152,18 @@ def _build(
     t5: T5Config, starts: Mapping[str, Sequence[AdapterSpec]], inits: Sequence[str]
 ) -> ConfigSpace.ConfigurationSpace:
     """The space of the pipelines with one of `inits`."""
-    try:
-        import ConfigSpace as cs
-    except ImportError as error:
-        raise MissingExtraError("ConfigSpace", "tuner") from error
-
     fitting = {init: possible_starts(t5, *starts[init]) for init in inits if init != RANDOM}
     possible = _combinations() if RANDOM in inits else sorted(set().union(*fitting.values()))
     kinds = [kind for kind in KINDS if any(kind == one for one, _, _ in possible)]
     sites = [name for name in SITES if any(name == one for _, one, _ in possible)]
-    prompts = [0.0, 0.25, 0.5] if any(prompt for _, _, prompt in possible) else [0.0]
+    prompts = PROMPTS if any(prompt for _, _, prompt in possible) else PROMPTS[:1]
+    nothing = GENERATED in starts and len(inits) > 1
+    method, tuned, of_kinds = hyperparameters(
+        [name for name in STARTS if name in inits], kinds, sites, prompts, nothing
+    )
+    import ConfigSpace as cs
+
     space = cs.ConfigurationSpace()
-    tuned: list[Any] = [
-        cs.Categorical("init", [name for name in STARTS if name in inits]),
-        cs.Categorical("kind", kinds),
-        cs.Categorical("dropout", [0.0, 0.1, 0.2], ordered=True, default=0.0),
-        cs.Categorical("optimizer", ["adamw", "adafactor", "lion"]),
-        cs.Float("learning_rate", (1e-5, 1e-1), log=True, default=1e-3),
-        cs.Categorical("schedule", ["constant", "linear", "cosine"], default="cosine"),
-        cs.Float("warmup", (0.0, 0.2), default=0.05),
-        cs.Categorical("weight_decay", [0.0, 0.001, 0.01, 0.1], ordered=True, default=0.0),
-        cs.Categorical("batch_size", [4, 8, 16, 32], ordered=True, default=16),
-        cs.Categorical("epochs", [4, 8, 16, 32], ordered=True, default=16),
-        cs.Categorical("skip", [0.0, 0.25, 0.5], ordered=True, default=0.0),
-    ]
-    of_kinds = [
-        (cs.Categorical("sites", sites), ("lora",)),
-        (cs.Integer("rank", (1, 32), log=True, default=8), ("lora",)),
-        (cs.Float("alpha_per_rank", (0.25, 4.0), log=True, default=1.0), ("lora",)),
-        (cs.Categorical("prompt_first", prompts, ordered=True, default=0.0), WITH_PROMPT),
-        (cs.Integer("length", (1, 32), log=True, default=8), ("prefix", "soft_prompt")),
-        (cs.Integer("bottleneck", (4, 64), log=True, default=16), ("parallel_mlp",)),
-    ]
-    nothing = [AS_GENERATED] if GENERATED in starts and len(inits) > 1 else []
-    method = cs.Categorical("method", [TUNE, *nothing])
     space.add(method, *tuned)
     space.add(*(cs.EqualsCondition(hp, method, TUNE) for hp in tuned))
     for hp, users in of_kinds:
@@ -227,6 +181,46 @@ def _build(
     for init, combinations in fitting.items():
         space.add(*_forbidden(space, init, kinds, combinations))
     return space
+
+
+def hyperparameters(
+    inits: Sequence[str], kinds: Sequence[str], sites: Sequence[str], prompts: Sequence[float], nothing: bool = True
+) -> tuple[Any, list[Any], list[tuple[Any, tuple[str, ...]]]]:
+    """Returns `method`; what applies to all pipelines that train; and the rest, each with the kinds it applies to.
+
+    Args:
+      inits, kinds, sites, prompts: the choices. nothing: whether training nothing is one.
+
+    Raises:
+      MissingExtraError: ConfigSpace is not installed.
+    """
+    try:
+        import ConfigSpace as cs
+    except ImportError as error:
+        raise MissingExtraError("ConfigSpace", "tuner") from error
+
+    tuned: list[Any] = [
+        cs.Categorical("init", inits),
+        cs.Categorical("kind", kinds),
+        cs.Categorical("dropout", [0.0, 0.1, 0.2], ordered=True, default=0.0),
+        cs.Categorical("optimizer", ["adamw", "adafactor", "lion"]),
+        cs.Float("learning_rate", (1e-5, 1e-1), log=True, default=1e-3),
+        cs.Categorical("schedule", ["constant", "linear", "cosine"], default="cosine"),
+        cs.Float("warmup", (0.0, 0.2), default=0.05),
+        cs.Categorical("weight_decay", [0.0, 0.001, 0.01, 0.1], ordered=True, default=0.0),
+        cs.Categorical("batch_size", [4, 8, 16, 32], ordered=True, default=16),
+        cs.Categorical("epochs", [4, 8, 16, 32], ordered=True, default=16),
+        cs.Categorical("skip", [0.0, 0.25, 0.5], ordered=True, default=0.0),
+    ]
+    of_kinds: list[tuple[Any, tuple[str, ...]]] = [
+        (cs.Categorical("sites", sites), ("lora",)),
+        (cs.Integer("rank", (1, 32), log=True, default=8), ("lora",)),
+        (cs.Float("alpha_per_rank", (0.25, 4.0), log=True, default=1.0), ("lora",)),
+        (cs.Categorical("prompt_first", prompts, ordered=True, default=0.0), WITH_PROMPT),
+        (cs.Integer("length", (1, 32), log=True, default=8), ("prefix", "soft_prompt")),
+        (cs.Integer("bottleneck", (4, 64), log=True, default=16), ("parallel_mlp",)),
+    ]
+    return cs.Categorical("method", [TUNE, AS_GENERATED] if nothing else [TUNE]), tuned, of_kinds
 
 
 def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[str, str | None, bool]]) -> list[Any]:
@@ -264,28 +258,13 @@ def _sayable(space: Any, combination: tuple[str, str | None, bool]) -> bool:
     )
 
 
-def _columns(hp: Any) -> list[str]:
-    return [f"{hp.name}={_plain(value)}" for value in hp.choices] if _is_choice(hp) else [f"{hp.name}?", hp.name]
-
-
-def _is_choice(hp: Any) -> bool:
-    return hasattr(hp, "choices")
-
-
-def _unit(hp: Any, value: Any) -> float:
-    """Where a value stands in its range, 0 to 1."""
-    if hasattr(hp, "sequence"):
-        return [_plain(item) for item in hp.sequence].index(value) / (len(hp.sequence) - 1)
-    return float(hp.to_vector(value))
-
-
 def _range(hp: Any) -> str:
     values = getattr(hp, "choices", getattr(hp, "sequence", None))
     if values is not None:
-        return f"one of {', '.join(str(_plain(value)) for value in values)}"
+        return f"one of {', '.join(str(plain(value)) for value in values)}"
     return f"a value in [{hp.lower:g}, {hp.upper:g}]"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A numpy scalar as Python's own."""
     return value.item() if isinstance(value, np.generic) else value

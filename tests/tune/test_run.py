@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 
@@ -11,6 +12,7 @@ import pytest
 import hyperflax.tune.run as module
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.cli.main import main
+from hyperflax.cli.tune import tuner_of
 from hyperflax.cli.tune_run import parse_time
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.tune.bench import Bench
@@ -18,6 +20,7 @@ from hyperflax.tune.record import Expected, Record
 from hyperflax.tune.report import incumbents, markdown, of, pareto
 from hyperflax.tune.run import make_pool, recommend, run
 from hyperflax.tuner import table
+from hyperflax.tuner.encoding import encode
 from hyperflax.tuner.history import History, Trial
 from hyperflax.tuner.pipeline import Pipeline, default_pipeline
 from hyperflax.tuner.recommender import Recommender
@@ -184,11 +187,26 @@ def test_pools_hold_what_the_model_can_run(bench, monkeypatch):
         bench.space.check(pipeline)
 
 
-def test_a_recommender_from_recorded_runs_chooses_and_recommends(bench, unbroken, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def learnt(unbroken) -> Recommender:
+    recorded = from_runs(table.read(unbroken[0] / "runs"))
+    return Recommender.fit(recorded, POOL, performance=DeepKernelGP(steps=5), cost=MLPCost(steps=5))
+
+
+def test_the_tuner_in_a_models_folder_is_the_default(learnt, tmp_path):
+    def given(**values):
+        return argparse.Namespace(**{"model": str(tmp_path), "tuner": None, **values})
+
+    assert tuner_of(given()) is None
+    assert tuner_of(given(model="s3://bucket/model")) is None
+    learnt.save(tmp_path / "tuner")
+    assert tuner_of(given()).pool == tuple(POOL)
+    dataclasses.replace(learnt, pool=()).save(tmp_path / "other")
+    assert tuner_of(given(tuner=str(tmp_path / "other"))).pool == ()
+
+
+def test_a_recommender_from_recorded_runs_chooses_and_recommends(bench, learnt, tmp_path, monkeypatch):
     monkeypatch.undo()
-    recorded = from_runs(table.read(unbroken[0] / "runs"), bench.space)
-    surrogates = {"performance": DeepKernelGP(steps=5), "cost": MLPCost(steps=5)}
-    learnt = Recommender.fit(recorded, POOL, **surrogates)
     learnt.save(tmp_path / "tuner")
     again = Recommender.load(tmp_path / "tuner")
     assert again.pool == tuple(POOL)
@@ -198,7 +216,7 @@ def test_a_recommender_from_recorded_runs_chooses_and_recommends(bench, unbroken
     assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
     assert all(one["std"] > 0 and one["seconds"] > 0 for one in found)
     for mode in ("transfer", "condition", "refit"):
-        surrogate = learnt.on(bench.space.encode(POOL), bench.facts(data).meta)
+        surrogate = learnt.on(encode(POOL), bench.facts(data).meta)
         history = History(size=2).asked(Trial(0, 1)).told(Trial(0, 1), seconds=1.0, score=0.25)
         mean, std, seconds = surrogate.predict(history, [Trial(0, 2), Trial(1, 1)], mode)
         assert mean.shape == std.shape == seconds.shape == (2,)

@@ -11,6 +11,7 @@ import pytest
 
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.tuner.comparison import compare, default_optimisers, draw, table
+from hyperflax.tuner.encoding import encode
 from hyperflax.tuner.foreign import peft_comparison, quick_tune, scaling_law
 from hyperflax.tuner.optimisers import Only, RandomSearch
 from hyperflax.tuner.packages import DEHB, SMAC
@@ -18,8 +19,6 @@ from hyperflax.tuner.pipeline import FIDELITIES, default_pipeline
 from hyperflax.tuner.recommender import best_pipelines, every_part
 from hyperflax.tuner.recorded import Recorded, from_runs
 from hyperflax.tuner.replay import play, regrets
-from hyperflax.tuner.space import PipelineSpace
-from hyperflax.types import T5Config
 from tests.tuner.test_table import FAILED, RUN
 
 NAN = np.nan
@@ -87,15 +86,14 @@ def test_broken_tables_are_refused(change, complaint):
 
 
 def test_our_own_runs_as_a_table():
-    space = PipelineSpace(T5Config(vocab_size=32, num_encoder_layers=1, num_decoder_layers=1))
     other = dataclasses.replace(RUN, dataset="dates", corpus="ni", dataset_hash="f" * 16, meta={"log_train": 2.0})
-    made = from_runs([RUN, FAILED, other], space)
+    made = from_runs([RUN, FAILED, other])
     assert (made.datasets, made.groups) == (("dates", "initials"), ("ni", "strings"))
     assert made.lengths.tolist() == [8, 1, 8]
     assert made.features == ("log_train", "task_0")
     np.testing.assert_allclose(made.meta, [[2.0, NAN], [4.158, -1.5]], rtol=1e-4)
     assert made.without("ni").dataset.tolist() == [1, 1]
-    np.testing.assert_array_equal(made.pipelines[0], space.encode([default_pipeline()])[0])
+    np.testing.assert_array_equal(made.pipelines[0], encode([default_pipeline()])[0])
     queries, scores, seconds = every_part(made)
     assert len(queries) == len(scores) == len(seconds) == 2 * (8 + 7) + 1
     for row in range(len(queries)):
