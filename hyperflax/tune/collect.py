@@ -113,8 +113,9 @@ class Collection:
             count = self.variants if structure.method == TUNE else 1
             seeds = tuple(rng.integers(2**31, size=count).tolist())
             pipelines = vary(self.bench.space, structure, count, int(rng.integers(2**31)))
-            # Every data set is the first of some structure, so each has solo timings.
-            alone = (place - number) % len(self.datasets) < self.solo
+            # Every data set is the first of some structure, so each has solo timings. A single run is alone anyway, and
+            # says so: its job is the same wherever its data set stands in the list.
+            alone = count == 1 or (place - number) % len(self.datasets) < self.solo
             jobs.append(Job(data, tuple(pipelines), seeds, alone))
         return jobs
 
