@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -qq --progress-bar off
 LINTED := hyperflax tasks gin_configs tests benchmarks setup.py
-SCRIPTS := run_tpu.sh launch/*.sh .ci/run tests/launch/bin/*
+SCRIPTS := run_tpu.sh launch/*.sh benchmarks/*.sh .ci/run tests/launch/bin/*
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interop goldens-interop peers lint format lock wheel clean setup setup-test
