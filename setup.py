@@ -93,7 +93,13 @@ setup(
     packages=installed_packages(),
     package_dir=FOLDERS,
     package_data={
-        "hyperflax": ["py.typed", "serving/page.html", "assets/**/*.json", "assets/**/*.safetensors"],
+        "hyperflax": [
+            "py.typed",
+            "serving/page.html",
+            "assets/**/*.json",
+            "assets/**/*.safetensors",
+            "assets/**/*.parquet",
+        ],
         "hyperflax_gin_configs": ["**/*.gin"],
         "hyperflax_tasks": ["**/*.jsonl", "**/*.json", "**/*.txt"],
     },

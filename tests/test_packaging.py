@@ -23,7 +23,7 @@ import hyperflax
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {"hyperflax": "hyperflax", "tasks": "hyperflax_tasks", "gin_configs": "hyperflax_gin_configs"}
-SHIPPED = {".py", ".gin", ".json", ".jsonl", ".txt", ".html", ".safetensors", ".typed"}
+SHIPPED = {".py", ".gin", ".json", ".jsonl", ".txt", ".html", ".parquet", ".safetensors", ".typed"}
 LOCKS = {name: (REPOSITORY / "requirements" / f"{name}.lock").read_text() for name in ("core", "test", "interop")}
 
 

@@ -9,11 +9,18 @@ import re
 import pytest
 
 import hyperflax
+from hyperflax.data.jsonl import Line
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.runner import evaluate_conditions
 from hyperflax.hypermodel import Hypermodel
+from hyperflax.tune.bench import Bench
+from hyperflax.tune.run import recommend
+from hyperflax.tuner import table
+from hyperflax.tuner.datasets import DataSet
+from hyperflax.tuner.recommender import Recommender
+from hyperflax.tuner.recorded import from_runs
 from hyperflax_tasks.strings.episodes import source
 
 FOLDER = pathlib.Path(hyperflax.__file__).parent / "assets" / "strings"
@@ -27,7 +34,7 @@ def strings() -> Hypermodel:
 
 def test_it_is_small_and_holds_nothing_but_arrays_and_text() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".parquet"}
     assert sum(path.stat().st_size for path in files) < MEGABYTES * 2**20
     for path in files:
         if path.suffix == ".json":
@@ -47,3 +54,24 @@ def test_adapters_help_on_unseen_tasks_and_those_of_other_tasks_do_not(strings: 
     assert means["shuffled_support"] < 0.05
     assert means["generated"] > 0.6
     assert means["refined"] > means["generated"]
+
+
+def test_the_table_of_runs_is_the_hypermodels_own_and_the_tuner_is_learnt_from_it(strings: Hypermodel) -> None:
+    runs = table.read(FOLDER / "runs.parquet")
+    assert len(runs) >= 1500
+    assert len({run.dataset_hash for run in runs}) >= 30
+    assert {run.model for run in runs} == {strings.parts.id}
+    learnt = Recommender.load(FOLDER / "tuner")
+    assert (learnt.columns, learnt.features) == (from_runs(runs).columns, from_runs(runs).features)
+    assert set(learnt.pool) <= {run.pipeline for run in runs}
+
+
+def test_the_tuner_expects_more_of_what_did_well(strings: Hypermodel) -> None:
+    """A data set of no corpus of the table: what the tuner puts first is expected to score, and to cost, something."""
+    names = [(f"{a} {b}", f"{b}, {a[0]}.") for a in ("ada", "alan", "grace", "john") for b in "abcdefghijklmnop"]
+    lines = [Line(f"{number}", *pair) for number, pair in enumerate(names)]
+    data = DataSet("names", lines[:32], lines[32:48], lines[48:])
+    first, *others = recommend(Bench(strings), data, Recommender.load(FOLDER / "tuner"), count=32)
+    assert first["score"] > max(0.5, others[-1]["score"] + 0.1)
+    assert 0 < first["std"] < 1
+    assert 0 < first["seconds"] < 600
