@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 import hyperflax
 from hyperflax.evaluation.intervals import bootstrap_mean
-from hyperflax.files import atomic_file, write_json
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import check_unseen
 from hyperflax.tune.shared import Shared
 from hyperflax.tune.trial import Group
 from hyperflax.tuner import datasets, table
 from hyperflax.tuner.pipeline import FIDELITIES, GENERATED, RANDOM, SHARED, Pipeline, default_pipeline
+from hyperflax.tuner.reporting import save_png, write_report
 
 STARTS = (GENERATED, SHARED, RANDOM)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -142,7 +142,6 @@ def markdown(told: Mapping[str, Any]) -> str:
 
 def draw(told: Mapping[str, Any], path: pathlib.Path) -> None:
     """Draws held-out score and loss over the share of the steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -155,8 +154,7 @@ def draw(told: Mapping[str, Any], path: pathlib.Path) -> None:
         axes.set(xlabel="share of the steps", ylabel=f"held-out {'exact match' if name == 'score' else 'loss (nats)'}")
         axes.set_ylim(0, None)
     figure.axes[0].legend(frameon=False)
-    with atomic_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    save_png(figure, path)
 
 
 def main() -> None:
@@ -183,10 +181,7 @@ def main() -> None:
                     table.write(file, Group(bench, data, wanted, [0] * len(wanted)).finish())
             bench.forget_programs()
     told = report(table.read(arguments.out / "runs"))
-    write_json(arguments.out / "report.json", told)
-    with atomic_file(arguments.out / "report.md") as temporary:
-        temporary.write_text(markdown(told), encoding="utf-8")
-    draw(told, arguments.out / "report.png")
+    write_report(arguments.out, told, markdown(told), draw)
     print(markdown(told), end="")
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from hyperflax.errors import ConfigError
+
 if TYPE_CHECKING:
     from hyperflax.tune.bench import Bench
     from hyperflax.tuner.recommender import Recommender
+
+WHOLE = "0/1"  # the one shard of what is not shared out
 
 DESCRIPTION = """Find the fine-tuning pipeline for a data set, learnt from earlier runs on other data sets.
 
@@ -39,6 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     raise AssertionError(f"the parser wants a subcommand, got {arguments}")  # pragma: no cover
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Returns (i, n) of `i/n`. Raises ConfigError on anything else."""
+    place, slash, of = text.partition("/")
+    if not (slash and place.isdigit() and of.isdigit() and int(place) < int(of)):
+        raise ConfigError(f"--shard: expected I/N with I < N, such as 0/4, got '{text}'")
+    return int(place), int(of)
 
 
 def add_tuner_argument(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import functools
 import os
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import add_start_arguments, bench_of
+from hyperflax.cli.tune import WHOLE, add_start_arguments, bench_of, parse_shard
 from hyperflax.errors import ConfigError
 
 DESCRIPTION = """Run many fine-tuning pipelines on many data sets and record scores and seconds.
@@ -20,8 +20,6 @@ called again. --workers 4 gives it to four processes through Ray, on this machin
 0/4 ... 3/4 share one among four machines without Ray. All of them see the same folders. `--compact` makes one file of
 the folder's. docs/tuner.md describes the table.
 """
-
-WHOLE = "0/1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,11 +68,3 @@ def _anywhere(arguments: argparse.Namespace) -> argparse.Namespace:
     given = {name: getattr(arguments, name) for name in ("model", "shared", "bank")}
     paths = {name: os.path.abspath(path) if path and os.path.exists(path) else path for name, path in given.items()}
     return argparse.Namespace(**paths)
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Returns (i, n) of `i/n`. Raises ConfigError on anything else."""
-    place, slash, of = text.partition("/")
-    if not (slash and place.isdigit() and of.isdigit() and int(place) < int(of)):
-        raise ConfigError(f"--shard: expected I/N with I < N, such as 0/4, got '{text}'")
-    return int(place), int(of)

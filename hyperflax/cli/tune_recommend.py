@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.tuner import datasets
     from hyperflax.tuner.pipeline import Pipeline
 
+    bench, data = bench_of(arguments), datasets.read(arguments.data, arguments.seed)
     if (recommender := tuner_of(arguments)) is None:
         raise ConfigError(f"--tuner: expected what `hyperflax tune fit` wrote, for none ships with '{arguments.model}'")
-    bench, data = bench_of(arguments), datasets.read(arguments.data, arguments.seed)
     begin = time.perf_counter()
     found = recommend(bench, data, recommender, count=arguments.count, seed=arguments.seed)
     seconds = time.perf_counter() - begin

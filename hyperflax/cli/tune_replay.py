@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from hyperflax.cli.tune_collect import WHOLE, parse_shard
+from hyperflax.cli.tune import WHOLE, parse_shard
 from hyperflax.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from hyperflax.files import atomic_file, write_json
     from hyperflax.tuner.comparison import compare, default_optimisers, draw, table
+    from hyperflax.tuner.reporting import write_report
 
     recorded, solo, default = read_table(arguments)
     optimisers = default_optimisers(default)
@@ -56,7 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
     if result is None:
         print(f"{out}: parts of other shards are still to be played; who comes last writes the report")
         return 0
-    write_json(out / "report.json", result)
     groups = result["groups"] if len(result["groups"]) > 1 else ()
     parts = "".join(f"Of {group}:\n\n{table(result, group)}\n\n" for group in groups)
     told = (
@@ -67,9 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{parts}"
         "![Regret over the budget](report.png)\n"
     )
-    with atomic_file(out / "report.md") as temporary:
-        temporary.write_text(told, encoding="utf-8")
-    draw(result, out / "report.png")
+    write_report(out, result, told, draw)
     print(table(result))
     print(f"\nwritten: {out}/report.json, report.md, report.png")
     return 0

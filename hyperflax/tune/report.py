@@ -19,12 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyperflax.errors import DataError
-from hyperflax.files import atomic_file, write_json
 from hyperflax.tune.record import Record
 from hyperflax.tuner.history import History
 from hyperflax.tuner.pipeline import AS_GENERATED, Pipeline
-
-REPORT = "report.json"
+from hyperflax.tuner.reporting import save_png, write_report
 
 
 def name(pipeline: Pipeline) -> str:
@@ -127,11 +125,7 @@ def of(record: Record) -> dict[str, Any]:
 
 def write(folder: pathlib.Path | str, report: Mapping[str, Any]) -> None:
     """Writes report.json, report.md and report.png."""
-    folder = pathlib.Path(folder)
-    write_json(folder / REPORT, report)
-    with atomic_file(folder / "report.md") as temporary:
-        temporary.write_text(markdown(report), encoding="utf-8")
-    _draw(folder / "report.png", report)
+    write_report(folder, report, markdown(report), _draw)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -209,8 +203,7 @@ def _seconds(history: History, pipeline: int) -> float:
     return sum(seen.seconds for seen in history.observations if seen.pipeline == pipeline)
 
 
-def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _draw(report: Mapping[str, Any], path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -224,5 +217,4 @@ def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
     against.scatter([one["seconds"] for one in scored], [one["score"] for one in scored], s=14, color="0.6")
     against.plot([one["seconds"] for one in front], [one["score"] for one in front], marker="o")
     against.set(xlabel="seconds of the pipeline", ylabel="its best validation score", ylim=(0, 1.02))
-    with atomic_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    save_png(figure, path)

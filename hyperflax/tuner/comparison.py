@@ -32,12 +32,13 @@ from tqdm import tqdm
 
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.intervals import bootstrap_mean
-from hyperflax.files import atomic_file, read_json, write_json
+from hyperflax.files import read_json, write_json
 from hyperflax.tuner.optimisers import GreyBox, Only, Optimiser, RandomSearch, SuccessiveHalving
 from hyperflax.tuner.packages import DEHB, SMAC
 from hyperflax.tuner.recommender import Recommender
 from hyperflax.tuner.recorded import Recorded
 from hyperflax.tuner.replay import play
+from hyperflax.tuner.reporting import save_png
 
 SHARES = tuple(round(0.05 * number, 2) for number in range(21))
 Make = Callable[[Recorded, Recommender], Optimiser | None]
@@ -238,7 +239,6 @@ def table(
 
 def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
     """Draws every optimiser's regret over the share of the budget, with its interval."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -250,5 +250,4 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
         xlabel=f"share of the budget ({result['budget']:g} whole runs)", ylabel="normalised regret", ylim=(0, None)
     )
     axes.legend()
-    with atomic_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    save_png(figure, path)

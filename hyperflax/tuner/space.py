@@ -176,7 +176,7 @@ def _build(
         if len(free) < len(inits):
             applies = cs.AndConjunction(applies, cs.InCondition(hp, space["init"], free))
         if hp.name == "length":
-            applies = cs.OrConjunction(applies, cs.InCondition(hp, space["prompt_first"], [0.25, 0.5]))
+            applies = cs.OrConjunction(applies, cs.InCondition(hp, space["prompt_first"], list(PROMPTS[1:])))
         space.add(applies)
     for init, combinations in fitting.items():
         space.add(*_forbidden(space, init, kinds, combinations))
@@ -241,7 +241,7 @@ def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[s
             if sites is not None:
                 parts.append(cs.ForbiddenEqualsClause(space["sites"], sites))
             if kind in WITH_PROMPT:
-                parts.append(cs.ForbiddenInClause(space["prompt_first"], [0.25, 0.5] if prompt else [0.0]))
+                parts.append(cs.ForbiddenInClause(space["prompt_first"], list(PROMPTS[1:] if prompt else PROMPTS[:1])))
             clauses.append(cs.ForbiddenAndConjunction(*parts))
     return clauses
 

@@ -22,8 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hyperflax.evaluation.intervals import bootstrap_mean
-from hyperflax.files import atomic_file, write_json
 from hyperflax.tuner.pipeline import TUNE
+from hyperflax.tuner.reporting import save_png, write_report
 from hyperflax.tuner.table import COMPLETED, STATUSES, Run
 
 
@@ -67,11 +67,7 @@ def summary(runs: Iterable[Run]) -> dict[str, Any]:
 
 def write(folder: pathlib.Path | str, told: Mapping[str, Any]) -> None:
     """Writes report.json, report.md and report.png; `told` is what `summary` returns."""
-    folder = pathlib.Path(folder)
-    write_json(folder / "report.json", told)
-    with atomic_file(folder / "report.md") as temporary:
-        temporary.write_text(markdown(told), encoding="utf-8")
-    _draw(folder / "report.png", told)
+    write_report(folder, told, markdown(told), _draw)
 
 
 def markdown(told: Mapping[str, Any]) -> str:
@@ -146,8 +142,7 @@ def _dataset(runs: Sequence[Run]) -> dict[str, Any]:
     return {**about, "share": _beat(runs), "best": best}
 
 
-def _draw(path: pathlib.Path, told: Mapping[str, Any]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _draw(told: Mapping[str, Any], path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -164,5 +159,4 @@ def _draw(path: pathlib.Path, told: Mapping[str, Any]) -> None:
     gains.axhline(0.0, color="0.6", lw=0.8)
     if begin:
         shares.legend(frameon=False)
-    with atomic_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    save_png(figure, path)

@@ -65,8 +65,8 @@ def generate(
     with atomic_directory(out) as folder:
         facts, read = _read(texts, extractor, say)
         if limit is not None:
-            drawn = np.random.default_rng(seed).permutation(len(facts))[:limit].tolist()
-            facts = {name: facts[name] for place, name in enumerate(list(facts)) if place in drawn}
+            names, drawn = list(facts), np.random.default_rng(seed).permutation(len(facts))[:limit]
+            facts = {names[place]: facts[names[place]] for place in sorted(drawn)}
         kept, pairs, left_out = {}, {split: [] for split in SPLITS}, []
         asked: dict[str, str] = {}
         for fact_id, (fact, sources) in tqdm(facts.items(), unit="fact", disable=not progress):
