@@ -46,7 +46,7 @@ from hyperflax.models.decoding import Greedy, Method, decode
 from hyperflax.models.t5 import T5
 from hyperflax.padding import rounded_up
 from hyperflax.training.refine import refine
-from hyperflax.types import PyTree, T5Config
+from hyperflax.types import Array, PyTree, T5Config
 
 HYPERNETWORKS: Mapping[str, tuple[type, type]] = {
     "HyperT5": (HyperT5Config, HyperT5),
@@ -137,7 +137,7 @@ class Hypermodel:
             provenance=dict(provenance or {}),
             files=collect_files(config.vocabulary.write_files),
         )
-        self.base_params = jax.tree.map(jnp.asarray, base_params)
+        self.base_params = jax.device_put(base_params)
 
     # On disk
 
@@ -190,7 +190,7 @@ class Hypermodel:
                 "adapters, load it with hypernetwork=True"
             )
         self.check_hypernetwork(f"model '{self.parts.name}'")
-        return jax.tree.map(jnp.asarray, params)
+        return jax.device_put(params)
 
     def check_hypernetwork(self, where: str) -> None:
         """Raises CheckpointError, naming every leaf, where its parameters are not those of the configuration.
@@ -241,7 +241,7 @@ class Hypermodel:
         if refine_steps:
             shown = [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
             adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)
-        tree = jax.tree.map(lambda leaf: np.asarray(leaf[0]), adapters)
+        tree = jax.tree.map(lambda leaf: leaf[0], jax.device_get(adapters))
         metadata = AdapterMetadata(
             base_fingerprint=self.base_fingerprint,
             hypermodel=self.parts.id,
@@ -343,8 +343,12 @@ class Hypermodel:
         if not isinstance(self.hypernetwork, SupportReader):
             names = [name for name in ("support_tokens", "task_index") if name in episodes]
             return self._whole(self.hypernetwork_params, {name: jnp.asarray(episodes[name]) for name in names})
+        return self._write(self.hypernetwork_params, self.slot_states(episodes))
+
+    def slot_states(self, episodes: Mapping[str, Any]) -> Array:
+        """Returns the states [task, slots, emb] that `generate` writes the adapters of `support_tokens` from."""
         tokens = np.asarray(episodes["support_tokens"], np.int32)
-        return self._write(self.hypernetwork_params, self._encoded(tokens), tokens)
+        return self._read(self.hypernetwork_params, self._encoded(tokens), tokens)
 
     def refine(
         self, adapters: PyTree, examples: Mapping[str, Any], steps: int, learning_rate: float = REFINE_LEARNING_RATE
@@ -378,16 +382,19 @@ class Hypermodel:
         return EncodedRows(lambda rows: encode({"params": self.hypernetwork_params}, rows))
 
     @functools.cached_property
-    def _write(self):
-        def one(params: PyTree, encoded: jax.Array, tokens: jax.Array) -> PyTree:
-            apply = functools.partial(self.hypernetwork.apply, {"params": params})
-            if tokens.ndim == 2:
-                states = apply(encoded, tokens, method="read")
-            else:
-                states = jnp.mean(jax.vmap(functools.partial(apply, method="read"))(encoded, tokens), axis=0)
-            return apply(states, method="write")
+    def _read(self):
+        def one(params: PyTree, encoded: Array, tokens: Array) -> Array:
+            read = functools.partial(self.hypernetwork.apply, {"params": params}, method="read")
+            return read(encoded, tokens) if tokens.ndim == 2 else jnp.mean(jax.vmap(read)(encoded, tokens), axis=0)
 
         return jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
+
+    @functools.cached_property
+    def _write(self):
+        def one(params: PyTree, states: Array) -> PyTree:
+            return self.hypernetwork.apply({"params": params}, states, method="write")
+
+        return jax.jit(jax.vmap(one, in_axes=(None, 0)))
 
     @functools.cached_property
     def _refine(self):

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import AdapterError, ConfigError
 from hyperflax.models import flops
+from hyperflax.models.parameters import param
 from hyperflax.types import Array, PyTree
 
 # E[gelu(x)^2] for x ~ N(0, 1): divides out what the activation does to the variance of a head's output.
@@ -122,8 +123,8 @@ class Heads(nn.Module):
         expected = total_slots(self.spec)
         if states.ndim != 2 or states.shape[0] != expected:
             raise AdapterError(f"slot states: expected [{expected}, emb] for this spec, got {tuple(states.shape)}")
-        norm = self.param(
-            "norm_scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), states.shape[-1:]
+        norm = param(
+            self, "norm_scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), states.shape[-1:]
         )
         states = normalise(states) * jnp.asarray(norm, states.dtype)
         offsets = slot_offsets(self.spec)
@@ -132,7 +133,8 @@ class Heads(nn.Module):
             rows = jnp.stack([states[offsets[layer] : offsets[layer] + group.slots] for layer in group.layers])
             raw.update(self._emit(group, rows))
         static = {
-            leaf.path: self.param(
+            leaf.path: param(
+                self,
                 "static_" + leaf.path.replace("/", "."),
                 nn.with_logical_partitioning(nn.initializers.normal(leaf.init_std), leaf.axes),
                 leaf.shape,
@@ -148,17 +150,19 @@ class Heads(nn.Module):
         heads = len(group.layers) if self.config.sharing == "per_layer" else 1
         emb, hidden = rows.shape[-1], self.config.hidden
         name = group.name
-        kernel_in = self.param(
+        kernel_in = param(
+            self,
             f"{name}_in",
             nn.with_logical_partitioning(nn.initializers.normal(1.0 / math.sqrt(emb)), ("head", "embed", "mlp")),
             (heads, emb, hidden),
         )
-        bias_in = self.param(
-            f"{name}_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("head", "mlp")), (heads, hidden)
+        bias_in = param(
+            self, f"{name}_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("head", "mlp")), (heads, hidden)
         )
         sizes = [slot_size(leaf) for leaf in group.leaves[0]]
         stds = [leaf.head_std / math.sqrt(hidden * GELU_SECOND_MOMENT) for leaf in group.leaves[0]]
-        kernel_out = self.param(
+        kernel_out = param(
+            self,
             f"{name}_out",
             nn.with_logical_partitioning(columns_normal(sizes, stds), ("head", "mlp", "slot_values")),
             (heads, hidden, sum(sizes)),

@@ -35,6 +35,7 @@ from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.hypernets.heads import Heads, HeadsConfig, heads_flops, total_slots
 from hyperflax.models import flops
 from hyperflax.models.flops import Forward
+from hyperflax.models.parameters import param
 from hyperflax.models.t5 import T5
 from hyperflax.types import Array, PyTree, T5Config
 
@@ -80,7 +81,8 @@ class HyperT5(nn.Module):
 
     def setup(self) -> None:
         self.t5 = T5(self.config.t5)
-        self.slots = self.param(
+        self.slots = param(
+            self,
             "slots",
             nn.with_logical_partitioning(nn.initializers.normal(1.0), ("slot", "embed")),
             (self.config.num_slots(self.spec), self.config.t5.emb_dim),

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.models.flops import Forward
+from hyperflax.models.parameters import param
 from hyperflax.types import Array, PyTree
 
 
@@ -44,7 +45,8 @@ class Table(nn.Module):
         """Returns the adapters of row `episode["task_index"]`, an int32 scalar."""
         del enable_dropout
         rows = {
-            leaf.path: self.param(
+            leaf.path: param(
+                self,
                 leaf.path.replace("/", "."),
                 nn.with_logical_partitioning(nn.initializers.normal(leaf.init_std), ("task", *leaf.axes)),
                 (self.num_tasks, *leaf.shape),

@@ -24,9 +24,8 @@ from hyperflax.adapters.full import changed
 from hyperflax.adapters.lora import lora_delta
 from hyperflax.adapters.parallel_mlp import parallel_delta
 from hyperflax.models.matmul import project
+from hyperflax.models.parameters import Initializer, param
 from hyperflax.types import Array, T5Config
-
-Initializer = Callable[..., Array]
 
 ATTENTION_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 DENSE_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -61,7 +60,7 @@ def channels_whole(x: Array) -> Array:
 
 def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Array:
     """Returns the module's float32 parameter, plus what the slot `full` adds to it."""
-    value = module.param(name, init, shape, jnp.float32)
+    value = param(module, name, init, shape)
     slot = module.get_variable("adapters", "full")
     return value if slot is None else changed(value, slot[name])
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -15,6 +14,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
+from hyperflax import trees
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.adapters.start import start_from
 from hyperflax.checkpoints.artefacts import Adapter
@@ -97,11 +97,8 @@ class Bench:
     def test_scores(self, data: DataSet) -> dict[str, float]:
         """Returns exact match on the test split of `bare` and `generated`, NaN where there is none; computed once."""
         if data.hash not in self._test_scores:
-            adapter = self.facts(data).generated
-            self._test_scores[data.hash] = {
-                "bare": self.score(data, "test", None)[0],
-                GENERATED: math.nan if adapter is None else self.score(data, "test", adapter)[0],
-            }
+            compared = self._compare(data, "test", self.facts(data).generated)
+            self._test_scores[data.hash] = {name: exact for name, (exact, _) in compared.items()}
         return self._test_scores[data.hash]
 
     def check(self, data: DataSet) -> None:
@@ -143,22 +140,27 @@ class Bench:
         vocabulary = self.model.config.vocabulary
         adapter = generate(self.model, data.train)
         meta = data.text_features(vocabulary)
-        meta["bare_exact"], meta["bare_loss"] = self.score(data, "validation", None)
-        meta["generated_exact"], meta["generated_loss"] = math.nan, math.nan
-        if adapter is not None:
-            meta["generated_exact"], meta["generated_loss"] = self.score(data, "validation", adapter)
-            meta |= task_embedding(self._slot_states(data))
+        for name, (exact, loss) in self._compare(data, "validation", adapter).items():
+            meta[f"{name}_exact"], meta[f"{name}_loss"] = exact, loss
+        if adapter is not None:  # one support's states, of the first examples
+            shown = readable(self.model, data.train)[: self.model.config.episodes.shots]
+            support = self.model.episode(shown, [])["support_tokens"]
+            meta |= task_embedding(np.asarray(self.model.slot_states({"support_tokens": support[None]})[0]))
         return Facts(meta, adapter)
 
-    def _slot_states(self, data: DataSet) -> np.ndarray:
-        """Slot states [slots, emb] of the first examples that fill one support."""
-        shown = readable(self.model, data.train)[: self.model.config.episodes.shots]
-        episode = {"support_tokens": self.model.episode(shown, [])["support_tokens"]}
-        return np.asarray(self._states({"params": self.model.hypernetwork_params}, episode))
+    def _compare(self, data: DataSet, split: str, adapter: Adapter | None) -> dict[str, tuple[float, float]]:
+        """What `score` gives for the bare model and for the generated adapter, NaN where there is none.
 
-    @functools.cached_property
-    def _states(self):
-        return jax.jit(functools.partial(self.model.hypernetwork.apply, method="slot_states"))
+        Both are runs of one program, in which the bare model has the adapter without effect.
+        """
+        if adapter is None:
+            return {"bare": self.score(data, split, None), GENERATED: (math.nan, math.nan)}
+        spec = adapter.spec
+        kept = {leaf.path: np.ones(leaf.shape, np.float32) for leaf in spec.optional}
+        written = {**trees.flatten(raw_start(adapter, spec, seed=0)), **kept}
+        both = stack([spec.identity(), trees.unflatten(written)])
+        exact, loss = self.trials(Recipe(spec)).score(both, stack([self.arrays(data, split)] * 2))
+        return {name: (float(exact[run].mean()), float(loss[run])) for run, name in enumerate(("bare", GENERATED))}
 
 
 def raw_start(adapter: Adapter, spec: AdapterSpec, seed: int) -> PyTree:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from hyperflax.adapters import LoRA, build_spec
+from hyperflax.adapters import LoRA, Prefix, build_spec
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig
@@ -23,10 +23,11 @@ T5 = T5Config(
 LORA = LoRA(rank=2, alpha=4.0, sites=("*/query", "*/wo"))
 
 
-def micro_model() -> Hypermodel:
+def micro_model(kind: LoRA | Prefix = LORA) -> Hypermodel:
+    """A model that generates adapters of a kind, LoRA by default, with parameters drawn at random."""
     config = HypermodelConfig(
         base=T5,
-        spec=build_spec(LORA, T5),
+        spec=build_spec(kind, T5),
         hypernetwork=HyperT5Config(t5=T5, heads=HeadsConfig(hidden=8)),
         episodes=EpisodeConfig(shots=2, examples=2, support_length=16, inputs_length=8, targets_length=8),
         vocabulary=Bytes(),

@@ -1,0 +1,34 @@
+"""Parameters of a module, read without tracing how they would be initialised.
+
+`flax.linen.Module.param` traces the initialiser at every call, also where the parameter is there, to learn the shape to
+check it against. Modules here know their shapes, and a third of the time of tracing a T5 was initialisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import errors
+from flax import linen as nn
+
+from hyperflax.types import Array
+
+Initializer = Callable[..., Array]
+
+
+def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Array:
+    """Returns a module's parameter, float32 where it is made: what `module.param` returns.
+
+    Args:
+      init: called with a key, the shape and float32 where parameters are made.
+
+    Raises:
+      flax.errors.ScopeParamNotFoundError, flax.errors.ScopeParamShapeError: as `module.param`.
+    """
+    if module.is_mutable_collection("params") or not module.has_variable("params", name):
+        return module.param(name, init, shape, jnp.float32)
+    value = nn.unbox(module.get_variable("params", name))
+    if jnp.shape(value) != tuple(shape):
+        raise errors.ScopeParamShapeError(name, "/" + "/".join(module.path), jnp.shape(value), tuple(shape))
+    return value

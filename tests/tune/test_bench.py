@@ -1,0 +1,55 @@
+"""What a bench says of a data set before any training, for models whose adapters start with and without effect."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from hyperflax.adapters import LoRA, Prefix
+from hyperflax.data.jsonl import Line
+from hyperflax.hypermodel import Hypermodel
+from hyperflax.tune.bench import Bench
+from hyperflax.tuner.datasets import DataSet, task_embedding
+from tests.finetuning.micro_model import LORA, micro_model
+from tests.tune.test_collect import data_set
+
+
+@pytest.mark.parametrize("kind", [LORA, Prefix(length=2)], ids=["lora", "prefix"])
+def test_bare_and_generated_scored_together_are_what_each_is_alone(kind: LoRA | Prefix) -> None:
+    bench, data = Bench(micro_model(kind)), data_set("first")
+    meta, generated = bench.facts(data).meta, bench.facts(data).generated
+    for name, adapter in (("bare", None), ("generated", generated)):
+        exact, loss = bench.score(data, "validation", adapter)
+        assert (meta[f"{name}_exact"], meta[f"{name}_loss"]) == (exact, pytest.approx(loss, rel=1e-5))
+        assert bench.test_scores(data)[name] == bench.score(data, "test", adapter)[0]
+    assert abs(meta["bare_loss"] - meta["generated_loss"]) > 0.01  # so that one could not stand for the other
+
+
+def test_the_task_embedding_is_that_of_the_first_support() -> None:
+    bench, data = Bench(micro_model()), data_set("first")
+    model = bench.model
+    first = [(line.input, line.target) for line in data.train[: model.config.episodes.shots]]
+    states = model.hypernetwork.apply(
+        {"params": model.hypernetwork_params},
+        {"support_tokens": model.episode(first, [])["support_tokens"]},
+        method="slot_states",
+    )
+    meta = bench.facts(data).meta
+    assert task_embedding(np.asarray(states)) == pytest.approx({k: v for k, v in meta.items() if k[:5] == "task_"})
+
+
+def test_nothing_is_generated_from_examples_that_no_support_holds() -> None:
+    micro = micro_model()
+    episodes = micro.config.episodes.replace(inputs_length=20)  # of the base model; a row of a support holds 16
+    config = dataclasses.replace(micro.config, episodes=episodes)
+    bench = Bench(Hypermodel(config, micro.parts.base, micro.parts.hypernetwork_params))
+    long = [Line("here", f"{number}" + "a" * 15, "b") for number in range(9)]
+    data = DataSet("long", long[:3], long[3:6], long[6:])
+    facts = bench.facts(data)
+    assert facts.generated is None
+    assert math.isnan(facts.meta["generated_exact"])
+    assert math.isnan(bench.test_scores(data)["generated"])
+    assert facts.meta["bare_loss"] == bench.score(data, "validation", None)[1]
