@@ -121,7 +121,8 @@ def compare(
     files = {
         (group, number): pathlib.Path(out) / "plays" / f"{_digest(recorded, settings, group, number)}.json"
         for number in range(seed, seed + seeds)
-        for group in groups
+        # Another group is first with every seed, so that no shard gets the largest one every time.
+        for group in np.roll(groups, number).tolist()
     }
     own = list(files)[shard[0] :: shard[1]]
     for group, number in tqdm(own, unit="part", disable=not progress):

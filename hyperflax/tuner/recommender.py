@@ -40,7 +40,8 @@ from hyperflax.tuner.surrogates import (
 FORMAT, VERSION = "hyperflax-recommender", 1
 FILE, PERFORMANCE, COST = "recommender.json", "performance", "cost"
 REFIT_EVERY = 5
-"""Observations between two refits of the mode `refit`; those in between are conditioned on."""
+"""Least observations between two refits of the mode `refit`, later a quarter of those that were there at the last one;
+those in between are conditioned on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +172,7 @@ class TaskSurrogate:
     recommender: Recommender
     pipelines: np.ndarray
     meta: np.ndarray
+    refits: dict[tuple, Fitted] = dataclasses.field(default_factory=dict, repr=False)
 
     def predict(
         self, history: History, trials: Sequence[Trial], mode: str
@@ -186,13 +188,22 @@ class TaskSurrogate:
             seen = self.queries(history, [Trial(one.pipeline, one.fidelity) for one in done])
             seconds = chosen.cost.condition(seconds, seen, np.array([one.seconds for one in done]))
             values = np.array([one.score for one in done])
-            whole = len(done) // REFIT_EVERY * REFIT_EVERY if mode == "refit" else 0
+            whole = last_refit(len(done)) if mode == "refit" else 0
             if whole:
-                scores = chosen.performance.refit(scores, seen.take(slice(0, whole)), values[:whole], seed=whole)
+                scores = self._refitted(seen.take(slice(0, whole)), values[:whole])
             if mode != "transfer" and whole < len(done):
                 scores = chosen.performance.condition(scores, seen.take(slice(whole, None)), values[whole:])
         mean, std = chosen.performance.predict(scores, asked)
         return mean, std, in_seconds(*chosen.cost.predict(seconds, asked))[0]
+
+    def _refitted(self, seen: Queries, values: np.ndarray) -> Fitted:
+        """The surrogate of scores trained on with what was seen; the last answer is kept for the next trials."""
+        key = (values.tobytes(), *(getattr(seen, field.name).tobytes() for field in dataclasses.fields(seen)))
+        if key not in self.refits:
+            fitted = self.recommender.performance.refit(self.recommender.scores, seen, values, seed=len(values))
+            self.refits.clear()
+            self.refits[key] = fitted
+        return self.refits[key]
 
     def queries(self, history: History, trials: Sequence[Trial]) -> Queries:
         """Returns the questions that trials are: each with the part of its pipeline's curve before it."""
@@ -206,6 +217,14 @@ class TaskSurrogate:
             fidelity=np.array([trial.fidelity for trial in trials]),
             meta=np.repeat(self.meta[None], len(trials), axis=0),
         )
+
+
+def last_refit(observations: int) -> int:
+    """Returns after how many observations the last refit was, 0 for none: 5, 10, 15, 20, 25, 31, 38 ..."""
+    last = 0
+    while (following := last + max(REFIT_EVERY, last // 4)) <= observations:
+        last = following
+    return last
 
 
 def every_part(recorded: Recorded) -> tuple[Queries, np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from hyperflax.tuner import table
 from hyperflax.tuner.encoding import encode
 from hyperflax.tuner.history import History, Trial
 from hyperflax.tuner.pipeline import Pipeline, default_pipeline
-from hyperflax.tuner.recommender import Recommender
+from hyperflax.tuner.recommender import Recommender, last_refit
 from hyperflax.tuner.recorded import from_runs
 from hyperflax.tuner.surrogates import DeepKernelGP, MLPCost
 from tests.finetuning.micro_model import micro_model
@@ -222,6 +222,28 @@ def test_a_recommender_from_recorded_runs_chooses_and_recommends(bench, learnt, 
         assert mean.shape == std.shape == seconds.shape == (2,)
         assert np.all(std > 0)
         assert np.all(seconds > 0)
+
+
+def test_a_refit_serves_all_trials_until_the_next_and_is_what_it_was(bench, learnt, monkeypatch):
+    """Refits after 5, 10, 15 and 20 observations, then a quarter more each; the others are conditioned on."""
+    assert [count for count in range(1, 50) if last_refit(count) == count] == [5, 10, 15, 20, 25, 31, 38, 47]
+    assert last_refit(4) == 0
+    whole, counted = DeepKernelGP.refit, []
+    monkeypatch.setattr(
+        DeepKernelGP, "refit", lambda self, *given, **seed: counted.append(1) or whole(self, *given, **seed)
+    )
+    meta, history = bench.facts(data_set("first")).meta, History(size=2)
+    surrogate, told = learnt.on(encode(POOL), meta), []
+    for part in range(1, 8):
+        trial = Trial(1, part)
+        history = history.asked(trial).told(trial, seconds=1.0, score=0.1 * part)
+        told.append(surrogate.predict(history, [Trial(0, 1)], "refit"))
+    assert len(counted) == 1  # after the fifth, for the sixth and seventh as well
+    np.testing.assert_array_equal(learnt.on(encode(POOL), meta).predict(history, [Trial(0, 1)], "refit"), told[-1])
+    other = History(size=2).asked(Trial(1, 1)).told(Trial(1, 1), seconds=1.0, score=0.9)
+    for part in range(2, 8):
+        other = other.asked(Trial(1, part)).told(Trial(1, part), seconds=1.0, score=0.9)
+    assert surrogate.predict(other, [Trial(0, 1)], "refit")[0] != told[-1][0]  # another history is not taken for it
 
 
 def test_incumbents_and_the_pareto_front_by_hand():
