@@ -11,7 +11,7 @@ mkdir -p "$out"
 cd "$out"
 
 datasets() { hyperflax tune datasets --model strings "$@"; }
-datasets --mixture strings --split fine_tuning --tasks 24 --longest 34 34 --out data/strings
+datasets --mixture strings --split fine_tuning --tasks 26 --longest 34 34 --out data/strings
 datasets --module hyperflax_tasks.natural_instructions --mixture natural_instructions_train --split train \
   --tasks 12 --longest 34 34 --out data/natural_instructions
 # What these settings hold of tasks with 128 examples that the byte-level model can read.
