@@ -20,9 +20,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from hyperflax import configs, trees
+from hyperflax import configs
 from hyperflax.adapters.kinds import check_base as check_spec
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
@@ -43,6 +42,7 @@ from hyperflax.hypernets.hart import HART, HARTConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.hypernets.protocol import SupportReader
 from hyperflax.models.decoding import Greedy, Method, decode
+from hyperflax.models.parameters import expected_shapes
 from hyperflax.models.t5 import T5
 from hyperflax.padding import rounded_up
 from hyperflax.training.refine import refine
@@ -198,9 +198,8 @@ class Hypermodel:
         It is done before the first use, not when a model is loaded: it traces the whole hypernetwork, which who only
         predicts need not wait for.
         """
-        episode = {"support_tokens": jnp.zeros((1, 4), jnp.int32), "task_index": jnp.zeros((), jnp.int32)}
-        fresh = nn.unbox(jax.eval_shape(self.hypernetwork.init, jax.random.key(0), episode)["params"])
-        expected = {path: leaf.shape for path, leaf in trees.flatten(fresh).items()}
+        episode = {"support_tokens": np.zeros((1, 4), np.int32), "task_index": np.zeros((), np.int32)}
+        expected = expected_shapes(self.hypernetwork, episode)
         if problems := leaf_problems(self.parts.hypernetwork_params, expected):
             raise CheckpointError(f"{where}: the hypernetwork's parameters do not fit: " + "; ".join(problems))
 

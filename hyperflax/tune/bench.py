@@ -145,7 +145,7 @@ class Bench:
         if adapter is not None:  # one support's states, of the first examples
             shown = readable(self.model, data.train)[: self.model.config.episodes.shots]
             support = self.model.episode(shown, [])["support_tokens"]
-            meta |= task_embedding(np.asarray(self.model.slot_states({"support_tokens": support[None]})[0]))
+            meta |= task_embedding(np.asarray(self.model.slot_states({"support_tokens": support[None]}))[0])
         return Facts(meta, adapter)
 
     def _compare(self, data: DataSet, split: str, adapter: Adapter | None) -> dict[str, tuple[float, float]]:
@@ -158,7 +158,8 @@ class Bench:
         spec = adapter.spec
         kept = {leaf.path: np.ones(leaf.shape, np.float32) for leaf in spec.optional}
         written = {**trees.flatten(raw_start(adapter, spec, seed=0)), **kept}
-        both = stack([spec.identity(), trees.unflatten(written)])
+        bare = {path: np.zeros_like(value) for path, value in written.items()}  # what changes nothing, prefixes masked
+        both = stack([trees.unflatten(bare), trees.unflatten(written)])
         exact, loss = self.trials(Recipe(spec)).score(both, stack([self.arrays(data, split)] * 2))
         return {name: (float(exact[run].mean()), float(loss[run])) for run, name in enumerate(("bare", GENERATED))}
 

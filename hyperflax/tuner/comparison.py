@@ -49,8 +49,7 @@ def default_optimisers(default: np.ndarray | None = None) -> dict[str, Make]:
 
     Args:
       default: [column] the encoded default pipeline, for `default`; that row of the pool is meant which is nearest.
-      None
-        leaves it out, as `as_generated` is where no pipeline of the pool trains nothing.
+        None leaves it out, as `as_generated` is where no pipeline of the pool trains nothing.
     """
     makers: dict[str, Make] = {
         "transfer": lambda pool, learnt: GreyBox(learnt.on(pool.pipelines, _meta(pool)), "transfer"),
