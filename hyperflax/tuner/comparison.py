@@ -241,7 +241,7 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
     """Draws every optimiser's regret over the share of the budget, with its interval."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name, curve in result["regret"].items():
         (drawn,) = axes.plot(result["shares"], curve["mean"], label=name)
@@ -249,5 +249,5 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
     axes.set(
         xlabel=f"share of the budget ({result['budget']:g} whole runs)", ylabel="normalised regret", ylim=(0, None)
     )
-    axes.legend()
+    figure.legend(loc="outside right upper", frameon=False)
     save_png(figure, path)
