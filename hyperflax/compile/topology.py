@@ -46,6 +46,8 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise MissingExtraError("the TPU compiler (package libtpu)", "tpu")
     # Without a TPU there is no metadata server to ask.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # The library locks out a second process, for chips are one process's; no chip is touched here.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:

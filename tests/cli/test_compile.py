@@ -46,6 +46,31 @@ def test_a_run_is_compiled_for_four_chips(tpu_library: pathlib.Path, tmp_path: p
     assert "implied MFU" in done.stdout
 
 
+HOLD = """
+import sys
+from hyperflax.compile.topology import topology_devices
+
+print(len(topology_devices("v5e:2x2")), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_compile_beside_each_other(tpu_library: pathlib.Path) -> None:
+    """The library itself lets only one process load it at a time, for the sake of chips."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_LIBRARY_PATH": str(tpu_library)}
+    environment.pop("ALLOW_MULTIPLE_LIBTPU_LOAD", None)
+    command = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdin is not None
+        assert first.stdout.readline() == "4\n"  # and it goes on holding the library
+        second = subprocess.run(command, input="", capture_output=True, text=True, env=environment)
+        assert (second.returncode, second.stdout) == (0, "4\n"), second.stderr
+        first.stdin.close()
+
+
 def test_without_the_compiler_the_answer_is_a_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     from hyperflax.compile import topology
 
