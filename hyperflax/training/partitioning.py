@@ -68,7 +68,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[j
       devices: all of every process by default.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: the sizes do not multiply to the number of devices, or one of them is not a product of whole axes of
+        a TPU slice.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, model]
@@ -78,7 +79,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[j
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != len(devices):
         raise ConfigError(f"make_mesh: data x fsdp x model = {tuple(sizes)} does not make {len(devices)} devices")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    try:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    except NotImplementedError as error:  # on TPUs, whose chips have places
+        raise ConfigError(f"make_mesh: data x fsdp x model = {tuple(sizes)} does not fit the slice: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import pathlib
+
+import gin
+import pytest
 
 from benchmarks.compile.configs import CONFIGS
 from benchmarks.compile.results import FOLDER, rendered, stale, write_result
+from hyperflax.cli import gin_jobs
+from hyperflax.cli.compile import JOB, STAND_INS
+from hyperflax.compile.topology import parse_topology
 from hyperflax.files import read_json, write_json
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "compile.md"
@@ -28,6 +36,18 @@ def test_a_stale_result_is_found(tmp_path: pathlib.Path) -> None:
     first, second = stale(tmp_path)
     assert "other.json: no configuration has this name" in first
     assert "stale, expected the hash" in second
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_mesh_is_made_of_whole_axes_of_its_slice(name: str) -> None:
+    gin_jobs.parse(JOB, CONFIGS[name].arguments(), STAND_INS)
+    sizes = [gin.query_parameter("make_mesh.data"), gin.query_parameter("make_mesh.fsdp"), 1]
+    _, slice_axes = parse_topology(CONFIGS[name].topology)
+    shared_out = itertools.product(range(3), repeat=len(slice_axes))  # which axis of the mesh each one belongs to
+    assert sizes in [
+        [math.prod(size for size, place in zip(slice_axes, places, strict=True) if place == axis) for axis in range(3)]
+        for places in shared_out
+    ]
 
 
 def test_every_configuration_has_its_own_hash() -> None:
