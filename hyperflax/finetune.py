@@ -148,8 +148,13 @@ def generate(model: Hypermodel, lines: Sequence[Line]) -> Adapter | None:
 
     None if every example is longer than a row of its support.
     """
-    shown = readable(model, lines)[: SUPPORTS * model.config.episodes.shots]
-    return model.adapt(shown, supports=math.ceil(len(shown) / model.config.episodes.shots)) if shown else None
+    shown, shots = readable(model, lines), model.config.episodes.shots
+    return model.adapt(shown[: SUPPORTS * shots], supports=supports_for(len(shown), shots)) if shown else None
+
+
+def supports_for(examples: int, shots: int) -> int:
+    """Returns in how many supports of `shots` the hypernetwork reads so many examples."""
+    return min(SUPPORTS, math.ceil(examples / shots))
 
 
 def readable(model: Hypermodel, lines: Sequence[Line]) -> list[tuple[str, str]]:

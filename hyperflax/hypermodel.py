@@ -28,7 +28,7 @@ from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.checkpoints.model_directory import ModelParts, collect_files, load_model_directory, save_model_directory
-from hyperflax.checkpoints.shapes import leaf_problems
+from hyperflax.checkpoints.shapes import expected_shapes, leaf_problems
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.batches import text_batch
@@ -39,10 +39,11 @@ from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import fetched
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HART, HARTConfig
+from hyperflax.hypernets.heads import total_slots
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.hypernets.protocol import SupportReader
 from hyperflax.models.decoding import Greedy, Method, decode
-from hyperflax.models.parameters import expected_shapes
+from hyperflax.models.parameters import traced_shapes
 from hyperflax.models.t5 import T5
 from hyperflax.padding import rounded_up
 from hyperflax.training.refine import refine
@@ -195,11 +196,15 @@ class Hypermodel:
     def check_hypernetwork(self, where: str) -> None:
         """Raises CheckpointError, naming every leaf, where its parameters are not those of the configuration.
 
-        It is done before the first use, not when a model is loaded: it traces the whole hypernetwork, which who only
-        predicts need not wait for.
+        It is done before the first use, not when a model is loaded: it traces the heads, which who only predicts need
+        not wait for. The T5's shapes stand in a table.
         """
-        episode = {"support_tokens": np.zeros((1, 4), np.int32), "task_index": np.zeros((), np.int32)}
-        expected = expected_shapes(self.hypernetwork, episode)
+        config, spec = self.config.hypernetwork, self.config.spec
+        states = np.zeros((total_slots(spec), config.t5.emb_dim), np.float32)
+        own = traced_shapes(self.hypernetwork, states, method="write")
+        expected = own | {
+            f"t5/{path}": shape for path, shape in expected_shapes(config.t5).items() if config.uses(path)
+        }
         if problems := leaf_problems(self.parts.hypernetwork_params, expected):
             raise CheckpointError(f"{where}: the hypernetwork's parameters do not fit: " + "; ".join(problems))
 
@@ -347,7 +352,10 @@ class Hypermodel:
     def slot_states(self, episodes: Mapping[str, Any]) -> Array:
         """Returns the states [task, slots, emb] that `generate` writes the adapters of `support_tokens` from."""
         tokens = np.asarray(episodes["support_tokens"], np.int32)
-        return self._read(self.hypernetwork_params, self._encoded(tokens), tokens)
+        *tasks, rows, length = tokens.shape
+        flat = tokens.reshape(-1, rows, length)
+        states = self._read(self.hypernetwork_params, self._encoded(flat), flat)
+        return states if len(tasks) == 1 else np.mean(np.reshape(states, (*tasks, *states.shape[1:])), axis=1)
 
     def refine(
         self, adapters: PyTree, examples: Mapping[str, Any], steps: int, learning_rate: float = REFINE_LEARNING_RATE
@@ -383,8 +391,7 @@ class Hypermodel:
     @functools.cached_property
     def _read(self):
         def one(params: PyTree, encoded: Array, tokens: Array) -> Array:
-            read = functools.partial(self.hypernetwork.apply, {"params": params}, method="read")
-            return read(encoded, tokens) if tokens.ndim == 2 else jnp.mean(jax.vmap(read)(encoded, tokens), axis=0)
+            return self.hypernetwork.apply({"params": params}, encoded, tokens, method="read")
 
         return jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
 

@@ -22,6 +22,7 @@ from hyperflax.evaluation import conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig, load
 from hyperflax.hypernets.encoded_rows import EncodedRows
+from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.types import T5Config
@@ -134,11 +135,35 @@ def test_a_model_without_its_hypernetwork_predicts_and_says_what_it_cannot(model
         load(tmp_path / "whole")
 
 
-def test_a_hypernetwork_of_another_shape_is_refused_leaf_by_leaf(model: Hypermodel) -> None:
-    params = trees.unflatten({path: leaf[..., :1] for path, leaf in trees.flatten(model.hypernetwork_params).items()})
-    other = Hypermodel(model.config, model.parts.base, params, name="other")
-    with pytest.raises(CheckpointError, match=r"'other': the hypernetwork's parameters do not fit: .*slots"):
+@pytest.mark.parametrize("network", [HyperT5Config, HARTConfig])
+@pytest.mark.parametrize("slot_bias", ["none", "bidirectional"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"relative_bias": "per_layer", "mlp_activations": ("relu",), "logits_via_embedding": False},
+        {"emb_dim": 24, "num_encoder_layers": 1, "num_decoder_layers": 3},
+    ],
+)
+def test_the_parameters_that_initialising_gives_fit_and_others_are_refused_leaf_by_leaf(
+    model: Hypermodel, network, slot_bias, shape
+) -> None:
+    hypernetwork = network(t5=T5.replace(**shape), heads=HeadsConfig(hidden=8), slot_bias=slot_bias)
+    config = dataclasses.replace(model.config, hypernetwork=hypernetwork)
+    episode = {"support_tokens": np.ones((2, 8), np.int32)}
+    params = trees.flatten(nn.unbox(config.build()[1].init(jax.random.key(1), episode)["params"]))
+    Hypermodel(config, model.parts.base, trees.unflatten(params)).check_hypernetwork("here")
+    del params["slots"]
+    params |= {
+        "t5/decoder/layers_9/mlp/wo/kernel": np.zeros((32, 16), np.float32),
+        "t5/encoder/encoder_norm/scale": np.zeros(3, np.float32),
+    }
+    other = Hypermodel(config, model.parts.base, trees.unflatten(params), name="other")
+    with pytest.raises(CheckpointError) as error:
         other.adapt(EXAMPLES)
+    assert all(path in str(error.value) for path in ("'slots': ", "layers_9/mlp/wo/kernel': une", "encoder_norm/scale"))
+    assert str(error.value).startswith("model 'other': the hypernetwork's parameters do not fit: ")
+    assert str(error.value).count("; ") == 2
 
 
 def test_an_adapter_of_another_base_is_refused(model: Hypermodel) -> None:

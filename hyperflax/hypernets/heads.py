@@ -174,8 +174,8 @@ class Heads(nn.Module):
         columns = jax.lax.split(values, sizes, axis=2)
         raw = {}
         for column, leaves in zip(columns, zip(*group.leaves, strict=True), strict=True):
-            for layer, leaf in zip(jnp.unstack(column), leaves, strict=True):
-                raw[leaf.path] = to_leaf(layer, leaf)
+            made = jnp.unstack(to_leaves(column, leaves[0]))
+            raw.update((leaf.path, value) for leaf, value in zip(leaves, made, strict=True))
         return raw
 
 
@@ -188,11 +188,14 @@ def heads_flops(config: HeadsConfig, spec: AdapterSpec, emb: int) -> flops.Forwa
     return flops.Forward(total, 0)
 
 
-def to_leaf(values: Array, leaf: Leaf) -> Array:
-    """Args: values [slots, slot_size]. Returns: the raw leaf; slots beyond the leaf's own axis are dropped."""
+def to_leaves(values: Array, leaf: Leaf) -> Array:
+    """Args: values [layers, slots, slot_size]. Returns: a raw leaf of `leaf`'s shape for every layer, stacked.
+
+    Slots beyond the leaf's own axis are dropped.
+    """
     length = leaf.shape[leaf.slot_axis]
     rest = leaf.shape[: leaf.slot_axis] + leaf.shape[leaf.slot_axis + 1 :]
-    return jnp.moveaxis(values[:length].reshape(length, *rest), 0, leaf.slot_axis)
+    return jnp.moveaxis(values[:, :length].reshape(-1, length, *rest), 1, leaf.slot_axis + 1)
 
 
 def normalise(states: Array, epsilon: float = 1e-6) -> Array:

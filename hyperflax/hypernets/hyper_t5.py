@@ -67,6 +67,14 @@ class HyperT5Config:
         """How often the decoder runs over them."""
         return 1
 
+    def uses(self, path: str) -> bool:
+        """Whether a parameter of the T5, `decoder/decoder_norm/scale`, is one of the hypernetwork's.
+
+        It has no use for logits, nor, where slots have no position bias, for the decoder's.
+        """
+        unused = {"logits_dense"} if self.slot_bias == "bidirectional" else {"logits_dense", "relpos_bias"}
+        return not (path.startswith("decoder/") and unused & set(path.split("/")))
+
     def flops(self, spec: AdapterSpec, rows: int, length: int) -> Forward:
         """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
         decoded = flops.decoder(self.t5, 1, self.num_slots(spec), rows * length, passes=self.passes(spec))

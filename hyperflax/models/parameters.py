@@ -3,7 +3,7 @@
 `flax.linen.Module.param` traces the initialiser at every call, also where the parameter is there, to learn the shape to
 check it against. Modules here know their shapes, and half of the time of tracing a T5 was initialisers.
 
->>> shapes = expected_shapes(hypernetwork, {"support_tokens": tokens})    # {"slots": (24, 128), "t5/...": ...}
+>>> shapes = traced_shapes(hypernetwork, {"support_tokens": tokens})    # {"slots": (24, 128), "t5/...": ...}
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...
 
     Args:
       init: called with a key, the shape and float32 where parameters are made; not where they are made without a key,
-        as `expected_shapes` does, which are zeros.
+        as `traced_shapes` does, which are zeros.
 
     Raises:
       flax.errors.ScopeParamNotFoundError, flax.errors.ScopeParamShapeError: as `module.param`.
@@ -42,7 +42,7 @@ def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...
     return value
 
 
-def expected_shapes(module: nn.Module, *inputs: Any) -> dict[str, tuple[int, ...]]:
+def traced_shapes(module: nn.Module, *inputs: Any, method: str | None = None) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter of a module that is called with such inputs; nothing is computed."""
-    made = jax.eval_shape(lambda: module.apply({}, *inputs, mutable=["params"])[1]["params"])
+    made = jax.eval_shape(lambda: module.apply({}, *inputs, method=method, mutable=["params"])[1]["params"])
     return {path: leaf.shape for path, leaf in trees.flatten(made).items()}

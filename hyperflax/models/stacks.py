@@ -7,9 +7,11 @@ x is carried, the cache is sliced by layer, the context is the same for every la
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
@@ -162,6 +164,16 @@ def _scanned(layer: type[Layer], depth: int, methods: tuple[str, ...]) -> type[L
     )
 
 
+@functools.cache
+def _traced_once(layer: type[Layer], config: T5Config, method: str) -> Callable[..., tuple[Array, LayerCache]]:
+    """Returns a layer's method as a function of its variables, x, cache and context, traced once for all layers.
+
+    Layers of a stack differ in their variables only. Tracing each of them anew was most of the time until a small
+    model's first answer, when its programs were compiled before.
+    """
+    return jax.jit(functools.partial(layer(config, parent=None).apply, method=method), inline=True)
+
+
 class Stack(nn.Module):
     """Layers and the bias that they share."""
 
@@ -186,8 +198,21 @@ class Stack(nn.Module):
         made = {}
         for number, layer in enumerate(self.layers):
             name = f"layers_{number}"
-            x, made[name] = getattr(layer, method)(x, None if caches is None else caches[name], context)
+            call = getattr(layer, method)
+            if self._alike(context):
+                once = _traced_once(type(layer), self.config, method)
+                call = jax.named_scope(name)(functools.partial(once, layer.variables))
+            x, made[name] = call(x, None if caches is None else caches[name], context)
         return x, made
+
+    def _alike(self, context: Context) -> bool:
+        """Whether layers differ in nothing but their variables.
+
+        They do where parameters are made, activations are captured or dropout draws; rematerialised layers are of a
+        class that was made for this one stack.
+        """
+        recorded = any(map(self.is_mutable_collection, ("params", "intermediates")))
+        return context.deterministic and not recorded and not self.config.remat
 
 
 class Encoder(Stack):

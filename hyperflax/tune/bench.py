@@ -19,7 +19,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.adapters.start import start_from
 from hyperflax.checkpoints.artefacts import Adapter
 from hyperflax.errors import ConfigError
-from hyperflax.finetune import generate, readable
+from hyperflax.finetune import generate, readable, supports_for
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.training.trials import Recipe, Trials
 from hyperflax.tuner.datasets import DataSet, task_embedding
@@ -143,9 +143,11 @@ class Bench:
         for name, (exact, loss) in self._compare(data, "validation", adapter).items():
             meta[f"{name}_exact"], meta[f"{name}_loss"] = exact, loss
         if adapter is not None:  # one support's states, of the first examples
-            shown = readable(self.model, data.train)[: self.model.config.episodes.shots]
-            support = self.model.episode(shown, [])["support_tokens"]
-            meta |= task_embedding(np.asarray(self.model.slot_states({"support_tokens": support[None]}))[0])
+            shown, shots = readable(self.model, data.train), self.model.config.episodes.shots
+            support = self.model.episode(shown[:shots], [])["support_tokens"]
+            # As often as there were supports for the adapter, so that the program is there already.
+            supports = np.repeat(support[None], supports_for(len(shown), shots), axis=0)
+            meta |= task_embedding(np.asarray(self.model.slot_states({"support_tokens": supports}))[0])
         return Facts(meta, adapter)
 
     def _compare(self, data: DataSet, split: str, adapter: Adapter | None) -> dict[str, tuple[float, float]]:

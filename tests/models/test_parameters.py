@@ -13,7 +13,7 @@ from hyperflax import trees
 from hyperflax.adapters import LoRA, build_spec
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
-from hyperflax.models.parameters import expected_shapes, param
+from hyperflax.models.parameters import traced_shapes, param
 from hyperflax.types import T5Config
 
 INIT = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("embed",))
@@ -59,7 +59,7 @@ def test_a_missing_parameter_and_one_of_another_shape_are_refused(module):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_expected_shapes_are_those_that_initialising_gives(scan_layers):
+def test_traced_shapes_are_those_that_initialising_gives(scan_layers):
     config = T5Config(
         vocab_size=32,
         emb_dim=16,
@@ -73,4 +73,4 @@ def test_expected_shapes_are_those_that_initialising_gives(scan_layers):
     network = HyperT5(HyperT5Config(config, HeadsConfig(hidden=8)), build_spec(LoRA(rank=2), config))
     episode = {"support_tokens": np.ones((2, 4), np.int32)}
     made = nn.unbox(network.init(jax.random.key(0), episode)["params"])
-    assert expected_shapes(network, episode) == {path: leaf.shape for path, leaf in trees.flatten(made).items()}
+    assert traced_shapes(network, episode) == {path: leaf.shape for path, leaf in trees.flatten(made).items()}

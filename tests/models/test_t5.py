@@ -183,6 +183,33 @@ def test_dropout_only_on_request() -> None:
     assert np.abs(one - plain).max() > 1e-3
 
 
+def test_layers_that_differ_in_their_variables_only_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = cases.MICRO.replace(mlp_dim=24, num_encoder_layers=3, num_decoder_layers=4, dropout_rate=0.1)
+    model, variables = T5(config), {"params": cases.random_params(config)}
+    traced: list[str] = []
+    attend = Attention._attend
+
+    def counted(self: Attention, *args: Any) -> jax.Array:
+        traced.append("/".join(self.path))
+        return attend(self, *args)
+
+    monkeypatch.setattr(Attention, "_attend", counted)
+    source, target = ids(2, 6), ids(2, 5, seed=1)
+    once = jax.jit(model.apply)(variables, source, target)
+    assert len(traced) == 1 + 2
+    traced.clear()
+    # Activations that are captured have the names of their layers, so each of them runs for itself.
+    captured = jax.jit(functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"]))
+    every, seen = captured(variables, source, target)
+    assert len(traced) == 3 + 2 * 4
+    assert {"layers_0", "layers_1", "layers_2"} <= set(seen["intermediates"]["encoder"])
+    np.testing.assert_allclose(once, every, rtol=1e-5, atol=1e-5)
+    traced.clear()
+    dropped = functools.partial(model.apply, enable_dropout=True)
+    jax.eval_shape(dropped, variables, source, target, rngs={"dropout": jax.random.key(0)})
+    assert len(traced) == 3 + 2 * 4
+
+
 def test_wrong_shapes_are_named() -> None:
     source, target = ids(2, 6), ids(2, 5)
     with pytest.raises(HyperflaxError, match=r"encoder_input_tokens: expected \[batch, length\], got shape"):
