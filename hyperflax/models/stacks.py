@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.extend.core import jaxpr_as_fun
 
 from hyperflax.models.attention import Attention
 from hyperflax.models.layers import DENSE_INIT, Mlp, Projection, RMSNorm, channels_whole
@@ -165,13 +166,21 @@ def _scanned(layer: type[Layer], depth: int, methods: tuple[str, ...]) -> type[L
 
 
 @functools.cache
-def _traced_once(layer: type[Layer], config: T5Config, method: str) -> Callable[..., tuple[Array, LayerCache]]:
-    """Returns a layer's method as a function of its variables, x, cache and context, traced once for all layers.
+def _jitted(layer: type[Layer], config: T5Config, method: str) -> Any:
+    return jax.jit(functools.partial(layer(config, parent=None).apply, method=method))
+
+
+def _traced_once(layer: Layer, method: str, *arguments: Any) -> tuple[Array, LayerCache]:
+    """Returns what a layer's method does, from a trace that all layers of its kind share.
 
     Layers of a stack differ in their variables only. Tracing each of them anew was most of the time until a small
-    model's first answer, when its programs were compiled before.
+    model's first answer, when its programs were compiled before. The traced operations are put where the layer stands;
+    a call of the jitted function would be another program, whose gradient is slower.
     """
-    return jax.jit(functools.partial(layer(config, parent=None).apply, method=method), inline=True)
+    inputs = (layer.variables, *arguments)
+    traced = _jitted(type(layer), layer.config, method).trace(*inputs)
+    outputs = jaxpr_as_fun(traced.jaxpr)(*jax.tree.leaves(inputs))
+    return jax.tree.unflatten(jax.tree.structure(traced.out_info), outputs)
 
 
 class Stack(nn.Module):
@@ -198,11 +207,12 @@ class Stack(nn.Module):
         made = {}
         for number, layer in enumerate(self.layers):
             name = f"layers_{number}"
-            call = getattr(layer, method)
+            cache = None if caches is None else caches[name]
             if self._alike(context):
-                once = _traced_once(type(layer), self.config, method)
-                call = jax.named_scope(name)(functools.partial(once, layer.variables))
-            x, made[name] = call(x, None if caches is None else caches[name], context)
+                with jax.named_scope(name):
+                    x, made[name] = _traced_once(layer, method, x, cache, context)
+            else:
+                x, made[name] = getattr(layer, method)(x, cache, context)
         return x, made
 
     def _alike(self, context: Context) -> bool:

@@ -13,7 +13,7 @@ from hyperflax import trees
 from hyperflax.adapters import LoRA, build_spec
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
-from hyperflax.models.parameters import traced_shapes, param
+from hyperflax.models.parameters import param, traced_shapes
 from hyperflax.types import T5Config
 
 INIT = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("embed",))
