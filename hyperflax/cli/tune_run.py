@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tuner_argument(parser)
     parser.add_argument("--data", required=True, metavar="PATH", help="jsonl file, or a folder of three")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run, and the adapter directory")
-    parser.add_argument("--budget", required=True, metavar="TIME", help="of trials: 90s, 30m, 2h")
+    parser.add_argument("--budget", required=True, metavar="TIME", help="of everything: 90s, 30m, 2h")
     parser.add_argument(
         "--mode",
         default="transfer",

@@ -36,7 +36,7 @@ class Record:
     Attributes:
       name, dataset: of the data set, and the hash of its examples. model: id of the hypermodel. seed: of the run.
       pool: the pipelines to choose from. expected: of each of them; empty where they are tried at random.
-      optimiser: what chooses. budget: seconds of trials.
+      optimiser: what chooses. budget: seconds of everything.
       history: what was run.
       choosing, elapsed: seconds that choosing and everything took so far, all calls together.
       test: test scores by condition, once the run has ended.

@@ -15,7 +15,7 @@ The report is made of the run's record alone, so a run that was killed, or still
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hyperflax.errors import DataError
@@ -34,13 +34,14 @@ def name(pipeline: Pipeline) -> str:
     return " ".join(part for part in parts if part)
 
 
-def line(history: History, pool: Sequence[Pipeline], budget: float) -> str:
+def line(record: Record) -> str:
     """Returns what the last part gave, beside the best so far."""
+    history, pool = record.history, record.pool
     last, best = history.observations[-1], history.incumbent
     told = f"{last.score:.2f}" if last.score is not None else last.status
     at_best = f"best {best.score:.2f} ({name(pool[best.pipeline])})" if best else "nothing yet"
     part = f"part {last.fidelity}/{history.fidelities}"
-    return f"{history.spent:5.0f} of {budget:.0f} s  {name(pool[last.pipeline])}, {part}: {told}   {at_best}"
+    return f"{record.elapsed:5.0f} of {record.budget:.0f} s  {name(pool[last.pipeline])}, {part}: {told}   {at_best}"
 
 
 def incumbents(history: History) -> list[tuple[float, float, int]]:
@@ -71,8 +72,8 @@ def of(record: Record) -> dict[str, Any]:
       `test_score`, `parts`, `seconds`, and `expected` (None for a search at random): `score`, `std` and `seconds` of a
       whole run, `rank` among the pool's `of`; `test`, test scores by condition, empty while the run has not ended;
       `over_time`, every new incumbent; `tried`, a row for every pipeline that was begun, the incumbent first and then
-      by score, `pareto` where none is both better and cheaper; `parts`, `pipelines`; `spent`, `choosing`, `elapsed` in
-      seconds.
+      by score, `pareto` where none is both better and cheaper; `parts`, `pipelines`; in seconds `elapsed`, of which
+      `spent` on training and scoring and `choosing` by the tuner; the rest compiles and writes.
 
     Raises:
       DataError: no part has a score.
@@ -148,9 +149,9 @@ did, and errs on the high side."""
     values = "\n".join(f"| {key} | {value} |" for key, value in best["pipeline"].items())
     return f"""# Tuning for {report["dataset"]}
 
-{report["pipelines"]} pipelines, {report["parts"]} parts, {report["spent"]:.0f} of {report["budget"]:.0f} seconds;
-choosing ({report["optimiser"]}) took {report["choosing"]:.1f} seconds, \
-{report["choosing"] / max(report["elapsed"], 1e-9):.1%} of the run.
+{report["pipelines"]} pipelines, {report["parts"]} parts in {report["elapsed"]:.0f} seconds of {report["budget"]:.0f}: \
+{report["spent"]:.0f} training and scoring, {report["choosing"]:.1f} choosing ({report["optimiser"]}, \
+{report["choosing"] / max(report["elapsed"], 1e-9):.1%}), the rest compiling and writing.
 
 {test}
 

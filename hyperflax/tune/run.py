@@ -6,7 +6,7 @@
     out/runs/*.parquet                       a row of the meta-dataset for every pipeline that was run
     out/report.json, report.md, report.png   incumbent over time, score against cost, why this pipeline: `report.py`
 
-The seconds of the budget are those of the trials; what choosing takes is told beside them. Killed and called again with
+The budget is of everything until the last part: training, scoring, compiling, choosing. Killed and called again with
 the same arguments, a run goes on after the last part that had ended.
 
 >>> report = run(bench, data, recommender, out="invoices_tuned", budget=1800.0)
@@ -104,7 +104,7 @@ def run(
     Args:
       bench: the model. data: what to tune for.
       recommender: what was learnt from other data sets; None searches at random.
-      out: the run's folder. budget: seconds of trials.
+      out: the run's folder. budget: seconds; the part that is under way then ends, and there is at least one.
       mode: `transfer`, `condition` or `refit`, see `GreyBox`; of no consequence without a recommender.
       size: of the pool. seed: of pool, starts and order of examples.
       say: is told of every part.
@@ -130,22 +130,23 @@ def run(
         history=History(size=len(pool), seed=seed),
     )
     with alone_in(out):
+        before = time.perf_counter()
         optimiser: Optimiser = RandomSearch()
         if recommender is not None:
             surrogate = recommender.on(encode(pool), bench.facts(data).meta)
             begun = dataclasses.replace(begun, expected=whole_runs(surrogate, len(pool)))
             optimiser = GreyBox(surrogate, mode)
         session = Session(bench, data, pathlib.Path(out), begun)
-        while session.record.history.spent < budget:
-            before = time.perf_counter()
+        while session.record.elapsed < budget or not session.record.history.observations:
             trial = optimiser.choose(session.record.history)
-            session.took(choosing=time.perf_counter() - before)
+            chosen = time.perf_counter()
             if trial is None:
                 say("nothing is left that promises to be better")
                 break
             session.carry_out(trial)
-            session.took(elapsed=time.perf_counter() - before)
-            say(reports.line(session.record.history, pool, budget))
+            session.took(choosing=chosen - before, elapsed=time.perf_counter() - before)
+            say(reports.line(session.record))
+            before = time.perf_counter()
         return session.finish()
 
 

@@ -12,6 +12,7 @@ Incumbent(pipeline=0, fidelity=1, score=0.5)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -107,7 +108,15 @@ class History:
 
     def curve(self, pipeline: int) -> tuple[float, ...]:
         """Returns the scores of a pipeline's parts so far."""
-        return tuple(seen.score for seen in self.observations if seen.pipeline == pipeline and seen.score is not None)
+        return self._curves.get(pipeline, ())
+
+    @functools.cached_property
+    def _curves(self) -> dict[int, tuple[float, ...]]:
+        curves: dict[int, list[float]] = {}
+        for seen in self.observations:
+            if seen.score is not None:
+                curves.setdefault(seen.pipeline, []).append(seen.score)
+        return {pipeline: tuple(scores) for pipeline, scores in curves.items()}
 
     def open(self) -> list[int]:
         """Returns the pipelines that can go on: not ended, not failed, not under way."""

@@ -131,7 +131,8 @@ class GreyBox:
             return None
         trials = [_next(history, pipeline) for pipeline in candidates]
         mean, std, seconds = self.surrogate.predict(history, trials, self.mode)
-        best = np.array([_best_at(history, trial.fidelity) for trial in trials])
+        best_at = {fidelity: _best_at(history, fidelity) for fidelity in {trial.fidelity for trial in trials}}
+        best = np.array([best_at[trial.fidelity] for trial in trials])
         improvement = expected_improvement(mean, std, best, self.xi)
         if improvement.max() <= self.enough:
             return None

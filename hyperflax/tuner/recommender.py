@@ -173,6 +173,7 @@ class TaskSurrogate:
     pipelines: np.ndarray
     meta: np.ndarray
     refits: dict[tuple, Fitted] = dataclasses.field(default_factory=dict, repr=False)
+    transferred: dict[tuple, tuple[float, float]] = dataclasses.field(default_factory=dict, repr=False)
 
     def predict(
         self, history: History, trials: Sequence[Trial], mode: str
@@ -181,20 +182,36 @@ class TaskSurrogate:
 
         The cost always learns from this data set's own: a slower machine says nothing of how good a pipeline is.
         """
-        chosen, asked = self.recommender, self.queries(history, trials)
+        asked = self.queries(history, trials)
         done = [seen for seen in history.observations if seen.score is not None]
-        scores, seconds = chosen.scores, chosen.seconds
+        seen = self.queries(history, [Trial(one.pipeline, one.fidelity) for one in done])
+        if mode == "transfer":
+            mean, std = self._transferred(history, trials)
+        else:
+            scores = self._learnt(seen, np.array([one.score for one in done]), refit=mode == "refit")
+            mean, std = self.recommender.performance.predict(scores, asked)
+        cost, seconds = self.recommender.cost, self.recommender.seconds
         if done:
-            seen = self.queries(history, [Trial(one.pipeline, one.fidelity) for one in done])
-            seconds = chosen.cost.condition(seconds, seen, np.array([one.seconds for one in done]))
-            values = np.array([one.score for one in done])
-            whole = last_refit(len(done)) if mode == "refit" else 0
-            if whole:
-                scores = self._refitted(seen.take(slice(0, whole)), values[:whole])
-            if mode != "transfer" and whole < len(done):
-                scores = chosen.performance.condition(scores, seen.take(slice(whole, None)), values[whole:])
-        mean, std = chosen.performance.predict(scores, asked)
-        return mean, std, in_seconds(*chosen.cost.predict(seconds, asked))[0]
+            seconds = cost.condition(seconds, seen, np.array([one.seconds for one in done]))
+        return mean, std, in_seconds(*cost.predict(seconds, asked))[0]
+
+    def _learnt(self, seen: Queries, values: np.ndarray, *, refit: bool) -> Fitted:
+        """The surrogate of scores that also knows what was seen of this data set."""
+        whole = last_refit(len(values)) if refit else 0
+        scores = self._refitted(seen.take(slice(0, whole)), values[:whole]) if whole else self.recommender.scores
+        if whole == len(values):
+            return scores
+        return self.recommender.performance.condition(scores, seen.take(slice(whole, None)), values[whole:])
+
+    def _transferred(self, history: History, trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std by what was learnt on other data sets alone; they change with a pipeline's own curve only."""
+        keys = [(number, part, history.curve(number)[: part - 1]) for number, part in trials]
+        if new := [number for number, key in enumerate(keys) if key not in self.transferred]:
+            asked = self.queries(history, [trials[number] for number in new])
+            answers = zip(*self.recommender.performance.predict(self.recommender.scores, asked), strict=True)
+            self.transferred.update(zip((keys[number] for number in new), answers, strict=True))
+        mean, std = np.array([self.transferred[key] for key in keys]).T
+        return mean, std
 
     def _refitted(self, seen: Queries, values: np.ndarray) -> Fitted:
         """The surrogate of scores trained on with what was seen; the last answer is kept for the next trials."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -151,6 +152,21 @@ def test_the_budget_ends_a_run(bench, tmp_path):
         tune(bench, tmp_path / "other", budget=0)
 
 
+def test_all_that_a_run_does_counts_towards_its_budget(bench, tmp_path, monkeypatch):
+    carry_out = module.Session.carry_out
+
+    def slowly(self, trial):  # as where every part is compiled anew
+        time.sleep(0.3)
+        carry_out(self, trial)
+
+    monkeypatch.setattr(module.Session, "carry_out", slowly)
+    report = tune(bench, tmp_path / "run", budget=0.5)
+    assert report["parts"] <= 2
+    assert report["spent"] < report["elapsed"]
+    again = tune(bench, tmp_path / "run", budget=0.5)
+    assert again["parts"] == report["parts"]
+
+
 def test_other_arguments_and_foreign_folders_are_refused(bench, unbroken, tmp_path):
     with pytest.raises(CheckpointError, match="holds a run with another seed"):
         tune(bench, unbroken[0], seed=2)
@@ -244,6 +260,25 @@ def test_a_refit_serves_all_trials_until_the_next_and_is_what_it_was(bench, lear
     for part in range(2, 8):
         other = other.asked(Trial(1, part)).told(Trial(1, part), seconds=1.0, score=0.9)
     assert surrogate.predict(other, [Trial(0, 1)], "refit")[0] != told[-1][0]  # another history is not taken for it
+
+
+def test_what_other_data_sets_say_is_asked_once_and_is_what_it_was(bench, learnt, monkeypatch):
+    whole, rows = DeepKernelGP.predict, []
+    monkeypatch.setattr(
+        DeepKernelGP, "predict", lambda self, fitted, asked: rows.append(len(asked)) or whole(self, fitted, asked)
+    )
+    meta, history = bench.facts(data_set("first")).meta, History(size=2)
+    surrogate = learnt.on(encode(POOL), meta)
+    asked = []
+    for part, score in ((1, 0.1), (2, 0.4), (3, 0.2)):
+        asked.append((history, [Trial(0, 1), Trial(1, part)]))
+        history = history.asked(Trial(1, part)).told(Trial(1, part), seconds=1.0, score=score)
+    other = History(size=2).asked(Trial(1, 1)).told(Trial(1, 1), seconds=1.0, score=0.9)
+    asked += [(history, [Trial(1, 4), Trial(1, 5)]), (other, [Trial(1, 2)]), (other, [Trial(0, 1), Trial(1, 2)])]
+    told = [surrogate.predict(*one, "transfer") for one in asked]
+    assert rows == [2, 1, 1, 2, 1]  # (1, 2) after another score is another question
+    for one, answer in zip(asked, told, strict=True):
+        np.testing.assert_allclose(learnt.on(encode(POOL), meta).predict(*one, "transfer"), answer, rtol=1e-5)
 
 
 def test_incumbents_and_the_pareto_front_by_hand():
