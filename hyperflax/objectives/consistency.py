@@ -27,7 +27,7 @@ def distance(first: PyTree, others: PyTree) -> Array:
     """
     squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a.astype(jnp.float32) - b)), first, others)
     sizes = sum(leaf.size for leaf in jax.tree.leaves(others))
-    return jax.tree.reduce(jnp.add, squares) / sizes
+    return jax.tree.reduce(jnp.add, squares) / float(sizes)  # of a large model they are more than an int32 holds
 
 
 def between_tasks(generated: PyTree) -> Array:

@@ -29,6 +29,12 @@ def test_distance_is_the_mean_square_over_all_values() -> None:
     assert float(distance(first, first)) == 0.0
 
 
+def test_adapters_of_a_large_model_have_more_values_than_an_int32_counts() -> None:
+    """2,048 tasks of XXL: 6,442,450,944 slot values."""
+    many = jax.ShapeDtypeStruct((2048, 3, 2**20), np.float32)
+    assert jax.eval_shape(between_tasks, {"a": many}).shape == ()
+
+
 def test_between_tasks_compares_neighbours() -> None:
     values = np.array([[1.0], [2.0], [4.0]])
     assert float(between_tasks({"a": values})) == pytest.approx((9 + 1 + 4) / 3)
