@@ -22,6 +22,7 @@ from hyperflax.tuner.surrogates import (
     Observations,
     PerformanceSurrogate,
     Queries,
+    deep_kernel,
     load,
     save,
 )
@@ -202,6 +203,23 @@ def test_parameters_of_another_surrogate_are_not_saved(surrogate, fitted, tmp_pa
     with pytest.raises(DataError, match="expected the leaves"):
         save(tmp_path / "it", dataclasses.replace(surrogate, hidden=(8, 8)), fitted)
     assert not (tmp_path / "it").exists()
+
+
+def test_what_a_deep_kernel_knows_is_decomposed_once(monkeypatch: pytest.MonkeyPatch):
+    calls, factors = [], deep_kernel._factors
+    monkeypatch.setattr(deep_kernel, "_factors", lambda *given: calls.append(1) or factors(*given))
+    gp = DeepKernelGP(hidden=(8,), features=2, channels=2, kept=16, rows=16, steps=5)
+    table = queries(24, seed=5)
+    one = gp.fit(table, values(table, seed=7), seed=0)
+    calls.clear()
+    asked = one_task(3, seed=6)
+    first, again = gp.predict(one, asked), gp.predict(one, asked.take(slice(0, 2)))
+    assert len(calls) == 1
+    np.testing.assert_allclose(again[0], first[0][:2], rtol=1e-5)
+    np.testing.assert_allclose(again[1], first[1][:2], rtol=1e-5)
+    told = gp.condition(one, asked, np.array([0.1, 0.2, 0.3]))
+    assert not same(gp.predict(told, asked), first)  # another surrogate is not taken for it
+    assert len(calls) == 2
 
 
 def constant(table: Queries) -> Queries:

@@ -41,6 +41,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -171,18 +172,17 @@ class DeepKernelGP:
         fitted.require_sizes(queries)
         if not len(queries):
             return np.zeros(0), np.zeros(0)
-        known, scaling = fitted.known, fitted.scaling
-        size = padded_size(len(known))
-        tasks = groups(np.concatenate([known.queries.meta, queries.meta]))
-        given = _padded({"inputs": _inputs(scaling, known.queries), "tasks": tasks[: len(known)]}, size)
-        targets, mask = pad(scaling.scaled(known.values), size), row_mask(len(known), size)
+        seen, scaling = _seen(self, fitted), fitted.scaling
+        count = len(fitted.known)
+        tasks = groups(np.concatenate([fitted.known.queries.meta, queries.meta]))
+        known = Points(seen.features, pad(tasks[:count], len(seen.mask)))
         parts = []
         for first in range(0, len(queries), BLOCK):
             block = slice(first, first + BLOCK)
-            asked = {"inputs": _inputs(scaling, queries.take(block)), "tasks": tasks[len(known) :][block]}
+            asked = {"inputs": _inputs(scaling, queries.take(block)), "tasks": tasks[count:][block]}
             rows = len(asked["tasks"])
             asked = _padded(asked, padded_size(rows))
-            mean, variance = self._posterior(fitted.params, given, targets, mask, asked)
+            mean, variance = map(np.asarray, _predict(self, fitted.params, known, seen.mask, seen.factors, asked))
             parts.append((mean[:rows], variance[:rows]))
         mean, variance = (np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True))
         return scaling.value_mean + scaling.value_std * mean, scaling.value_std * np.sqrt(variance)
@@ -218,15 +218,30 @@ class DeepKernelGP:
         per_task = np.bincount(tasks, squares) / np.bincount(tasks)
         return float((1.0 + np.sum(per_task)) / (1.0 + len(per_task)))
 
-    def _posterior(self, params, given, targets, mask, asked) -> tuple[np.ndarray, np.ndarray]:
-        for jitter in exact_gp.JITTERS:
-            mean, variance = map(np.asarray, _predict(self, params, given, targets, mask, asked, jitter))
-            if np.all(np.isfinite(mean)) and np.all(np.isfinite(variance)):
-                return mean, variance
-        raise SurrogateError(
-            f"DeepKernelGP: the covariance of {int(mask.sum())} observations is not positive definite in float32; "
-            f"expected it to be with {exact_gp.JITTERS[-1]} of the signal's variance added to its diagonal"
-        )
+
+class Seen(NamedTuple):
+    """What predictions need of the rows that a surrogate knows, padded; see `exact_gp`."""
+
+    features: Array
+    mask: np.ndarray
+    factors: exact_gp.Factors
+
+
+@functools.lru_cache(maxsize=4)
+def _seen(surrogate: DeepKernelGP, fitted: Fitted) -> Seen:
+    """Kept, since who chooses among pipelines asks one surrogate hundreds of times."""
+    known = fitted.known
+    size = padded_size(len(known))
+    given = _padded({"inputs": _inputs(fitted.scaling, known.queries), "tasks": known.queries.tasks}, size)
+    targets, mask = pad(fitted.scaling.scaled(known.values), size), row_mask(len(known), size)
+    for jitter in exact_gp.JITTERS:
+        features, factors = _factors(surrogate, fitted.params, given, targets, mask, jitter)
+        if np.all(np.isfinite(factors.lower)) and np.all(np.isfinite(factors.white)):
+            return Seen(features, mask, factors)
+    raise SurrogateError(
+        f"DeepKernelGP: the covariance of {len(known)} observations is not positive definite in float32; "
+        f"expected it to be with {exact_gp.JITTERS[-1]} of the signal's variance added to its diagonal"
+    )
 
 
 def hyper_of(params: PyTree) -> exact_gp.Hyper:
@@ -285,8 +300,14 @@ def _first(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnames="surrogate")
-def _predict(surrogate: DeepKernelGP, params, given, targets, mask, asked, jitter):
-    hyper = hyper_of(params)
-    known, new = (_points(surrogate, params, rows) for rows in (given, asked))
-    mean, variance = exact_gp.posterior(hyper, known, targets, mask, new, kernel=surrogate.kernel, jitter=jitter)
+def _factors(surrogate: DeepKernelGP, params, given, targets, mask, jitter):
+    points = _points(surrogate, params, given)
+    known = exact_gp.factors(hyper_of(params), points, targets, mask, kernel=surrogate.kernel, jitter=jitter)
+    return points.features, known
+
+
+@functools.partial(jax.jit, static_argnames="surrogate")
+def _predict(surrogate: DeepKernelGP, params, points, mask, known, asked):
+    hyper, asked = hyper_of(params), _points(surrogate, params, asked)
+    mean, variance = exact_gp.posterior_given(hyper, points, mask, known, asked, kernel=surrogate.kernel)
     return mean, variance + hyper["noise"]

@@ -152,6 +152,31 @@ def log_marginal_likelihood(
     return density - 0.5 * math.log(2.0 * math.pi) * jnp.sum(mask)
 
 
+class Factors(NamedTuple):
+    """What a posterior needs of the observations, whatever is asked.
+
+    Attributes:
+      lower: [n, n], L of C = L L'. white: [n], L^-1 y.
+    """
+
+    lower: Array
+    white: Array
+
+
+def factors(
+    hyper: Hyper,
+    points: Points,
+    targets: Array,
+    mask: Array,
+    *,
+    kernel: KernelName,
+    jitter: Array | float = JITTERS[0],
+) -> Factors:
+    """Returns the factors of n observations; NaN if C is not positive definite."""
+    lower = jnp.linalg.cholesky(_of_scores(hyper, points, mask, kernel, jitter))
+    return Factors(lower, jax.scipy.linalg.solve_triangular(lower, mask * targets, lower=True))
+
+
 def posterior(
     hyper: Hyper,
     points: Points,
@@ -162,15 +187,21 @@ def posterior(
     kernel: KernelName,
     jitter: Array | float = JITTERS[0],
 ) -> tuple[Array, Array]:
-    """Returns (mean, variance), both [m], of f + b at the m points asked about; a new y has `noise` on top.
+    """Returns (mean, variance), both [m], of f + b at the m points asked about; a new y has `noise` on top."""
+    known = factors(hyper, points, targets, mask, kernel=kernel, jitter=jitter)
+    return posterior_given(hyper, points, mask, known, asked, kernel=kernel)
+
+
+def posterior_given(
+    hyper: Hyper, points: Points, mask: Array, known: Factors, asked: Points, *, kernel: KernelName
+) -> tuple[Array, Array]:
+    """Returns what `posterior` does, from the factors of the observations.
 
     The variance is a difference; where rounding takes it below 0, at an observed point of almost no noise, it is 0.
     """
-    lower = jnp.linalg.cholesky(_of_scores(hyper, points, mask, kernel, jitter))
-    white = jax.scipy.linalg.solve_triangular(lower, mask * targets, lower=True)
     cross = mask[:, None] * covariance(hyper, points, asked, kernel)
-    explained = jax.scipy.linalg.solve_triangular(lower, cross, lower=True)
-    mean = jnp.einsum("nm,n->m", explained, white, precision=_HIGHEST)
+    explained = jax.scipy.linalg.solve_triangular(known.lower, cross, lower=True)
+    mean = jnp.einsum("nm,n->m", explained, known.white, precision=_HIGHEST)
     variance = hyper["signal"] + hyper["shared"] - jnp.sum(explained**2, axis=0)
     return mean, jnp.where(variance < 0.0, 0.0, variance)  # NaN stays NaN: the caller looks for it
 
