@@ -175,7 +175,7 @@ class DeepKernelGP:
         seen, scaling = _seen(self, fitted), fitted.scaling
         count = len(fitted.known)
         tasks = groups(np.concatenate([fitted.known.queries.meta, queries.meta]))
-        known = Points(seen.features, pad(tasks[:count], len(seen.mask)))
+        known = Points(seen.features, jnp.asarray(pad(tasks[:count], len(seen.mask))))
         parts = []
         for first in range(0, len(queries), BLOCK):
             block = slice(first, first + BLOCK)
