@@ -186,7 +186,7 @@ class TaskSurrogate:
         done = [seen for seen in history.observations if seen.score is not None]
         seen = self.queries(history, [Trial(one.pipeline, one.fidelity) for one in done])
         if mode == "transfer":
-            mean, std = self._transferred(history, trials)
+            mean, std = self._transferred(history, trials, asked)
         else:
             scores = self._learnt(seen, np.array([one.score for one in done]), refit=mode == "refit")
             mean, std = self.recommender.performance.predict(scores, asked)
@@ -203,12 +203,12 @@ class TaskSurrogate:
             return scores
         return self.recommender.performance.condition(scores, seen.take(slice(whole, None)), values[whole:])
 
-    def _transferred(self, history: History, trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
+    def _transferred(self, history: History, trials: Sequence[Trial], asked: Queries) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std by what was learnt on other data sets alone; they change with a pipeline's own curve only."""
         keys = [(number, part, history.curve(number)[: part - 1]) for number, part in trials]
         if new := [number for number, key in enumerate(keys) if key not in self.transferred]:
-            asked = self.queries(history, [trials[number] for number in new])
-            answers = zip(*self.recommender.performance.predict(self.recommender.scores, asked), strict=True)
+            predicted = self.recommender.performance.predict(self.recommender.scores, asked.take(np.array(new)))
+            answers = zip(*predicted, strict=True)
             self.transferred.update(zip((keys[number] for number in new), answers, strict=True))
         mean, std = np.array([self.transferred[key] for key in keys]).T
         return mean, std

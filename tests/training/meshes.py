@@ -11,55 +11,37 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 import types
 
-# A collective blocks a thread of each of its devices, and a program has several under way: with as many threads as a
-# small machine has cores, they wait for each other.
-os.environ["NPROC"] = "64"
-# Programs of a few hundred tiny operations: almost all of the time is compilation.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
 import jax
+import numpy as np
+import optax
 
-jax.config.update("jax_num_cpu_devices", 8)
-
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-
-from hyperflax import trees  # noqa: E402
-from hyperflax.adapters.kinds import build_spec  # noqa: E402
-from hyperflax.adapters.layers import arrange  # noqa: E402
-from hyperflax.adapters.lora import LoRA  # noqa: E402
-from hyperflax.adapters.prefix import Prefix  # noqa: E402
-from hyperflax.compile.hlo import parse  # noqa: E402
-from hyperflax.compile.walk import walk  # noqa: E402
-from hyperflax.hypernets.hart import HART, HARTConfig  # noqa: E402
-from hyperflax.hypernets.heads import HeadsConfig  # noqa: E402
-from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config  # noqa: E402
-from hyperflax.models.decoding import decode  # noqa: E402
-from hyperflax.models.t5 import T5  # noqa: E402
-from hyperflax.objectives import HypermodelObjective  # noqa: E402
-from hyperflax.objectives.episode import episodes_of  # noqa: E402
-from hyperflax.training.evaluate import loss_evaluator  # noqa: E402
-from hyperflax.training.partitioning import Partitioner, make_mesh  # noqa: E402
-from hyperflax.training.state import create_state  # noqa: E402
-from hyperflax.training.step import make_train_step  # noqa: E402
-from hyperflax.types import T5Config  # noqa: E402
-from tests.training.sharded_steps import make_batch  # noqa: E402
+from hyperflax import trees
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.layers import arrange
+from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.prefix import Prefix
+from hyperflax.compile.hlo import parse
+from hyperflax.compile.programs import training_program
+from hyperflax.compile.walk import walk
+from hyperflax.hypernets.hart import HART, HARTConfig
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
+from hyperflax.models.decoding import decode
+from hyperflax.models.t5 import T5
+from hyperflax.objectives import HypermodelObjective
+from hyperflax.objectives.episode import episodes_of
+from hyperflax.training.evaluate import loss_evaluator
+from hyperflax.training.partitioning import Partitioner, make_mesh
+from hyperflax.training.state import create_state
+from hyperflax.training.step import make_train_step
+from tests.training import sharded_steps  # which makes the devices
+from tests.training.sharded_steps import make_batch
 
 # As large runs have it: layers in a loop.
-CONFIG = T5Config(
-    vocab_size=32,
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=32,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    scan_layers=True,
-)
+CONFIG = sharded_steps.CONFIG.replace(num_encoder_layers=2, num_decoder_layers=2, scan_layers=True)
 NETWORKS = {"hyper_t5": (HyperT5Config, HyperT5), "hart": (HARTConfig, HART)}
 KINDS = {"lora": LoRA(rank=2), "prefix": Prefix(length=2)}
 TASKS = 8
@@ -69,6 +51,11 @@ def objective_of(network: str, kind: str) -> HypermodelObjective:
     config, module = NETWORKS[network]
     spec = build_spec(KINDS[kind], CONFIG.replace(scan_layers=False))
     return HypermodelObjective(T5(CONFIG), module(config(t5=CONFIG, heads=HeadsConfig(hidden=16)), spec))
+
+
+def abstract_t5(model: T5):
+    tokens = np.ones((1, 2), np.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
 
 
 def noise(shapes, seed: int):
@@ -115,11 +102,7 @@ def furthest(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> f
 
 def compare(network: str, kind: str, meshes: list[str]) -> dict:
     objective, batch = objective_of(network, kind), make_batch(TASKS)
-    plain = {name: feature[:, 0] for name, feature in batch.items() if name != "support_tokens"}
-    made = jax.eval_shape(
-        objective.model.init, jax.random.key(0), plain["encoder_input_tokens"], plain["decoder_input_tokens"]
-    )
-    frozen = noise(made["params"], 1)
+    frozen = noise(abstract_t5(objective.model), 1)
     params = noise(jax.eval_shape(lambda: objective.init(jax.random.key(0), batch)), 2)
     alone = numbers(objective, params, frozen, batch, make_mesh(1, 1, 1, jax.devices()[:1]))
     report = {}
@@ -142,21 +125,10 @@ def weak() -> dict:
         for devices in (2, 4, 8):
             sizes = {"data": 1, "fsdp": 1, "model": 1, axis: devices}
             partitioner = Partitioner(make_mesh(**sizes, devices=jax.devices()[:devices]))
-            batch, gradient = make_batch(2 * devices), optax.trace(decay=0.0)
-            state, _ = partitioner.abstract_state(objective, gradient, jax.random.key(0), batch)
-            frozen = jax.eval_shape(
-                objective.model.init, jax.random.key(0), np.ones((1, 2), np.int32), np.ones((1, 2), np.int32)
-            )["params"]
-            key = jax.eval_shape(lambda: jax.random.key(0))
-            with jax.set_mesh(partitioner.mesh):
-                lowered = partitioner.jit(make_train_step(objective, gradient), state).lower(
-                    state,
-                    partitioner.abstract_frozen(frozen),
-                    partitioner.abstract_batch(batch),
-                    jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=partitioner.replicated),
-                )
+            model = types.SimpleNamespace(objective=objective, abstract_frozen=abstract_t5(objective.model))
+            program = training_program(model, make_batch(2 * devices), optax.trace(decay=0.0), partitioner=partitioner)
             kinds: dict[str, list[int]] = {}
-            for one in walk(parse(lowered.compile().as_text()), devices).collectives:
+            for one in walk(parse(program.lower().compile().as_text()), devices).collectives:
                 times, received = kinds.setdefault(one.kind, [0, 0])
                 kinds[one.kind] = [times + one.times, received + one.times * one.received]
             report[f"{axis} {devices}"] = kinds

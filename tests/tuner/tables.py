@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import numpy as np
 
-from hyperflax.tuner.surrogates import Queries
+from hyperflax.tuner.surrogates import Queries, exact_gp
 
 SIZES = (3, 4, 2)  # pipeline columns, fidelities, meta-features
 
@@ -25,3 +28,10 @@ def values(of: Queries, seed: int) -> np.ndarray:
     """Positive numbers that depend on pipeline and fidelity, with noise: scores or seconds."""
     noise = np.random.default_rng(seed).normal(0.0, 0.05, len(of))
     return np.exp(of.pipelines[:, 0] - 0.5 * of.pipelines[:, -1] + 0.1 * of.fidelity + noise).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="kernel")
+def posterior(hyper, points, targets, mask, asked, *, kernel, jitter=exact_gp.JITTERS[0]):
+    """An exact GP's mean and variance from the observations themselves."""
+    known = exact_gp.factors(hyper, points, targets, mask, kernel=kernel, jitter=jitter)
+    return exact_gp.posterior(hyper, points, mask, known, asked, kernel=kernel)

@@ -6,14 +6,12 @@ them would come up once in 1,000 runs of a surrogate whose intervals are right.
 
 from __future__ import annotations
 
-import functools
-
-import jax
 import numpy as np
 import pytest
 from scipy import stats
 
 from hyperflax.tuner.surrogates import DeepKernelGP, MLPCost, Queries, exact_gp
+from tests.tuner.tables import posterior
 
 WIDTH = stats.norm.ppf(0.95)  # half of the central 90%
 
@@ -31,13 +29,13 @@ def test_an_exact_gp_on_functions_drawn_from_it(kernel):
     """One value of each of 300 functions, drawn with the very kernel that the posterior is computed with."""
     draw = np.random.default_rng(0)
     hyper = {"lengthscales": np.float32([0.5, 1.5]), "signal": 2.0, "shared": 0.0, "noise": 0.1}
-    posterior, predictions = jax.jit(functools.partial(exact_gp.posterior, kernel=kernel)), []
+    predictions = []
     for _ in range(300):
         x = draw.uniform(-2, 2, (13, 2)).astype(np.float32)
         root = _root(x, kernel)
         y = (root @ draw.normal(size=13) + np.sqrt(0.1) * draw.normal(size=13)).astype(np.float32)
         points, asked = exact_gp.Points(x[:12], np.zeros(12)), exact_gp.Points(x[12:], np.zeros(1))
-        mean, variance = posterior(hyper, points, y[:12], np.ones(12, np.float32), asked)
+        mean, variance = posterior(hyper, points, y[:12], np.ones(12, np.float32), asked, kernel=kernel)
         predictions.append((mean[0], np.sqrt(variance[0] + 0.1), y[12]))
     assert_calibrated(*np.transpose(predictions))
 

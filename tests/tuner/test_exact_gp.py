@@ -13,6 +13,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern, WhiteK
 
 from hyperflax.tuner.surrogates import exact_gp
 from hyperflax.tuner.surrogates.exact_gp import Points
+from tests.tuner.tables import posterior
 
 LENGTHSCALES, SIGNAL, SHARED, NOISE = (0.7, 2.0, 1.3), 1.7, 0.4, 0.05
 VARIANCES = {"signal": SIGNAL, "shared": SHARED, "noise": NOISE}
@@ -23,7 +24,6 @@ HYPER = {"lengthscales": SCALES, **{name: jnp.float32(value) for name, value in 
 BASES = {"matern52": Matern((*LENGTHSCALES, 1e9), nu=2.5), "rbf": RBF((*LENGTHSCALES, 1e9))}
 GROUPS = RBF((1e9, 1e9, 1e9, 1e-3))
 
-posterior = jax.jit(exact_gp.posterior, static_argnames="kernel")
 log_marginal_likelihood = jax.jit(exact_gp.log_marginal_likelihood, static_argnames="kernel")
 
 

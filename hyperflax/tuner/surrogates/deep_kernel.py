@@ -172,17 +172,16 @@ class DeepKernelGP:
         fitted.require_sizes(queries)
         if not len(queries):
             return np.zeros(0), np.zeros(0)
-        seen, scaling = _seen(self, fitted), fitted.scaling
-        count = len(fitted.known)
-        tasks = groups(np.concatenate([fitted.known.queries.meta, queries.meta]))
-        known = Points(seen.features, jnp.asarray(pad(tasks[:count], len(seen.mask))))
+        seen, known, scaling = _seen(self, fitted), fitted.known.queries, fitted.scaling
+        count, tasks = len(known), groups(np.concatenate([known.meta, queries.meta]))
+        points = Points(seen.features, jnp.asarray(pad(tasks[:count], len(seen.mask))))
         parts = []
         for first in range(0, len(queries), BLOCK):
             block = slice(first, first + BLOCK)
             asked = {"inputs": _inputs(scaling, queries.take(block)), "tasks": tasks[count:][block]}
             rows = len(asked["tasks"])
             asked = _padded(asked, padded_size(rows))
-            mean, variance = map(np.asarray, _predict(self, fitted.params, known, seen.mask, seen.factors, asked))
+            mean, variance = map(np.asarray, _predict(self, fitted.params, points, seen.mask, seen.factors, asked))
             parts.append((mean[:rows], variance[:rows]))
         mean, variance = (np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True))
         return scaling.value_mean + scaling.value_std * mean, scaling.value_std * np.sqrt(variance)
@@ -309,5 +308,5 @@ def _factors(surrogate: DeepKernelGP, params, given, targets, mask, jitter):
 @functools.partial(jax.jit, static_argnames="surrogate")
 def _predict(surrogate: DeepKernelGP, params, points, mask, known, asked):
     hyper, asked = hyper_of(params), _points(surrogate, params, asked)
-    mean, variance = exact_gp.posterior_given(hyper, points, mask, known, asked, kernel=surrogate.kernel)
+    mean, variance = exact_gp.posterior(hyper, points, mask, known, asked, kernel=surrogate.kernel)
     return mean, variance + hyper["noise"]

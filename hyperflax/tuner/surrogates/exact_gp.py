@@ -19,7 +19,8 @@ One decomposition at a time, and never under vmap: many small ones in one XLA pr
 on a machine of few cores.
 
 >>> hyper = {"lengthscales": jnp.ones(2), "signal": 1.0, "shared": 0.2, "noise": 0.1}
->>> mean, variance = posterior(hyper, Points(features, groups), targets, mask, Points(asked, other), kernel="matern52")
+>>> known = factors(hyper, points := Points(features, groups), targets, mask, kernel="matern52")
+>>> mean, variance = posterior(hyper, points, mask, known, Points(asked, other), kernel="matern52")
 """
 
 from __future__ import annotations
@@ -113,22 +114,33 @@ def _of_scores(hyper: Hyper, points: Points, mask: Array, kernel: KernelName, ji
     return both * covariance(hyper, points, points, kernel) + jnp.diag(diagonal)
 
 
+class Factors(NamedTuple):
+    """What likelihood and posterior need of n observations: `lower` [n, n], L of C = L L'; `white` [n], L^-1 y."""
+
+    lower: Array
+    white: Array
+
+
+def _decomposed(matrix: Array, targets: Array) -> Factors:
+    lower = jnp.linalg.cholesky(matrix)
+    return Factors(lower, jax.scipy.linalg.solve_triangular(lower, targets, lower=True))
+
+
 @jax.custom_vjp
 def log_density(matrix: Array, targets: Array) -> Array:
     """Returns -1/2 y' C^-1 y - 1/2 log |C| for C [n, n] and y [n]; NaN if C is not positive definite."""
     return _density_forward(matrix, targets)[0]
 
 
-def _density_forward(matrix: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
-    lower = jnp.linalg.cholesky(matrix)
-    white = jax.scipy.linalg.solve_triangular(lower, targets, lower=True)
-    return -0.5 * jnp.sum(white**2) - jnp.sum(jnp.log(jnp.diag(lower))), (lower, white)
+def _density_forward(matrix: Array, targets: Array) -> tuple[Array, Factors]:
+    known = _decomposed(matrix, targets)
+    return -0.5 * jnp.sum(known.white**2) - jnp.sum(jnp.log(jnp.diag(known.lower))), known
 
 
-def _density_backward(factors: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
+def _density_backward(known: Factors, change: Array) -> tuple[Array, Array]:
     # d/dC = 1/2 (a a' - C^-1) with a = C^-1 y (Rasmussen & Williams, eq. 5.9): one triangular solve and one product,
     # where differentiating the decomposition takes twice as many.
-    lower, white = factors
+    lower, white = known
     inverse = jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(lower), dtype=lower.dtype), lower=True)
     weights = jnp.matmul(inverse.T, white, precision=_HIGHEST)
     precision = jnp.matmul(inverse.T, inverse, precision=_HIGHEST)
@@ -152,17 +164,6 @@ def log_marginal_likelihood(
     return density - 0.5 * math.log(2.0 * math.pi) * jnp.sum(mask)
 
 
-class Factors(NamedTuple):
-    """What a posterior needs of the observations, whatever is asked.
-
-    Attributes:
-      lower: [n, n], L of C = L L'. white: [n], L^-1 y.
-    """
-
-    lower: Array
-    white: Array
-
-
 def factors(
     hyper: Hyper,
     points: Points,
@@ -173,31 +174,18 @@ def factors(
     jitter: Array | float = JITTERS[0],
 ) -> Factors:
     """Returns the factors of n observations; NaN if C is not positive definite."""
-    lower = jnp.linalg.cholesky(_of_scores(hyper, points, mask, kernel, jitter))
-    return Factors(lower, jax.scipy.linalg.solve_triangular(lower, mask * targets, lower=True))
+    return _decomposed(_of_scores(hyper, points, mask, kernel, jitter), mask * targets)
 
 
 def posterior(
-    hyper: Hyper,
-    points: Points,
-    targets: Array,
-    mask: Array,
-    asked: Points,
-    *,
-    kernel: KernelName,
-    jitter: Array | float = JITTERS[0],
-) -> tuple[Array, Array]:
-    """Returns (mean, variance), both [m], of f + b at the m points asked about; a new y has `noise` on top."""
-    known = factors(hyper, points, targets, mask, kernel=kernel, jitter=jitter)
-    return posterior_given(hyper, points, mask, known, asked, kernel=kernel)
-
-
-def posterior_given(
     hyper: Hyper, points: Points, mask: Array, known: Factors, asked: Points, *, kernel: KernelName
 ) -> tuple[Array, Array]:
-    """Returns what `posterior` does, from the factors of the observations.
+    """Returns (mean, variance), both [m], of f + b at the m points asked about; a new y has `noise` on top.
 
     The variance is a difference; where rounding takes it below 0, at an observed point of almost no noise, it is 0.
+
+    Args:
+      points, mask: of the observations. known: their factors.
     """
     cross = mask[:, None] * covariance(hyper, points, asked, kernel)
     explained = jax.scipy.linalg.solve_triangular(known.lower, cross, lower=True)
