@@ -2,6 +2,7 @@
 
     python -m benchmarks.claims --out runs/claims                        all six claims at the scale of two cores
     python -m benchmarks.claims --out runs/claims --claims 1,3           two of them
+    python -m benchmarks.claims --out runs/claims --seeds 0               one seed, beside a process for each other one
     python -m benchmarks.claims --out runs/claims --base strings_4=runs/strings_base/model
     python -m benchmarks.claims --out benchmarks/claims --report         only the table, of the results that are there
 
@@ -15,7 +16,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any
 
 from benchmarks.claims.comparisons import Claim
@@ -39,20 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--claims", default="1,2,3,4,5,6", metavar="N,N", help="numbers of claims (default: all)")
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="sizes of everything (default: cpu)")
     parser.add_argument("--families", default=",".join(FAMILIES), metavar="F,F", help="default: those with their data")
+    parser.add_argument("--seeds", metavar="N,N", help="run these alone (default: all of every experiment)")
     parser.add_argument("--base", action="append", default=[], metavar="NAME=DIR", help="a base that is there already")
     parser.add_argument("--report", action="store_true", help="run nothing, write the table of what is there")
     arguments = parser.parse_args(argv)
     try:
-        chosen = _claims(arguments.claims, parser)
+        chosen = _numbers("--claims", arguments.claims, range(1, 7), parser)
         bases = dict(_pair(text, parser) for text in arguments.base)
-        _run(arguments, chosen, Workspace(arguments.out, bases=bases))
+        every = {seed for setting in SETTINGS.values() for seed in setting.seeds}
+        seeds = _numbers("--seeds", arguments.seeds, every, parser) if arguments.seeds else every
+        _run(arguments, chosen, seeds, Workspace(arguments.out, bases=bases))
     except HyperflaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _run(arguments: argparse.Namespace, numbers: set[int], workspace: Workspace) -> None:
+def _run(arguments: argparse.Namespace, numbers: set[int], seeds: set[int], workspace: Workspace) -> None:
     tables: dict[str, tuple[Claim, ...]] = {}
     for family in arguments.families.split(","):
         if family not in FAMILIES:
@@ -70,14 +74,14 @@ def _run(arguments: argparse.Namespace, numbers: set[int], workspace: Workspace)
         raise HyperflaxError(f"--base: expected names of bases that these claims need, got {sorted(unknown)}")
     if not arguments.report:
         for family, table in tables.items():
-            run_all(family, table, workspace, arguments.scale)
+            run_all(family, table, workspace, arguments.scale, seeds)
     print(write_tables(arguments.out, arguments.scale, tables), end="")
 
 
-def run_all(family: str, table: Sequence[Claim], workspace: Workspace, scale: str) -> None:
-    """Runs every experiment of some claims that has no current result."""
-    # All experiments for the first seed before any for the second: a first look comes early.
-    jobs = sorted(((seed, one) for one in experiments(table).values() for seed in one.seeds), key=lambda job: job[0])
+def run_all(family: str, table: Sequence[Claim], workspace: Workspace, scale: str, seeds: Container[int]) -> None:
+    """Runs every experiment of some claims that has no current result, for those of its seeds that are in `seeds`."""
+    jobs = [(seed, one) for one in experiments(table).values() for seed in one.seeds if seed in seeds]
+    jobs.sort(key=lambda job: job[0])  # all experiments for the first seed before any for the second: a first look
     for number, (seed, experiment) in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {family}: {experiment.name}, seed {seed}", flush=True)
         run(experiment, seed, workspace, scale)
@@ -97,10 +101,10 @@ def write_tables(out: pathlib.Path, scale: str, tables: dict[str, tuple[Claim, .
     return text
 
 
-def _claims(text: str, parser: argparse.ArgumentParser) -> set[int]:
-    numbers = {int(number) if number.isdigit() else 0 for number in text.split(",")}
-    if not numbers <= set(range(1, 7)):
-        parser.error(f"--claims: expected numbers from 1 to 6, got '{text}'")
+def _numbers(flag: str, text: str, allowed: Collection[int], parser: argparse.ArgumentParser) -> set[int]:
+    numbers = {int(number) if number.isdecimal() else -1 for number in text.split(",")}
+    if not numbers <= set(allowed):
+        parser.error(f"{flag}: expected numbers out of {sorted(allowed)}, got '{text}'")
     return numbers
 
 

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from benchmarks.claims.comparisons import Claim, Comparison, Curve, Side
-from benchmarks.claims.experiments import Base, Experiment, Tuning
+from benchmarks.claims.experiments import Base, Evaluation, Experiment, Tuning
 from benchmarks.claims.settings import Setting
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.hypernets.hart import HARTConfig
@@ -51,21 +51,22 @@ class Systems:
         self.setting = setting
         self.base = setting.bases[0]
         plain = self.hypernetwork("hyper_t5", self.base, setting.lora)
-        # The one whose score is followed over the number of shots.
-        self.hyper_t5 = plain.replace(evaluation=dataclasses.replace(plain.evaluation, shots=setting.shots))
+        # The two that meet the baselines and controls; the first is the one whose score is followed over the shots.
+        self.hyper_t5 = plain.replace(evaluation=dataclasses.replace(setting.evaluation, shots=setting.shots))
         self.hart = self.hypernetwork("hart", self.base, setting.lora, hart=True)
-        self.hyper_t5_prefix = self.hypernetwork("hyper_t5_prefix", self.base, setting.prefix)
+        prefix = self.hypernetwork("hyper_t5_prefix", self.base, setting.prefix)
+        self.hyper_t5_prefix = prefix.replace(evaluation=setting.evaluation)
         self.shared = self._shared("shared", setting.lora)
         self.shared_prefix = self._shared("shared_prefix", setting.prefix)
 
     def hypernetwork(self, name: str, base: Base, adapter: KindConfig, *, hart: bool = False) -> Experiment:
-        """The reference recipe with a HyperT5 or a HART of the base's shape."""
+        """The reference recipe with a HyperT5 or a HART of the base's shape, scored by what it generates alone."""
         setting = self.setting
         return Experiment(
             name=name,
             base=base,
             episodes=setting.episodes,
-            evaluation=setting.evaluation,
+            evaluation=_scoring(setting.evaluation, "generated"),
             steps=setting.steps,
             learning_rate=setting.learning_rate,
             seeds=setting.seeds,
@@ -74,12 +75,12 @@ class Systems:
         )
 
     def _shared(self, name: str, adapter: KindConfig) -> Experiment:
-        evaluation = dataclasses.replace(self.setting.evaluation, conditions=("shared",))
+        evaluation = _scoring(self.setting.evaluation, "shared")
         return self.hyper_t5.replace(name=name, adapter=adapter, hypernetwork=None, evaluation=evaluation)
 
     def mtf(self) -> Experiment:
         """The T5 itself fine-tuned, support and definition before the input."""
-        evaluation = dataclasses.replace(self.setting.evaluation, conditions=("mtf",))
+        evaluation = _scoring(self.setting.evaluation, "mtf")
         rate = self.setting.mtf_learning_rate
         return self.shared.replace(name="mtf", adapter=None, learning_rate=rate, evaluation=evaluation)
 
@@ -89,9 +90,13 @@ class Systems:
 
 
 def variant(experiment: Experiment, name: str, **changes: object) -> Experiment:
-    """Returns the experiment with one thing changed; the curve over shots is the reference's alone."""
-    evaluation = dataclasses.replace(experiment.evaluation, shots=())
+    """Returns the experiment with one thing changed; baselines and the curve over shots are the reference's alone."""
+    evaluation = _scoring(experiment.evaluation, "generated")
     return experiment.replace(name=f"{experiment.name}_{name}", evaluation=evaluation, **changes)
+
+
+def _scoring(evaluation: Evaluation, condition: str) -> Evaluation:
+    return dataclasses.replace(evaluation, conditions=(condition,), shots=())
 
 
 def _against_baselines(systems: Systems) -> Claim:

@@ -89,7 +89,8 @@ CLAIM = Claim(
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace in which the claim's two experiments have run for two seeds."""
     made = Workspace(tmp_path_factory.mktemp("claims"), families={"toy": FAMILY}, progress=False)
-    run_all("toy", [CLAIM], made, "micro")
+    for seed in (1, 0):  # as two processes do, one for each
+        run_all("toy", [CLAIM], made, "micro", {seed})
     return made
 
 
@@ -129,7 +130,7 @@ def test_what_is_finished_is_not_run_again(workspace: Workspace, monkeypatch: py
 
     monkeypatch.setattr(results_module, "trained", never)
     monkeypatch.setattr(results_module, "evaluate", never)
-    run_all("toy", [CLAIM], workspace, "micro")
+    run_all("toy", [CLAIM], workspace, "micro", {0, 1})
     assert {path: path.stat().st_mtime_ns for path in workspace.out.rglob("*") if path.is_file()} == before
     # Another configuration is another experiment, whatever its name.
     with pytest.raises(AssertionError, match="run again"):
@@ -212,5 +213,7 @@ def test_the_command_says_what_is_wrong(tmp_path: pathlib.Path, capsys: pytest.C
     assert "['x']" in capsys.readouterr().err
     assert main(["--out", str(tmp_path), "--report"]) == 0
     assert "strings is left out: no results" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path), "--claims", "7"])
+    for flag, text, allowed in (("--claims", "7", "1, 2, 3, 4, 5, 6"), ("--seeds", "0,9", "0, 1, 2")):
+        with pytest.raises(SystemExit):
+            main(["--out", str(tmp_path), flag, text])
+        assert f"{flag}: expected numbers out of [{allowed}], got '{text}'" in capsys.readouterr().err
