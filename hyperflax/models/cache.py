@@ -35,6 +35,11 @@ def _writer(axis: int):
             x if is_mapped else jax.numpy.broadcast_to(x, (size, *x.shape))
             for x, is_mapped in zip((cache, update), mapped, strict=False)
         )
-        return _writer(axis + 1)(cache, update, index), True
+        if axis == 0:
+            return _writer(1)(cache, update, index), True
+        # The mapped axis goes into the first one. With one more dimension XLA on CPU writes twice, once for who reads
+        # the new cache in this step and once for the next, and so has to copy the old one.
+        joined = (x.reshape(-1, *x.shape[2:]) for x in (cache, update))
+        return _writer(axis)(*joined, index).reshape(cache.shape), True
 
     return write

@@ -167,10 +167,11 @@ class Lane:
 
         def one(adapters: PyTree, source: Array, cross: Caches, own: Caches, last: Array, age: Array, place: Array):
             caches = {name: {"self": own[name], "cross": cross[name]} for name in own}
+            caches = jax.tree.map(lambda leaf: leaf[None], caches)
             variables = {"params": params, "adapters": adapters}
             inputs = (caches, source[None], last[None, None], age)
             logits, written = self.model.apply(variables, *inputs, length=self.length, place=place, method="step")
-            return logits[0, 0], written
+            return logits[0, 0], _only(written)
 
         def step(taken: Array, now: Progress) -> Progress:
             arguments = (rows.adapters, rows.source, rows.cross, now.caches, now.last, now.age)
@@ -200,9 +201,14 @@ class Lane:
 
         def one(adapters: PyTree, tokens: Array) -> Caches:
             variables = {"params": params, "adapters": adapters}
-            return self.model.apply(variables, tokens[None], length=self.length, method="start_cache")
+            return _only(self.model.apply(variables, tokens[None], length=self.length, method="start_cache"))
 
         return jax.vmap(one)(adapters, tokens)
+
+
+def _only(caches: PyTree) -> PyTree:
+    """Leaves of a batch of one, without its axis: XLA on CPU copies the caches at every step where it stays."""
+    return jax.tree.map(lambda leaf: leaf[0], caches)
 
 
 def _parts(caches: Caches) -> tuple[Caches, Caches]:
