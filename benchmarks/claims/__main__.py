@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of all that is written")
     parser.add_argument("--claims", default="1,2,3,4,5,6", metavar="N,N", help="numbers of claims (default: all)")
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="sizes of everything (default: cpu)")
-    parser.add_argument("--families", default=",".join(FAMILIES), metavar="F,F", help="default: those with their data")
+    parser.add_argument("--families", metavar="F,F", help="default: those of the scale whose data is at hand")
     parser.add_argument("--seeds", metavar="N,N", help="run these alone (default: all of every experiment)")
     parser.add_argument("--base", action="append", default=[], metavar="NAME=DIR", help="a base that is there already")
     parser.add_argument("--report", action="store_true", help="run nothing, write the table of what is there")
@@ -58,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, numbers: set[int], seeds: set[int], workspace: Workspace) -> None:
     tables: dict[str, tuple[Claim, ...]] = {}
-    for family in arguments.families.split(","):
-        if family not in FAMILIES:
-            raise HyperflaxError(f"--families: expected some of {sorted(FAMILIES)}, got '{family}'")
+    known = [family for family, scale in SETTINGS if scale == arguments.scale]
+    for family in arguments.families.split(",") if arguments.families else known:
+        if family not in known:
+            raise HyperflaxError(f"--families: expected some of {known} at scale {arguments.scale}, got '{family}'")
         results = workspace.out / "results" / arguments.scale / family
         missing = FAMILIES[family].missing() if not arguments.report else "" if results.is_dir() else "no results"
         if missing:

@@ -3,6 +3,9 @@
 `strings` is embedded and needs nothing. `natural_instructions` needs a checkout (`HYPERFLAX_NATURAL_INSTRUCTIONS`),
 text (`HYPERFLAX_TEXT`) and T5's `spiece.model` (`HYPERFLAX_VOCABULARY`).
 
+`strings_demo` is the half of it that `hyperflax demo` trains on: one or two operations on names, mail addresses, phone
+numbers and dates. It can be learnt from the base's T5 in some hundred steps; of all of "strings" 2,800 steps reach 21%.
+
 "strings" has no text of its own. Its hyperpretraining reads documents of one program's examples, a line each:
 
     ann.lee@web.de -> ANN.LEE
@@ -16,10 +19,12 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from benchmarks.claims.experiments import Base
+from hyperflax.cli import demo
 from hyperflax.data.corruption import MixedPairs, SpanCorruption
 from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episode_config import EpisodeConfig
@@ -74,10 +79,10 @@ def _strings_optimizer(base: Base) -> Optimizer:
 
 
 @functools.lru_cache(maxsize=1)
-def _strings_text() -> InMemorySource:
+def _strings_text(**programs_of: Any) -> InMemorySource:
     vocabulary = Bytes()
     arrow, end, nothing = (tokenise(text, vocabulary) for text in (" -> ", "\n", ""))
-    programs = strings.source("train", 24, tasks=8192)
+    programs = strings.source("train", 24, tasks=8192, **programs_of)
 
     def document(task: int) -> np.ndarray:
         examples = programs.examples(task, range(int(programs.sizes[task])))
@@ -129,17 +134,22 @@ def _natural_missing() -> str:
     return f"set {', '.join(unset)}" if unset else ""
 
 
-FAMILIES: dict[str, Family] = {
-    "strings": Family(
-        name="strings",
+def _strings_family(name: str, **programs: Any) -> Family:
+    return Family(
+        name=name,
         metric="exact_match",
         vocabulary=Bytes,
-        training=functools.partial(strings.source, "train", 24),
-        held_out=functools.partial(strings.source, "held_out", 64),
-        text=_strings_text,
+        training=functools.partial(strings.source, "train", 24, **programs),
+        held_out=functools.partial(strings.source, "held_out", 64, **programs),
+        text=functools.partial(_strings_text, **programs),
         base_batches=_strings_base,
         base_optimizer=_strings_optimizer,
-    ),
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "strings": _strings_family("strings"),
+    "strings_demo": _strings_family("strings_demo", kinds=demo.KINDS, max_depth=demo.MAX_DEPTH),
     "natural_instructions": Family(
         name="natural_instructions",
         metric="rouge_l",

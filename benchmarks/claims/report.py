@@ -1,6 +1,6 @@
 """From results to the table of verdicts: `verdicts-SCALE.json`, `verdicts-SCALE.md` and a picture for every claim.
 
->>> findings = aggregate("strings", "cpu", claims(setting), results)
+>>> findings = aggregate("strings_demo", "cpu", claims(setting), results)
 >>> findings["claims"][0]["verdict"]
 'reproduced'
 """

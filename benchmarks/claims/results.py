@@ -1,7 +1,7 @@
 """One json for every experiment and seed: `FOLDER/SCALE/FAMILY/NAME-seedN.json`.
 
 ```
-{"experiment": "hyper_t5", "family": "strings", "scale": "cpu", "seed": 0, "hash": "3f0c...", "config": {...},
+{"experiment": "hyper_t5", "family": "strings_demo", "scale": "cpu", "seed": 0, "hash": "3f0c...", "config": {...},
  "base": {"name": "strings_4", "fingerprint": "..."}, "flops_per_step": 12345, "steps": 600,
  "measures": {"generated": {"email | upper": [0.5, 0.375, 0.5], ...}, ...},
  "figures": {"loss_spikes": 1.0, ...}, "validation": [[60, 1.9], ...],

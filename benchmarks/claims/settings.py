@@ -1,4 +1,4 @@
-"""Two families of tasks at two scales: the sizes of all experiments, and nothing that a claim is about.
+"""Families of tasks at two scales: the sizes of all experiments, and nothing that a claim is about.
 
 `cpu` is what two cores finish in days, claim by claim; `gpu` is for one accelerator. Lengths, rates and batches are
 those of the run files under `gin_configs/runs`, shortened for `cpu`.
@@ -97,15 +97,15 @@ _STRINGS_EPISODES = EpisodeConfig(
 )
 
 
-def _strings_base(layers: int, steps: int, copying: int, batch_size: int = 20) -> Base:
-    return Base(f"strings_{layers}", "strings", _deep(_STRINGS, layers), steps, batch_size, 192, 96, copying)
+def _strings_base(family: str, layers: int, steps: int, copying: int, batch_size: int) -> Base:
+    return Base(f"strings_{layers}", family, _deep(_STRINGS, layers), steps, batch_size, 192, 96, copying)
 
 
 STRINGS_CPU = Setting(
     name="cpu",
-    bases=(_strings_base(4, 11000, 3400), _strings_base(2, 11000, 3400)),
+    bases=tuple(_strings_base("strings_demo", layers, 11000, 3400, 20) for layers in (4, 2)),
     episodes=_STRINGS_EPISODES,
-    evaluation=Evaluation(tasks=150, examples=8, draws=3, conditions=FULL),
+    evaluation=Evaluation(tasks=120, examples=8, draws=3, conditions=FULL),
     learning_rate=1e-3,
     lora=LoRA(rank=8, alpha=8.0, sites=("*",)),
     prefix=Prefix(length=16),
@@ -121,7 +121,7 @@ STRINGS_CPU = Setting(
 STRINGS_GPU = dataclasses.replace(
     STRINGS_CPU,
     name="gpu",
-    bases=(_strings_base(4, 20000, 3400, 64), _strings_base(2, 20000, 3400, 64), _strings_base(8, 20000, 3400, 64)),
+    bases=tuple(_strings_base("strings", layers, 20000, 3400, 64) for layers in (4, 2, 8)),
     episodes=_STRINGS_EPISODES.replace(tasks_per_batch=64, support_length=64, inputs_length=36, targets_length=32),
     evaluation=Evaluation(tasks=600, examples=12, draws=4, conditions=FULL),
     steps=8000,
@@ -197,7 +197,7 @@ NATURAL_GPU = dataclasses.replace(
 )
 
 SETTINGS: dict[tuple[str, str], Setting] = {
-    ("strings", "cpu"): STRINGS_CPU,
+    ("strings_demo", "cpu"): STRINGS_CPU,
     ("strings", "gpu"): STRINGS_GPU,
     ("natural_instructions", "cpu"): NATURAL_CPU,
     ("natural_instructions", "gpu"): NATURAL_GPU,

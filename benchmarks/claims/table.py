@@ -1,6 +1,6 @@
 """The table of claims for one setting: what is run, what is compared, what the papers found.
 
->>> [claim.number for claim in claims(SETTINGS["strings", "cpu"])]
+>>> [claim.number for claim in claims(SETTINGS["strings_demo", "cpu"])]
 [1, 2, 3, 4, 5, 6]
 
 Published figures stand in the papers' own units, points on other benchmarks with T5-Large: they say in which direction

@@ -209,10 +209,10 @@ def test_spikes_are_rows_far_above_those_before():
 def test_the_command_says_what_is_wrong(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
     assert main(["--out", str(tmp_path), "--families", "words"]) == 2
     assert "expected some of" in capsys.readouterr().err
-    assert main(["--out", str(tmp_path), "--families", "strings", "--base", "x=y"]) == 2
+    assert main(["--out", str(tmp_path), "--families", "strings_demo", "--base", "x=y"]) == 2
     assert "['x']" in capsys.readouterr().err
     assert main(["--out", str(tmp_path), "--report"]) == 0
-    assert "strings is left out: no results" in capsys.readouterr().err
+    assert "strings_demo is left out: no results" in capsys.readouterr().err
     for flag, text, allowed in (("--claims", "7", "1, 2, 3, 4, 5, 6"), ("--seeds", "0,9", "0, 1, 2")):
         with pytest.raises(SystemExit):
             main(["--out", str(tmp_path), flag, text])

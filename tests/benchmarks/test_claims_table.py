@@ -19,7 +19,7 @@ from hyperflax.errors import ConfigError
 
 TABLES = {key: claims(setting) for key, setting in SETTINGS.items()}
 EXPERIMENTS = {key: experiments(table) for key, table in TABLES.items()}
-STRINGS = EXPERIMENTS["strings", "cpu"]
+STRINGS = EXPERIMENTS["strings_demo", "cpu"]
 
 
 @pytest.mark.parametrize("key", TABLES, ids="-".join)
@@ -122,7 +122,7 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path: pathlib.
 def write(folder: pathlib.Path, experiment: Experiment, **changes) -> pathlib.Path:
     result = {
         "experiment": experiment.name,
-        "family": "strings",
+        "family": "strings_demo",
         "scale": "cpu",
         "seed": 0,
         "hash": digest(experiment),
@@ -132,7 +132,7 @@ def write(folder: pathlib.Path, experiment: Experiment, **changes) -> pathlib.Pa
         "figures": {},
         "run": {},
     } | changes
-    path = result_path(folder, "cpu", "strings", experiment.name, 0)
+    path = result_path(folder, "cpu", "strings_demo", experiment.name, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result))
     return path
@@ -143,7 +143,7 @@ def test_a_stale_result_is_named(tmp_path: pathlib.Path):
     assert stale(tmp_path, EXPERIMENTS) == []
     path = write(tmp_path, plain)
     assert stale(tmp_path, EXPERIMENTS) == []
-    changed = {("strings", "cpu"): {"hyper_t5": plain.replace(adapter=LoRA(rank=3))}}
+    changed = {("strings_demo", "cpu"): {"hyper_t5": plain.replace(adapter=LoRA(rank=3))}}
     (line,) = stale(tmp_path, changed)
     assert line.startswith(f"{path}: stale")
     (line,) = stale(tmp_path, {})
