@@ -169,6 +169,25 @@ class HypermodelForT5X(models.BaseModel):
         return flax.core.freeze({"params": params, "params_axes": trees.unflatten(flat)})
 
 
+class _HypernetworkOnly(optimizers.MultiOptimizer):
+    """Saves and restores the states of what it trains alone.
+
+    `MultiOptimizer` has None for every other parameter. Orbax writes down that it was None, and T5X then looks for an
+    array of that name: it could not go on from its own checkpoint.
+    """
+
+    def state_dict(self, target: PyTree, state: Any) -> dict[str, Any]:
+        found = super().state_dict(target, state)
+        found["state"]["param_states"].pop(BASE)
+        return found
+
+    def restore_state(self, opt_target: PyTree, opt_state: Any, state_dict: Mapping[str, Any]) -> Any:
+        untrained = super().state_dict(opt_target, opt_state)["state"]["param_states"][BASE]
+        param_states = {**state_dict["state"]["param_states"], BASE: untrained}
+        state = {**state_dict["state"], "param_states": param_states}
+        return super().restore_state(opt_target, opt_state, {**state_dict, "state": state})
+
+
 def hypernetwork_only(optimizer: optimizers.OptimizerDef, config: HypermodelConfig) -> optimizers.MultiOptimizer:
     """Returns an optimizer that leaves the base as it is and keeps no state for it.
 
@@ -191,7 +210,7 @@ def hypernetwork_only(optimizer: optimizers.OptimizerDef, config: HypermodelConf
             rules = _factor_rules(config, settings.min_dim_size_to_factor)
             optimizer.hyper_params = settings.replace(factor_map=rules)
     trained = traverse_util.ModelParamTraversal(lambda path, _: path.strip("/").split("/")[0] == HYPERNETWORK)
-    return optimizers.MultiOptimizer(((trained, optimizer),))
+    return _HypernetworkOnly(((trained, optimizer),))
 
 
 def _factor_rules(config: HypermodelConfig, least: int) -> dict[str, Any]:
