@@ -17,10 +17,11 @@ The rule, with `least`, the smallest difference that would matter, turned so tha
 
     reproduced                     the interval lies above 0
     not reproduced                 it lies below 0, or below `least`: what there may be is too small to matter
-    not decidable at this scale    it holds both 0 and `least`, there are fewer than three seeds, or a result is missing
+    not decidable at this scale    it holds both 0 and `least`, or there are fewer than three seeds
+    not run                        a result is missing
 
 An interval between 0 and `least` has the claimed sign, and counts as reproduced. A claim is reproduced if all its
-deciding comparisons are, not reproduced if one of them is not, else not decidable.
+deciding comparisons are, not reproduced if one of them is not, else not run if one was not, else not decidable.
 
 >>> crossed_interval([[0.2, 0.3, 0.1], [0.2, 0.2, 0.2], [0.1, 0.3, 0.2]]).mean
 0.2
@@ -41,6 +42,7 @@ from hyperflax.evaluation.intervals import Interval
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNDECIDED = "not decidable at this scale"
+NOT_RUN = "not run"
 LEAST_SEEDS = 3
 
 
@@ -92,7 +94,7 @@ def judge(interval: Interval | None, seeds: int, *, higher: bool, least: float, 
       missing: what there is no result of, in words.
     """
     if interval is None or missing:
-        return Verdict(UNDECIDED, missing or "no results")
+        return Verdict(NOT_RUN, missing or "no results")
     if seeds < LEAST_SEEDS:
         return Verdict(UNDECIDED, f"{seeds} seeds, at least {LEAST_SEEDS} are needed")
     low, high = (interval.low, interval.high) if higher else (-interval.high, -interval.low)
@@ -108,7 +110,7 @@ def judge(interval: Interval | None, seeds: int, *, higher: bool, least: float, 
 def combine(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict on a claim from those on its deciding comparisons."""
     verdicts = list(verdicts)
-    for kind in (NOT_REPRODUCED, UNDECIDED):
+    for kind in (NOT_REPRODUCED, NOT_RUN, UNDECIDED):
         count = sum(one.verdict == kind for one in verdicts)
         if count:
             return Verdict(kind, f"{count} of {len(verdicts)} deciding comparisons: {kind}")

@@ -10,7 +10,16 @@ from scipy import stats
 
 from benchmarks.claims.comparisons import Claim, Comparison, Curve, Side
 from benchmarks.claims.report import aggregate, compare, markdown, values
-from benchmarks.claims.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Verdict, combine, crossed_interval, judge
+from benchmarks.claims.verdicts import (
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    UNDECIDED,
+    Verdict,
+    combine,
+    crossed_interval,
+    judge,
+)
 from hyperflax.errors import DataError
 from hyperflax.evaluation.intervals import Interval
 
@@ -77,14 +86,15 @@ def test_the_rule(low: float, high: float, better: str, expected: str):
 def test_nothing_is_decided_by_few_seeds_or_without_a_result():
     interval = Interval(0.5, 0.4, 0.6)
     assert judge(interval, 2, higher=True, least=0.01).verdict == UNDECIDED
-    assert judge(None, 0, higher=True, least=0.01).verdict == UNDECIDED
+    assert judge(None, 0, higher=True, least=0.01).verdict == NOT_RUN
     assert judge(interval, 3, higher=True, least=0.01, missing="no b").why == "no b"
 
 
 def test_a_claim_is_as_good_as_its_worst_comparison():
-    kinds = {kind: Verdict(kind, "") for kind in (REPRODUCED, UNDECIDED, NOT_REPRODUCED)}
+    kinds = {kind: Verdict(kind, "") for kind in (REPRODUCED, UNDECIDED, NOT_RUN, NOT_REPRODUCED)}
     assert combine([kinds[REPRODUCED]] * 2).verdict == REPRODUCED
     assert combine([kinds[REPRODUCED], kinds[UNDECIDED]]).verdict == UNDECIDED
+    assert combine([kinds[UNDECIDED], kinds[NOT_RUN]]).verdict == NOT_RUN
     assert combine([*kinds.values()]).verdict == NOT_REPRODUCED
     assert combine([]).verdict == UNDECIDED
 
