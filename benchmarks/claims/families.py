@@ -1,10 +1,9 @@
 """The families of tasks that claims are tried on: where their training tasks, held-out tasks and texts come from.
 
-`strings` is embedded and needs nothing. `natural_instructions` needs a checkout (`HYPERFLAX_NATURAL_INSTRUCTIONS`),
-text (`HYPERFLAX_TEXT`) and T5's `spiece.model` (`HYPERFLAX_VOCABULARY`).
-
-`strings_demo` is the half of it that `hyperflax demo` trains on: one or two operations on names, mail addresses, phone
-numbers and dates. It can be learnt from the base's T5 in some hundred steps; of all of "strings" 2,800 steps reach 21%.
+`strings` is embedded and needs nothing. `strings_demo` is the half of it that `hyperflax demo` trains on: one or two
+operations on names, mail addresses, phone numbers and dates. That half can be learnt from the base's T5 in some hundred
+steps; of all of "strings" 2,800 steps reach 21%. `natural_instructions` needs a
+checkout (`HYPERFLAX_NATURAL_INSTRUCTIONS`), text (`HYPERFLAX_TEXT`) and T5's `spiece.model` (`HYPERFLAX_VOCABULARY`).
 
 "strings" has no text of its own. Its hyperpretraining reads documents of one program's examples, a line each:
 

@@ -13,8 +13,8 @@ from hyperflax.types import Array
 def write_position(cache: Array, update: Array, index: Array, axis: int) -> Array:
     """Returns `cache` with `update` written from `index` on `axis` on; the index is one scalar, shared by all rows.
 
-    JAX turns a `dynamic_update_slice` under `vmap` into a scatter, although an index that is not mapped over leaves it
-    a `dynamic_update_slice` of one more dimension. That is what this function does: it stays an update in place.
+    JAX turns a `dynamic_update_slice` under `vmap` into a scatter. An index that is not mapped over leaves it a
+    `dynamic_update_slice` of more rows, and that is what this function does: it stays an update in place.
     """
     return _writer(axis)(cache, update, index)
 
