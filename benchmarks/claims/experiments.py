@@ -58,6 +58,44 @@ class Base:
 
 
 @dataclasses.dataclass(frozen=True)
+class PrunedBase(Base):
+    """A base that starts from evenly spaced layers of a deeper one, the first and the last among them.
+
+    It has less to learn than a T5 from scratch: to make do with fewer layers.
+
+    Attributes:
+      deeper: whose layers; its shape is this one's but for the number of layers.
+    """
+
+    deeper: Base = dataclasses.field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        layers = {name: getattr(self.deeper.shape, name) for name in ("num_encoder_layers", "num_decoder_layers")}
+        if self.shape.replace(**layers) != self.deeper.shape:
+            raise ConfigError(
+                f"base '{self.name}': expected the shape of '{self.deeper.name}' but for its layers, got {self.shape}"
+            )
+        for name, most in layers.items():
+            if not 2 <= getattr(self.shape, name) <= most:
+                raise ConfigError(
+                    f"base '{self.name}': {name}: expected 2 to {most}, those of '{self.deeper.name}', got "
+                    f"{getattr(self.shape, name)}"
+                )
+
+    def kept(self) -> dict[str, list[int]]:
+        """Returns for both stacks which of the deeper one's layers are taken, `{"encoder": [0, 3], ...}`."""
+
+        def spread(layers: int, deeper: int) -> list[int]:
+            return [round(i * (deeper - 1) / (layers - 1)) for i in range(layers)]
+
+        ours, theirs = self.shape, self.deeper.shape
+        return {
+            "encoder": spread(ours.num_encoder_layers, theirs.num_encoder_layers),
+            "decoder": spread(ours.num_decoder_layers, theirs.num_decoder_layers),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class Hyperpretraining:
     """A CACLM stage before the tasks; see `hyperflax.data.hyperpretraining.CACLM` for the lengths."""
 

@@ -47,6 +47,7 @@ class Family:
       metric: of its tasks.
       vocabulary, training, held_out, text: what there is of it; called when it is needed.
       base_batches, base_optimizer: how a base model for it is pretrained.
+      neighbour_heads: of a base from scratch; see `hyperflax.train.PlainT5`.
       first: the first examples of a held-out task are the scored ones, as its benchmark has it.
       missing: what of it is not at hand, in words; empty if it can be run.
     """
@@ -59,17 +60,23 @@ class Family:
     text: Callable[[], ExampleSource]
     base_batches: Callable[[Base], Batches]
     base_optimizer: Callable[[Base], Optimizer]
+    neighbour_heads: float = 0.0
     first: bool = False
     missing: Callable[[], str] = lambda: ""
 
 
 def _strings_base(base: Base) -> Batches:
-    """Two stages: copying and following instructions first, then reading examples, too."""
+    """Two stages: copying and following instructions first, then reading examples, too.
+
+    A base that starts from another one's layers needs the second alone.
+    """
 
     def pairs(**options) -> PackedBatches:
         lengths = {"inputs_length": base.inputs_length, "targets_length": base.targets_length}
         return PackedBatches(strings.base_pairs("train", **lengths, **options), base.batch_size, **lengths)
 
+    if not base.copying:
+        return pairs()
     return Curriculum([pairs(rates=(0.85, 0, 0, 0.15)), pairs()], [base.copying])
 
 
@@ -143,6 +150,7 @@ def _strings_family(name: str, **programs: Any) -> Family:
         text=functools.partial(_strings_text, **programs),
         base_batches=_strings_base,
         base_optimizer=_strings_optimizer,
+        neighbour_heads=3.0,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.claims.experiments import Base, Evaluation, Hyperpretraining
+from benchmarks.claims.experiments import Base, Evaluation, Hyperpretraining, PrunedBase
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.data.episode_config import EpisodeConfig
@@ -101,10 +101,17 @@ def _strings_base(family: str, layers: int, steps: int, copying: int, batch_size
     return Base(f"strings_{layers}", family, _deep(_STRINGS, layers), steps, batch_size, 192, 96, copying)
 
 
+def _pruned(base: Base, name: str, layers: int, steps: int) -> Base:
+    parts = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    changes = {"name": name, "shape": _deep(base.shape, layers), "steps": steps, "copying": 0}
+    return PrunedBase(**{**parts, **changes}, deeper=base)
+
+
+_STRINGS_CPU_BASE = _strings_base("strings_demo", 4, 11000, 3400, 20)
+
 STRINGS_CPU = Setting(
     name="cpu",
-    # The second is for claim 3 alone, whose two sides share it; half the steps suffice it to read examples.
-    bases=(_strings_base("strings_demo", 4, 11000, 3400, 20), _strings_base("strings_demo", 2, 5500, 1700, 20)),
+    bases=(_STRINGS_CPU_BASE, _pruned(_STRINGS_CPU_BASE, "strings_2", 2, 1500)),
     episodes=_STRINGS_EPISODES,
     evaluation=Evaluation(tasks=120, examples=8, draws=3, conditions=FULL),
     learning_rate=1e-3,

@@ -1,6 +1,7 @@
 """The models of the experiments: each is trained once through `hyperflax.train` and found again afterwards.
 
     OUT/bases/NAME-HASH/model                        a base
+    OUT/bases/NAME-HASH/start                        the layers of a deeper base that it starts from
     OUT/runs/FAMILY/NAME-HASH-seedN/model            an experiment's system
     OUT/runs/FAMILY/NAME-HASH-seedN/before/model     its hypernetwork after hyperpretraining
 
@@ -20,8 +21,18 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.claims.experiments import PROTOCOL, Base, Experiment, Hyperpretraining, described, digest
+from benchmarks.claims.experiments import (
+    PROTOCOL,
+    Base,
+    Experiment,
+    Hyperpretraining,
+    PrunedBase,
+    described,
+    digest,
+)
 from benchmarks.claims.families import FAMILIES, Family
+from hyperflax.checkpoints.forms import load_base
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.hyperpretraining import CACLM
@@ -68,16 +79,32 @@ def trained_base(base: Base, workspace: Workspace) -> pathlib.Path:
         return pathlib.Path(workspace.bases[base.name])
     family = workspace.family(base)
     code = hashlib.sha256(json.dumps([PROTOCOL, described(base)], sort_keys=True).encode()).hexdigest()[:16]
-    return _train(
-        workspace.out / "bases" / f"{base.name}-{code}",
-        lambda: {
-            "model": PlainT5(base.shape, family.vocabulary()),
+    folder = workspace.out / "bases" / f"{base.name}-{code}"
+
+    def job() -> dict[str, Any]:
+        if isinstance(base, PrunedBase):
+            start = {"initial_checkpoint": str(_pruned(base, workspace, folder / "start"))}
+        else:
+            start = {"neighbour_heads": family.neighbour_heads}
+        return {
+            "model": PlainT5(base.shape, family.vocabulary(), **start),
             "batches": family.base_batches(base),
             "optimizer": family.base_optimizer(base),
-        },
-        base.steps,
-        workspace,
-    )
+        }
+
+    return _train(folder, job, base.steps, workspace)
+
+
+def _pruned(base: PrunedBase, workspace: Workspace, directory: pathlib.Path) -> pathlib.Path:
+    """Writes the layers that `base` starts from as a T5 directory, unless they are there; returns it."""
+    if not directory.is_dir():
+        params = dict(load_base(trained_base(base.deeper, workspace), base.deeper.shape))
+        for stack, layers in base.kept().items():
+            others = {name: part for name, part in params[stack].items() if not name.startswith("layers_")}
+            taken = {f"layers_{i}": params[stack][f"layers_{layer}"] for i, layer in enumerate(layers)}
+            params[stack] = {**others, **taken}
+        save_t5(directory, params, base.shape, workspace.family(base).vocabulary())
+    return directory
 
 
 def trained(experiment: Experiment, seed: int, workspace: Workspace) -> pathlib.Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from benchmarks.claims import results as results_module
 from benchmarks.claims.__main__ import main, run_all
 from benchmarks.claims.comparisons import Claim, Comparison, Side
 from benchmarks.claims.evaluation import figures
-from benchmarks.claims.experiments import Base, Evaluation, Experiment, Hyperpretraining, Tuning
+from benchmarks.claims.experiments import Base, Evaluation, Experiment, Hyperpretraining, PrunedBase, Tuning
 from benchmarks.claims.families import Family
 from benchmarks.claims.pictures import write_pictures
 from benchmarks.claims.report import aggregate
@@ -21,11 +22,13 @@ from benchmarks.claims.training import Workspace, trained_base
 from benchmarks.claims.tuning import run_tuning, steps_to
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
+from hyperflax.checkpoints.forms import load_base
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import ConfigError
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.training.optimizers import adamw
@@ -190,6 +193,30 @@ def test_a_hyperpretrained_hypernetwork_and_a_fine_tuned_t5_run_as_well(workspac
 def test_a_base_that_is_there_is_not_trained(tmp_path: pathlib.Path):
     given = Workspace(tmp_path, families={"toy": FAMILY}, bases={"toy_1": "elsewhere/model"})
     assert trained_base(BASE, given) == pathlib.Path("elsewhere/model")
+
+
+def test_a_pruned_base_starts_from_evenly_spaced_layers(tmp_path: pathlib.Path):
+    deep = SHAPE.replace(num_encoder_layers=5, num_decoder_layers=3)
+    deeper = Base("toy_5", "toy", deep, steps=1, batch_size=2, inputs_length=12, targets_length=12)
+    shape = SHAPE.replace(num_encoder_layers=3, num_decoder_layers=2)
+    base = PrunedBase("toy_3", "toy", shape, 1, 2, 12, 12, deeper=deeper)
+    given = Workspace(tmp_path, families={"toy": FAMILY}, progress=False)
+    directory = trained_base(base, given)
+    assert load_base(directory, shape)["encoder"].keys() >= {"layers_0", "layers_1", "layers_2"}
+    start = load_base(directory.parent / "start", shape)
+    whole = load_base(trained_base(deeper, given), deep)
+    for stack, kept in {"encoder": [0, 2, 4], "decoder": [0, 2]}.items():
+        for number, layer in enumerate(kept):
+            jax.tree.map(
+                np.testing.assert_array_equal, start[stack][f"layers_{number}"], whole[stack][f"layers_{layer}"]
+            )
+    np.testing.assert_array_equal(start["token_embedder"]["embedding"], whole["token_embedder"]["embedding"])
+
+
+def test_a_pruned_base_has_the_shape_of_the_deeper_one_and_no_more_layers():
+    for change, message in (({"emb_dim": 32}, "but for its layers"), ({}, "num_encoder_layers: expected 2 to 1")):
+        with pytest.raises(ConfigError, match=message):
+            PrunedBase("toy_2", "toy", SHAPE.replace(num_encoder_layers=2, **change), 1, 2, 12, 12, deeper=BASE)
 
 
 def test_steps_to_a_given_loss():
