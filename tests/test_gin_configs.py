@@ -17,6 +17,9 @@ from flax import linen as nn
 from hyperflax import trees
 from hyperflax.adapters.kinds import check_base
 from hyperflax.cli.gin_jobs import shipped_folder, shipped_runs
+from hyperflax.data import registry, seqio_source
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo
+from hyperflax.data.vocabularies import Bytes
 from hyperflax.hypermodel import HYPERNETWORKS
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import axes_of
@@ -27,6 +30,21 @@ HYPERNETS = sorted(path.name for path in shipped_folder().glob("hypernets/*.gin"
 ADAPTERS = sorted(path.name for path in shipped_folder().glob("adapters/*.gin"))
 REQUIRED = ["MODEL_DIR = 'x'", "INITIAL_CHECKPOINT_PATH = 'x'", "VOCABULARY_FILE = 'x'", "EVAL_OUTPUT_DIR = 'x'"]
 TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+
+# What each run that loads data by name trains on, and what it validates on.
+INSTRUCTIONS, TEXT = ("natural_instructions_train", "train"), ("text", "train")
+LOADED = {
+    "hyperpretraining": ([TEXT], [("text", "validation")]),
+    "metaicl_hypermodel": ([("metaicl_hr_to_lr", "train")], []),
+    "natural_instructions_base": ([TEXT, INSTRUCTIONS], [("text", "validation")]),
+    "natural_instructions_hart": ([INSTRUCTIONS], [INSTRUCTIONS]),
+    "natural_instructions_hyper_t5_lora": ([INSTRUCTIONS], [INSTRUCTIONS]),
+    "natural_instructions_hyper_t5_prefix": ([INSTRUCTIONS], [INSTRUCTIONS]),
+    "natural_instructions_hypermodel": ([INSTRUCTIONS], []),
+    "natural_instructions_mtf": ([INSTRUCTIONS], []),
+    "natural_instructions_shared": ([INSTRUCTIONS], []),
+    "p3_hypermodel": ([("p3", "train")], []),
+}
 
 
 def probe(value):
@@ -62,6 +80,38 @@ def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
     if "HYPERNETWORK" in gin.config_str():
         check_base(value_of("ADAPTER_SPEC"), value_of("T5_CONFIG"))
         assert value_of("HYPERNETWORK").t5 == value_of("T5_CONFIG")
+
+
+def test_every_run_that_loads_data_is_listed() -> None:
+    runs = [run.removeprefix("hyperflax_gin_configs/") for run in shipped_runs()]
+    loading = [run for run in runs if "load_source" in (shipped_folder() / run).read_text()]
+    assert [f"runs/{name}.gin" for name in LOADED] == loading
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_a_run_trains_and_validates_on_these_splits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, splits and scopes in gin files are only tried out when what they configure is called."""
+    loaded: list[tuple[str, str]] = []
+    example = Example.from_text("short", "a text from which windows can be cut, and a support row holds it", Bytes())
+    source = InMemorySource([TaskExamples("task", [example] * 32, TaskInfo())], Bytes())
+
+    def load(name: str, split: str, **options: Any) -> InMemorySource:
+        loaded.append((name, split))
+        return source
+
+    monkeypatch.setattr(registry, "_SOURCES", {})
+    monkeypatch.setattr(seqio_source, "load_seqio", load)
+    parse(f"runs/{name}.gin")
+    parts = gin.get_bindings("hyperflax.train.train", resolve_references=False)
+    found = []
+    for part in ("batches", "validation"):
+        loaded.clear()
+        with gin.unlock_config():
+            gin.bind_parameter("hyperflax.data.registry.load_source.vocabulary", None)  # the source's own
+            gin.bind_parameter("hyperflax_test_probe.value", parts.get(part))
+        gin.get_configurable("hyperflax_test_probe")()
+        found.append(loaded.copy())
+    assert tuple(found) == LOADED[name]
 
 
 def test_a_later_model_file_changes_the_size_of_a_run() -> None:
