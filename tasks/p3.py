@@ -9,8 +9,9 @@ held-out data sets, one JSON object a line:
 
 A prompt-task is a data set under one prompt template, its folder `<data set>_<template>`. Rules kept here: white space
 around texts is dropped (P3's targets start with a space); a held-out example has answer choices and its target is one
-of them; whatever else is in a held-out data set's folder never reaches the training mixture. Where a held-out
-prompt-task has a `train.jsonl`, its first lines are its positives, from which supports are taken.
+of them; held out are T0's evaluation templates, and other prompts of those data sets are neither evaluated nor trained
+on, no more than what T0+ and T0++ add. Where a held-out prompt-task has a `train.jsonl`, its first lines are its
+positives, from which supports are taken.
 
 Reading needs neither seqio nor TensorFlow; the same as seqio Tasks: `hyperflax_tasks.seqio_tasks`.
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -45,26 +47,83 @@ POSITIVES = 64  # first lines of a held-out prompt-task's train.jsonl that serve
 class DataSet(NamedTuple):
     """A held-out data set: its evaluation templates in T0's list, and the examples of its validation split."""
 
-    templates: int
+    templates: tuple[str, ...]
     examples: int
 
 
-# T0's main evaluation. Names are the beginnings of the folders' names.
+def _data_set(examples: int, templates: str) -> DataSet:
+    return DataSet(tuple(templates.split()), examples)
+
+
+_ENTAILMENT = """
+    always_sometimes_never based_on_the_previous_passage can_we_infer claim_true_false_inconclusive
+    consider_always_sometimes_never does_it_follow_that does_this_imply GPT_3_style
+    guaranteed_possible_impossible guaranteed_true justified_in_saying MNLI_crowdsource must_be_true
+    should_assume take_the_following_as_truth
+"""
+
+# T0's main evaluation, the data sets and the templates of each by the names that `canonical` gives them.
 HELD_OUT = {
-    "anli_dev_r1": DataSet(15, 1000),
-    "anli_dev_r2": DataSet(15, 1000),
-    "anli_dev_r3": DataSet(15, 1200),
-    "hellaswag": DataSet(4, 10_042),
-    "story_cloze_2016": DataSet(5, 1871),
-    "super_glue_cb": DataSet(15, 56),
-    "super_glue_copa": DataSet(12, 100),
-    "super_glue_rte": DataSet(10, 277),
-    "super_glue_wic": DataSet(10, 638),
-    "super_glue_wsc_fixed": DataSet(10, 104),
-    "winogrande_winogrande_xl": DataSet(5, 1267),
+    "anli_dev_r1": _data_set(1000, _ENTAILMENT),
+    "anli_dev_r2": _data_set(1000, _ENTAILMENT),
+    "anli_dev_r3": _data_set(1200, _ENTAILMENT),
+    "hellaswag": _data_set(
+        10_042,
+        """
+        complete_first_then if_begins_how_continues Predict_ending_with_hint Randomized_prompts_template
+        """,
+    ),
+    "story_cloze_2016": _data_set(
+        1871,
+        """
+        Answer_Given_options Choose_Story_Ending Movie_What_Happens_Next Novel_Correct_Ending
+        Story_Continuation_and_Options
+        """,
+    ),
+    "super_glue_cb": _data_set(56, _ENTAILMENT),
+    "super_glue_copa": _data_set(
+        100,
+        """
+        As_a_result_C1_or_C2 best_option C1_or_C2_premise_so_because cause_effect choose exercise
+        i_am_hesitating more_likely plausible_alternatives What_could_happen_next_C1_or_C2
+        which_may_be_caused_by why_C1_or_C2
+        """,
+    ),
+    "super_glue_rte": _data_set(
+        277,
+        """
+        based_on_the_previous_passage can_we_infer does_it_follow_that does_this_imply GPT_3_style
+        guaranteed_true justified_in_saying MNLI_crowdsource must_be_true should_assume
+        """,
+    ),
+    "super_glue_wic": _data_set(
+        638,
+        """
+        affirmation_true_or_false GPT_3_prompt GPT_3_prompt_with_label grammar_homework polysemous
+        question_context question_context_meaning question_context_meaning_with_label same_sense similar_sense
+        """,
+    ),
+    "super_glue_wsc_fixed": _data_set(
+        104,
+        """
+        by_p_they_mean does_p_stand_for does_the_pronoun_refer_to GPT_3_Style I_think_they_mean in_other_words
+        p_is_are_r replaced_with the_pronoun_refers_to Who_or_what_is_are
+        """,
+    ),
+    "winogrande_winogrande_xl": _data_set(
+        1267,
+        """
+        does_underscore_refer_to fill_in_the_blank Replace stand_for underscore_refer_to
+        """,
+    ),
 }
-# Other configurations of those data sets are kept out of training, too.
-_NEVER_TRAINED = (*HELD_OUT, "anli_", "story_cloze_", "super_glue_wsc", "winogrande_")
+# Not T0's to train on: other configurations and splits of the held-out data sets, what T0+ and T0++ add, and the data
+# sets of the evaluation of bias.
+_NEVER_TRAINED = (
+    *("anli_", "hellaswag_", "story_cloze_", "super_glue_", "winogrande_"),
+    *("ai2_arc_", "openbookqa_", "piqa_", "race_", "squad_v2_", "trivia_qa_", "web_questions_"),
+    *("crows_pairs_", "jigsaw_toxicity_pred_", "wino_bias_"),
+)
 
 
 class PromptExample(NamedTuple):
@@ -75,17 +134,37 @@ class PromptExample(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
-def data_set(prompt_task: str) -> str | None:
-    """The held-out data set that a prompt-task belongs to; None for one of the training mixture.
+def canonical(prompt_task: str) -> str:
+    """A prompt-task's name in the form of `HELD_OUT`: P3 itself has dots, doubled underscores and ANLI's round last.
 
-    >>> data_set("super_glue_cb_GPT_3_style")
-    'super_glue_cb'
+    >>> canonical("super_glue_wsc.fixed_p_is_are_r"), canonical("anli_GPT_3_style_r1")
+    ('super_glue_wsc_fixed_p_is_are_r', 'anli_dev_r1_GPT_3_style')
     """
-    return next((name for name in HELD_OUT if prompt_task.startswith(name + "_")), None)
+    name = re.sub("[^A-Za-z0-9]+", "_", prompt_task).strip("_")
+    return re.sub(r"^anli_(?!dev_)(?P<template>\w+)_(?P<round>r[123])$", r"anli_dev_\g<round>_\g<template>", name)
+
+
+def data_set(prompt_task: str) -> str | None:
+    """The held-out data set of a prompt-task under one of T0's evaluation templates; None for all others.
+
+    >>> data_set("super_glue_cb_GPT_3_style"), data_set("super_glue_cb_GPT_3_style_score_eval")
+    ('super_glue_cb', None)
+    """
+    return next((name for name in HELD_OUT if _template(prompt_task, name)), None)
+
+
+def _template(prompt_task: str, name: str) -> str | None:
+    """Which of a held-out data set's templates it is; between the two names may stand what part of the data set."""
+    prompt_task = canonical(prompt_task)
+    if not prompt_task.startswith(f"{name}_"):
+        return None
+    # The longest: WiC's "question context" is the end of no other, but HellaSwag's might be.
+    fitting = [one for one in HELD_OUT[name].templates if prompt_task.endswith(f"_{one}")]
+    return max(fitting, key=len, default=None)
 
 
 def prompt_tasks(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
-    """The folders of a split, by name.
+    """The folders of a split, by name: `train` is T0's training mixture, `held_out` its main evaluation.
 
     Raises:
       DataError: no such split, or not one folder of it.
@@ -97,7 +176,7 @@ def prompt_tasks(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
         found = [path.parent for path in root.glob("*/validation.jsonl") if data_set(path.parent.name)]
     else:
         folders = (path.parent for path in root.glob("*/train.jsonl"))
-        found = [folder for folder in folders if not folder.name.startswith(_NEVER_TRAINED)]
+        found = [folder for folder in folders if not canonical(folder.name).startswith(_NEVER_TRAINED)]
     if not found:
         file = "train" if split == "train" else "validation"
         raise DataError(f"{root}: expected folders <prompt-task>/{file}.jsonl of the {split} split, found none")
@@ -211,8 +290,9 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
     missing = [] if pooled else ["the support is taken from the validation examples, which are then not scored"]
     for name, official in HELD_OUT.items():
         own = [folder / "validation.jsonl" for folder in folders if data_set(folder.name) == name]
-        if own and len(own) < official.templates:
-            missing.append(f"{name}: {len(own)} of {official.templates} templates")
+        templates = {_template(path.parent.name, name) for path in own}
+        if own and len(templates) < len(official.templates):
+            missing.append(f"{name}: {len(templates)} of {len(official.templates)} templates")
         lines = [sum(1 for line in path.read_bytes().splitlines() if line.strip()) for path in own]
         if own and max(lines) < official.examples:  # some templates apply to a part of the examples only
             missing.append(f"{name}: {max(lines):,} of {official.examples:,} examples")

@@ -231,7 +231,7 @@ def test_a_registered_text_task_feeds_t5x_as_any_other() -> None:
 @pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("split", p3.SPLITS)
 def test_p3_as_seqio_task_and_without_seqio_agree(split: str, model: str, tmp_path: pathlib.Path) -> None:
-    for task in ("imdb_a", "imdb_b", "super_glue_cb_c", "super_glue_copa_d"):
+    for task in ("imdb_a", "imdb_b", "super_glue_cb_can_we_infer", "super_glue_copa_choose"):
         file = tmp_path / task / ("validation.jsonl" if task.startswith("super") else "train.jsonl")
         file.parent.mkdir()
         rows = [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pathlib
-import re
 from typing import Any
 
 import pytest
@@ -45,6 +45,28 @@ def test_a_split_holds_its_prompt_tasks_and_no_others(root: pathlib.Path) -> Non
         p3.prompt_tasks(root, "test")
     with pytest.raises(DataError, match=r"expected folders <prompt-task>/validation.jsonl .* found none"):
         p3.prompt_tasks(root / "ag_news_classify", "held_out")
+
+
+def test_t0s_templates_alone_are_held_out_and_what_t0_does_not_train_on_is_left_out(tmp_path: pathlib.Path) -> None:
+    for name in ("race_high_Select_the_best", "super_glue_boolq_yes_no_question", "trivia_qa_unfiltered_guess"):
+        write(tmp_path, f"{name}/train.jsonl", row("x", "y"))
+    write(tmp_path, "cos_e_v1.11_rationale/train.jsonl", row("x", "y"))
+    assert [path.name for path in p3.prompt_tasks(tmp_path, "train")] == ["cos_e_v1.11_rationale"]
+    held_out = (
+        "anli_GPT_3_style_r1",
+        "hellaswag_complete_first_then",
+        "super_glue_copa__which_may_be_caused_by",
+        "super_glue_wic_question_context_meaning",
+        "super_glue_wsc.fixed_GPT_3_Style",
+    )
+    others = ("hellaswag_Open_ended_start", "hellaswag_complete_first_then_score_eval", "super_glue_boolq_GPT_3_Style")
+    for name in (*held_out, *others):
+        write(tmp_path, f"{name}/validation.jsonl", row("x", "y", "y", "n"))
+    assert tuple(path.name for path in p3.prompt_tasks(tmp_path, "held_out")) == held_out
+    assert [p3.data_set(name) for name in held_out] == [
+        *("anli_dev_r1", "hellaswag", "super_glue_copa", "super_glue_wic", "super_glue_wsc_fixed")
+    ]
+    assert {"hellaswag: 1 of 4 templates", "super_glue_wic: 1 of 10 templates"} <= set(p3.suite(tmp_path).missing)
 
 
 def test_the_source_holds_targets_choices_data_set_and_support_pool(root: pathlib.Path) -> None:
@@ -119,7 +141,7 @@ def test_the_reference_data(materialised: pathlib.Path) -> None:
     for task in range(len(source.task_names)):
         templates[source.info(task).category] = templates.get(source.info(task).category, 0) + 1
     assert templates == {
-        name: p3.HELD_OUT[name].templates - (name == "hellaswag")  # one of HellaSwag's four is not at hand
+        name: len(p3.HELD_OUT[name].templates) - (name == "hellaswag")  # one of HellaSwag's four is not at hand
         for name in sorted(p3.HELD_OUT)
         if name not in ("anli_dev_r3", "story_cloze_2016", "super_glue_wic", "winogrande_winogrande_xl")
     }
@@ -133,10 +155,21 @@ def test_the_reference_data(materialised: pathlib.Path) -> None:
 
 def test_templates_are_those_of_t0s_list(data_dir: pathlib.Path) -> None:
     listed = json.loads((data_dir / "p3" / "t0_eval_template_list.json").read_text())
-    sizes = {re.sub(r"\W", "_", name): len(templates) for name, templates in listed.items()}
-    sizes |= {f"anli_dev_r{number}": sizes["anli"] for number in (1, 2, 3)}
-    del sizes["anli"]
-    assert {name: found.templates for name, found in p3.HELD_OUT.items()} == sizes
+    names = {p3.canonical(name): sorted(map(p3.canonical, templates)) for name, templates in listed.items()}
+    names |= {f"anli_dev_r{number}": names["anli"] for number in (1, 2, 3)}
+    del names["anli"]
+    assert {name: sorted(found.templates) for name, found in p3.HELD_OUT.items()} == names
+
+
+def test_the_training_mixture_is_all_of_t0s_and_nothing_of_t0_plus(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with open(data_dir / "p3" / "t0_datasets.csv", newline="") as lines:
+        sets = [(f"{one['HF_name']}_{one['subset']}".strip("_"), one) for one in csv.DictReader(lines)]
+    for name, _ in sets:
+        write(tmp_path, f"{name}_template/train.jsonl", row("x", "y"))
+    found = {path.name.removesuffix("_template") for path in p3.prompt_tasks(tmp_path, "train")}
+    assert found == {name for name, given in sets if given["do_train"] == "BASE"}
 
 
 def test_the_suite_says_what_is_missing_of_it(materialised: pathlib.Path) -> None:
