@@ -7,10 +7,12 @@ model.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import pathlib
-from collections.abc import Callable
+import tokenize
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gin
@@ -93,20 +95,30 @@ def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Call
         gin.add_config_file_search_path(path)
     logging.getLogger().addFilter(_is_not_a_failed_look_up)
     try:
-        if stand_ins:
+        with _told("gin"):
             gin.parse_config_files_and_bindings(arguments.gin_file, [], finalize_config=False)
             gin.parse_config(stand_ins)
-            gin.parse_config(arguments.gin_bindings)
-        else:
-            gin.parse_config_files_and_bindings(arguments.gin_file, arguments.gin_bindings)
-    except (OSError, SyntaxError, ValueError, AttributeError, ImportError) as error:
-        raise ConfigError(f"gin: {error}") from error
+        for binding in arguments.gin_bindings:  # one by one: gin names a line, and the command line has none
+            with _told(f"gin: --gin.{binding.replace(' = ', '=', 1)}"):
+                gin.parse_config(binding)
+        if not stand_ins:
+            with _told("gin"):
+                gin.finalize()
     finally:
         logging.getLogger().removeFilter(_is_not_a_failed_look_up)
     try:
         return gin.get_configurable(name)
     except ValueError as error:
         raise ConfigError(f"gin: the files bind no argument of {name}, so there is nothing to run") from error
+
+
+@contextlib.contextmanager
+def _told(place: str) -> Iterator[None]:
+    """What gin has to say becomes a ConfigError that names the place."""
+    try:
+        yield
+    except (OSError, SyntaxError, tokenize.TokenError, ValueError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def _require_file(arguments: argparse.Namespace) -> None:

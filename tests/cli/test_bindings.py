@@ -1,0 +1,114 @@
+"""`--gin.NAME=VALUE`: what the shell gives arrives in gin, and what gin refuses is told of that flag."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import pathlib
+import re
+
+import gin
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from hyperflax.cli import gin_jobs
+from hyperflax.cli.bindings import split_bindings
+from hyperflax.errors import ConfigError
+
+FILE = """
+from __gin__ import dynamic_registration
+from hyperflax import processes
+processes.Processes.index = 0
+SEED = 1
+"""
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    (tmp_path / "job.gin").write_text(FILE)
+    return tmp_path / "job.gin"
+
+
+def parse(file: pathlib.Path, *flags: str) -> None:
+    rest, bindings = split_bindings([f"--gin_file={file}", *flags])
+    parser = argparse.ArgumentParser()
+    gin_jobs.add_gin_arguments(parser)
+    gin_jobs.parse("hyperflax.processes.Processes", parser.parse_args(rest, argparse.Namespace(gin_bindings=bindings)))
+
+
+def arrived(file: pathlib.Path, value: str) -> object:
+    """What gin has for MODEL_DIR behind `--gin.MODEL_DIR=value`."""
+    parse(file, f"--gin.MODEL_DIR={value}")
+    return gin.query_parameter("MODEL_DIR/gin.macro.value")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "./runs/first",
+            "../runs/a",
+            ".",
+            "..",
+            ".hidden/a",
+            "2024-run/a",
+            "2024/10/a",
+            "4x4x8",
+            "-a/b",
+            "1e3/b",
+            "+a",
+        ),
+        *("runs/a", "~/x", "/mnt/run1", "gs://bucket/run", "a b", "it's", 'a"b', "a\\b", "a = b", "08", "Truely", ""),
+    ],
+)
+def test_a_path_is_a_string_however_it_begins(file: pathlib.Path, path: str) -> None:
+    assert arrived(file, path) == path
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *(("3", 3), ("-3", -3), ("1e-3", 1e-3), (".5", 0.5), ("2.", 2.0), ("1_000", 1000), (" 7", 7)),
+        *(("True", True), ("False", False), ("None", None), ("'runs/a'", "runs/a"), ('"3"', "3")),
+        *(("(4, 4)", (4, 4)), ("[1, 'a']", [1, "a"]), ("{'a': 1}", {"a": 1})),
+    ],
+)
+def test_a_value_of_gins_stays_one(file: pathlib.Path, value: str, expected: object) -> None:
+    found = arrived(file, value)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_references_stay_references(file: pathlib.Path) -> None:
+    assert isinstance(arrived(file, "@processes.Processes"), gin.config.ConfigurableReference)
+    assert isinstance(arrived(file, "%SEED"), gin.config.ConfigurableReference)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+def test_any_other_text_arrives_as_it_is(file: pathlib.Path, text: str) -> None:
+    assume(not text.lstrip().startswith(tuple("'\"@%([{")))
+    try:
+        ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        assert arrived(file, text) == text
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--gin.STEPS=[1, 2", "gin: --gin.STEPS=[1, 2: "),
+        ("--gin.STEPS=@nobody", "gin: --gin.STEPS=@nobody: "),
+        ("--gin.nobody.steps=3", "gin: --gin.nobody.steps=3: "),
+    ],
+)
+def test_what_gin_refuses_is_told_of_its_flag(file: pathlib.Path, flag: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(told)}"):
+        parse(file, "--gin.MODEL_DIR=./a", flag, "--gin.SEED=1")
+
+
+@pytest.mark.parametrize("flag", ["--gin.STEPS", "--gin.=3"])
+def test_a_flag_without_a_name_or_a_value(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag}: expected --gin.NAME=VALUE"):
+        split_bindings([flag])
