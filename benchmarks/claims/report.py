@@ -75,6 +75,7 @@ def compare(comparison: Comparison, results: Results, planned: Mapping[str, Sequ
     verdict = judge(
         interval,
         len(seeds),
+        len(tasks),
         higher=comparison.better == "higher",
         least=comparison.least,
         missing="no result of " + "; ".join(dict.fromkeys(missing)) if missing else "",

@@ -70,8 +70,7 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
     for count in tuning.train_examples:
         losses: dict[str, np.ndarray] = {}
         for start in STARTS:
-            finals = [bench.losses(rate_tasks, start, count, rate).mean() for rate in tuning.rates]
-            best = int(np.argmin(finals))
+            best = lowest([bench.losses(rate_tasks, start, count, rate).mean() for rate in tuning.rates])
             figures[tuned(start, count, "rate")] = tuning.rates[best]
             figures[tuned(start, count, "rate_at_end")] = float(best in (0, len(tuning.rates) - 1))
             found, scores = bench.curves(reported, start, count, tuning.rates[best])
@@ -83,6 +82,11 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
             steps = steps_to(losses[start], losses["random"][-1], tuning.marks)
             measures[tuned(start, count, "steps_to_loss")] = _by_task(reported, steps)
     return measures, figures
+
+
+def lowest(losses: Sequence[float]) -> int:
+    """Returns where the lowest loss is; one that is no number, of a rate that diverged, comes after all others."""
+    return int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
 
 
 def steps_to(losses: np.ndarray, given: np.ndarray, marks: Sequence[int]) -> np.ndarray:

@@ -17,7 +17,8 @@ The rule, with `least`, the smallest difference that would matter, turned so tha
 
     reproduced                     the interval lies above 0
     not reproduced                 it lies below 0, or below `least`: what there may be is too small to matter
-    not decidable at this scale    it holds both 0 and `least`, or there are fewer than three seeds
+    not decidable at this scale    it holds both 0 and `least`, or there are fewer than three seeds, or a quantity of
+                                   one value per seed is the same for all: equal counts leave no spread to judge by
     not run                        a result is missing
 
 An interval between 0 and `least` has the claimed sign, and counts as reproduced. A claim is reproduced if all its
@@ -83,12 +84,14 @@ def crossed_interval(differences: npt.ArrayLike, confidence: float = 0.95) -> In
     return Interval(mean, mean - half, mean + half)
 
 
-def judge(interval: Interval | None, seeds: int, *, higher: bool, least: float, missing: str = "") -> Verdict:
+def judge(
+    interval: Interval | None, seeds: int, tasks: int, *, higher: bool, least: float, missing: str = ""
+) -> Verdict:
     """The verdict on one comparison.
 
     Args:
       interval: of a - b; None where there is none.
-      seeds: that are behind it.
+      seeds, tasks: that are behind it; one "task" is what a run has only once.
       higher: the claim is that a is the higher one.
       least: smallest difference that would matter, positive.
       missing: what there is no result of, in words.
@@ -97,6 +100,8 @@ def judge(interval: Interval | None, seeds: int, *, higher: bool, least: float, 
         return Verdict(NOT_RUN, missing or "no results")
     if seeds < LEAST_SEEDS:
         return Verdict(UNDECIDED, f"{seeds} seeds, at least {LEAST_SEEDS} are needed")
+    if tasks == 1 and interval.low == interval.high:
+        return Verdict(UNDECIDED, f"the difference is {interval.mean:g} for every seed: no spread to judge by")
     low, high = (interval.low, interval.high) if higher else (-interval.high, -interval.low)
     if low > 0:
         return Verdict(REPRODUCED, "the interval lies on the claimed side of zero")

@@ -19,7 +19,7 @@ from benchmarks.claims.pictures import write_pictures
 from benchmarks.claims.report import aggregate
 from benchmarks.claims.results import read_results, run
 from benchmarks.claims.training import Workspace, trained_base
-from benchmarks.claims.tuning import run_tuning, steps_to
+from benchmarks.claims.tuning import lowest, run_tuning, steps_to
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.forms import load_base
@@ -217,6 +217,11 @@ def test_a_pruned_base_has_the_shape_of_the_deeper_one_and_no_more_layers():
     for change, message in (({"emb_dim": 32}, "but for its layers"), ({}, "num_encoder_layers: expected 2 to 1")):
         with pytest.raises(ConfigError, match=message):
             PrunedBase("toy_2", "toy", SHAPE.replace(num_encoder_layers=2, **change), 1, 2, 12, 12, deeper=BASE)
+
+
+def test_a_rate_that_diverged_is_not_chosen():
+    assert lowest([1.0, 0.5, np.nan]) == 1
+    assert lowest([np.nan, np.inf, 2.0]) == 2
 
 
 def test_steps_to_a_given_loss():

@@ -80,14 +80,23 @@ def test_what_is_no_matrix_of_seeds_and_tasks_is_refused(wrong):
 )
 def test_the_rule(low: float, high: float, better: str, expected: str):
     interval = Interval((low + high) / 2, low, high)
-    assert judge(interval, 3, higher=better == "higher", least=0.01).verdict == expected
+    assert judge(interval, 3, 60, higher=better == "higher", least=0.01).verdict == expected
 
 
 def test_nothing_is_decided_by_few_seeds_or_without_a_result():
     interval = Interval(0.5, 0.4, 0.6)
-    assert judge(interval, 2, higher=True, least=0.01).verdict == UNDECIDED
-    assert judge(None, 0, higher=True, least=0.01).verdict == NOT_RUN
-    assert judge(interval, 3, higher=True, least=0.01, missing="no b").why == "no b"
+    assert judge(interval, 2, 60, higher=True, least=0.01).verdict == UNDECIDED
+    assert judge(None, 0, 0, higher=True, least=0.01).verdict == NOT_RUN
+    assert judge(interval, 3, 60, higher=True, least=0.01, missing="no b").why == "no b"
+
+
+@pytest.mark.parametrize("difference", [0.0, -1.0])
+def test_equal_counts_of_a_few_runs_decide_nothing(difference: float):
+    interval = crossed_interval([[difference]] * 3)
+    assert judge(interval, 3, 1, higher=False, least=0.5).verdict == UNDECIDED
+    # Of many tasks, equal differences say much: they were free to differ.
+    found = judge(crossed_interval([[difference] * 40] * 3), 3, 40, higher=False, least=0.5)
+    assert found.verdict == (REPRODUCED if difference < 0 else NOT_REPRODUCED)
 
 
 def test_a_claim_is_as_good_as_its_worst_comparison():
