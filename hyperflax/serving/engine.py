@@ -37,6 +37,9 @@ from hyperflax.serving.pool import AdapterPool, powers
 from hyperflax.types import Array, PyTree
 
 BEAM = Beam()
+MAX_TEMPERATURE = float(np.finfo(np.float32).max)
+MAX_TOPK = int(np.iinfo(np.int32).max)
+"""Larger ones do not fit the arrays that rows keep them in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +153,12 @@ class Engine:
             raise AdapterError(f"no adapter with the key {key!r}")
         if not 1 <= limit <= self.config.max_length:
             raise ConfigError(f"max_length: expected 1 to {self.config.max_length}, got {limit}")
-        if temperature < 0 or topk < 0 or not 0 <= topp <= 1 or not 0 <= seed < 2**32:
+        # NaN is in no range.
+        in_range = 0 <= temperature <= MAX_TEMPERATURE and 0 <= topk <= MAX_TOPK and 0 <= topp <= 1
+        if not in_range or not 0 <= seed < 2**32:
             raise ConfigError(
-                "expected temperature >= 0, topk >= 0, topp in [0, 1] and a seed of 32 bits, got "
-                f"{temperature}, {topk}, {topp} and {seed}"
+                f"expected a temperature in [0, {MAX_TEMPERATURE:.3g}], topk in [0, {MAX_TOPK}], topp in [0, 1] and a "
+                f"seed of 32 bits, got {temperature}, {topk}, {topp} and {seed}"
             )
         request = Request(tokens, key, limit, temperature, topk, topp, seed)
         self._lane_of(len(tokens)).waiting.append(request)

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
+from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -55,8 +57,8 @@ class PredictRequest(_Strict):
     inputs: list[StrictStr] = Field(min_length=1)
     adapter: StrictStr | None = Field(None, description="id; without one the base model answers bare")
     max_length: int | None = Field(None, ge=1, description="tokens of an answer at most")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    topk: int = Field(0, ge=0, description="0 is no limit")
+    temperature: float = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="0 is greedy")
+    topk: int = Field(0, ge=0, le=MAX_TOPK, description="0 is no limit")
     topp: float = Field(0.0, ge=0, le=1, description="0 is no limit")
     seed: int = Field(0, ge=0, lt=2**32)
     stream: bool = Field(False, description="answer with lines of JSON while the predictions are made")

@@ -26,7 +26,7 @@ from hyperflax.models.decoding import decode
 from hyperflax.models.sampling import choose_each, keep_topk, keep_topp
 from hyperflax.models.scoring import score_options
 from hyperflax.models.t5 import T5
-from hyperflax.serving.engine import Engine, EngineConfig, Request
+from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK, Engine, EngineConfig, Request
 from tests.models import t5_cases as cases
 
 MODEL = T5(cases.MICRO)
@@ -289,12 +289,25 @@ def test_beams_and_options_of_a_mixed_batch() -> None:
         (([3], "nobody"), {}, AdapterError, "no adapter with the key 'nobody'"),
         (([3], None), {"max_length": 7}, ConfigError, "max_length: expected 1 to 6, got 7"),
         (([3], None), {"topp": 1.5}, ConfigError, "topp in"),
+        (([3], None), {"topk": -1}, ConfigError, "topk in"),
+        (([3], None), {"topk": 2**31}, ConfigError, "topk in"),
+        (([3], None), {"temperature": float("nan")}, ConfigError, "a temperature in"),
+        (([3], None), {"temperature": float("inf")}, ConfigError, "a temperature in"),
+        (([3], None), {"temperature": 1e300}, ConfigError, "a temperature in"),
     ],
 )
 def test_bad_requests_are_refused(arguments: Any, settings: Any, error: type, complaint: str) -> None:
     with pytest.raises(error, match=complaint):
         everybody().submit(*arguments, **settings)
     assert everybody().idle
+
+
+def test_the_largest_settings_decode() -> None:
+    served = everybody()
+    request = served.submit(source(4, 0), temperature=MAX_TEMPERATURE, topk=MAX_TOPK, topp=1.0, seed=2**32 - 1)
+    served.run()
+    assert request.done
+    assert np.isfinite(request.log_prob)
 
 
 def test_a_lane_is_needed() -> None:

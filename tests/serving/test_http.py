@@ -154,6 +154,8 @@ def test_download_is_an_adapter(http: TestClient, tmp_path: pathlib.Path) -> Non
         ("predictions", {"inputs": ["a"], "max_length": 1000}, "max_length"),
         ("predictions", {"inputs": ["a"], "topp": 1.5}, "topp"),
         ("predictions", {"inputs": ["a"], "seed": 2**32}, "seed"),
+        ("predictions", {"inputs": ["a"], "topk": 2**31}, "topk"),
+        ("predictions", {"inputs": ["a"], "temperature": 1e300}, "temperature"),
         ("predictions", {"inputs": ["a"], "seconds": -1}, "seconds"),
     ],
 )
