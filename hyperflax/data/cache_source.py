@@ -80,7 +80,7 @@ class CachedSource:
     def _read_tasks(self) -> None:
         path = self._local(form.TASKS)
         rows = []
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_text("utf-8").removesuffix("\n").split("\n"), start=1):
             try:
                 rows.append(form.decode_task(line))
             except DataError as error:

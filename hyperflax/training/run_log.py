@@ -120,7 +120,7 @@ class RunLog:
 def read_rows(path: Location | str) -> list[dict]:
     """Returns the rows of a metrics.jsonl, up to the first line that is not whole (a run killed while writing it)."""
     rows = []
-    for line in (read_if_there(path) or b"").decode("utf-8").splitlines():
+    for line in (read_if_there(path) or b"").decode("utf-8").split("\n"):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -35,7 +35,7 @@ class HandwrittenTask:
 def load_handwritten(path: pathlib.Path = PATH) -> tuple[HandwrittenTask, ...]:
     """Reads the tasks; raises `DataError` with file and line where one is broken."""
     tasks = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             support, test = (tuple((e["input"], e["target"]) for e in row[part]) for part in ("support", "test"))

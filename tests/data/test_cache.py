@@ -55,6 +55,14 @@ def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(value, b[key])
 
 
+def test_a_line_ends_at_a_newline_alone(tmp_path: pathlib.Path) -> None:
+    """Unicode has further separators of lines, which JSON leaves inside its strings as they are."""
+    name = "one\u2028task\x85with\x1cbreaks"
+    examples = InMemorySource.from_strings({name: [("a", "b")]}, Bytes())
+    write_cache(stream_of(examples), tmp_path / "cache", Bytes())
+    assert CachedSource(tmp_path / "cache").task_names == (name,)
+
+
 arrays = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(lambda values: ids(*values))
 
 

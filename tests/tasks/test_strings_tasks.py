@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 
@@ -22,6 +23,14 @@ def registered():
     registry.unregister_source("strings")
     if before:
         registry.register_source("strings", before.splits, description=before.description, sizes=before.sizes)
+
+
+def test_a_handwritten_line_ends_at_a_newline_alone(tmp_path):
+    pair = {"input": "a\u2028b", "target": "c\x85d"}
+    row = {"name": "lines", "intent": "join", "support": [pair], "test": [pair]}
+    (tmp_path / "mine.jsonl").write_text(2 * (json.dumps(row, ensure_ascii=False) + "\n"), encoding="utf-8")
+    tasks = load_handwritten(tmp_path / "mine.jsonl")
+    assert [task.test for task in tasks] == 2 * [(("a\u2028b", "c\x85d"),)]
 
 
 @pytest.mark.usefixtures("registered")
