@@ -21,6 +21,7 @@ def cache_mixture(
     split: str = "train",
     modules: Sequence[str] = (),
     vocabulary: Vocabulary | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Writes a registered source, seqio Task or Mixture as a token cache.
 
@@ -29,6 +30,7 @@ def cache_mixture(
       out_dir: where; must not exist yet, or be empty.
       modules: to register first.
       vocabulary: for sources that tokenise with the one they are given.
+      seed: for a seqio Task's preprocessors that draw; kept in the manifest with name and split.
 
     Returns:
       The manifest.
@@ -41,8 +43,8 @@ def cache_mixture(
     if name not in registry.sources() and importlib.util.find_spec("seqio") is not None:
         from hyperflax.data import seqio_source
 
-        tokens, rates, examples = seqio_source.read_seqio(name, split)
-        return write_cache(examples, out_dir, tokens, group_rates=rates, origin=origin)
+        tokens, rates, examples = seqio_source.read_seqio(name, split, seed=seed)
+        return write_cache(examples, out_dir, tokens, group_rates=rates, origin={**origin, "seed": seed})
     source = registry.load_source(name, split, vocabulary=vocabulary)
     return write_cache(stream_of(source), out_dir, source.vocabulary, group_rates=source.group_rates, origin=origin)
 

@@ -161,19 +161,21 @@ def load_source(
     vocabulary: Vocabulary | None = None,
     modules: Sequence[str] = (),
     cache_dirs: Sequence[pathlib.Path | str] = (),
+    seed: int = 0,
 ) -> ExampleSource:
     """The examples behind a name. In a gin file: `source = @registry.load_source()`.
 
     Args:
       name: a token cache's folder or address in a bucket, a registered source, or a seqio Task or Mixture; tried in
         this order.
-      split: of it. A folder may be one cache, whatever its split, or hold one cache a split.
+      split: of it. A folder may be one cache, of this split, or hold one cache a split.
       vocabulary: expected; registered sources tokenise with it, the others must have been made with it.
       modules: to register first, see `register_modules`.
       cache_dirs: folders with caches as `name/split`, looked up before anything else.
+      seed: for a seqio Task's preprocessors that draw, see `seqio_source.read_seqio`.
 
     Raises:
-      DataError: nothing of that name, no such split, or another vocabulary.
+      DataError: nothing of that name, no such split, a cache of another one, or another vocabulary.
       MissingExtraError: only seqio may know the name, and it is not installed.
     """
     if _STAND_IN:
@@ -181,7 +183,10 @@ def load_source(
     for folder in [locate(name), *(locate(parent) / name for parent in cache_dirs)]:
         for place in (folder / split, folder):
             if (place / MANIFEST).is_file():
-                return _checked(CachedSource(place), name, vocabulary)
+                cache = CachedSource(place)
+                if place == folder and (holds := cache.manifest["origin"].get("split", split)) != split:
+                    raise DataError(f"{folder}: expected a cache of the split '{split}', it was made of '{holds}'")
+                return _checked(cache, name, vocabulary)
     register_modules(modules)
     if entry := _SOURCES.get(name):
         if split not in entry.splits:
@@ -191,7 +196,7 @@ def load_source(
         raise MissingExtraError(f"'{name}' is no token cache and none of {sorted(_SOURCES)}; seqio", "seqio")
     from hyperflax.data import seqio_source
 
-    return _checked(seqio_source.load_seqio(name, split), name, vocabulary)
+    return _checked(seqio_source.load_seqio(name, split, seed=seed), name, vocabulary)
 
 
 def _checked(source: ExampleSource, name: str, vocabulary: Vocabulary | None) -> ExampleSource:

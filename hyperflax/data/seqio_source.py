@@ -12,6 +12,7 @@ Mixture is its Tasks with their rates; the tasks inside a Task with a `task` fea
 
 from __future__ import annotations
 
+import inspect
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.rendering import SENTINELS
 from hyperflax.data.vocabularies import EOS_ID, Bytes, SentencePiece, Vocabulary
 from hyperflax.errors import DataError, MissingExtraError
 
@@ -60,7 +62,7 @@ def import_seqio() -> Any:
 
 
 def read_seqio(
-    name: str, split: str = "train", *, sequence_length: Mapping[str, int] | None = None, seed: int | None = None
+    name: str, split: str = "train", *, sequence_length: Mapping[str, int] | None = None, seed: int = 0
 ) -> SeqioStream:
     """Opens a registered Task or Mixture.
 
@@ -68,10 +70,11 @@ def read_seqio(
       name: of the Task or Mixture.
       split: of it.
       sequence_length: passed to preprocessors that need one. seqio trims examples to it; without it nothing is trimmed.
-      seed: for preprocessors that draw. (seqio passes it to a function data source, too, which must then take one.)
+      seed: for preprocessors that draw. seqio passes it to a function data source, too; a Task whose function takes
+        none is read without a seed.
 
     Raises:
-      DataError: no such name, split or feature; a vocabulary that is neither sentencepiece nor bytes.
+      DataError: no such name, split or feature; a vocabulary that `convert_vocabulary` refuses.
       MissingExtraError: seqio is not installed.
     """
     seqio = import_seqio()
@@ -94,7 +97,11 @@ def read_seqio(
     def examples() -> Iterator[StreamedExample]:
         for group, task in enumerate(tasks):
             dataset = task.get_dataset(
-                sequence_length=sequence_length, split=split, shuffle=False, seed=seed, try_in_mem_cache=False
+                sequence_length=sequence_length,
+                split=split,
+                shuffle=False,
+                seed=seed if _takes_a_seed(task.source) else None,
+                try_in_mem_cache=False,
             )
             prefix = f"{task.name}/" if len(tasks) > 1 else ""
             yield from _examples(dataset.as_numpy_iterator(), task, vocabulary, prefix, group)
@@ -123,6 +130,12 @@ def list_seqio() -> list[tuple[str, str, str, int | None, int | None, str]]:
             total = None if None in counts else sum(counts)
             rows.append((name, split, "seqio mixture", None, total, f"{len(mixture.tasks)} seqio Tasks"))
     return rows
+
+
+def _takes_a_seed(source: Any) -> bool:
+    """Whether seqio may be given a seed: it hands that to a data source's function, which may not expect one."""
+    function = getattr(source, "_dataset_fn", None)
+    return function is None or "seed" in inspect.signature(function).parameters
 
 
 def _examples(
@@ -178,20 +191,31 @@ def _vocabulary(tasks: list[Any]) -> Vocabulary:
     if any(other != found[0] for other in found):
         names = [task.name for task in tasks]
         raise DataError(f"seqio Tasks {names[:5]}: expected one vocabulary for inputs and targets, got several")
-    return convert_vocabulary(found[0])
+    return convert_vocabulary(found[0], f"seqio Task '{tasks[0].name}'")
 
 
-def convert_vocabulary(vocabulary: Any) -> Vocabulary:
+def convert_vocabulary(vocabulary: Any, where: str = "vocabulary") -> Vocabulary:
     """Our vocabulary with the ids of a `seqio.SentencePieceVocabulary` or `seqio.ByteVocabulary`.
 
+    Args:
+      vocabulary: of seqio.
+      where: whose it is, for errors.
+
     Raises:
-      DataError: another class, overridden normalisation, or sentinels in another order than T5's.
+      DataError: another class, too few extra ids, overridden normalisation, or sentinels in another order than T5's.
     """
     seqio = import_seqio()
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary | seqio.ByteVocabulary):
+        raise DataError(
+            f"{where}: expected a SentencePieceVocabulary or ByteVocabulary, got {type(vocabulary).__name__}"
+        )
+    if vocabulary.extra_ids < SENTINELS:
+        raise DataError(
+            f"{where}: expected at least {SENTINELS} extra ids, with which demonstrations are marked, got "
+            f"{vocabulary.extra_ids}; make its features with {type(vocabulary).__name__}(..., extra_ids=100)"
+        )
     if isinstance(vocabulary, seqio.ByteVocabulary):
         return Bytes(extra_ids=vocabulary.extra_ids)
-    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        raise DataError(f"expected a SentencePieceVocabulary or ByteVocabulary, got {type(vocabulary).__name__}")
     file = vocabulary.sentencepiece_model_file
     if pathlib.Path(file).is_file():
         ours = SentencePiece(file, extra_ids=vocabulary.extra_ids)

@@ -52,6 +52,9 @@ def test_a_cache_is_found_by_its_folder_or_by_name(upper: str, tmp_path: pathlib
         registry.load_source(upper, cache_dirs=[tmp_path / "caches"]),
     ):
         assert isinstance(found, CachedSource)
+    assert registry.load_source(str(folder / "train"), "train").sizes.tolist() == [8]
+    with pytest.raises(DataError, match=r"train: expected a cache of the split 'held_out', it was made of 'train'"):
+        registry.load_source(str(folder / "train"), "held_out")
     with pytest.raises(
         DataError, match=r"expected tokens of Bytes\(extra_ids=7\), it has those of Bytes\(extra_ids=125\)"
     ):
