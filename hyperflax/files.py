@@ -235,10 +235,10 @@ def read_bytes(path: Location | str, *, limit: int | None = None) -> bytes:
             raise CheckpointError(f"{path}: expected at most {limit:,} bytes, the file has {len(content):,}")
         return content
     require_file(path)
-    size = path.stat().st_size
-    if limit is not None and size > limit:
-        raise CheckpointError(f"{path}: expected at most {limit:,} bytes, the file has {size:,}")
     try:
+        size = path.stat().st_size
+        if limit is not None and size > limit:
+            raise CheckpointError(f"{path}: expected at most {limit:,} bytes, the file has {size:,}")
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

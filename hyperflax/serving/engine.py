@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -80,7 +80,7 @@ class Request:
       tokens: what has been decoded so far, the end-of-sequence token included.
       log_prob: of all of them.
       done: nothing more will come.
-      error: why there is no output, if there is none.
+      error: why nothing more came, if something went wrong.
     """
 
     source: np.ndarray
@@ -93,7 +93,7 @@ class Request:
     tokens: list[int] = dataclasses.field(default_factory=list)
     log_prob: float = 0.0
     done: bool = False
-    error: str | None = None
+    error: Exception | None = None
 
 
 class Engine:
@@ -103,10 +103,19 @@ class Engine:
       model, params: the base model, layers unrolled.
       spec: the largest adapter there will be, of several specs their `adapters.algebra.union`.
       config: sizes.
+      fetch: called with the key of every adapter that is about to be used, and adds it if it is not there; it may drop
+        others meanwhile, but for the `resident` ones that it was asked for last. Without it all are added before.
     """
 
-    def __init__(self, model: T5, params: PyTree, spec: AdapterSpec, config: EngineConfig = EngineConfig()):
-        self.model, self.config = model, config
+    def __init__(
+        self,
+        model: T5,
+        params: PyTree,
+        spec: AdapterSpec,
+        config: EngineConfig = EngineConfig(),
+        fetch: Callable[[Any], None] | None = None,
+    ):
+        self.model, self.config, self.fetch = model, config, fetch
         self.params = cast_kernels(jax.tree.map(jnp.asarray, params), model.config)
         self.pool = AdapterPool(spec, model.config, config.resident)
         sizes = {"rows": config.rows, "length": config.max_length, "steps": config.steps, "eos_id": config.eos_id}
@@ -137,7 +146,7 @@ class Engine:
 
         Args:
           source: its tokens, end-of-sequence token included.
-          key: of an adapter that was added; None runs the bare model.
+          key: of an adapter that was added, or can be fetched; None runs the bare model.
           max_length: tokens decoded at most; by default the engine's.
           temperature, topk, topp: 0 is greedy, and no limit.
           seed: of the draws; an equal request gets an equal answer.
@@ -149,7 +158,7 @@ class Engine:
         """
         tokens = np.asarray(source, np.int32).reshape(-1)
         limit = self.config.max_length if max_length is None else max_length
-        if key is not None and key not in self.pool:
+        if self.fetch is None and key is not None and key not in self.pool:
             raise AdapterError(f"no adapter with the key {key!r}")
         if not 1 <= limit <= self.config.max_length:
             raise ConfigError(f"max_length: expected 1 to {self.config.max_length}, got {limit}")
@@ -216,6 +225,17 @@ class Engine:
         slots = self.pool.slots_of([*keys, *[None] * (rows - len(keys))])
         return jnp.asarray(tokens), jax.tree.map(lambda leaf: leaf[slots], self.pool.leaves)
 
+    def bring(self, key: Hashable | None) -> Exception | None:
+        """Sees to it that an adapter is there; returns why it is not."""
+        if key is None:
+            return None
+        try:
+            if self.fetch is not None:
+                self.fetch(key)
+        except Exception as error:  # whatever it is, it concerns those alone who ask for this adapter
+            return error
+        return None if key in self.pool else AdapterError(f"the adapter {key!r} was removed")
+
     def _lane_of(self, length: int) -> _Queue:
         for lane in self._lanes:
             if 1 <= length <= lane.lane.source:
@@ -247,7 +267,7 @@ class _Queue:
         return done
 
     def _join(self) -> list[Request]:
-        """Gives free rows to those who wait; returns the requests whose adapter is gone meanwhile."""
+        """Gives free rows to those who wait; returns the requests whose adapter is not to be had."""
         free = [row for row in range(self.lane.rows) if row not in self.taken]
         joined: dict[int, Request] = {}
         lost = []
@@ -257,10 +277,11 @@ class _Queue:
             if len(keys - {None}) > self._engine.pool.slots:
                 break  # it joins at the next turn, when those before it have copies of their adapters
             self.waiting.popleft()
-            if request.key is None or request.key in self._engine.pool:
+            request.error = self._engine.bring(request.key)
+            if request.error is None:
                 joined[free[len(joined)]] = request
             else:
-                request.done, request.error = True, f"the adapter {request.key!r} was removed"
+                request.done = True
                 lost.append(request)
         if joined:
             self._admit(joined, powers(len(joined))[-1])

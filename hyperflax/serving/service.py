@@ -31,7 +31,7 @@ from typing import Any
 from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.data.examples import tokenise
 from hyperflax.data.vocabularies import EOS_ID
-from hyperflax.errors import AdapterError, ConfigError, DataError, HyperflaxError
+from hyperflax.errors import ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.estimate import estimate
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.engine import Engine, EngineConfig, Request
@@ -55,7 +55,7 @@ class ServiceConfig:
     Attributes:
       rows: inputs decoded at once, for each of two input lengths.
       resident: adapters on the device at once.
-      hosted: adapters in host memory at once; the others are read from disk when they are asked for.
+      hosted: adapters in host memory at once; the others are read from disk when a row is free for who asks for them.
       waiting: inputs that may wait or be decoded at once.
       adapting: adapters that may wait to be made.
     """
@@ -129,7 +129,7 @@ class Service:
             rows=config.rows,
             resident=config.resident,
         )
-        self.engine = Engine(model.model, model.base_params, model.config.spec, sizes)
+        self.engine = Engine(model.model, model.base_params, model.config.spec, sizes, fetch=self._host)
         self.failure: BaseException | None = None
         self.waiting = 0
         self._compiled = self._closing = self._made = False
@@ -234,8 +234,9 @@ class Service:
           options: `max_length`, `temperature`, `topk`, `topp`, `seed`; see `Engine.submit`.
 
         Raises:
-          UnknownAdapter: no such adapter.
-          AdapterError: it was made for another base model, or removed meanwhile.
+          UnknownAdapter: no such adapter, or it was removed meanwhile.
+          AdapterError: it was made for another base model.
+          CheckpointError: its files are damaged.
           DataError: no input, or one that is too long; names its number.
           ConfigError: an option out of range.
           Overloaded, Closing: it was not accepted.
@@ -262,7 +263,7 @@ class Service:
                 if isinstance(item, BaseException):
                     raise item
                 if errors := [error for *_, error in item if error]:
-                    raise AdapterError(errors[0])
+                    raise errors[0]
                 decode = self.model.config.vocabulary.decode
                 yield [Answer(decode(ids), done, log_prob) for ids, done, log_prob, _ in item]
                 if all(done for _, done, *_ in item):
@@ -334,18 +335,17 @@ class Service:
                 task()  # callers who asked meanwhile: `_begin` refuses them
 
     def _begin(self, call: _Call, tokens: list[list[int]], adapter: str | None, options: dict[str, Any]) -> None:
+        self._calls.append(call)  # before all else: should the engine fail here, its caller is told as well
         try:
             if self.failure is not None:
                 raise Closing("the service has failed")
-            if adapter is not None:
-                self._host(adapter)
             for row in tokens:
                 call.requests.append(self.engine.submit(row, adapter, **options))
-        except HyperflaxError as error:
+        except Exception as error:  # one caller's, and no reason to end what others have begun
+            if not isinstance(error, HyperflaxError):
+                log.exception("a request could not be queued")
             self._end(call)
             call.tell(error)
-        else:
-            self._calls.append(call)
 
     def _end(self, call: _Call) -> None:
         """Nobody waits for it any more."""
@@ -356,18 +356,17 @@ class Service:
         self._calls = [other for other in self._calls if other is not call]
 
     def _host(self, key: str) -> None:
-        """Sees to it that the engine has the adapter."""
+        """Sees to it that the engine has the adapter; the one used longest ago gives way.
+
+        Rows that join together ask for at most `resident` adapters, and `hosted` is no fewer: none of theirs does.
+        """
         if key in self._hosted:
             self._hosted.move_to_end(key)
             return
         adapter: Adapter = self.store.load(key)
         check_base(adapter, self.model.base_fingerprint)
-        if len(self._hosted) >= self.config.hosted:
-            used = {request.key for call in self._calls for request in call.requests}
-            # Those in use stay; above the bound then, by as many as there are rows at most.
-            oldest = next((other for other in self._hosted if other not in used), None)
-            if oldest is not None:
-                self._drop(oldest)
+        if len(self._hosted) == self.config.hosted:
+            self._drop(next(iter(self._hosted)))
         self.engine.add(key, adapter.tree, adapter.spec)
         self._hosted[key] = None
 

@@ -260,7 +260,37 @@ def test_an_adapter_that_is_removed_fails_those_who_wait_for_it() -> None:
     for request in first:
         check(request)
     assert late.done
-    assert late.error == "the adapter 'lora' was removed"
+    assert str(late.error) == "the adapter 'lora' was removed"
+
+
+def test_an_adapter_is_fetched_when_its_row_is_free() -> None:
+    fetched: list[Hashable] = []
+
+    def fetch(key: Hashable) -> None:
+        if key == "broken":
+            raise OSError("no such disk")
+        fetched.append(key)
+        served.add(key, *adapter("lora", int(str(key))))
+        if len(served.pool) > 2:
+            served.pool.remove(fetched[-3])
+
+    served = Engine(MODEL, params(), LORA, dataclasses.replace(SIZES, rows=1, resident=1), fetch)
+    keys = ["1", "2", "broken", "3", "4"]
+    requests = [served.submit(source(4, number), key) for number, key in enumerate(keys)]
+    assert fetched == []
+    served.turn()
+    assert fetched == ["1"]
+    served.run()
+    assert fetched == ["1", "2", "3", "4"]
+    assert len(served.pool) == 2
+    for request in requests:
+        assert request.done
+        if request.key == "broken":
+            assert str(request.error) == "no such disk"
+            assert request.tokens == []
+        else:
+            seed, request.key = int(str(request.key)), "lora"
+            check(request, seed)
 
 
 def test_beams_and_options_of_a_mixed_batch() -> None:

@@ -192,6 +192,18 @@ def test_a_removed_adapter_is_gone(http: TestClient) -> None:
     assert http.post("/v1/predictions", json={"inputs": ["a"], "adapter": key}).status_code == 404
 
 
+def test_what_goes_wrong_for_one_ends_nobody_else(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def submit(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(http.service.engine, "submit", submit)
+        with pytest.raises(RuntimeError, match="a defect"):
+            http.post("/v1/predictions", json={"inputs": INPUTS, "seconds": 30})
+    assert texts(http.post("/v1/predictions", json={"inputs": INPUTS})) == hypermodel().predict(INPUTS)
+    assert http.service.waiting == 0
+
+
 def test_more_adapters_than_memory_holds(http: TestClient) -> None:
     model = hypermodel()
     keys, expected = [], []
@@ -273,7 +285,7 @@ def test_many_callers_get_what_each_would_get_alone(tmp_path: pathlib.Path) -> N
     expected = [model.predict(INPUTS, model.adapt(pairs)) for pairs in tasks]
 
     async def run() -> None:
-        async with served(tmp_path) as (_, http):
+        async with served(tmp_path) as (service, http):
             # Two ask for each adapter at once: it is made once.
             bodies = [examples(pairs, estimate=False) for pairs in tasks for _ in range(2)]
             made = await asyncio.gather(*(http.post("/v1/adapters", json=body) for body in bodies))
@@ -285,6 +297,7 @@ def test_many_callers_get_what_each_would_get_alone(tmp_path: pathlib.Path) -> N
             )
             for number, answer in zip(asked, answers, strict=True):
                 assert texts(answer) == expected[number]
+            assert len(service.engine.pool) == SIZES.hosted < len(keys)
 
     asyncio.run(run())
 
