@@ -195,7 +195,7 @@ class Service:
           Overloaded, Closing: it was not accepted.
         """
         options = {"definition": definition, "refine_steps": refine_steps, "supports": supports}
-        key = self.store.identify(self.model.parts.id, examples, **options)
+        key = self.store.identify(self.model.parts.id, self.model.base_fingerprint, examples, **options)
         with_estimate = with_estimate and len(examples) > 1
         if key in self.store:
             made = await asyncio.to_thread(self.store.about, key)

@@ -3,25 +3,27 @@
     FOLDER/ID/adapter.json, adapter.safetensors    as `hyperflax adapt` writes them
     FOLDER/ID/made.json                            what it was asked for, and what its estimate said
 
-An id is a hash of the examples, of the hypermodel and of how it is asked to adapt: equal requests get one adapter,
-which is made once. A folder appears when it is complete.
+An id is a hash of the examples, of the hypermodel, of its base model and of how it is asked to adapt: equal requests
+get one adapter, which is made once. A folder appears when it is complete, and is nobody's before it is deleted.
 
 >>> store = AdapterStore("adapters")
->>> store.save(Made(id=store.identify(model.parts.id, pairs), examples=4), adapter)
+>>> store.save(Made(id=store.identify(model.parts.id, model.base_fingerprint, pairs), examples=4), adapter)
 >>> store.load(id).spec
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hyperflax import configs
@@ -76,10 +78,16 @@ class AdapterStore:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
-    def identify(hypermodel: str, examples: Sequence[tuple[str, str]], **options: Any) -> str:
-        """Returns the id of what a hypermodel makes of these examples, in this order, with these options."""
+    def identify(hypermodel: str, base: str, examples: Sequence[tuple[str, str]], **options: Any) -> str:
+        """Returns the id of what a hypermodel makes of these examples, in this order, with these options.
+
+        Args:
+          hypermodel: `ModelParts.id`.
+          base: fingerprint of the base model, for which alone the adapter is good.
+          examples, options: what `Hypermodel.adapt` is called with.
+        """
         support = support_hash({"input": text, "target": target} for text, target in examples)
-        document = json.dumps([hypermodel, support, options], sort_keys=True)
+        document = json.dumps([hypermodel, base, support, options], sort_keys=True)
         return hashlib.sha256(document.encode()).hexdigest()[:32]
 
     def __contains__(self, key: str) -> bool:
@@ -90,43 +98,57 @@ class AdapterStore:
         return sorted(entry.name for entry in os.scandir(self.folder) if entry.name in self)
 
     def save(self, made: Made, adapter: Adapter) -> None:
-        """Keeps an adapter. When this returns it is on disk."""
+        """Keeps an adapter, in the place of what may be left of an earlier one. When this returns it is on disk."""
         if ID.fullmatch(made.id) is None:
             raise AdapterError(f"id: expected 32 hex digits, got {made.id!r}")
-        with atomic_directory(self.folder / made.id) as folder:
+        owned = (*ADAPTER_FILES, _MADE)
+        with atomic_directory(self.folder / made.id, overwrite=True, owned=owned) as folder:
             save_adapter(folder, adapter.tree, adapter.spec, adapter.metadata, beside_others=True)
             self._write(folder, made)
 
     def describe(self, made: Made) -> None:
         """Replaces what is known of an adapter."""
-        self._write(self._folder(made.id), made)
+        with self._folder(made.id) as folder:
+            self._write(folder, made)
 
     def about(self, key: str) -> Made:
         """What is known of an adapter. Raises UnknownAdapter, or CheckpointError if its file is damaged."""
-        found = read_schema(self._folder(key) / _MADE, _MadeFile, file_format=FORMAT, version=VERSION)
-        if found.id != key:
-            raise CheckpointError(f"{self.folder / key / _MADE}: key 'id': expected {key!r}, got {found.id!r}")
+        with self._folder(key) as folder:
+            found = read_schema(folder / _MADE, _MadeFile, file_format=FORMAT, version=VERSION)
+            if found.id != key:
+                raise CheckpointError(f"{folder / _MADE}: key 'id': expected {key!r}, got {found.id!r}")
         return Made(**{field.name: getattr(found, field.name) for field in dataclasses.fields(Made)})
 
     def load(self, key: str) -> Adapter:
         """An adapter. Raises as `about` does."""
-        return load_adapter(self._folder(key))
+        with self._folder(key) as folder:
+            return load_adapter(folder)
 
     def files(self, key: str) -> dict[str, bytes]:
         """An adapter's files as they lie on the disk, by name. Raises as `about` does."""
-        folder = self._folder(key)
-        return {name: read_bytes(folder / name) for name in ADAPTER_FILES}
+        with self._folder(key) as folder:
+            return {name: read_bytes(folder / name) for name in ADAPTER_FILES}
 
     def remove(self, key: str) -> None:
         """Forgets an adapter. Raises UnknownAdapter if there is none."""
-        folder = self._folder(key)
-        (folder / _MADE).unlink()  # without it the rest is nobody's, should an interruption leave it
-        shutil.rmtree(folder, ignore_errors=True)
+        # Deleted under another name, so that neither an interruption nor who makes it again meanwhile meets a half.
+        aside = self.folder / f".{key}.old-{os.getpid()}-{secrets.token_hex(4)}"
+        with self._folder(key) as folder:
+            folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
-    def _folder(self, key: str) -> pathlib.Path:
+    @contextlib.contextmanager
+    def _folder(self, key: str) -> Iterator[pathlib.Path]:
+        """Yields the folder of an adapter. Raises UnknownAdapter if there is none, or none any more on leaving."""
+        unknown = UnknownAdapter(f"no adapter with the id {key!r}")
         if key not in self:
-            raise UnknownAdapter(f"no adapter with the id {key!r}")
-        return self.folder / key
+            raise unknown
+        try:
+            yield self.folder / key
+        except (CheckpointError, OSError):
+            if key in self:
+                raise
+            raise unknown from None  # somebody else has removed it meanwhile
 
     def _write(self, folder: pathlib.Path, made: Made) -> None:
         write_json(folder / _MADE, configs.to_json(_MadeFile(**dataclasses.asdict(made))))

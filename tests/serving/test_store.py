@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hyperflax import trees
+from hyperflax import files, trees
 from hyperflax.errors import CheckpointError
 from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
 from tests.evaluation.micro import hypermodel
 
 PAIRS = [("ab", "AB"), ("cd", "CD")]
-KEY = AdapterStore.identify("model", PAIRS)
+KEY = AdapterStore.identify("model", "base", PAIRS)
 
 
 def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> None:
@@ -38,13 +39,14 @@ def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> Non
 def test_an_id_is_of_everything_that_makes_the_adapter() -> None:
     options = {"definition": None, "refine_steps": 0, "supports": 1}
     ids = {
-        AdapterStore.identify("model", PAIRS, **options),
-        AdapterStore.identify("other", PAIRS, **options),
-        AdapterStore.identify("model", PAIRS[::-1], **options),
-        *(AdapterStore.identify("model", PAIRS, **options | {name: 2}) for name in options),
+        AdapterStore.identify("model", "base", PAIRS, **options),
+        AdapterStore.identify("other", "base", PAIRS, **options),
+        AdapterStore.identify("model", "other", PAIRS, **options),
+        AdapterStore.identify("model", "base", PAIRS[::-1], **options),
+        *(AdapterStore.identify("model", "base", PAIRS, **options | {name: 2}) for name in options),
     }
-    assert len(ids) == 6
-    assert AdapterStore.identify("model", list(PAIRS), **options) in ids
+    assert len(ids) == 7
+    assert AdapterStore.identify("model", "base", list(PAIRS), **options) in ids
 
 
 @pytest.mark.parametrize("key", ["", "..", "../" + KEY, KEY[:-1], KEY.upper() + "\n", "g" * 32])
@@ -64,6 +66,53 @@ def test_half_an_adapter_is_none(tmp_path: pathlib.Path) -> None:
     (tmp_path / KEY / "made.json").rename(tmp_path / "elsewhere.json")
     assert KEY not in store
     assert store.ids() == []
+
+
+def test_what_is_left_of_an_adapter_makes_room_for_the_next_one(tmp_path: pathlib.Path) -> None:
+    store, adapter = AdapterStore(tmp_path), hypermodel().adapt(PAIRS)
+    store.save(Made(KEY, 2), adapter)
+    (tmp_path / KEY / "made.json").unlink()
+    store.save(Made(KEY, 2, refine_steps=5), adapter)
+    assert store.about(KEY).refine_steps == 5
+    assert {file.name for file in (tmp_path / KEY).iterdir()} == {"adapter.json", "adapter.safetensors", "made.json"}
+
+
+def test_an_interrupted_removal_leaves_no_adapter_and_no_obstacle(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, adapter = AdapterStore(tmp_path), hypermodel().adapt(PAIRS)
+    store.save(Made(KEY, 2), adapter)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove(KEY)
+    assert store.ids() == []
+    assert not (tmp_path / KEY).exists()
+    store.save(Made(KEY, 2), adapter)
+    assert store.ids() == [KEY]
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_what_goes_while_it_is_read_is_unknown_and_what_is_broken_is_damaged(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    store = AdapterStore(tmp_path)
+    store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
+
+    found = files.require_file
+
+    def require_file(path: pathlib.Path) -> None:
+        """Finds the file, which goes before it is read."""
+        found(path)
+        AdapterStore(tmp_path).remove(KEY) if removed else path.unlink()
+
+    monkeypatch.setattr(files, "require_file", require_file)
+    with pytest.raises(UnknownAdapter if removed else CheckpointError, match=KEY):
+        store.files(KEY)
 
 
 def test_damage_is_named(tmp_path: pathlib.Path) -> None:
