@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -28,7 +28,7 @@ from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.checkpoints.model_directory import ModelParts, collect_files, load_model_directory, save_model_directory
-from hyperflax.checkpoints.shapes import expected_shapes, leaf_problems
+from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.batches import text_batch
@@ -39,11 +39,9 @@ from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import fetched
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HART, HARTConfig
-from hyperflax.hypernets.heads import total_slots
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
-from hyperflax.hypernets.protocol import SupportReader
+from hyperflax.hypernets.protocol import SupportReader, parameter_shapes
 from hyperflax.models.decoding import Greedy, Method, decode
-from hyperflax.models.parameters import traced_shapes
 from hyperflax.models.t5 import T5
 from hyperflax.padding import rounded_up
 from hyperflax.training.refine import refine
@@ -91,8 +89,14 @@ class HypermodelConfig:
 
     @property
     def hypernetwork_class(self) -> str:
-        """Name of the hypernetwork's class in a model directory."""
-        return next(name for name, (config, _) in HYPERNETWORKS.items() if type(self.hypernetwork) is config)
+        """Name of the hypernetwork's class in a model directory. Raises ConfigError where `HYPERNETWORKS` has none."""
+        for name, (config, _) in HYPERNETWORKS.items():
+            if type(self.hypernetwork) is config:
+                return name
+        raise ConfigError(
+            f"HypermodelConfig.hypernetwork: expected the configuration of one of {', '.join(HYPERNETWORKS)}, got a "
+            f"{type(self.hypernetwork).__name__}; a new hypernetwork gets an entry in hyperflax.hypermodel.HYPERNETWORKS"
+        )
 
     def build(self, *, scan_layers: bool = False) -> tuple[T5, HyperT5 | HART]:
         """Returns the two modules, with scanned layers on request."""
@@ -196,16 +200,10 @@ class Hypermodel:
     def check_hypernetwork(self, where: str) -> None:
         """Raises CheckpointError, naming every leaf, where its parameters are not those of the configuration.
 
-        It is done before the first use, not when a model is loaded: it traces the heads, which who only predicts need
-        not wait for. The T5's shapes stand in a table.
+        It is done before the first use, not when a model is loaded: it traces the hypernetwork or a part of it, which
+        who only predicts need not wait for.
         """
-        config, spec = self.config.hypernetwork, self.config.spec
-        states = np.zeros((total_slots(spec), config.t5.emb_dim), np.float32)
-        own = traced_shapes(self.hypernetwork, states, method="write")
-        expected = own | {
-            f"t5/{path}": shape for path, shape in expected_shapes(config.t5).items() if config.uses(path)
-        }
-        if problems := leaf_problems(self.parts.hypernetwork_params, expected):
+        if problems := leaf_problems(self.parts.hypernetwork_params, parameter_shapes(self.hypernetwork)):
             raise CheckpointError(f"{where}: the hypernetwork's parameters do not fit: " + "; ".join(problems))
 
     # Text in, text out
@@ -274,27 +272,43 @@ class Hypermodel:
           DataError: an input that is too long; names its number.
           AdapterError: the adapter belongs to another base model.
         """
+        return list(self.answers(inputs, adapter, method=method, max_length=max_length))
+
+    def answers(
+        self,
+        inputs: Sequence[str],
+        adapter: Adapter | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        method: Method | None = None,
+        max_length: int | None = None,
+    ) -> Iterator[str]:
+        """Yields what `predict` returns as batches are done; all inputs are looked at before the first is decoded.
+
+        Args:
+          inputs, adapter, method, max_length: see `predict`.
+          names: what to call the inputs in an error; by default their numbers.
+
+        Raises (when the first answer is asked for):
+          DataError, AdapterError: see `predict`.
+        """
         tree = None
         if adapter is not None:
             check_base(adapter, self.base_fingerprint)
             check_spec(adapter.spec, self.config.base)
             tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], adapter.tree)
-        vocabulary, length = self.config.vocabulary, self.config.episodes.inputs_length
-        tokens = [tokenise(text, vocabulary) for text in inputs]
-        names = [f"input {number}" for number in range(len(tokens))]
-        predictions: list[str] = []
+        vocabulary = self.config.vocabulary
+        tokens = text_batch(
+            [(tokenise(text, vocabulary), ()) for text in inputs],
+            inputs_length=self.config.episodes.inputs_length,
+            targets_length=2,
+            names=names or [f"input {number}" for number in range(len(inputs))],
+        )["encoder_input_tokens"]
         for start in range(0, len(tokens), ROWS):
             rows = tokens[start : start + ROWS]
-            batch = text_batch(
-                [(row, ()) for row in rows],
-                inputs_length=length,
-                targets_length=2,
-                batch_size=rounded_up(len(rows)),
-                names=names[start : start + ROWS],
-            )["encoder_input_tokens"]
-            out = self.decode(batch[None], tree, method=method, max_length=max_length)[0]
-            predictions += [vocabulary.decode(row.tolist()) for row in out[: len(rows)]]
-        return predictions
+            padded = np.pad(rows, ((0, rounded_up(len(rows)) - len(rows)), (0, 0)))
+            out = self.decode(padded[None], tree, method=method, max_length=max_length)[0]
+            yield from (vocabulary.decode(row.tolist()) for row in out[: len(rows)])
 
     # Arrays in, arrays out
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
 from hyperflax.checkpoints.artefacts import load_adapter
-from hyperflax.data.jsonl import read_inputs
+from hyperflax.data.jsonl import Input, read_inputs
 from hyperflax.files import atomic_file
-from hyperflax.hypermodel import ROWS, Hypermodel
+from hyperflax.hypermodel import Hypermodel
 from hyperflax.processes import Processes
 
 
@@ -33,39 +33,31 @@ def infer(
       max_length: most tokens of a prediction.
 
     Raises:
-      DataError: a broken line or an input that is too long, with file and line.
+      DataError: a broken line or an input that is too long, with file and line; before any input is decoded.
       AdapterError: the adapter belongs to another base model.
 
     Returns:
       the file written by this process.
     """
     processes = Processes.running()
-    texts, shard = list(read_inputs(inputs)), processes.shard(out)
-    shown = tqdm(texts[processes.part(len(texts))], unit="input", disable=not processes.first)
+    lines, shard = read_inputs(inputs), processes.shard(out)
+    part = lines[processes.part(len(lines))]
     with atomic_file(shard) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for row in predictions(model, shown, adapter, max_length):
+        rows = predictions(model, part, adapter, max_length)
+        for row in tqdm(rows, total=len(part), unit="input", disable=not processes.first):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return shard
 
 
 def predictions(
-    model: Hypermodel, texts: Iterable[str], adapter: str | None = None, max_length: int | None = None
+    model: Hypermodel, inputs: Sequence[Input], adapter: str | None = None, max_length: int | None = None
 ) -> Iterator[dict[str, str]]:
-    """Yields `{"input", "prediction"}` for each text, in order, as batches are done."""
+    """Yields `{"input", "prediction"}` for each input, in order, as batches are done; raises as `infer` does."""
     loaded = load_adapter(adapter) if adapter is not None else None
-    batch: list[str] = []
-
-    def answer() -> Iterator[dict[str, str]]:
-        for text, prediction in zip(batch, model.predict(batch, loaded, max_length=max_length), strict=True):
-            yield {"input": text, "prediction": prediction}
-
-    for text in texts:
-        batch.append(text)
-        if len(batch) == ROWS:
-            yield from answer()
-            batch.clear()
-    if batch:
-        yield from answer()
+    texts, places = [line.input for line in inputs], [line.at for line in inputs]
+    answers = model.answers(texts, loaded, names=places, max_length=max_length)
+    for text, answer in zip(texts, answers, strict=True):
+        yield {"input": text, "prediction": answer}
 
 
 if __name__ == "__main__":

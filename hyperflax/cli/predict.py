@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
             max_length=arguments.max_length,
         )
         return 0
-    texts = read_inputs(arguments.inputs)
-    for row in predictions(model, texts, arguments.adapter, arguments.max_length):
+    for row in predictions(model, read_inputs(arguments.inputs), arguments.adapter, arguments.max_length):
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
     return 0

@@ -36,6 +36,13 @@ class Line(NamedTuple):
     target: str
 
 
+class Input(NamedTuple):
+    """One input and where it stands, `file:line`."""
+
+    at: str
+    input: str
+
+
 def read_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object) of every line that is not blank.
 
@@ -49,7 +56,7 @@ def read_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, 
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # brackets nested too deep
                 raise DataError(
                     f"{name}:{number}: expected a JSON object, got {line.strip()[:60]!r} ({error})"
                 ) from error
@@ -77,13 +84,13 @@ def read_lines(path: str | os.PathLike[str]) -> list[Line]:
     return rows
 
 
-def read_inputs(path: pathlib.Path | str) -> list[str]:
-    """The inputs of a file, `-` for standard input; other keys are left alone.
+def read_inputs(path: pathlib.Path | str) -> list[Input]:
+    """The inputs of a file with their places, `-` for standard input; other keys are left alone.
 
     Raises:
       DataError: no such file, no line, or a line without the string `input`.
     """
-    rows = [_text(row, "input", at) for at, row in _rows_of(path)]
+    rows = [Input(at, _text(row, "input", at)) for at, row in _rows_of(path)]
     if not rows:
         raise DataError(f"{path}: expected at least one input, got none")
     return rows
@@ -134,11 +141,20 @@ def _text(row: dict[str, Any], key: str, at: str) -> str:
     if not isinstance(value, str):
         got = f"{type(value).__name__} {value!r:.40}" if key in row else f"the keys {sorted(row)[:8]}"
         raise DataError(f"{at}: expected a string {key!r}, got {got}")
-    return value
+    return _encodable(value, key, at)
 
 
 def _texts(row: dict[str, Any], key: str, at: str) -> tuple[str, ...]:
     value = row.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise DataError(f"{at}: expected a list of strings {key!r}, got {value!r:.60}")
-    return tuple(value)
+    return tuple(_encodable(item, key, at) for item in value)
+
+
+def _encodable(text: str, key: str, at: str) -> str:
+    """Returns the text. Raises DataError for half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{at}: expected Unicode text in {key!r}, got {text[error.start]!a}") from error
+    return text

@@ -22,7 +22,7 @@ def write(path: pathlib.Path, *rows: object) -> pathlib.Path:
 def test_examples_and_inputs(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "a.jsonl", {"input": "é", "target": "E"}, "", {"input": "b", "target": "", "note": 1})
     assert read_examples(path) == [("é", "E"), ("b", "")]
-    assert read_inputs(path) == ["é", "b"]
+    assert read_inputs(path) == [(f"{path}:1", "é"), (f"{path}:3", "b")]
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,12 +57,21 @@ def test_a_file_of_several_tasks(tmp_path: pathlib.Path) -> None:
         ({"input": "a"}, r"bad\.jsonl:2: expected a string 'target', got the keys \['input'\]"),
         ({"input": "a", "target": ["b"]}, r"bad\.jsonl:2: expected a string 'target', got list \['b'\]"),
         ({"input": "a", "target": "b", "references": "c"}, r"bad\.jsonl:2: expected a list of strings 'references'"),
+        ('{"input": "a\\ud800", "target": "b"}', r"bad\.jsonl:2: expected Unicode text in 'input', got '\\ud800'"),
+        ('{"input": "a", "target": "\\udfff"}', r"bad\.jsonl:2: expected Unicode text in 'target', got '\\udfff'"),
+        ('{"input": "a", "target": "b", "options": ["\\ud800x"]}', r"bad\.jsonl:2: expected Unicode text in 'options'"),
+        ('{"input": ' + "[" * 100_000, r"bad\.jsonl:2: expected a JSON object, got '\{\"input\": \[\["),
     ],
 )
 def test_broken_lines_are_named(tmp_path: pathlib.Path, line: object, message: str) -> None:
     path = write(tmp_path / "bad.jsonl", {"input": "a", "target": "b"}, line)
     with pytest.raises(DataError, match=message):
         jsonl_source(path, vocabulary=Bytes())
+
+
+def test_whole_surrogate_pairs_are_text(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"input": "\\ud83d\\ude00"}')
+    assert read_inputs(path) == [(f"{path}:1", "\U0001f600")]
 
 
 def test_bad_files_are_named(tmp_path: pathlib.Path) -> None:

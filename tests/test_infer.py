@@ -1,0 +1,42 @@
+"""Files of inputs, answered in order; what is wrong with one is told by file and line before the work begins."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+from hyperflax.data.jsonl import read_inputs
+from hyperflax.errors import DataError
+from hyperflax.hypermodel import ROWS, Hypermodel
+from hyperflax.infer import infer, predictions
+from tests.evaluation.micro import hypermodel
+
+
+def write(path: pathlib.Path, texts: list[str]) -> str:
+    path.write_text("\n".join(json.dumps({"input": text}) for text in texts))
+    return str(path)
+
+
+def test_answers_are_those_of_predict_over_several_batches(tmp_path: pathlib.Path) -> None:
+    texts = [f"x{number}" for number in range(ROWS + 7)]
+    inputs = write(tmp_path / "in.jsonl", texts)
+    expected = [{"input": text, "prediction": hypermodel().predict([text])[0]} for text in texts[:2] + texts[-2:]]
+    rows = [json.loads(line) for line in infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "o")).open()]
+    assert [row["input"] for row in rows] == texts
+    assert rows[:2] + rows[-2:] == expected
+    assert list(predictions(hypermodel(), read_inputs(inputs))) == rows
+
+
+def test_a_late_input_that_is_too_long_is_named_by_file_and_line_before_anything_is_decoded(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hypermodel, "decode", lambda *arguments, **options: pytest.fail("decoded"))
+    inputs = write(tmp_path / "in.jsonl", [*["a"] * (ROWS + 5), "b" * 16, "c"])
+    told = rf"^{tmp_path}/in\.jsonl:{ROWS + 6}: inputs: expected at most 16 tokens, end of sequence included, got 17"
+    with pytest.raises(DataError, match=told):
+        infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "out.jsonl"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    with pytest.raises(DataError, match=f"^input {ROWS}: inputs: expected at most 16"):
+        hypermodel().predict([*["a"] * ROWS, "b" * 16])
