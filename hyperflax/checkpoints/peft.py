@@ -28,6 +28,7 @@ from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Count, Fingerprint, spec_from
 from hyperflax.checkpoints.fingerprint import as_numpy, fingerprint
 from hyperflax.checkpoints.peft_content import CONFIG, TASK, Content
@@ -36,7 +37,7 @@ from hyperflax.checkpoints.peft_prefix import export_prefix, import_prefix
 from hyperflax.checkpoints.peft_prompt import export_prompt, import_prompt
 from hyperflax.checkpoints.safetensors_files import Tensor, open_tensors, write_tensors
 from hyperflax.errors import AdapterError, CheckpointError
-from hyperflax.files import atomic_directory, read_json, read_schema, write_json
+from hyperflax.files import atomic_directory, fetched, read_json, read_schema, write_json
 
 WEIGHTS, ORIGIN = "adapter_model.safetensors", "hyperflax.json"
 ORIGIN_FORMAT = "hyperflax-peft-origin"
@@ -64,11 +65,6 @@ class _Origin:
     support_hash: Fingerprint | None
     refine_steps: Count
     spec: dict[str, Any]
-
-
-def is_peft(path: pathlib.Path | str) -> bool:
-    """Whether the directory has the look of a PEFT adapter: an adapter_config.json."""
-    return (pathlib.Path(path) / CONFIG).is_file()
 
 
 def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: str | None = None) -> None:
@@ -110,11 +106,11 @@ def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: st
         write_json(folder / CONFIG, config)
 
 
-def read_peft(directory: pathlib.Path | str, *, decoder_layers: int | None = None) -> Adapter:
+def read_peft(directory: Location | str, *, decoder_layers: int | None = None) -> Adapter:
     """Reads an adapter in PEFT's form, whoever wrote it, with PEFT's own reading of its settings.
 
     Args:
-      directory: the adapter's.
+      directory: the adapter's, here or in a bucket.
       decoder_layers: of the base model. PEFT does not store it, and a prefix needs it: None takes it from
         hyperflax.json or, failing that, believes `num_layers` in adapter_config.json, which PEFT fills with the
         encoder's.
@@ -127,7 +123,11 @@ def read_peft(directory: pathlib.Path | str, *, decoder_layers: int | None = Non
       CheckpointError: a file is missing or damaged, holds a pickle, or names what hyperflax has no adapter for: another
         method, a variant of LoRA, a module that is no projection of a T5 layer. Names file and key or weight.
     """
-    folder = pathlib.Path(directory)
+    with fetched(directory) as folder:
+        return _read(folder, decoder_layers)
+
+
+def _read(folder: pathlib.Path, decoder_layers: int | None) -> Adapter:
     config = read_json(folder / CONFIG)
     method = config.get("peft_type")
     if not isinstance(method, str) or method not in _METHODS:

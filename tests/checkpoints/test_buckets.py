@@ -11,16 +11,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from hyperflax.adapters import LoRA, build_spec
 from hyperflax.buckets import BucketPath, locate
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
 from hyperflax.checkpoints.inspection import Entry, inspect_path
 from hyperflax.checkpoints.orbax_form import write_orbax
+from hyperflax.checkpoints.peft import write_peft
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
+from tests.adapters.micro import random_tree
 from tests.checkpoints.bucket_server import Server, serve
 from tests.checkpoints.directories import CONFIG, base
 from tests.checkpoints.t5x_writer import write_zarr_with_tensorstore
@@ -33,6 +37,7 @@ from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.inspection import inspect_path
 from hyperflax.checkpoints.onto_mesh import read_onto_mesh
 from hyperflax.checkpoints.forms import load_base
+from hyperflax.checkpoints.peft import read_peft
 from hyperflax.errors import CheckpointError
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from tests.checkpoints.directories import CONFIG
@@ -47,8 +52,13 @@ def model(url, step=None):
     found = read_model(url, step=step)
     return [found.form, found.step, fingerprint(found.params)]
 
+def peft(url):
+    adapter = read_peft(url)
+    return [fingerprint(adapter.tree), adapter.metadata.base_fingerprint, adapter.spec.to_json()]
+
 actions = {
     "model": model,
+    "peft": peft,
     "base": lambda url: fingerprint(load_base(url, CONFIG)),
     "mesh": lambda url: fingerprint(
         read_onto_mesh(url, CONFIG, Partitioner(make_mesh(data=1, fsdp=1)).t5_sharding)
@@ -58,6 +68,11 @@ actions = {
 asked = [told(actions[name], *arguments) for name, *arguments in json.loads(sys.argv[1])]
 print(json.dumps([asked, sorted({"tensorflow", "etils.epath"} & set(sys.modules))]))
 """
+
+
+def adapter() -> Adapter:
+    spec = build_spec(LoRA(rank=2), CONFIG)
+    return Adapter(random_tree(spec, 0), spec, AdapterMetadata(fingerprint(base())))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +92,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         file = folder / name / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-40] if name == "cut" else b"PK" * 200)
     save_t5(folder / "t5", base(), CONFIG, Bytes())
+    write_peft(folder / "peft", adapter())
     for name in ("gap", "blosc", "lie"):
         write_t5x_checkpoint(folder / name, base(), step=12)
     table = "checkpoint_12/target.token_embedder.embedding"
@@ -127,6 +143,7 @@ def test_what_is_read_is_what_lies_there(server, scheme):
         ("inspect", f"{scheme}://bucket/legacy"),
         ("inspect", f"{scheme}://bucket/orbax"),
         ("inspect", f"{scheme}://bucket/sharded"),
+        ("peft", f"{scheme}://bucket/peft"),
     )
     whole, nbytes = fingerprint(base()), sum(entry.nbytes for entry in inspected(server.folder / "legacy"))
     assert found == [
@@ -144,6 +161,7 @@ def test_what_is_read_is_what_lies_there(server, scheme):
             "huggingface",
             *(f(inspected(server.folder / "sharded")) for f in (len, lambda found: sum(e.nbytes for e in found))),
         ],
+        [fingerprint(adapter().tree), whole, adapter().spec.to_json()],
     ]
 
 
