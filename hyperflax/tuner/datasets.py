@@ -1,8 +1,8 @@
 """Data sets that pipelines are run on: training, held-out and test examples of one task, and what describes them.
 
 A folder `train.jsonl`, `validation.jsonl`, `test.jsonl` is a data set, and so is a file, of which parts are then held
-out. `dataset.json` in the folder may give `name`, `corpus`, `category` and `task`; corpora and categories are what an
-evaluation of the tuner leaves out.
+out; where an input stands in several of its lines, the first is taken. `dataset.json` in the folder may give `name`,
+`corpus`, `category` and `task`; corpora and categories are what an evaluation of the tuner leaves out.
 
 Meta-features, all of them of the training and held-out examples, never of the test split:
 
@@ -40,13 +40,14 @@ import numpy as np
 from hyperflax.data.batches import text_batch
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import tokenise
-from hyperflax.data.finetuning import hold_out
+from hyperflax.data.finetuning import FEWEST, hold_out
 from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
 from hyperflax.files import read_json
 
 SPLITS = ("train", "validation", "test")
+FEWEST_IN_FILE = FEWEST + 2  # two are tested, and of the others, which `hold_out` wants `FEWEST` of, a part is held out
 TASK_DIMENSIONS = 16
 
 
@@ -140,11 +141,20 @@ def read(path: pathlib.Path | str, seed: int = 0) -> DataSet:
       path: see the module's text. seed: of what is held out of a single file.
 
     Raises:
-      DataError: a missing or broken file, too few examples, or an input that stands in two parts; names the place.
+      DataError: a missing or broken file, too few different inputs, or one that stands in two parts; names the place.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        train, test = hold_out(read_lines(path), 0.2, seed)
+        of_input: dict[str, Line] = {}
+        for line in read_lines(path):
+            of_input.setdefault(line.input, line)
+        lines = list(of_input.values())
+        if len(lines) < FEWEST_IN_FILE:
+            raise DataError(
+                f"{path}: expected at least {FEWEST_IN_FILE} different inputs, of which parts are held out and tested, "
+                f"got {len(lines)}; give more, or a folder of {', '.join(f'{split}.jsonl' for split in SPLITS)}"
+            )
+        train, test = hold_out(lines, 0.2, seed)
         train, validation = hold_out(train, 0.25, seed + 1)
         return check(DataSet(path.stem, tuple(train), tuple(validation), tuple(test), corpus=path.stem, task=path.stem))
     train, validation, test = (read_lines(path / f"{split}.jsonl") for split in SPLITS)
@@ -158,13 +168,13 @@ def read(path: pathlib.Path | str, seed: int = 0) -> DataSet:
 
 
 def check(data: DataSet) -> DataSet:
-    """Returns the data set. Raises DataError where an example of one part stands in another one."""
-    seen: dict[tuple[str, str], str] = {}
+    """Returns the data set. Raises DataError where an input of one part stands in another one."""
+    seen: dict[str, str] = {}
     for split in SPLITS:
         for line in getattr(data, split):
-            there = seen.setdefault((line.input, line.target), split)
+            there = seen.setdefault(line.input, split)
             if there != split:
-                raise DataError(f"{line.at}: this example of '{split}' also stands in '{there}' of '{data.name}'")
+                raise DataError(f"{line.at}: this input of '{split}' also stands in '{there}' of '{data.name}'")
     return data
 
 

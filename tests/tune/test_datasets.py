@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -70,6 +71,33 @@ def test_a_seed_draws_tasks_and_examples_and_what_is_there_is_kept(tmp_path):
     assert written("c", 1, 4) != written("b", 0, 4)
     (tmp_path / "a" / next(iter(first)) / "test.jsonl").write_text('{"input": "q", "target": "mine"}\n')
     assert {("q", "mine")} in [parts["test"] for parts in written("a", 0, 2).values()]
+
+
+def written(path: pathlib.Path, *pairs: tuple[str, str]) -> pathlib.Path:
+    path.write_text("".join(json.dumps({"input": text, "target": target}) + "\n" for text, target in pairs))
+    return path
+
+
+def test_a_file_needs_ten_different_inputs(tmp_path):
+    file = written(tmp_path / "few.jsonl", *pairs(9), pairs(1)[0])
+    with pytest.raises(
+        DataError, match=r"few.jsonl: expected at least 10 different inputs.* got 9; give more, or a folder"
+    ):
+        read(file)
+    assert [len(getattr(read(written(file, *pairs(10))), split)) for split in SPLITS] == [6, 2, 2]
+
+
+def test_an_input_that_stands_twice_in_a_file_is_in_one_part(tmp_path):
+    file = written(tmp_path / "twice.jsonl", *pairs(20), *[(text, "other") for text, _ in pairs(20)])
+    for seed in range(8):
+        assert set.union(*texts(read(file, seed)).values()) == set(pairs(20))
+
+
+def test_an_input_of_two_parts_is_refused_whatever_its_targets(tmp_path):
+    for split, pair in (("train", ("a", "x")), ("validation", ("b", "x")), ("test", ("a", "y"))):
+        written(tmp_path / f"{split}.jsonl", pair)
+    with pytest.raises(DataError, match=r"test.jsonl:1: this input of 'test' also stands in 'train'"):
+        read(tmp_path)
 
 
 def test_the_command_cuts_at_what_the_model_reads(tmp_path, capsys):
