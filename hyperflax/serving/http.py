@@ -6,10 +6,10 @@
     GET    /v1/adapters/ID/download     a zip; ?form=peft for PEFT
     DELETE /v1/adapters/ID
     POST   /v1/predictions              inputs and an id -> predictions, whole or as lines of JSON while they are made
-    GET    /v1/model, /healthz, /readyz, /metrics, /
+    GET    /v1/model, /healthz, /readyz, /metrics, /openapi.json, /
 
 Wrong input is answered with 422 and names the field, an unknown id with 404, too much at once with 429 and a
-`Retry-After`, a deadline that passed with 504, and a service that is ending with 503.
+`Retry-After`, a deadline that passed with 504, a service that is ending with 503, and a damaged file with 500.
 
 >>> app = create_app(Service(hyperflax.load("strings"), "adapters"))
 >>> uvicorn.run(app)
@@ -29,6 +29,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
 
@@ -45,12 +46,10 @@ from hyperflax.serving.messages import (
     Predictions,
     PredictRequest,
 )
-from hyperflax.serving.middleware import BodyLimit, Figures, Measure
+from hyperflax.serving.middleware import BodyLimit, Figures, Measure, refusal, wrong_request
 from hyperflax.serving.page import load_page
-from hyperflax.serving.service import Answer, Closing, Overloaded, Service
-from hyperflax.serving.store import Made, UnknownAdapter
-
-RETRY_SECONDS = 1
+from hyperflax.serving.service import Answer, Service
+from hyperflax.serving.store import Made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +82,10 @@ def create_app(
 
     Args:
       service: not yet started.
-      token: callers must send `Authorization: Bearer TOKEN`, except to `/`, `/healthz` and `/readyz`.
-      hosts: names that callers may address it by, against pages of other sites that point their name here.
+      token: callers must send `Authorization: Bearer TOKEN`, in UTF-8; except to `/`, `/healthz`, `/readyz` and
+        `/openapi.json`, which say nothing that the package does not.
+      hosts: names and addresses by which callers may ask for it, against pages of other sites that point their name
+        here.
       limits: of one request.
       grace: seconds that the service gets to end; without one it takes its time.
     """
@@ -105,13 +106,17 @@ def create_app(
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, limit=limits.body)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    # An IPv6 address stands in brackets wherever a port may follow.
+    names = [f"[{host}]" if ":" in host else host for host in hosts]
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
     app.add_middleware(Measure, figures=figures)
-    app.exception_handler(HyperflaxError)(_refusal)
+    app.exception_handler(HyperflaxError)(refusal)
+    app.exception_handler(RequestValidationError)(wrong_request)
 
     def check_token(request: Request) -> None:
         given = request.headers.get("authorization", "")
-        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        # Latin-1 gives back the bytes that came.
+        if token is not None and not hmac.compare_digest(given.encode("latin-1"), f"Bearer {token}".encode()):
             raise HTTPException(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     known = [Depends(check_token)]
@@ -129,9 +134,7 @@ def create_app(
             supports=body.supports,
             with_estimate=body.estimate,
         )
-        if new:
-            figures.adapters.inc()
-        else:
+        if not new:
             response.status_code = 200
         return _info(made)
 
@@ -214,15 +217,6 @@ def create_app(
         return Response(body, media_type="text/html", headers=headers)
 
     return app
-
-
-async def _refusal(request: Request, error: Exception) -> JSONResponse:
-    """An error on purpose, as a status and one line."""
-    if isinstance(error, Overloaded):
-        return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(RETRY_SECONDS)})
-    if isinstance(error, Closing):
-        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(RETRY_SECONDS)})
-    return JSONResponse({"detail": str(error)}, 404 if isinstance(error, UnknownAdapter) else 422)
 
 
 def _at_most(value: int, limit: int, field: str) -> None:

@@ -5,11 +5,23 @@ A request is strict: an unknown field and a number in place of a text are refuse
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr
 
 from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected Unicode, got half of a surrogate pair at position {error.start}") from None
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_encodable)]
+"""JSON can hold half of a surrogate pair; no vocabulary has tokens for it."""
 
 
 class _Strict(BaseModel):
@@ -19,15 +31,15 @@ class _Strict(BaseModel):
 class ExamplePair(_Strict):
     """What the task does with one input."""
 
-    input: StrictStr
-    target: StrictStr
+    input: Text
+    target: Text
 
 
 class AdaptRequest(_Strict):
     """Examples of one task."""
 
     examples: list[ExamplePair] = Field(min_length=1)
-    definition: StrictStr | None = Field(None, description="the task's instruction, for models that read one")
+    definition: Text | None = Field(None, description="the task's instruction, for models that read one")
     refine_steps: int = Field(0, ge=0, description="gradient steps on the examples after the forward pass")
     supports: int = Field(1, ge=1, description="read the examples in so many parts")
     estimate: bool = Field(True, description="leave some examples out and ask them; needs two, and takes longer")
@@ -54,8 +66,8 @@ class AdapterIds(BaseModel):
 class PredictRequest(_Strict):
     """Inputs for one adapter, or for the bare model."""
 
-    inputs: list[StrictStr] = Field(min_length=1)
-    adapter: StrictStr | None = Field(None, description="id; without one the base model answers bare")
+    inputs: list[Text] = Field(min_length=1)
+    adapter: Text | None = Field(None, description="id; without one the base model answers bare")
     max_length: int | None = Field(None, ge=1, description="tokens of an answer at most")
     temperature: float = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="0 is greedy")
     topk: int = Field(0, ge=0, le=MAX_TOPK, description="0 is no limit")

@@ -1,16 +1,26 @@
-"""Around every request: figures for Prometheus, and a bound on its size."""
+"""Around every request: figures for Prometheus, a bound on its size, and what it is refused with."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from http import HTTPMethod
 from typing import Any
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
 
-from hyperflax.serving.service import Answer, Service
+from hyperflax.errors import CheckpointError
+from hyperflax.serving.service import Answer, Closing, Overloaded, Service
+from hyperflax.serving.store import UnknownAdapter
+
+RETRY_SECONDS = 1
+
+log = logging.getLogger("hyperflax.serving")
 
 
 class Figures:
@@ -23,7 +33,6 @@ class Figures:
         made = {"registry": self.registry, "namespace": "hyperflax"}
         self.requests = Counter("requests", "requests answered", ["method", "route", "status"], **made)
         self.seconds = Histogram("request_seconds", "time until the answer begins", ["route"], **made)
-        self.adapters = Counter("adapters_made", "adapters made", **made)
         self.predictions = Counter("predictions", "inputs answered", **made)
         for name, told, read in (
             ("waiting_inputs", "inputs that wait or are being decoded", lambda: service.waiting),
@@ -32,6 +41,7 @@ class Figures:
             ("ready", "1 when everything is compiled", lambda: float(service.ready)),
         ):
             Gauge(name, told, **made).set_function(read)
+        self.registry.register(_Adapters(service))
 
     def count(self, answers: Sequence[Answer]) -> None:
         """Counts inputs that are answered."""
@@ -42,8 +52,21 @@ class Figures:
         return generate_latest(self.registry)
 
 
+class _Adapters:
+    """A counter that the service keeps itself, where it saves them."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily("hyperflax_adapters_made", "adapters made", self.service.made)
+
+
 class Measure:
-    """ASGI middleware: counts requests and takes their time, by route: of paths there are any number."""
+    """ASGI middleware: counts requests and takes their time, by route: of paths there are any number.
+
+    As many are the methods that a caller may make up; those that HTTP does not have are counted together.
+    """
 
     def __init__(self, app: Any, figures: Figures):
         self.app, self.figures = app, figures
@@ -66,7 +89,8 @@ class Measure:
         try:
             await self.app(scope, receive, begin)
         finally:
-            self.figures.requests.labels(scope["method"], route(), status).inc()
+            method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"
+            self.figures.requests.labels(method, route(), status).inc()
 
 
 class BodyLimit:
@@ -93,3 +117,21 @@ class BodyLimit:
             return message
 
         return await self.app(scope, counted, send)
+
+
+async def refusal(_: Request, error: Exception) -> JSONResponse:
+    """An error on purpose, as a status and one line."""
+    if isinstance(error, Overloaded | Closing):
+        status = 429 if isinstance(error, Overloaded) else 503
+        return JSONResponse({"detail": str(error)}, status, {"Retry-After": str(RETRY_SECONDS)})
+    if isinstance(error, CheckpointError):
+        # Nothing that the caller could mend, and it names files of this machine.
+        log.error("%s", error)
+        return JSONResponse({"detail": "a file of the service is damaged; its log says which"}, 500)
+    return JSONResponse({"detail": str(error)}, 404 if isinstance(error, UnknownAdapter) else 422)
+
+
+async def wrong_request(_: Request, error: RequestValidationError) -> JSONResponse:
+    """What is wrong with which field; not what came in it, which the caller knows and JSON may not be able to say."""
+    told = [{name: found[name] for name in ("type", "loc", "msg")} for found in error.errors()]
+    return JSONResponse({"detail": told}, 422)

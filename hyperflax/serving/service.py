@@ -131,13 +131,13 @@ class Service:
         )
         self.engine = Engine(model.model, model.base_params, model.config.spec, sizes, fetch=self._host)
         self.failure: BaseException | None = None
-        self.waiting = 0
+        self.waiting = self.made = 0
         self._compiled = self._closing = self._made = False
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._hosted: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._calls: list[_Call] = []
         self._maker = concurrent.futures.ThreadPoolExecutor(1, "hyperflax-adapt")
-        self._making: dict[str, asyncio.Future[Made]] = {}
+        self._making: dict[str, asyncio.Future[tuple[Made, bool]]] = {}
         self._thread = threading.Thread(target=self._run, name="hyperflax-engine", daemon=True)
 
     @property
@@ -202,7 +202,7 @@ class Service:
             if made.estimate is not None or not with_estimate:
                 return made, False
         if key in self._making:  # the same is being made for somebody else
-            made = await asyncio.shield(self._making[key])
+            made, _ = await asyncio.shield(self._making[key])
             if made.estimate is not None or not with_estimate:
                 return made, False
             return await self.adapt(examples, **options)
@@ -211,14 +211,14 @@ class Service:
         making = loop.run_in_executor(self._maker, self._make, key, list(examples), options, with_estimate)
         self._making[key] = making
 
-        def end(future: asyncio.Future[Made]) -> None:
+        def end(future: asyncio.Future[tuple[Made, bool]]) -> None:
             del self._making[key]
             if not future.cancelled():
                 future.exception()  # seen, should nobody wait for it any more
 
         making.add_done_callback(end)
         # A caller who leaves does not take the adapter with him.
-        return await asyncio.shield(making), True
+        return await asyncio.shield(making)
 
     async def predict(
         self, inputs: Sequence[str], adapter: str | None = None, *, steps: bool = False, **options: Any
@@ -296,16 +296,20 @@ class Service:
 
     # In the thread that makes adapters
 
-    def _make(self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], with_estimate: bool) -> Made:
-        if key in self.store:
-            made = self.store.about(key)
-        else:
+    def _make(
+        self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], with_estimate: bool
+    ) -> tuple[Made, bool]:
+        new = key not in self.store
+        if new:
             made = Made(key, len(examples), **options)
             self.store.save(made, self.model.adapt(examples, **options))
+            self.made += 1
+        else:
+            made = self.store.about(key)
         if with_estimate:
             made = dataclasses.replace(made, estimate=estimate(self.model, examples, **options).to_json())
             self.store.describe(made)
-        return made
+        return made, new
 
     # In the engine's thread
 

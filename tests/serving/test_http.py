@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import pathlib
+import re
 import threading
 import time
 import zipfile
@@ -20,6 +21,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import hyperflax
+from hyperflax.errors import DataError
 from hyperflax.serving.http import Limits, create_app
 from hyperflax.serving.service import Service, ServiceConfig
 from tests.evaluation.micro import hypermodel
@@ -87,11 +89,33 @@ def test_equal_examples_have_one_adapter(http: TestClient) -> None:
     assert other.json()["id"] != first.json()["id"]
 
 
+def fail(*arguments: Any, **options: Any) -> None:
+    raise DataError("there is no estimate")
+
+
+def adapters_made(http: TestClient) -> int:
+    (line,) = re.findall(r"^hyperflax_adapters_made_total (\S+)$", http.get("/metrics").text, re.MULTILINE)
+    return int(float(line))
+
+
+def test_an_adapter_counts_once_it_is_saved(http: TestClient) -> None:
+    before = adapters_made(http)
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr("hyperflax.serving.service.estimate", fail)
+        assert http.post("/v1/adapters", json=examples([("r", "R"), ("s", "S")])).status_code == 422
+    assert adapters_made(http) == before + 1
+    again = http.post("/v1/adapters", json=examples([("r", "R"), ("s", "S")], estimate=False))
+    assert again.status_code == 200
+    assert adapters_made(http) == before + 1
+
+
 def test_the_estimate_is_kept_and_may_come_later(http: TestClient) -> None:
     body = examples([*PAIRS, ("x", "X")])
     assert http.post("/v1/adapters", json={**body, "estimate": False}).json()["estimate"] is None
+    before = adapters_made(http)
     later = http.post("/v1/adapters", json=body)
-    assert later.status_code == 201
+    assert later.status_code == 200
+    assert adapters_made(http) == before
     found = later.json()["estimate"]
     assert found["advice"] in ("use", "refine", "give more examples", "fine-tune")
     assert {"bare", "in_context", "generated", "refined", "mismatched"} == set(found["conditions"])
@@ -165,6 +189,27 @@ def test_wrong_input_is_named(http: TestClient, path: str, body: dict[str, Any],
     assert field in answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("adapters", r'{"examples": [{"input": "a\ud800", "target": "b"}]}', '["body","examples",0,"input"]'),
+        ("adapters", r'{"examples": [{"input": "a", "target": "\udfff"}]}', '["body","examples",0,"target"]'),
+        ("adapters", r'{"examples": [{"input": "a", "target": "b"}], "definition": "\ud800"}', "definition"),
+        ("adapters", r'{"examples": [{"input": "a", "target": "b"}], "\ud800": 1}', "body"),
+        ("predictions", r'{"inputs": ["fine", "\ud800"]}', '["body","inputs",1]'),
+        ("predictions", r'{"inputs": ["a"], "adapter": "\ud800"}', "adapter"),
+        ("predictions", '{"inputs": ["a"], "temperature": NaN}', "temperature"),
+        ("predictions", '{"inputs": ["a"], "temperature": Infinity}', "temperature"),
+        ("predictions", '{"inputs": ["a"], "seconds": NaN}', "seconds"),
+    ],
+)
+def test_what_json_lets_through_is_refused_as_well(http: TestClient, path: str, body: str, field: str) -> None:
+    answer = http.post(f"/v1/{path}", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert field in answer.text
+    assert set(answer.json()["detail"][0]) == {"type", "loc", "msg"}
+
+
 def test_a_form_of_another_site_is_no_request(http: TestClient) -> None:
     """A browser asks before it sends JSON elsewhere, and is not allowed to; plain text it would send unasked."""
     body = json.dumps({"inputs": ["a"]}).encode()
@@ -190,6 +235,24 @@ def test_a_removed_adapter_is_gone(http: TestClient) -> None:
     texts(http.post("/v1/predictions", json={"inputs": ["a"], "adapter": key}))
     assert http.delete(f"/v1/adapters/{key}").status_code == 204
     assert http.post("/v1/predictions", json={"inputs": ["a"], "adapter": key}).status_code == 404
+
+
+def test_a_damaged_adapter_is_the_services_fault(http: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    body = examples([("t", "T"), ("u", "U")], estimate=False)
+    key = http.post("/v1/adapters", json=body).json()["id"]
+    file = http.service.store.folder / key / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    asked = {"inputs": ["a"], "adapter": key}
+    for answer in (
+        http.post("/v1/predictions", json=asked),
+        http.get(f"/v1/adapters/{key}/download", params={"form": "peft"}),
+    ):
+        assert answer.status_code == 500
+        assert str(file.parent) not in answer.text
+    assert str(file) in caplog.text
+    assert http.delete(f"/v1/adapters/{key}").status_code == 204
+    assert http.post("/v1/adapters", json=body).status_code == 201
+    texts(http.post("/v1/predictions", json=asked))
 
 
 def test_what_goes_wrong_for_one_ends_nobody_else(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +283,12 @@ def test_more_adapters_than_memory_holds(http: TestClient) -> None:
 def test_what_prometheus_reads(http: TestClient) -> None:
     texts(http.post("/v1/predictions", json={"inputs": INPUTS}))
     http.get("/no/such/path")
+    http.request("BREW", "/healthz")
     figures = http.get("/metrics").text
     assert 'hyperflax_requests_total{method="POST",route="/v1/predictions",status="200"}' in figures
     assert 'hyperflax_requests_total{method="GET",route="other",status="404"}' in figures
+    assert 'hyperflax_requests_total{method="other",route="/healthz",status="405"}' in figures
+    assert "BREW" not in figures
     assert "hyperflax_waiting_inputs 0.0" in figures
     assert "hyperflax_ready 1.0" in figures
 
@@ -234,18 +300,23 @@ def test_the_schema_names_every_route(http: TestClient) -> None:
 
 
 def test_a_token_is_asked_for(tmp_path: pathlib.Path) -> None:
-    with client(tmp_path, token="secret") as http:
-        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+    token = "sésame 芝麻"
+    with client(tmp_path, token=token) as http:
+        for header in ({}, {b"Authorization": b"Bearer wrong"}, {b"Authorization": token.encode()}):
             for path in ("/v1/model", "/v1/adapters", "/metrics"):
                 assert http.get(path, headers=header).status_code == 401
             assert http.post("/v1/predictions", json={"inputs": ["a"]}, headers=header).status_code == 401
-        assert http.get("/v1/model", headers={"Authorization": "Bearer secret"}).status_code == 200
-        assert http.get("/").status_code == 200
+        assert http.get("/v1/model", headers={b"Authorization": f"Bearer {token}".encode()}).status_code == 200
+        for path in ("/", "/healthz", "/readyz", "/openapi.json"):
+            assert http.get(path).status_code == 200
 
 
 def test_another_name_and_a_large_body_are_refused(tmp_path: pathlib.Path) -> None:
-    with client(tmp_path, hosts=("testserver",), limits=Limits(body=1000)) as http:
-        assert http.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+    with client(tmp_path, hosts=("testserver", "::1"), limits=Limits(body=1000)) as http:
+        for host in ("evil.example", "[::2]:8765", "[::1].evil.example"):
+            assert http.get("/healthz", headers={"host": host}).status_code == 400
+        for host in ("[::1]:8765", "[::1]", "testserver:8765"):
+            assert http.get("/healthz", headers={"host": host}).status_code == 200
         large = json.dumps(examples([("a", "b" * 1000)])).encode()
         json_type = {"content-type": "application/json"}
         assert http.post("/v1/adapters", content=large, headers=json_type).status_code == 413

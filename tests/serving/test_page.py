@@ -31,7 +31,7 @@ from tests.evaluation.micro import hypermodel
 
 PAIRS = [("ab", "AB"), ("cd", "CD"), ("ef", "EF")]
 INPUTS = ["gh", "i", "jklm"]
-TOKEN = "open sesame"
+TOKEN = "Sesam, öffne dich"
 SECONDS, LONG = 30, 600  # until something is there; and where it may have to be compiled first
 FLAGS = (
     "--headless",
