@@ -95,7 +95,7 @@ class HypermodelConfig:
                 return name
         raise ConfigError(
             f"HypermodelConfig.hypernetwork: expected the configuration of one of {', '.join(HYPERNETWORKS)}, got a "
-            f"{type(self.hypernetwork).__name__}; a new hypernetwork gets an entry in hyperflax.hypermodel.HYPERNETWORKS"
+            f"{type(self.hypernetwork).__name__}; a new one gets an entry in hyperflax.hypermodel.HYPERNETWORKS"
         )
 
     def build(self, *, scan_layers: bool = False) -> tuple[T5, HyperT5 | HART]:
@@ -229,6 +229,7 @@ class Hypermodel:
 
         Raises:
           DataError: no example, one that is no pair of strings, or one that is too long; names its number.
+          ConfigError: a number out of its range.
         """
         pairs = [_pair(example, number) for number, example in enumerate(examples)]
         if not pairs:
@@ -269,7 +270,7 @@ class Hypermodel:
           max_length: most tokens of a prediction; by default what the model was trained for.
 
         Raises:
-          DataError: an input that is too long; names its number.
+          DataError: one text instead of several, or an input that is too long; names its number.
           AdapterError: the adapter belongs to another base model.
         """
         return list(self.answers(inputs, adapter, method=method, max_length=max_length))
@@ -292,6 +293,8 @@ class Hypermodel:
         Raises (when the first answer is asked for):
           DataError, AdapterError: see `predict`.
         """
+        if isinstance(inputs, str):  # a sequence of texts, too: its letters
+            raise DataError(f"inputs: expected a list of texts, got the one text {inputs!r:.80}")
         tree = None
         if adapter is not None:
             check_base(adapter, self.base_fingerprint)
@@ -467,6 +470,8 @@ def _pair(example: TextPair, number: int) -> tuple[str, str]:
         if missing:
             raise DataError(f"example {number}: expected keys 'input' and 'target', got {sorted(example)}")
         example = (example["input"], example["target"])
-    if len(example) != 2 or not all(isinstance(text, str) for text in example):
-        raise DataError(f"example {number}: expected an (input, target) pair of strings, got {example!r}")
-    return example[0], example[1]
+    # A string of two characters is a sequence of two strings, too.
+    pair = () if isinstance(example, str) or not isinstance(example, Sequence) else tuple(example)
+    if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        raise DataError(f"example {number}: expected an (input, target) pair of strings, got {example!r:.80}")
+    return pair

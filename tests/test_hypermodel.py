@@ -177,6 +177,11 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
         model.adapt([])
     with pytest.raises(DataError, match="example 1: expected keys 'input' and 'target'"):
         model.adapt([{"input": "a", "target": "b"}, {"input": "a"}])
+    for example in ("ab", 1):
+        with pytest.raises(DataError, match=f"example 0: expected an .* pair of strings, got {example!r}"):
+            model.adapt([example])
+    with pytest.raises(DataError, match="inputs: expected a list of texts, got the one text 'grace'"):
+        model.predict("grace")
     with pytest.raises(DataError, match="example 0: expected an"):
         model.adapt([("a", 3)])
     with pytest.raises(DataError, match="demonstration 0: expected at most 16 tokens"):
