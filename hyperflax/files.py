@@ -47,7 +47,11 @@ def fsync(path: pathlib.Path | str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Location | str) -> Iterator[pathlib.Path]:
-    """Yields a temporary path; on leaving without an exception it becomes `path`, replacing a file of that name."""
+    """Yields a temporary path; on leaving without an exception it becomes `path`, replacing a file of that name.
+
+    Raises:
+      CheckpointError: `path` is a directory. Nothing has been written then.
+    """
     path = locate_file(path)
     if isinstance(path, BucketPath):
         with tempfile.TemporaryDirectory(prefix="hyperflax-") as folder:
@@ -55,6 +59,7 @@ def atomic_file(path: Location | str) -> Iterator[pathlib.Path]:
             yield temporary
             path.write_bytes(temporary.read_bytes())
         return
+    _require_no_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path, "tmp")
     try:
@@ -87,7 +92,7 @@ def atomic_directory(
     _require_free(final, overwrite, owned)
     if isinstance(final, BucketPath):
         if marker is None:
-            raise CheckpointError(f"{final}: this is not written to a bucket; write it to a local folder and copy it")
+            raise _local_only(final)
         with tempfile.TemporaryDirectory(prefix="hyperflax-") as folder:
             yield pathlib.Path(folder)
             _require_free(final, overwrite, owned)
@@ -166,6 +171,53 @@ def append_lines(path: Location | str, lines: Iterable[str]) -> None:
         os.fsync(file.fileno())
 
 
+def require_file_place(path: Location | str) -> None:
+    """Raises CheckpointError unless `atomic_file` can write `path`: for commands to ask before their work."""
+    path = locate_file(path)
+    if isinstance(path, pathlib.Path):
+        _require_no_directory(path)
+        _require_writable(path)
+
+
+def require_directory_place(
+    path: Location | str, *, overwrite: bool = False, owned: Collection[str] = (), in_bucket: bool = False
+) -> None:
+    """Raises CheckpointError unless `atomic_directory` can write `path`: for commands to ask before their work.
+
+    Args:
+      path, overwrite, owned: see `atomic_directory`.
+      in_bucket: whether this kind is written to buckets, having a `marker`.
+    """
+    final = locate(path)
+    if isinstance(final, BucketPath) and not in_bucket:
+        raise _local_only(final)
+    _require_free(final, overwrite, owned)
+    if isinstance(final, pathlib.Path):
+        _require_writable(final)
+
+
+def _require_no_directory(path: pathlib.Path) -> None:
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path}: expected a file or nothing, found a directory")
+
+
+def _require_writable(path: pathlib.Path) -> None:
+    """Makes what would be written first, in the folder or the first one above it that is there, and removes it."""
+    folder = path.absolute().parent
+    while not os.path.exists(folder):
+        folder = folder.parent
+    temporary = _beside(folder / path.absolute().name, "tmp")
+    try:
+        temporary.mkdir()
+        temporary.rmdir()
+    except OSError as error:
+        raise CheckpointError(f"{path}: nothing can be written there ({error.strerror})") from error
+
+
+def _local_only(path: BucketPath) -> CheckpointError:
+    return CheckpointError(f"{path}: this is not written to a bucket; write it to a local folder and copy it")
+
+
 def _require_free(path: Location, overwrite: bool, owned: Collection[str]) -> None:
     if isinstance(path, pathlib.Path):
         if not os.path.lexists(path):
@@ -178,7 +230,7 @@ def _require_free(path: Location, overwrite: bool, owned: Collection[str]) -> No
     if not present:
         return
     if not overwrite:
-        raise CheckpointError(f"{path}: already exists; choose another name, or ask for it to be overwritten")
+        raise CheckpointError(f"{path}: already exists and is not empty; choose another name")
     foreign = [name for name in present if name not in owned]
     if foreign:
         raise CheckpointError(

@@ -52,6 +52,15 @@ def test_file_appears_whole_or_not_at_all(tmp_path):
     assert content(file.parent) == {"file": "third"}
 
 
+def test_no_file_takes_the_place_of_a_directory(tmp_path):
+    def write():
+        with files.atomic_file(tmp_path) as temporary:
+            pytest.fail(f"{temporary} was given out")
+
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}: expected a file or nothing, found a directory"):
+        write()
+
+
 # Directories
 
 
@@ -111,6 +120,19 @@ def test_a_file_or_link_in_the_way(tmp_path):
         ):
             pass
     assert names(tmp_path) == ["file", "link"]
+
+
+def test_asking_for_a_place_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for place in ("empty", "new", "deep/er/new", tmp_path / "new", "./new"):
+        files.require_directory_place(place)
+    for place in ("file", "new", "deep/er/new"):
+        files.require_file_place(place)
+    monkeypatch.chdir(tmp_path / "empty")
+    files.require_directory_place(".")
+    assert names(tmp_path) == ["empty", "file"]
 
 
 @pytest.mark.parametrize("existing", [False, True])

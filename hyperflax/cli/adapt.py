@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", required=True, metavar="FILE.jsonl", help='one {"input": ..., "target": ...} a line; - is stdin'
     )
-    parser.add_argument("--out", required=True, metavar="ADAPTER_DIR", help="folder to write; must not exist yet")
+    parser.add_argument(
+        "--out", required=True, metavar="ADAPTER_DIR", help="folder to write; must not exist yet, or be empty"
+    )
     parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="Adam steps on the examples (default 0)")
     parser.add_argument(
         "--supports",
@@ -48,9 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.artefacts import save_adapter
     from hyperflax.data.jsonl import read_examples
     from hyperflax.evaluation.metrics import get_metric
+    from hyperflax.files import require_directory_place
     from hyperflax.hypermodel import load
 
     get_metric(arguments.metric)  # a misspelt one is refused before anything is made
+    require_directory_place(arguments.out, in_bucket=True)
     examples = read_examples(arguments.examples)
     model = load(arguments.model)
     adapter = model.adapt(

@@ -27,7 +27,8 @@ def keep_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = pathlib.Path(home) / "hyperflax" / "jax"
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        prune(folder, MOST)
+        with contextlib.suppress(OSError):  # JAX warns of a folder that it cannot use, and compiles
+            prune(folder, MOST)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(WORTH_KEEPING))
 
 

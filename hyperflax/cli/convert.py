@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.convert import certify
     from hyperflax.cli.progress import byte_bar
+    from hyperflax.files import require_directory_place
 
+    require_directory_place(arguments.destination)
     told, expected = _copy(arguments)
     if expected is not None:
         with byte_bar("read again") as progress:

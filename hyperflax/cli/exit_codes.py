@@ -1,7 +1,8 @@
 """How a command ends.
 
 0    done
-2    an error that hyperflax raised on purpose, or an argument that it does not know: trying again does not help
+2    an error that hyperflax raised on purpose, what the operating system refused (a full disk, a folder that may not be
+     written), or an argument that is not known: trying again does not help
 3    `hyperflax compile`: the program does not fit the chip
 75   SIGTERM stopped a training run, which is saved: the same command goes on (`RESUME_EXIT_CODE`)
 130  interrupted by Ctrl-C; a training run is saved before, unless it comes twice
@@ -18,10 +19,15 @@ from hyperflax.errors import HyperflaxError
 
 
 def exit_code(command: str, run: Callable[[], int | None]) -> int:
-    """Runs a command; an error on purpose becomes one line on stderr, a defect keeps its traceback."""
+    """Runs a command; an error on purpose or of the system becomes one line on stderr, a defect keeps its traceback."""
     try:
         return run() or 0
     except HyperflaxError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno is None:  # raised by a library: the operating system has said nothing
+            raise
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

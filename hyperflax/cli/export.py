@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.peft import write_peft
     from hyperflax.cli.progress import byte_bar
     from hyperflax.errors import ConfigError
+    from hyperflax.files import require_directory_place
 
+    require_directory_place(arguments.out)
     adapter = load_adapter(arguments.adapter)
     base = None
     if arguments.base:

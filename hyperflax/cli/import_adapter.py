@@ -16,7 +16,9 @@ it, checks that the adapter fits it, and notes its fingerprint.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="PEFT_DIR", help="what PeftModel.save_pretrained wrote")
-    parser.add_argument("--out", required=True, metavar="ADAPTER_DIR", help="folder to write; must not exist yet")
+    parser.add_argument(
+        "--out", required=True, metavar="ADAPTER_DIR", help="folder to write; must not exist yet, or be empty"
+    )
     parser.add_argument("--base", metavar="DIR", help="the base model, in any form that `hyperflax convert` reads")
 
 
@@ -26,7 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.forms import read_model
     from hyperflax.checkpoints.peft import read_peft
     from hyperflax.cli.progress import byte_bar
+    from hyperflax.files import require_directory_place
 
+    require_directory_place(arguments.out, in_bucket=True)
     base = None
     if arguments.base:
         with byte_bar("read") as progress:

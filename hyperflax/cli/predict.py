@@ -16,6 +16,8 @@ Inputs are lines {"input": ...}; the answers are lines {"input": ..., "predictio
 made for another base model is refused.
 """
 
+MOST_TOKENS = 2**14  # room for them is made in the decoder's cache, for every row and layer
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
@@ -27,13 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.data.jsonl import read_inputs
+    from hyperflax.errors import ConfigError
+    from hyperflax.files import require_file_place
     from hyperflax.hypermodel import load
     from hyperflax.infer import infer, predictions
 
-    if arguments.max_length is not None and arguments.max_length < 1:
-        from hyperflax.errors import ConfigError
-
-        raise ConfigError(f"--max_length: expected at least 1, got {arguments.max_length}")
+    if arguments.max_length is not None and not 1 <= arguments.max_length <= MOST_TOKENS:
+        raise ConfigError(f"--max_length: expected 1 to {MOST_TOKENS}, got {arguments.max_length}")
+    if arguments.out:
+        require_file_place(arguments.out)
     model = load(arguments.model, hypernetwork=False)
     if arguments.out:
         infer(

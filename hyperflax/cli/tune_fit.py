@@ -27,10 +27,12 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from hyperflax.errors import DataError
+    from hyperflax.files import require_directory_place
     from hyperflax.tuner import table
-    from hyperflax.tuner.recommender import Recommender, best_pipelines
+    from hyperflax.tuner.recommender import COST, FILE, PERFORMANCE, Recommender, best_pipelines
     from hyperflax.tuner.recorded import from_runs
 
+    require_directory_place(arguments.out, overwrite=arguments.overwrite, owned=(FILE, PERFORMANCE, COST))
     runs = [run for run in table.read(arguments.table) if run.curve and run.corpus not in arguments.leave_out]
     if not runs:
         raise DataError(f"{arguments.table}: expected runs of other corpora than {arguments.leave_out}, found none")

@@ -1,0 +1,93 @@
+"""Where a command cannot write, it says so in one line, before it reads or makes anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+
+import pytest
+
+from hyperflax.cli.exit_codes import exit_code
+from hyperflax.cli.main import main
+
+# Every command with the function that it reads a model, an adapter or a table with.
+COMMANDS = {
+    "adapt": (["adapt", "--model", "m", "--examples", "e.jsonl", "--out"], "hyperflax.hypermodel.load"),
+    "convert": (["convert", "m"], "hyperflax.checkpoints.forms.read_model"),
+    "export": (["export", "a", "--format", "peft", "--out"], "hyperflax.checkpoints.artefacts.load_adapter"),
+    "import": (["import", "p", "--base", "m", "--out"], "hyperflax.checkpoints.forms.read_model"),
+    "predict": (["predict", "--model", "m", "--inputs", "i.jsonl", "--out"], "hyperflax.hypermodel.load"),
+    "tune fit": (["tune", "fit", "--table", "t", "--out"], "hyperflax.tuner.table.read"),
+}
+FOLDERS = [name for name in COMMANDS if name != "predict"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("e.jsonl").write_text('{"input": "a", "target": "b"}\n')
+    pathlib.Path("taken").mkdir()
+    pathlib.Path("taken", "thesis.txt").write_text("mine")
+    for _, reads in COMMANDS.values():
+        monkeypatch.setattr(reads, lambda *arguments, **options: pytest.fail("read"))
+
+
+def told(command: str, destination: str, capsys: pytest.CaptureFixture[str]) -> str:
+    before = sorted(pathlib.Path().rglob("*"))
+    assert main([*COMMANDS[command][0], destination]) == 2
+    assert sorted(pathlib.Path().rglob("*")) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("command", FOLDERS)
+def test_a_folder_that_holds_something(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(command, "taken", capsys).endswith(": taken: already exists and is not empty; choose another name")
+
+
+def test_a_folder_where_a_file_is_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    line = told("predict", "taken", capsys)
+    assert line == "hyperflax predict: taken: expected a file or nothing, found a directory"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("destination", "reason"),
+    [
+        ("e.jsonl/out", "Not a directory"),
+        ("e.jsonl/deep/out", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("x" * 240, "File name too long"),  # what is written first has a longer name
+        (f"deep/{'x' * 300}", "File name too long"),
+        ("/proc/out", ""),
+    ],
+)
+def test_a_place_where_nothing_can_be_made(
+    command: str, destination: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f": {destination}: nothing can be written there ({reason}" in told(command, destination, capsys)
+
+
+@pytest.mark.parametrize("command", ["convert", "export", "tune fit"])
+def test_an_address_that_is_not_written_to(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "gs://bucket/out: this is not written to a bucket" in told(command, "gs://bucket/out", capsys)
+
+
+@pytest.mark.parametrize("length", ["0", "-3", "16385", "99999999999"])
+def test_a_length_out_of_bounds(length: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMANDS["predict"][0], "out", "--max_length", length]) == 2
+    assert capsys.readouterr().err == f"hyperflax predict: --max_length: expected 1 to 16384, got {length}\n"
+
+
+def test_what_the_system_refuses_is_one_line_and_a_defect_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "there")
+    assert exit_code("hyperflax it", lambda: refuse(full)) == 2
+    assert capsys.readouterr().err == "hyperflax it: [Errno 28] No space left on device: 'there'\n"
+    with pytest.raises(TimeoutError):
+        exit_code("hyperflax it", lambda: refuse(TimeoutError("a library's own")))
