@@ -18,10 +18,20 @@ from hyperflax import trees
 from hyperflax.adapters import AdapterSpec, build_spec, check_base, interpolate, merge
 from hyperflax.adapters.diagnostics import diagnostics
 from hyperflax.adapters.kinds import KINDS
+from hyperflax.adapters.lora import LoRA
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data import registry
 from hyperflax.data.episodes import EpisodeConfig, Episodes
+from hyperflax.data.examples import InMemorySource
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.errors import DataError
+from hyperflax.errors import CheckpointError, ConfigError, DataError
+from hyperflax.hypermodel import HYPERNETWORKS, Hypermodel, HypermodelConfig, load
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.hypernets.hyper_t5 import initialise_from_t5
+from hyperflax.hypernets.protocol import Hypernetwork, SupportReader
+from hyperflax.models.t5 import T5
+from hyperflax.train import HypernetworkOf, train
+from hyperflax.training.optimizers import adamw
 from hyperflax.types import T5Config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -118,6 +128,54 @@ def test_the_guide_s_hypernetwork_works(guide: types.ModuleType):
     for array in trees.flatten(many).values():
         np.testing.assert_allclose(array[0], array[1], rtol=1e-5, atol=1e-6)  # a bag has no order
     assert any(np.abs(array[0] - array[2]).max() > 1e-3 for array in trees.flatten(many).values())
+
+
+@pytest.mark.parametrize("guide", ["add_a_hypernetwork.md"], indirect=True)
+def test_the_guide_s_hypernetwork_is_trained_saved_loaded_and_used(
+    guide: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+):
+    """With its one entry, and nothing else, it goes every way that the others go."""
+    vocabulary, t5 = Bytes(), BASE.replace(vocab_size=384)
+    tokens = np.ones((1, 4), np.int32)
+    save_t5(tmp_path / "t5", jax.jit(T5(t5).init)(jax.random.key(0), tokens, tokens)["params"], t5, vocabulary)
+    config = HypermodelConfig(
+        base=t5,
+        spec=build_spec(LoRA(rank=2), t5),
+        hypernetwork=guide.BagOfTokensConfig(t5, HeadsConfig(hidden=8)),
+        episodes=EpisodeConfig(
+            tasks_per_batch=2, shots=2, examples=2, support_length=16, inputs_length=8, targets_length=8
+        ),
+        vocabulary=vocabulary,
+    )
+    with pytest.raises(ConfigError, match="one of HyperT5, HART, got a BagOfTokensConfig; a new one gets an entry"):
+        config.build()
+    monkeypatch.setitem(HYPERNETWORKS, "BagOfTokens", (guide.BagOfTokensConfig, guide.BagOfTokens))
+    network = config.build()[1]
+    assert isinstance(network, Hypernetwork)
+    assert not isinstance(network, SupportReader)
+
+    words = [a + b for a in "abcd" for b in "efgh"]
+    source = InMemorySource.from_strings({"upper": [(word, word.upper()) for word in words]}, vocabulary)
+    model = HypernetworkOf(config, str(tmp_path / "t5"), start="random")
+    directory = train(
+        model=model,
+        batches=Episodes(source, config.episodes),
+        optimizer=adamw(1e-2),
+        total_steps=2,  # from the second on, operations are counted
+        model_dir=str(tmp_path / "run"),
+        progress=False,
+    )
+    loaded = load(directory)
+    adapter = loaded.adapt([("ae", "AE"), ("bf", "BF")])
+    config.spec.validate(adapter.tree)
+    assert len(loaded.predict(["cg"], adapter)) == 1
+    with pytest.raises(ConfigError, match=r"support_tokens: expected \[rows, length\] of one task, got \(2, "):
+        loaded.adapt([("ae", "AE"), ("bf", "BF")], supports=2)
+    with pytest.raises(ConfigError, match=r"no T5 .* got \['embedding', 'slots', 'writer'\]; start it at random"):
+        initialise_from_t5(loaded.hypernetwork_params, loaded.base_params)
+    others = {**loaded.hypernetwork_params, "slots": np.zeros((3, 8), np.float32)}
+    with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 8\), found \(3, 8\)"):
+        Hypermodel(config, loaded.base_params, others).check_hypernetwork("here")
 
 
 @pytest.mark.parametrize("guide", ["add_a_task.md"], indirect=True)

@@ -30,12 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.adapters.sites import parameters
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.hypernets.heads import Heads, HeadsConfig, heads_flops, total_slots
+from hyperflax.hypernets.protocol import support_of
 from hyperflax.models import flops
 from hyperflax.models.flops import Forward
-from hyperflax.models.parameters import param
+from hyperflax.models.parameters import param, traced_shapes
 from hyperflax.models.t5 import T5
 from hyperflax.types import Array, PyTree, T5Config
 
@@ -101,6 +103,16 @@ class HyperT5(nn.Module):
         """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
         return self.config.flops(self.spec, rows, length)
 
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns `{path: shape}` of every parameter, layers unrolled.
+
+        The heads are traced; the T5's shapes stand in a table, and tracing it would take longer.
+        """
+        config = self.config
+        states = np.zeros((total_slots(self.spec), config.t5.emb_dim), np.float32)
+        t5 = {f"t5/{place.path}": place.shape for place in parameters(config.t5) if config.uses(place.path)}
+        return traced_shapes(self, states, method="write") | t5
+
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
         """Returns the adapters for `episode["support_tokens"]` [rows, length] int32 (0 = padding)."""
         return self.write(self.slot_states(episode, enable_dropout=enable_dropout))
@@ -135,20 +147,18 @@ class HyperT5(nn.Module):
         return hidden[0]
 
 
-def support_of(episode: Mapping[str, Array]) -> Array:
-    """Returns an episode's `support_tokens`. Raises ConfigError where they are not those of one task."""
-    tokens = episode["support_tokens"]
-    if tokens.ndim != 2:
-        raise ConfigError(f"support_tokens: expected [rows, length] of one task, got {tuple(tokens.shape)}")
-    return tokens
-
-
 def initialise_from_t5(params: PyTree, t5_params: PyTree) -> PyTree:
     """Returns hypernetwork parameters whose T5 is a copy of `t5_params`; slots and heads stay as they are.
 
     Raises:
+      ConfigError: there is no T5 in the hypernetwork.
       CheckpointError: a parameter of the hypernetwork's T5 is absent from `t5_params` or has another shape there.
     """
+    if "t5" not in params:
+        raise ConfigError(
+            "the hypernetwork has no T5 that could start as a copy of another: expected 't5' among its parameters, got "
+            f"{sorted(params)}; start it at random (start='random') or whole from a model directory"
+        )
     source = trees.flatten(t5_params)
 
     def pick(path: str, leaf: Array) -> Array | np.ndarray:

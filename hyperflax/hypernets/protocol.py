@@ -5,6 +5,9 @@ there. A hypernetwork names no adapter kind: it emits whatever its `spec` asks f
 has many maps over them:
 
 >>> many = jax.vmap(lambda episode: hypernet.apply({"params": params}, episode))(episodes)
+
+Every hypernetwork has what `Hypernetwork` lists. The rest is optional: `SupportReader` is for one that works in steps,
+`ParameterTable` for one that takes long to trace, and a T5 among its parameters is called `t5`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import jax
+import numpy as np
+from flax import linen as nn
+
+from hyperflax import trees
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.errors import ConfigError
 from hyperflax.models.flops import Forward
 from hyperflax.types import Array, PyTree
 
@@ -58,3 +67,29 @@ class SupportReader(Hypernetwork, Protocol):
     def write(self, states: Array) -> PyTree:
         """Returns the adapters for slot states [slots, emb]."""
         ...
+
+
+@runtime_checkable
+class ParameterTable(Hypernetwork, Protocol):
+    """A hypernetwork that says which parameters it has, for others are traced whole to learn it."""
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns `{path: shape}` of every parameter."""
+        ...
+
+
+def parameter_shapes(network: Hypernetwork) -> dict[str, tuple[int, ...]]:
+    """Returns `{path: shape}` of every parameter of a hypernetwork; nothing is computed."""
+    if isinstance(network, ParameterTable):
+        return network.parameter_shapes()
+    episode = {"support_tokens": np.ones((1, 1), np.int32), "task_index": np.int32(0)}
+    made = jax.eval_shape(lambda: nn.unbox(network.init(jax.random.key(0), episode)["params"]))
+    return {path: leaf.shape for path, leaf in trees.flatten(made).items()}
+
+
+def support_of(episode: Mapping[str, Array]) -> Array:
+    """Returns an episode's `support_tokens`. Raises ConfigError where they are not those of one task."""
+    tokens = episode["support_tokens"]
+    if tokens.ndim != 2:
+        raise ConfigError(f"support_tokens: expected [rows, length] of one task, got {tuple(tokens.shape)}")
+    return tokens
