@@ -19,6 +19,8 @@ Batch: TypeAlias = dict[str, Any]
 
 MAX_LAYERS = 9999
 """A stack that claims more is a mistake, or a file that wants its reader to count for years."""
+ACTIVATIONS = ("gelu", "linear", "relu", "sigmoid", "silu", "swish")
+"""Those of T5 and of the gated blocks compared by Shazeer 2020, by T5X's names; `silu` and `swish` are one function."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class T5Config:
       num_heads, head_dim: heads and their width; `num_heads * head_dim` need not equal `emb_dim`.
       num_encoder_layers, num_decoder_layers: depth of the two stacks.
       mlp_dim: hidden width of the feed-forward block.
-      mlp_activations: one activation per input projection, multiplied together.
+      mlp_activations: one activation per input projection, multiplied together; names from `ACTIVATIONS`.
       dropout_rate: used only where a call says `enable_dropout=True`.
       logits_via_embedding: the output projection is the transposed embedding, divided by sqrt(emb_dim).
       dtype: compute dtype; parameters stay float32 (or what the checkpoint holds) and are cast.
@@ -42,7 +44,9 @@ class T5Config:
       scan_layers: layers are one `lax.scan` over stacked parameters; compile time no longer grows with depth.
       remat: recompute a layer's activations in the backward pass.
       relative_bias: one table per stack (`shared`, T5X's minimal T5) or one per layer (`per_layer`, scalable_t5).
-      num_buckets, max_distance: of the relative position bias (Raffel et al. 2020, section 2.1).
+      num_buckets, max_distance: of the relative position bias (Raffel et al. 2020, section 2.1). The encoder halves the
+        buckets by direction, and half of a direction's hold one distance each: hence at least 4 buckets, and a
+        `max_distance` beyond the decoder's `num_buckets // 2` distances of that sort.
     """
 
     vocab_size: int
@@ -64,7 +68,11 @@ class T5Config:
     max_distance: int = 128
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        names = self.mlp_activations
+        if not isinstance(names, tuple | list) or not names or any(name not in ACTIVATIONS for name in names):
+            known = ", ".join(ACTIVATIONS)
+            raise ConfigError(f"T5Config.mlp_activations: expected one or more of {known} in a tuple, got {names!r}")
+        object.__setattr__(self, "mlp_activations", tuple(names))
         sizes = ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "num_buckets", "max_distance")
         for name in (*sizes, "num_encoder_layers", "num_decoder_layers"):
             value = getattr(self, name)
@@ -72,6 +80,13 @@ class T5Config:
                 raise ConfigError(f"T5Config.{name}: expected a positive int, got {value!r}")
             if name.endswith("_layers") and value > MAX_LAYERS:
                 raise ConfigError(f"T5Config.{name}: expected at most {MAX_LAYERS:,}, got {value:,}")
+        if self.num_buckets < 4:
+            raise ConfigError(f"T5Config.num_buckets: expected at least 4, got {self.num_buckets}")
+        if self.max_distance <= self.num_buckets // 2:
+            raise ConfigError(
+                f"T5Config.max_distance: expected more than {self.num_buckets // 2}, half of num_buckets, got "
+                f"{self.max_distance}"
+            )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ConfigError(f"T5Config.dropout_rate: expected a number in [0, 1), got {self.dropout_rate!r}")
         if self.relative_bias not in ("shared", "per_layer"):

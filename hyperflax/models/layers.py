@@ -42,7 +42,7 @@ def query_init(head_dim: int) -> Initializer:
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """Returns the function that `T5Config.mlp_activations` names: `linear` or one of `flax.linen`'s."""
+    """Returns the function that `T5Config.mlp_activations` names: all but `linear` have their names in `flax.linen`."""
     return (lambda x: x) if name == "linear" else getattr(nn, name)
 
 

@@ -32,7 +32,7 @@ def bucket(distance: np.ndarray, *, bidirectional: bool, num_buckets: int = 32, 
     Args:
       distance: integers, key position minus query position.
       bidirectional: half of the buckets are for keys after the query; otherwise those all share bucket 0.
-      num_buckets, max_distance: as in `T5Config`.
+      num_buckets, max_distance: as in `T5Config`, which refuses what has no buckets.
     """
     distance = np.asarray(distance)
     offset = np.zeros_like(distance)
