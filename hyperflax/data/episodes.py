@@ -146,7 +146,8 @@ def evaluation_episode(
 ) -> EvaluationEpisode:
     """The episode of one task: scored examples fixed by (seed, task name), support drawn anew for every `draw`.
 
-    What is drawn depends on the task's name and examples alone, not on which other tasks the source has.
+    What is drawn depends on the task's name and examples alone, not on which other tasks the source has. Examples that
+    fit no support row may be scored; of the others, `shots` are kept for the support.
 
     Args:
       source, task: the task's number in the source.
@@ -174,21 +175,16 @@ def evaluation_episode(
     candidates = np.flatnonzero(can_score)
     if not first:
         candidates = candidates[stream(seed, _SCORED, 0, key).distinct(len(candidates), len(candidates))]
-    count = min(config.examples, len(candidates))
-    if allow_fewer:
-        count = min(count, len(lengths) - config.shots)
-    if count < (1 if allow_fewer else config.examples):
+    showable = can_show[candidates]
+    spare = int(can_show.sum()) - config.shots  # so many of those that can be shown may be scored
+    scored = candidates[~showable | (np.cumsum(showable) <= spare)][: config.examples].tolist()
+    if spare < 0 or len(scored) < (1 if allow_fewer else config.examples):
         raise DataError(
             f"task '{name}': expected {config.examples} scored examples besides {config.shots} of support, "
-            f"got {len(lengths)} examples, {len(candidates)} of a fitting length"
+            f"got {len(lengths)} examples, of which {len(candidates)} are short enough to be scored and "
+            f"{can_show.sum()} to be shown"
         )
-    scored = candidates[:count].tolist()
     rest = np.setdiff1d(np.flatnonzero(can_show), scored)
-    if len(rest) < config.shots:
-        raise DataError(
-            f"task '{name}': expected {config.shots} support examples besides the {count} scored ones, got {len(rest)} "
-            "of a fitting length"
-        )
     support = rest[stream(seed, _SUPPORT, draw, key).distinct(len(rest), config.shots)].tolist()
     shown, examples = source.examples(task, support), source.examples(task, scored)
     arrays = episode_arrays(shown, examples, config, source.vocabulary, info, name)

@@ -316,6 +316,57 @@ def test_evaluation_of_the_first_examples() -> None:
     assert fewer.arrays["decoder_loss_weights"][7:].sum() == 0
 
 
+def sized_source(*lengths: int) -> InMemorySource:
+    """One task whose examples have inputs of these lengths and targets of one token."""
+    return InMemorySource.from_strings({"sized": [("x" * n, "y") for n in lengths]}, Bytes())
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_examples_that_can_be_shown_are_kept_for_the_support(first: bool) -> None:
+    """Six of ten fit a support row. All that the support leaves are scored: the long ones, and four that would fit."""
+    source = sized_source(5, 40, 5, 40, 5, 40, 5, 40, 5, 5)
+    config = EpisodeConfig(shots=2, examples=10, support_length=20, too_long="truncate")
+    for seed in range(20):
+        episode = evaluation_episode(source, 0, config, seed, first=first, allow_fewer=True)
+        assert sorted(episode.support + episode.scored) == list(range(10))
+        assert not {1, 3, 5, 7} & set(episode.support)
+        if first:
+            assert sorted(episode.support) == [8, 9]
+    with pytest.raises(DataError, match="expected 9 scored examples besides 2 of support, got 10 examples"):
+        evaluation_episode(source, 0, config.replace(examples=9), 0, first=first)
+    with pytest.raises(DataError, match="of which 10 are short enough to be scored and 6 to be shown"):
+        evaluation_episode(source, 0, config.replace(shots=7), 0, first=first, allow_fewer=True)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([5, 40]), min_size=1, max_size=12),
+    shots=st.integers(0, 3),
+    examples=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_what_is_scored_changes_only_where_the_support_would_be_short(
+    lengths: list[int], shots: int, examples: int, seed: int
+) -> None:
+    """Scored examples are the first of an order that is the same for every config, as long as enough others remain."""
+    config = EpisodeConfig(shots=0, examples=len(lengths), support_length=20, too_long="truncate")
+    source = sized_source(*lengths)
+    order = evaluation_episode(source, 0, config, seed).scored
+    showable = {i for i, n in enumerate(lengths) if n == 5 or not shots}
+    wanted = order[: min(examples, len(lengths) - shots)] if len(lengths) > shots else ()
+    config = config.replace(shots=shots, examples=examples)
+    if len(showable - set(wanted)) >= shots and wanted:
+        assert evaluation_episode(source, 0, config, seed, allow_fewer=True).scored == wanted
+    elif len(showable) < shots or len(lengths) <= shots:
+        with pytest.raises(DataError, match="'sized': expected"):
+            evaluation_episode(source, 0, config, seed, allow_fewer=True)
+    else:
+        episode = evaluation_episode(source, 0, config, seed, allow_fewer=True)
+        assert set(episode.support) <= showable - set(episode.scored)
+        assert len(episode.support) == shots
+        assert len(episode.scored) == min(examples, len(lengths) - shots)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
