@@ -10,6 +10,8 @@ of tasks are shared out, `out` is a folder that all hosts see, and the first one
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
 from hyperflax.data.examples import ExampleSource
-from hyperflax.evaluation.conditions import SUPPORT_FREE, Conditions
+from hyperflax.evaluation.conditions import NEIGHBOURS, SUPPORT_FREE, Conditions
 from hyperflax.evaluation.contamination import check_contamination, check_names
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.plots import write_plots
@@ -115,6 +117,7 @@ def evaluate(
         "learning_rate": learning_rate,
         "seed": seed,
         "supports": supports,
+        **({} if neighbours is None else {"neighbours": _digest(neighbours), "num_neighbours": NEIGHBOURS}),
         **described,
     }
     table = evaluate_conditions(
@@ -181,7 +184,7 @@ def evaluate_suite(
 
     Raises:
       DataError: `trained_on` holds a task or an example of the suite, or the model's own record of its training tasks
-        such a task; fewer than two tasks can be evaluated.
+        such a task; no task can be evaluated.
     """
     began, processes = time.monotonic(), Processes.running()
     episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
@@ -277,6 +280,12 @@ def _reference_systems(
         systems |= {"mtf": model.with_base(load_base(mtf, model.config.base)), "mtf_zero_shot": mtf_zero_shot}
         described |= {"mtf": systems["mtf"].base_fingerprint, "mtf_zero_shot": mtf_zero_shot}
     return systems, described
+
+
+def _digest(source: ExampleSource) -> str:
+    """Of a source's tasks, by their names and sizes; 16 hexadecimal digits."""
+    tasks = json.dumps([list(source.task_names), source.sizes.tolist()])
+    return hashlib.sha256(tasks.encode()).hexdigest()[:16]
 
 
 def _missing(suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], shots: int) -> list[str]:

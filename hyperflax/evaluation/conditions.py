@@ -25,7 +25,7 @@ from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, ExampleSource
 from hyperflax.data.rendering import deal, episode_arrays
-from hyperflax.errors import ConfigError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.ranking import rank, slices
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from hyperflax.hypermodel import Hypermodel
 
 SUPPORT_FREE = frozenset({"bare", "instruction"})  # conditions that read no support
+SHUFFLED = frozenset({"shuffled_support", "shuffled_support_refined"})  # conditions that read another task's
+NEIGHBOURS = 256  # training tasks with a stored adapter, for `nearest_task`
 BLOCK = 32  # stored adapters whose losses are computed at once
 STEP = 32  # arrays are cut to a multiple of this many columns, so that few shapes are compiled
 
@@ -75,7 +77,7 @@ class Conditions:
         seed: int = 0,
         supports: int = 1,
         neighbours: ExampleSource | None = None,
-        num_neighbours: int = 256,
+        num_neighbours: int = NEIGHBOURS,
         unlike: bool = False,
         shared: Adapter | None = None,
         mtf: Hypermodel | None = None,
@@ -85,8 +87,8 @@ class Conditions:
         self.refine_steps, self.learning_rate, self.supports = refine_steps, learning_rate, supports
         if supports < 1:
             raise ConfigError(f"supports: expected at least 1, got {supports}")
-        groups = {task.name: task.category or task.name for task in held_out.tasks} if unlike else None
-        self._donors = shuffled_support([task.name for task in held_out.tasks], seed, groups)
+        self._seed, self._unlike = seed, unlike
+        self._groups = {task.name: (task.category if unlike else None) or task.name for task in held_out.tasks}
         self._neighbours, self._num_neighbours = neighbours, num_neighbours
         self._all: dict[str, Condition] = {
             "bare": self.bare,
@@ -113,10 +115,19 @@ class Conditions:
 
         Raises:
           ConfigError: a name that is not among them.
+          DataError: one of `SHUFFLED` is named, and no task (with `unlike`, no category) has another beside it.
         """
         if unknown := set(names) - set(self._all):
             raise ConfigError(f"conditions: expected some of {sorted(self._all)}, got {sorted(unknown)}")
-        return {name: _of_few_sizes(self._all[name]) for name in names or self._all}
+        groups = set(self._groups.values())
+        shuffled = SHUFFLED if len(groups) < 2 else frozenset()  # those that are not to be had
+        if wanted := sorted(shuffled & set(names)):
+            unit = "groups of tasks" if self._unlike else "tasks"
+            raise DataError(
+                f"conditions {', '.join(wanted)}: expected at least 2 {unit}, of which each gives another its "
+                f"support, got {sorted(groups)}"
+            )
+        return {name: _of_few_sizes(self._all[name]) for name in names or self._all if name not in shuffled}
 
     # Conditions
 
@@ -204,6 +215,11 @@ class Conditions:
 
     # Their parts
 
+    @functools.cached_property
+    def _donors(self) -> dict[str, str]:
+        """Whose support each task gets in the control."""
+        return shuffled_support([task.name for task in self.held_out.tasks], self._seed, self._groups)
+
     def _tokens(self, task: EvaluationTask, shuffled: bool = False) -> TaskTokens:
         return self.held_out.tokens[self._donors[task.name] if shuffled else task.name]
 
@@ -218,10 +234,13 @@ class Conditions:
         )
 
     def _arrays(self, batch: Sequence[EvaluationTask], config: EpisodeConfig) -> dict[str, np.ndarray]:
+        # No condition sees more of an input than `bare` does, and its context loses no room to one.
+        most = self._config(batch).inputs_length - 1
         rows = []
         for task in batch:
             given = self._tokens(task)
-            rows.append(self._episode(given.support, given.scored, config, given, task))
+            scored = [example._replace(inputs=example.inputs[:most]) for example in given.scored]
+            rows.append(self._episode(given.support, scored, config, given, task))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _generate(self, batch: Sequence[EvaluationTask], shuffled: bool) -> PyTree:

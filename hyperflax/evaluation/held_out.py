@@ -15,6 +15,7 @@ import numpy as np
 
 from hyperflax.data.draws import stream
 from hyperflax.data.episode_config import EpisodeConfig, in_support
+from hyperflax.data.episode_plan import usable_info
 from hyperflax.data.episodes import EvaluationEpisode, evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo
 from hyperflax.data.rendering import SENTINELS
@@ -80,8 +81,7 @@ class HeldOut:
           category: of a task's name; by default what the source says.
 
         Raises:
-          DataError: fewer than two tasks have enough examples; with `ranked`, an example whose target is none of its
-            choices.
+          DataError: no task has enough examples; with `ranked`, an example whose target is none of its choices.
         """
         shots = config.shots
         config = config.replace(min_shots=None, shots=0 if support == "positives" else shots)
@@ -102,15 +102,17 @@ class HeldOut:
                 left_out[name] = str(error)
                 continue
             info = source.info(number)
+            usable, _ = usable_info(info, config, name)
             shown = source.examples(number, episode.support)
             if support == "positives":
-                fitting = [p for p in info.positives if _size(p) <= config.support_length]
-                shown = _draw(fitting, shots, seed, draw, name)
+                shown = _draw([p for p in info.positives if _size(p) <= config.support_length], shots, seed, draw, name)
             if not shown and not in_support(config.definition):
                 left_out[name] = f"task '{name}' has no positive example that fits {config.support_length} tokens"
                 continue
             decode = source.vocabulary.decode
-            tokens[episode.name] = TaskTokens(tuple(shown), episode.examples, info)
+            # The definition is kept whatever the config says: `instruction` reads it.
+            given = info._replace(positives=usable.positives)
+            tokens[episode.name] = TaskTokens(tuple(shown), episode.examples, given)
             chosen.append(
                 EvaluationTask(
                     name=episode.name,
@@ -122,10 +124,10 @@ class HeldOut:
                     category=category(episode.name) if category else info.category or None,
                 )
             )
-        if len(chosen) < 2:
-            problem = list(left_out.values())[-1] if left_out else ""
+        if not chosen:
             raise DataError(
-                f"evaluation: expected at least 2 tasks with enough examples, got {len(chosen)} ({problem})"
+                f"evaluation: expected at least one task that can be evaluated, got none of {len(numbers)} "
+                f"({next(iter(left_out.values()), '')})"
             )
         return cls(tuple(chosen), tokens, left_out)
 

@@ -116,7 +116,8 @@ def _category_metrics(report: Mapping[str, Any]) -> str:
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
     if report["n_tasks"] == 1:
-        return ["One task says nothing about others: the intervals below are the whole range of scores."]
+        alone = "One task says nothing about others: the intervals below are the whole range of scores"
+        return [f"{alone}, and there is no other one whose support the control `shuffled_support` could show."]
     if report["n_tasks"] < FEW_TASKS:
         return [f"With only {report['n_tasks']} tasks, bootstrap intervals are too narrow: read them as a lower bound."]
     return []

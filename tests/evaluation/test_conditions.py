@@ -1,0 +1,92 @@
+"""Conditions: what each sees of an over-long input, which can be had of few tasks, what a journal is named by."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from hyperflax import evaluate as evaluation
+from hyperflax.data.examples import InMemorySource
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import DataError
+from hyperflax.evaluate import evaluate
+from hyperflax.evaluation.conditions import Conditions
+from hyperflax.evaluation.held_out import HeldOut
+from hyperflax.evaluation.report import read_report
+from hyperflax.hypermodel import Hypermodel
+from tests.evaluation.micro import hypermodel
+
+PAIRS = [(letter, letter.upper()) for letter in "abcdefgh"]
+
+
+def source(*names: str, pairs: list[tuple[str, str]] = PAIRS) -> InMemorySource:
+    return InMemorySource.from_strings(dict.fromkeys(names, pairs), Bytes(), definitions=dict.fromkeys(names, "say it"))
+
+
+@pytest.mark.parametrize("name", ["in_context", "instruction", "mtf"])
+def test_an_over_long_input_takes_no_room_from_what_stands_before_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Definition and examples are there in full, and of the input as much as the bare model sees: 15 of 16 tokens."""
+    model, asked = hypermodel(), []
+
+    def decode(self: Hypermodel, inputs: np.ndarray, adapters: object = None) -> np.ndarray:
+        asked.append(inputs.reshape(-1, inputs.shape[-1]))
+        return np.ones((*inputs.shape[:2], 1), np.int32)
+
+    monkeypatch.setattr(Hypermodel, "decode", decode)
+    long = [(f"{i:02}" + 24 * "x", "y") for i in range(3)]
+    config = model.config.episodes.replace(too_long="truncate")
+    held_out = HeldOut.from_source(source("a", "b", pairs=long), config, examples=1)
+    for condition in Conditions(model, held_out, mtf=model).pick("bare", name).values():
+        condition(held_out.tasks)
+    encode, given, wanted = Bytes().encode, Bytes().sentinel(0), Bytes().sentinel(1)
+    for task, bare, row in zip(held_out.tasks, *asked, strict=False):
+        seen = encode(task.inputs[0][:15])
+        assert bare[:16].tolist() == [*seen, 1]
+        before = encode("say it") if name == "instruction" else []
+        for shown, target in () if name == "instruction" else task.support:
+            before += [given, *encode(shown), wanted, *encode(target)]
+        expected = [*before, given, *seen, wanted, 1]
+        assert row[: len(expected) + 1].tolist() == [*expected, 0]
+
+
+def test_one_task_is_evaluated_without_the_control(tmp_path: pathlib.Path) -> None:
+    options = {"model": hypermodel(), "source": source("alone"), "examples": 2, "refine_steps": 1, "progress": False}
+    evaluate(out=str(tmp_path), **options)
+    report = read_report(tmp_path)
+    assert list(report["conditions"]) == ["bare", "instruction", "in_context", "generated", "refined"]
+    page = (tmp_path / "report.md").read_text()
+    assert "no other one whose support the control `shuffled_support` could show" in page
+    with pytest.raises(DataError, match=r"conditions shuffled_support: expected at least 2 tasks, .* got \['alone'\]"):
+        evaluate(out=str(tmp_path), conditions=["bare", "shuffled_support"], **options)
+
+
+def test_one_group_has_no_control_either() -> None:
+    held_out = HeldOut.from_source(source("rte_a", "rte_b"), hypermodel().config.episodes, category=lambda _: "rte")
+    assert "shuffled_support" in Conditions(hypermodel(), held_out).pick()
+    conditions = Conditions(hypermodel(), held_out, unlike=True)
+    assert not {"shuffled_support", "shuffled_support_refined"} & set(conditions.pick())
+    with pytest.raises(DataError, match=r"expected at least 2 groups of tasks, .* got \['rte'\]"):
+        conditions.pick("shuffled_support_refined")
+
+
+def test_other_neighbours_are_other_results(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal of finished tasks is named by them: what one set of training tasks gave is no other's."""
+    configs = []
+
+    def stop(tasks, conditions, metric, *, config, **options) -> None:
+        configs.append(config)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluation, "evaluate_conditions", stop)
+    for neighbours in (source("x"), source("y"), source("x", pairs=PAIRS[:4]), source("x"), None):
+        with pytest.raises(InterruptedError):
+            evaluate(model=hypermodel(), source=source("a", "b"), out=str(tmp_path), neighbours=neighbours)
+    first, second, third, again, none = configs
+    assert len({config["neighbours"] for config in (first, second, third)}) == 3
+    assert first == again
+    assert first["num_neighbours"] == 256
+    assert "neighbours" not in none

@@ -1,0 +1,64 @@
+"""Held-out tasks: which of a source's can be evaluated, and with what."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import DataError
+from hyperflax.evaluation.conditions import Conditions
+from hyperflax.evaluation.held_out import HeldOut
+from hyperflax.hypermodel import Hypermodel
+from tests.evaluation.micro import hypermodel
+
+CONFIG = EpisodeConfig(shots=4, examples=1, support_length=16, inputs_length=64, targets_length=8)
+
+
+def letters(*sizes: int) -> InMemorySource:
+    """Tasks `task0` ... of so many examples, of which every sixth fits no support row."""
+    tasks = {
+        f"task{number}": [(f"{i:02}" if i % 6 else f"{i:02}" * 10, "y") for i in range(size)]
+        for number, size in enumerate(sizes)
+    }
+    return InMemorySource.from_strings(tasks, Bytes())
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_no_task_is_left_out_for_examples_that_cannot_be_shown(first: bool) -> None:
+    """Where all that the support leaves are scored, whichever of them are long."""
+    for seed in range(20):
+        held_out = HeldOut.from_source(letters(12, 24), CONFIG, examples=None, seed=seed, first=first)
+        assert not held_out.left_out
+        assert [len(task.inputs) for task in held_out.tasks] == [8, 20]
+        for task in held_out.tasks:
+            assert len(task.support) == 4
+            assert not {text for text, _ in task.support} & set(task.inputs)
+
+
+def test_what_cannot_be_evaluated_is_told() -> None:
+    held_out = HeldOut.from_source(letters(3, 12), CONFIG)
+    assert [task.name for task in held_out.tasks] == ["task1"]
+    assert held_out.left_out["task0"].startswith("task 'task0': expected 1 scored examples besides 4 of support, got 3")
+    with pytest.raises(DataError, match=r"expected at least one task that can be evaluated, got none of 2 .*'task0'"):
+        HeldOut.from_source(letters(3, 4), CONFIG)
+
+
+def test_positives_that_fit_no_row_are_left_out_as_in_training() -> None:
+    model, vocabulary = hypermodel(), Bytes()
+    config = model.config.episodes.replace(positives="support", too_long="skip")
+    other = Hypermodel(
+        dataclasses.replace(model.config, episodes=config), model.parts.base, model.parts.hypernetwork_params
+    )
+    long, short = (Example.from_text(text, "y", vocabulary) for text in ("x" * 100, "x"))
+    pairs = [Example.from_text(f"{i}", "y", vocabulary) for i in range(6)]
+    info = TaskInfo(definition=np.array(vocabulary.encode("say y")), positives=(long, short))
+    held_out = HeldOut.from_source(InMemorySource([TaskExamples("y", pairs, info)], vocabulary), config)
+    assert held_out.tokens["y"].info.positives == (short,)
+    assert held_out.tasks[0].instruction == "say y"
+    generated = Conditions(other, held_out).pick("generated")["generated"]
+    assert len(generated(held_out.tasks)[0]) == 4
