@@ -1,4 +1,4 @@
-"""Confidence intervals over tasks: the percentile bootstrap.
+"""Confidence intervals over tasks: the percentile bootstrap. And over the examples of one task, right or wrong: exact.
 
 The unit that is resampled is the task, because the question is how the method would do on other tasks, and examples of
 one task are far from independent. Where a task was run several times (supports drawn anew, seeds, prompts),
@@ -10,8 +10,12 @@ Known limits, stated rather than hidden: with few tasks the interval is too narr
 95% for beta(2, 3) scores: 84% with 5 tasks, 90% with 10, 94% with 50, 95% with 119); where all tasks agree (all 0, say)
 it has no width. With a single task nothing is known about others: the interval is then the whole range of scores.
 
+Of the examples of one task, which are few and often agree, that would say too much: from two right ones of two, 1.00
+[1.00, 1.00]. Where they are scored 0 or 1, `mean_of_examples` and `difference_of_examples` have intervals for counts.
+
 Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapter 13; Davison and Hinkley 1997, *Bootstrap
-Methods and their Application*, section 3.8, for the two stages.
+Methods and their Application*, section 3.8, for the two stages. Wilson 1927, *JASA* 22:158, for shares; Clopper and
+Pearson 1934, *Biometrika* 26:4, and McNemar 1947, *Psychometrika* 12:2, for paired ones.
 
 >>> bootstrap_mean([0.0, 1.0, 1.0, 0.0]).mean
 0.5
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -163,3 +168,56 @@ def bootstrap_difference(
     if first.shape != second.shape:
         raise DataError(f"paired difference: expected equal shapes, got {first.shape} and {second.shape}")
     return bootstrap_mean(first - second, bounds=(-1.0, 1.0), confidence=confidence, resamples=resamples, seed=seed)
+
+
+def mean_of_examples(values: npt.ArrayLike) -> Interval:
+    """Mean of one task's examples and its 95% interval: Wilson's where each is right or wrong, else the bootstrap.
+
+    Args:
+      values: [example] scores in 0..1.
+
+    >>> mean_of_examples([1.0, 1.0]).low < 0.5
+    True
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if not np.isin(scores, (0.0, 1.0)).all():
+        return bootstrap_mean(scores)
+    mean, found = float(scores.mean()), _share(scores.sum(), scores.size, "wilson")
+    return Interval(mean, min(found.low, mean), max(found.high, mean))
+
+
+def difference_of_examples(a: npt.ArrayLike, b: npt.ArrayLike) -> Interval:
+    """Mean of `a - b` over one task's examples and its 95% interval: exact where each is right or wrong, else the
+    bootstrap.
+
+    The exact one is made of two for shares: on how many examples the two differ, and on how many of those the first is
+    better. It excludes zero where McNemar's exact test (the sign test) does, which takes at least 6 examples that
+    differ. That both shares are taken at their worst makes it wide: its simulated coverage is 96% and more.
+
+    Args:
+      a, b: [example] scores in 0..1 of the same examples.
+
+    >>> [difference_of_examples([1.0] * n, [0.0] * n).excludes_zero for n in (5, 6)]
+    [False, True]
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if not np.isin([first, second], (0.0, 1.0)).all():
+        return bootstrap_difference(first, second)
+    differ = int(np.sum(first != second))
+    differing, better = _share(differ, first.size), _share(np.sum(first > second), differ)
+    low, high = 2 * better.low - 1, 2 * better.high - 1  # of the difference, among those that differ
+    return Interval(
+        float(np.mean(first - second)),
+        low * (differing.low if low > 0 else differing.high),
+        high * (differing.high if high > 0 else differing.low),
+    )
+
+
+def _share(count: Any, size: int, method: Literal["exact", "wilson"] = "exact") -> Interval:
+    """`count / size` with its 95% interval; of none nothing is known."""
+    from scipy import stats  # a second's import, which reports over tasks do without
+
+    if size == 0:
+        return Interval(0.5, 0.0, 1.0)
+    found = stats.binomtest(int(count), size).proportion_ci(0.95, method=method)
+    return Interval(count / size, float(found.low), float(found.high))

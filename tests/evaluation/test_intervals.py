@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from hyperflax.errors import ConfigError, DataError
-from hyperflax.evaluation.intervals import bootstrap_difference, bootstrap_mean, bootstrap_nested
+from hyperflax.evaluation.intervals import (
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_nested,
+    difference_of_examples,
+    mean_of_examples,
+)
 
 
 def _binomial_quantile(n: int, p: float, q: float) -> int:
@@ -126,3 +132,38 @@ def test_runs_of_one_task_tell_nothing_of_others_and_empty_ones_are_refused() ->
     for runs in ([], [[0.1], []], [0.1, 0.2], [[0.1], [1.2]]):
         with pytest.raises(DataError, match="bootstrap"):
             bootstrap_nested(runs)
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    # Wilson's bounds for k of n: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+    for right, n in ((2, 2), (0, 3), (7, 10)):
+        z, p = 1.959964, right / n
+        half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        found = mean_of_examples([1.0] * right + [0.0] * (n - right))
+        assert found.mean == p
+        assert found.low == pytest.approx((p + z**2 / (2 * n) - half) / (1 + z**2 / n), abs=1e-6)
+        assert found.high == pytest.approx((p + z**2 / (2 * n) + half) / (1 + z**2 / n), abs=1e-6)
+    assert mean_of_examples([0.2, 0.4]) == bootstrap_mean([0.2, 0.4])
+
+
+def test_an_exact_difference_excludes_zero_where_mcnemars_test_does() -> None:
+    for better in range(12):
+        for worse in range(12):
+            a, b = [1.0] * better + [0.0] * worse + [1.0] * 3, [0.0] * better + [1.0] * worse + [1.0] * 3
+            found = difference_of_examples(a, b)
+            tail = sum(math.comb(better + worse, k) for k in range(min(better, worse) + 1)) / 2 ** (better + worse)
+            assert found.excludes_zero is (tail < 0.025)
+            assert found.low <= found.mean <= found.high
+            swapped = difference_of_examples(b, a)
+            assert (swapped.low, swapped.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+    assert difference_of_examples([0.5, 1.0], [0.0, 0.2]) == bootstrap_difference([0.5, 1.0], [0.0, 0.2])
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0.5, 0.1), (0.3, 0.3), (0.05, 0.0)])
+def test_coverage_of_exact_differences_by_simulation(better: float, worse: float) -> None:
+    rng, covered = np.random.default_rng(4), 0
+    for _ in range(200):
+        found = rng.choice([1, -1, 0], 20, p=[better, worse, 1 - better - worse])
+        interval = difference_of_examples(found == 1, found == -1)
+        covered += interval.low <= better - worse <= interval.high
+    assert covered / 200 >= 0.93  # at least 0.95, with a standard deviation of 0.015
