@@ -58,7 +58,8 @@ class HypermodelObjective:
       distillation: weight of the divergence from the base model that reads a batch's `teacher_input_tokens`, beside the
         token loss; see `objectives.distillation` and `EpisodeConfig.teacher`.
       consistency: weight of the squared distance between what is generated from a task's first support and from its
-        `other_support_tokens`, beside the mean token loss; see `objectives.consistency` and `EpisodeConfig.supports`.
+        `other_support_tokens`, a mean over target tokens like the token loss beside it; see `objectives.consistency`
+        and `EpisodeConfig.supports`.
       consistency_of: `states` of the slots, or the `adapters`.
       base_dropout: dropout inside the frozen model, too; by default only the hypernetwork's.
     """
@@ -98,7 +99,8 @@ class HypermodelObjective:
         """Returns (loss sum, weight sum, metrics) of a batch [task, example, length].
 
         The metric `loss` is the token loss alone. Beside it stand `divergence` with distillation, and with consistency
-        `within_task_distance` and `between_task_distance`.
+        `within_task_distance` and, if there are two tasks or more, `between_task_distance`. A microbatch has neighbours
+        of its own: where a step is split, the latter is the mean over other pairs of tasks.
 
         Raises:
           DataError: a feature is missing or has the wrong number of dimensions.
@@ -133,9 +135,12 @@ class HypermodelObjective:
             metrics["divergence"] = (divergence, weight_sum)
         if self.consistency:
             generated, within = compared
-            loss_sum += self.consistency * jnp.mean(within) * weight_sum
-            metrics["within_task_distance"] = (jnp.sum(within), jnp.float32(within.size))
-            metrics["between_task_distance"] = (between_tasks(generated) * within.size, jnp.float32(within.size))
+            # A task counts by its own tokens: a mean over the tasks at hand would be another one in each microbatch.
+            loss_sum += self.consistency * jnp.sum(within * jnp.sum(target_weights(batch), axis=(1, 2)))
+            tasks = jnp.float32(within.size)
+            metrics["within_task_distance"] = (jnp.sum(within), tasks)
+            if within.size > 1:
+                metrics["between_task_distance"] = (between_tasks(generated) * tasks, tasks)
         return loss_sum, weight_sum, metrics
 
     def flops(self, batch: Batch) -> int:

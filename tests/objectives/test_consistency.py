@@ -20,6 +20,8 @@ from tests.objectives.test_episode import BASE, BATCH, MODEL, SPEC
 
 RNG = np.random.default_rng(0)
 TWO = {**BATCH, "other_support_tokens": RNG.integers(2, 32, (3, 2, 2, 6)).astype(np.int32)}
+# Of 3, 5 and 8 target tokens.
+UNEVEN = {**TWO, "decoder_loss_weights": TWO["decoder_loss_weights"] * [[[1], [0]], [[0], [1]], [[1], [1]]]}
 
 
 def test_distance_is_the_mean_square_over_all_values() -> None:
@@ -52,11 +54,11 @@ def setting():
 
 
 @pytest.mark.parametrize("of", ["states", "adapters"])
-def test_is_added_to_the_mean_token_loss(setting, of: str) -> None:
+def test_is_added_to_the_token_loss_by_the_tokens_of_each_task(setting, of: str) -> None:
     objective, params, frozen = setting
     consistent = dataclasses.replace(objective, consistency=0.3, consistency_of=of)
-    total, weight, metrics = jax.jit(consistent.loss, static_argnums=3)(params, frozen, TWO, None)
-    alone, _, _ = jax.jit(objective.loss, static_argnums=3)(params, frozen, TWO, None)
+    total, weight, metrics = jax.jit(consistent.loss, static_argnums=3)(params, frozen, UNEVEN, None)
+    alone, _, _ = jax.jit(objective.loss, static_argnums=3)(params, frozen, UNEVEN, None)
 
     @jax.jit
     def values(tokens):
@@ -68,7 +70,8 @@ def test_is_added_to_the_mean_token_loss(setting, of: str) -> None:
     others = np.stack([[values(TWO["other_support_tokens"][task, i]) for i in range(2)] for task in range(3)])
     within = np.mean((first[:, None] - others) ** 2, axis=(1, 2))
     assert within.min() > 0
-    np.testing.assert_allclose(total, alone + 0.3 * within.mean() * weight, rtol=1e-4)
+    np.testing.assert_allclose(total - alone, 0.3 * within @ [3, 5, 8], rtol=1e-3)
+    assert weight == 16
     np.testing.assert_allclose(metrics["within_task_distance"], (within.sum(), 3), rtol=1e-4)
     between = np.mean((first - np.roll(first, 1, axis=0)) ** 2)
     np.testing.assert_allclose(metrics["between_task_distance"], (3 * between, 3), rtol=1e-4)

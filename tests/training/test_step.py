@@ -12,17 +12,22 @@ import pytest
 
 from hyperflax import trees
 from hyperflax.errors import ConfigError
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
+from hyperflax.objectives import HypermodelObjective
+from hyperflax.objectives.protocol import SCORED
 from hyperflax.training.optimizers import adamw
 from hyperflax.training.state import create_state
 from hyperflax.training.step import make_train_step, split_batch
+from tests.objectives.test_episode import BASE, MODEL, SPEC, make_batch
 
 KEY = jax.random.key(7)
 
 
-def gradient_of(objective, params, batch, **options):
+def gradient_of(objective, params, batch, frozen=None, **options):
     """The gradient that a step applies, through an optimizer that subtracts it as it is."""
     sgd = optax.sgd(1.0)
-    state, metrics = jax.jit(make_train_step(objective, sgd, **options))(create_state(params, sgd), None, batch, KEY)
+    state, metrics = jax.jit(make_train_step(objective, sgd, **options))(create_state(params, sgd), frozen, batch, KEY)
     return trees.flatten(jax.tree.map(lambda old, new: np.asarray(old - new), params, state.params)), metrics
 
 
@@ -41,6 +46,41 @@ def test_split_step_equals_whole_step(table, table_params, copy_batches, factor)
     assert_trees_close(split, whole, rtol=1e-4, atol=1e-6)
     for name, pair in whole_metrics.items():
         np.testing.assert_allclose(split_metrics[name], pair, rtol=1e-5, err_msg=name)
+
+
+def test_split_step_equals_whole_step_with_all_that_a_hypermodel_may_add():
+    """Four tasks of 3, 8, 5 and 8 target tokens, consistency and a teacher; tasks t and t + 2 share a microbatch."""
+    one = make_batch(tasks=4)
+    shown = np.array([[1, 0], [1, 1], [0, 1], [1, 1]])[:, :, None]
+    batch = {
+        **one,
+        "decoder_loss_weights": one["decoder_loss_weights"] * shown.astype(np.float32),
+        "other_support_tokens": one["support_tokens"][:, None, :, ::-1],
+        "teacher_input_tokens": one["encoder_input_tokens"][..., ::-1],
+    }
+    network = HyperT5(HyperT5Config(t5=BASE, heads=HeadsConfig(hidden=8)), SPEC)
+    objective = HypermodelObjective(MODEL, network, distillation=0.5, consistency=2.0)
+    params = jax.jit(objective.init)(jax.random.key(2), batch)
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    frozen = jax.jit(MODEL.init)(jax.random.key(1), *(batch[name][0] for name in SCORED))["params"]
+    whole, whole_metrics = gradient_of(objective, params, batch, frozen)
+    states = jax.jit(
+        jax.vmap(lambda tokens: network.apply({"params": params}, {"support_tokens": tokens}, method="slot_states"))
+    )
+    generated = np.asarray(states(batch["support_tokens"]))
+    for microbatches in (2, 4):
+        split, metrics = gradient_of(objective, params, batch, frozen, microbatches=microbatches)
+        largest = max(np.abs(leaf).max() for leaf in whole.values())
+        assert_trees_close(split, whole, rtol=1e-4, atol=1e-5 * largest)
+        compared = metrics.pop("between_task_distance", None)
+        assert metrics.keys() == whole_metrics.keys() - {"between_task_distance"}
+        for name, pair in metrics.items():
+            np.testing.assert_allclose(pair, whole_metrics[name], rtol=1e-4, err_msg=name)
+        if microbatches == 2:
+            apart = np.mean((generated[:2] - generated[2:]) ** 2, axis=(1, 2))
+            np.testing.assert_allclose(compared, (2 * apart.sum(), 4), rtol=1e-4)
+        else:
+            assert compared is None  # a task alone has no neighbour
 
 
 def test_normalisation_is_what_it_says(table, table_params, copy_batches):
