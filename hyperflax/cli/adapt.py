@@ -19,6 +19,8 @@ When the adapter is written, an estimate follows of whether to use it: some of t
 asked of an adapter that is made from the rest. It ends with an advice: use, refine, give more examples, or fine-tune.
 """
 
+MOST_STEPS = 10**6  # days of refining; JAX counts them in 32 bits
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
@@ -49,11 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.artefacts import save_adapter
     from hyperflax.data.jsonl import read_examples
+    from hyperflax.errors import ConfigError
     from hyperflax.evaluation.metrics import get_metric
     from hyperflax.files import require_directory_place
     from hyperflax.hypermodel import load
 
     get_metric(arguments.metric)  # a misspelt one is refused before anything is made
+    if not 0 <= arguments.refine <= MOST_STEPS:
+        raise ConfigError(f"--refine: expected 0 to {MOST_STEPS}, got {arguments.refine}")
     require_directory_place(arguments.out, in_bucket=True)
     examples = read_examples(arguments.examples)
     model = load(arguments.model)

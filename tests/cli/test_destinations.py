@@ -1,4 +1,4 @@
-"""Where a command cannot write, it says so in one line, before it reads or makes anything."""
+"""Where a command cannot write, or a number is out of bounds, it says so in one line, before it reads anything."""
 
 from __future__ import annotations
 
@@ -74,10 +74,16 @@ def test_an_address_that_is_not_written_to(command: str, capsys: pytest.CaptureF
     assert "gs://bucket/out: this is not written to a bucket" in told(command, "gs://bucket/out", capsys)
 
 
-@pytest.mark.parametrize("length", ["0", "-3", "16385", "99999999999"])
-def test_a_length_out_of_bounds(length: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*COMMANDS["predict"][0], "out", "--max_length", length]) == 2
-    assert capsys.readouterr().err == f"hyperflax predict: --max_length: expected 1 to 16384, got {length}\n"
+@pytest.mark.parametrize(
+    ("command", "flag", "least", "most"), [("predict", "max_length", 1, 16384), ("adapt", "refine", 0, 1000000)]
+)
+def test_a_number_out_of_bounds(
+    command: str, flag: str, least: int, most: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (least - 1, most + 1, 99999999999):
+        assert main([*COMMANDS[command][0], "out", f"--{flag}", str(number)]) == 2
+        told = f"hyperflax {command}: --{flag}: expected {least} to {most}, got {number}\n"
+        assert capsys.readouterr().err == told
 
 
 def test_what_the_system_refuses_is_one_line_and_a_defect_keeps_its_traceback(
