@@ -7,7 +7,7 @@ place, and a task that ends early costs no select over everybody's cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ class Session:
     ):
         self.model, self.length, self.decodes = model, length, decodes
         self.examples = tokens.size // tokens.shape[-1]
-        self._params = cast_kernels(params, model.config)
+        self._params = cast_kernels(params, model.config, adapters)
         self._adapters, self._tokens = adapters, tokens
         caches = self._map(self._start, tokens, shared=shared and decodes > 1)
         self._cross = {name: cache["cross"] for name, cache in caches.items()}
@@ -95,12 +95,13 @@ class Session:
         return (jax.vmap(call) if self._tokens.ndim == 3 else call)(self._adapters, *mapped)
 
 
-def cast_kernels(params: PyTree, config: T5Config) -> PyTree:
+def cast_kernels(params: PyTree, config: T5Config, adapters: PyTree | None = None) -> PyTree:
     """Casts to the compute dtype, once, what layers would cast in every step, see `kernel_dtype`.
 
-    Arrays on the host stay there.
+    Arrays on the host stay there. Given adapters with `full` slots, nothing is cast: a layer adds those to parameters
+    and casts the sum, which of rounded parameters would be another one.
     """
-    if config.dtype == "float32":
+    if config.dtype == "float32" or (adapters is not None and changes_parameters(trees.flatten(adapters))):
         return params
 
     def cast(path: str, x: Array) -> Array:
@@ -108,6 +109,11 @@ def cast_kernels(params: PyTree, config: T5Config) -> PyTree:
         return x if dtype is None else x.astype(jnp.dtype(dtype))
 
     return trees.map_with_path(cast, params)
+
+
+def changes_parameters(paths: Iterable[str]) -> bool:
+    """Whether adapters with leaves at these paths have `full` slots, see `adapters/full.py`."""
+    return any("/full/" in path for path in paths)
 
 
 def kernel_dtype(path: str, config: T5Config) -> str | None:

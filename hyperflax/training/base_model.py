@@ -25,7 +25,8 @@ def read_base(path: str, config: T5Config, partitioner: Partitioner, *, compute_
       config: the shape that is expected; `scan_layers` says which layout is returned, whichever is stored.
       partitioner: whose mesh.
       compute_dtype: cast what the layers would cast in every step, see `cast_kernels`: half of the memory in bfloat16,
-        and no bit of a result changes.
+        and no bit of a result changes. Not for adapters that `changes_parameters`: their sum with what is rounded here
+        is another one.
 
     Returns:
       a nested dict, of placed `jax.Array`s or of numpy arrays.

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hyperflax.adapters.algebra import merge
+from hyperflax.adapters.full import Full
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.layers import arrange
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
+from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import AdapterError, ConfigError, HyperflaxError
 from hyperflax.models.beam import Beam
 from hyperflax.models.decoding import decode
@@ -51,7 +54,10 @@ def source(*lead: int, seed: int = 0) -> np.ndarray:
 
 
 def random_adapters(kind: str, *lead: int, seed: int = 0, mask: bool = False) -> Any:
-    spec = build_spec(KINDS[kind], CONFIG)
+    return random_tree(build_spec(KINDS[kind], CONFIG), *lead, seed=seed, mask=mask)
+
+
+def random_tree(spec: AdapterSpec, *lead: int, seed: int = 0, mask: bool = False) -> Any:
     rng = np.random.default_rng(seed)
     flat = {leaf.path: rng.normal(0, 0.3, (*lead, *leaf.shape)).astype(np.float32) for leaf in spec.leaves}
     if mask:
@@ -206,14 +212,30 @@ def test_scores_of_options_are_those_of_each_alone(kind: str | None) -> None:
             np.testing.assert_allclose(scores[task, :, option], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [LoRA(rank=2, sites=("*",)), Full()], ids=["lora", "full"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_casting_kernels_beforehand_changes_nothing(tied: bool) -> None:
+def test_casting_kernels_beforehand_changes_nothing(tied: bool, kind: Any) -> None:
     config = CONFIG.replace(dtype="bfloat16", logits_via_embedding=tied)
-    weights = cases.random_params(config)
-    before = cast_kernels(weights, config)
-    assert before["encoder"]["layers_0"]["mlp"]["wo"]["kernel"].dtype == jnp.bfloat16
-    logits = [_log_probs(T5(config), {"params": p}, source(2), source(2, seed=1)) for p in (weights, before)]
+    weights, adapters = cases.random_params(config), random_tree(build_spec(kind, config))
+    before = cast_kernels(weights, config, adapters)
+    expected = jnp.float32 if isinstance(kind, Full) else jnp.bfloat16
+    assert before["encoder"]["layers_0"]["mlp"]["wo"]["kernel"].dtype == expected
+    logits = [
+        _log_probs(T5(config), {"params": p, "adapters": adapters}, source(2), source(2, seed=1))
+        for p in (weights, before)
+    ]
     np.testing.assert_array_equal(*logits)
+
+
+def test_a_fully_tuned_model_decodes_in_bfloat16_as_its_sum() -> None:
+    """Decoding and scoring see one model: the parameters' sums with the deltas, rounded afterwards."""
+    config = CONFIG.replace(dtype="bfloat16")
+    spec, weights = build_spec(Full(), config), cases.random_params(config)
+    adapters = random_tree(spec)
+    alone = decode(T5(config), merge(weights, adapters, spec), source(4), max_length=LENGTH)
+    added = decode(T5(config), weights, source(4), max_length=LENGTH, adapters=adapters)
+    np.testing.assert_array_equal(added.tokens, alone.tokens)
+    np.testing.assert_array_equal(added.scores, alone.scores)
 
 
 def test_excluding_tokens() -> None:
