@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import time
+from typing import TYPE_CHECKING, Any
 
 from hyperflax.cli.models import add_model_argument
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from hyperflax.serving.service import Service
 
 DESCRIPTION = """Serve a hypermodel over HTTP: POST examples and get an adapter, POST inputs and get predictions.
 
@@ -21,7 +28,7 @@ Callers of all adapters are decoded together in one batch. Adapters are kept in 
 Needs: pip install 'hyperflax[serve]'
 
 It listens on this machine alone. On another --host it asks for a token, which callers send as
-"Authorization: Bearer TOKEN": put it into the environment variable HYPERFLAX_TOKEN.
+"Authorization: Bearer TOKEN", in UTF-8: put it into the environment variable HYPERFLAX_TOKEN.
 """
 
 TOKEN = "HYPERFLAX_TOKEN"
@@ -39,10 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resident", type=int, default=64, help="adapters on the device at once (64)")
     parser.add_argument("--hosted", type=int, default=1024, help="adapters in host memory at once (1024)")
     parser.add_argument("--waiting", type=int, default=1024, help="inputs that may wait, above it 429 (1024)")
-    parser.add_argument("--grace", type=int, default=30, metavar="SECONDS", help="time to end in (30)")
+    parser.add_argument("--grace", type=int, default=30, metavar="SECONDS", help="time to end in, in all (30)")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server]:
+    """Returns the service and a server for it, neither of them started.
+
+    Raises:
+      ConfigError: a port that there is not, no token where one is needed, or sizes that cannot work.
+      MissingExtraError: what a server needs is not installed.
+    """
     from hyperflax.errors import ConfigError, MissingExtraError
 
     try:
@@ -58,17 +71,48 @@ def run(arguments: argparse.Namespace) -> int:
     local = arguments.host in LOOPBACK
     if not local and token is None:
         raise ConfigError(f"--host {arguments.host}: expected a token in the environment variable {TOKEN}")
+    if not 0 <= arguments.port <= 65535:
+        raise ConfigError(f"--port: expected 0 to 65535, got {arguments.port}")
     config = ServiceConfig(
         rows=arguments.rows, resident=arguments.resident, hosted=arguments.hosted, waiting=arguments.waiting
     )
+
+    class Server(uvicorn.Server):
+        """One whose callers and whose service have the same time to end in, not one after the other."""
+
+        end = 0.0  # where it never came to serve, there is nothing to wait for
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            self.end = time.monotonic() + arguments.grace
+            await super().shutdown(sockets)
+
+    def left() -> float:
+        return max(0.0, server.end - time.monotonic())
+
     service = Service(load(arguments.model), arguments.adapters, config)
-    app = create_app(service, token=token, hosts=LOOPBACK if local else ("*",), grace=arguments.grace)
-    try:
-        uvicorn.run(
-            app, host=arguments.host, port=arguments.port, timeout_graceful_shutdown=arguments.grace, access_log=False
+    app = create_app(service, token=token, hosts=LOOPBACK if local else ("*",), grace=left)
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=arguments.host,
+            port=arguments.port,
+            timeout_graceful_shutdown=arguments.grace,
+            access_log=False,
         )
-    finally:
-        if not service.stop(0):
-            # What still runs can be broken off in no other way; its files appear when they are whole, or not at all.
-            os._exit(0)
-    return 0
+    )
+    return service, server
+
+
+def run(arguments: argparse.Namespace) -> int:
+    service, server = build_server(arguments)
+    code: Any = 0
+    try:
+        server.run()
+    except SystemExit as error:  # it cannot listen there, and has said why
+        code = error.code
+    except KeyboardInterrupt:  # it has been told to end, and has ended
+        pass
+    if not service.stop(0):
+        # What still runs can be broken off in no other way; its files appear when they are whole, or not at all.
+        os._exit(code)
+    return code

@@ -25,7 +25,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
@@ -46,7 +46,7 @@ from hyperflax.serving.messages import (
     Predictions,
     PredictRequest,
 )
-from hyperflax.serving.middleware import BodyLimit, Figures, Measure, refusal, wrong_request
+from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, refusal, wrong_request
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Answer, Service
 from hyperflax.serving.store import Made
@@ -76,7 +76,7 @@ def create_app(
     token: str | None = None,
     hosts: Sequence[str] = ("*",),
     limits: Limits = Limits(),
-    grace: float | None = None,
+    grace: Callable[[], float | None] = lambda: None,
 ) -> FastAPI:
     """Returns the ASGI application; it starts the service and ends it.
 
@@ -87,7 +87,7 @@ def create_app(
       hosts: names and addresses by which callers may ask for it, against pages of other sites that point their name
         here.
       limits: of one request.
-      grace: seconds that the service gets to end; without one it takes its time.
+      grace: called when the service is told to end, for the seconds that it gets; with None it takes its time.
     """
     figures = Figures(service)
 
@@ -95,7 +95,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
-        await asyncio.to_thread(service.stop, grace)
+        await asyncio.to_thread(service.stop, grace())
 
     app = FastAPI(
         title="hyperflax",
@@ -106,6 +106,7 @@ def create_app(
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, limit=limits.body)
+    app.add_middleware(CutOff)
     # An IPv6 address stands in brackets wherever a port may follow.
     names = [f"[{host}]" if ":" in host else host for host in hosts]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
@@ -254,6 +255,8 @@ async def _unless_gone(request: Request, work: Awaitable[list[Answer]]) -> list[
     try:
         return await task
     except asyncio.CancelledError:
+        if not watch.done():  # it is the service that ends
+            raise
         raise HTTPException(499, "the caller hung up") from None
     finally:
         watch.cancel()

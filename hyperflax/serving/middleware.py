@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -117,6 +118,29 @@ class BodyLimit:
             return message
 
         return await self.app(scope, counted, send)
+
+
+class CutOff:
+    """ASGI middleware: a request that is cancelled, because the service ends, is answered with 503 while it can be."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        begun = False
+
+        async def begin(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, begin)
+        except asyncio.CancelledError:
+            if scope["type"] != "http" or begun:
+                raise
+            response = await refusal(Request(scope), Closing("the service is ending"))
+            await response(scope, receive, send)
 
 
 async def refusal(_: Request, error: Exception) -> JSONResponse:

@@ -25,6 +25,7 @@ import logging
 import pathlib
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -132,7 +133,7 @@ class Service:
         self.engine = Engine(model.model, model.base_params, model.config.spec, sizes, fetch=self._host)
         self.failure: BaseException | None = None
         self.waiting = self.made = 0
-        self._compiled = self._closing = self._made = False
+        self._compiled = self._closing = self._maker_ended = False
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._hosted: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._calls: list[_Call] = []
@@ -160,17 +161,18 @@ class Service:
         """Takes nothing more, and ends both threads after what was accepted is answered; returns whether they ended.
 
         Args:
-          seconds: how long to wait for each of them. Neither a compilation nor an estimate can be broken off.
+          seconds: how long to wait in all. Neither a compilation nor an estimate can be broken off.
         """
+        end = None if seconds is None else time.monotonic() + seconds
         self._closing = True
         with contextlib.suppress(TimeoutError, RuntimeError):
             self._maker.submit(lambda: None).result(seconds)
             self._maker.shutdown()
-            self._made = True
+            self._maker_ended = True
         self._inbox.put(None)
         if self._thread.ident is not None:
-            self._thread.join(seconds)
-        return self._made and not self._thread.is_alive()
+            self._thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return self._maker_ended and not self._thread.is_alive()
 
     # What callers ask for; on the event loop
 

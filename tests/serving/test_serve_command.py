@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import contextlib
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx2
 import pytest
 
+from hyperflax.cli import serve
 from hyperflax.cli.main import main
 from tests.evaluation.micro import hypermodel
 
@@ -93,6 +98,60 @@ def test_told_to_end_it_answers_first(
         process.send_signal(signal.SIGTERM)
         assert [future.result() for future in asked] == [200] * 4
     assert process.wait(60) in (0, -signal.SIGTERM)
+
+
+def test_callers_and_threads_have_one_time_to_end_in(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    grace, parser = 3, argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    options = ["--model", str(model), "--port", "0", "--rows", "1", "--grace", str(grace)]
+    service, server = serve.build_server(parser.parse_args([*options, "--adapters", str(tmp_path)]))
+    thread, go_on = threading.Thread(target=server.run), threading.Event()
+    turn, adapt = service.engine.turn, service.model.adapt
+
+    def held(work: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(*arguments: Any, **options: Any) -> Any:
+            go_on.wait()
+            return work(*arguments, **options)
+
+        return wait
+
+    service.engine.turn, service.model.adapt = held(turn), held(adapt)
+    thread.start()
+    try:
+        while not service.ready:
+            time.sleep(0.1)
+        address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        with httpx2.Client(base_url=address, timeout=120) as http, concurrent.futures.ThreadPoolExecutor(2) as callers:
+            asked = [
+                callers.submit(http.post, "/v1/predictions", json={"inputs": ["ab"]}),
+                callers.submit(http.post, "/v1/adapters", json=EXAMPLES),
+            ]
+            while not (service.waiting and service.adapting):
+                time.sleep(0.1)
+            began = time.monotonic()
+            server.should_exit = True
+            thread.join()
+            # Neither can end: were one waited for after the other, it would be three times as long.
+            assert grace <= time.monotonic() - began < 2 * grace
+            assert [future.result().status_code for future in asked] == [503] * 2
+    finally:
+        server.should_exit = True
+        go_on.set()
+        thread.join()
+        assert service.stop()
+
+
+def test_a_port_that_cannot_be_had_is_an_error(
+    model: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["serve", "--model", str(model), "--adapters", str(tmp_path / "adapters"), "--grace", "600"]
+    assert main([*arguments, "--port", "99999"]) == 2
+    assert "--port: expected 0 to 65535, got 99999" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-m", "hyperflax", *arguments, "--port", str(taken.getsockname()[1])]
+        ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert ended.returncode not in (0, -signal.SIGTERM)
+    assert "address already in use" in ended.stderr
 
 
 def test_other_machines_need_a_token(model: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
