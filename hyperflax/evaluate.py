@@ -202,7 +202,7 @@ def evaluate_suite(
                 seed=seed,
                 draw=draw,
                 draws=draws,
-                first=not suite.ranked,
+                first=suite.ranked is None,
                 support=source_of_support,
                 ranked=suite.ranked,
             )
@@ -220,6 +220,7 @@ def evaluate_suite(
         "examples": examples,
         "draws": draws,
         "support": source_of_support,
+        "ranked": suite.ranked,
         "refine_steps": refine_steps,
         "learning_rate": learning_rate,
         "seed": seed,

@@ -10,9 +10,9 @@ Expected under the root, as the official scripts write it, `config/` beside the 
 one JSON object a line: `{"task": ..., "input": ..., "output": ..., "options": [...]}`.
 
 Rules kept here: a seed's 16 training examples are the support, its test file is scored; a test example is answered by
-ranking its options, the output is one of them; a task is a classification, measured by macro-F1, if all of its examples
-have the same options (as the official evaluation demands of them), else multi-choice, measured by accuracy. Tasks whose
-folder is not there are left out and counted.
+ranking its options by the mean of their tokens' log-probabilities, the output is one of them; a task is a
+classification, measured by macro-F1, if all of its examples have the same options (as the official evaluation demands
+of them), else multi-choice, measured by accuracy. Tasks whose folder is not there are left out and counted.
 
 ```
 export HYPERFLAX_METAICL=~/MetaICL HYPERFLAX_VOCABULARY=~/spiece.model
@@ -224,7 +224,7 @@ def suite(setting: str, root: pathlib.Path | str | None = None) -> Suite:
         metric="accuracy",
         support="positives",
         shots=K,
-        ranked=True,
+        ranked="mean",
         category_metrics={CLASSIFICATION: "macro_f1"},
         mixed=True,
         missing=(f"not at hand: {', '.join(absent)}",) if absent else (),

@@ -303,7 +303,7 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
         official=len(HELD_OUT),
         metric="accuracy",
         support="positives" if pooled else "examples",
-        ranked=True,
+        ranked="sum",
         grouped=True,
         missing=tuple(missing),
     )

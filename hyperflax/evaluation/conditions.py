@@ -268,9 +268,9 @@ class Conditions:
         self, batch: Sequence[EvaluationTask], config: EpisodeConfig, adapters: PyTree | None
     ) -> list[list[str]]:
         inputs = trim(self._arrays(batch, config)["encoder_input_tokens"])
-        if batch[0].options:
+        if self.held_out.ranked:
             choices = [[example.options for example in self._tokens(task).scored] for task in batch]
-            chosen = rank(self.model, inputs, choices, adapters)
+            chosen = rank(self.model, inputs, choices, adapters, rule=self.held_out.ranked)
             return [
                 [options[index] for options, index in zip(task.options, row, strict=True)]
                 for task, row in zip(batch, chosen, strict=True)

@@ -20,6 +20,7 @@ from hyperflax.data.episodes import EvaluationEpisode, evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo
 from hyperflax.data.rendering import SENTINELS
 from hyperflax.errors import DataError
+from hyperflax.evaluation.ranking import Rule
 from hyperflax.evaluation.runner import EvaluationTask
 
 _POSITIVES = 0x6573  # purpose of the random stream that draws positives
@@ -42,11 +43,13 @@ class HeldOut:
       tasks: as text.
       tokens: the same by task name.
       left_out: tasks that could not be evaluated, with the reason.
+      ranked: the rule by which answer choices are ranked; None where answers are generated.
     """
 
     tasks: tuple[EvaluationTask, ...]
     tokens: dict[str, TaskTokens]
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    ranked: Rule | None = None
 
     @classmethod
     def from_source(
@@ -61,7 +64,7 @@ class HeldOut:
         draws: int = 1,
         first: bool = False,
         support: Literal["examples", "positives"] = "examples",
-        ranked: bool = False,
+        ranked: Rule | None = None,
         category: Callable[[str], str] | None = None,
     ) -> HeldOut:
         """Takes `config.shots` support examples and up to `examples` scored ones of every task.
@@ -77,7 +80,7 @@ class HeldOut:
           first: score each task's first examples, as Super-NaturalInstructions has it.
           support: drawn from the task's `examples`, or the `positives` that come with it: the first K that fit a row,
             in further draws any K. A task without any is left out, unless its definition stands in the support.
-          ranked: the tasks are answered by ranking the answer choices of their examples.
+          ranked: answers are found by ranking the answer choices of the examples, by this rule.
           category: of a task's name; by default what the source says.
 
         Raises:
@@ -129,7 +132,7 @@ class HeldOut:
                 f"evaluation: expected at least one task that can be evaluated, got none of {len(numbers)} "
                 f"({next(iter(left_out.values()), '')})"
             )
-        return cls(tuple(chosen), tokens, left_out)
+        return cls(tuple(chosen), tokens, left_out, ranked)
 
 
 def _draw(positives: list[Example], shots: int, seed: int, draw: int, name: str) -> list[Example]:

@@ -166,7 +166,7 @@ def best_options(option_scores: npt.ArrayLike, mask: npt.ArrayLike | None = None
     """Rank classification: the index of the option that the model finds likeliest.
 
     Args:
-      option_scores: [..., option] summed log-probabilities of each option's tokens, not normalised by length (T0).
+      option_scores: [..., option] summed log-probabilities of each option's tokens (T0) or their means (MetaICL).
       mask: [..., option], true where the option exists; examples with fewer options are padded.
 
     Returns:

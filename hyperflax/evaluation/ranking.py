@@ -1,8 +1,9 @@
 """Rank classification: every answer choice is scored, the likeliest one is the answer.
 
-A choice's score is the sum of its tokens' log-probabilities, end of sequence included, not divided by its length (Sanh
-et al. 2022, T0's evaluation; Min et al. 2022, MetaICL's). Choices are never cut. Scored in slices of examples, so that
-neither the logits `[task, example, choice, length, vocabulary]` nor the encoder's attention stand in memory whole.
+A choice's score is the sum of its tokens' log-probabilities, end of sequence included, as in T0's evaluation (Sanh et
+al. 2022, `run_eval.py`), or their mean, as in MetaICL's (Min et al. 2022, `model.py`): sums favour short choices.
+Choices are never cut. Scored in slices of examples, so that neither the logits `[task, example, choice, length,
+vocabulary]` nor the encoder's attention stand in memory whole.
 
 >>> chosen = rank(model, inputs, choices, adapters)    # doctest: +SKIP
 >>> chosen[0][3]                                       # of task 0, example 3 # doctest: +SKIP
@@ -12,7 +13,7 @@ neither the logits `[task, example, choice, length, vocabulary]` nor the encoder
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hyperflax.hypermodel import Hypermodel
 
 Choices = Sequence[Sequence[np.ndarray]]
+Rule = Literal["sum", "mean"]
 
 TOKENS = 1 << 16  # of the encoder's inputs at once
 ROWS = 256  # decoder rows (task x example x choice) at once
@@ -32,7 +34,12 @@ STEP = 8  # choices are padded to a multiple of so many tokens, so that few shap
 
 
 def rank(
-    model: Hypermodel, inputs: np.ndarray, choices: Sequence[Choices], adapters: PyTree | None = None
+    model: Hypermodel,
+    inputs: np.ndarray,
+    choices: Sequence[Choices],
+    adapters: PyTree | None = None,
+    *,
+    rule: Rule = "sum",
 ) -> list[list[int]]:
     """The index of the likeliest choice of every example.
 
@@ -41,6 +48,7 @@ def rank(
       inputs: int32 [task, example, source], the encoder's inputs; rows behind a task's last example are padding.
       choices: for every task, for every example, the tokens of each choice, without end of sequence.
       adapters: leaves [task, ...]; None scores with the bare base model.
+      rule: what of a choice's log-probabilities counts.
 
     Returns:
       one list per task, one index per example; of equally likely choices the first.
@@ -50,7 +58,10 @@ def rank(
         np.asarray(score_options(model.model, model.base_params, part, tokens_of_part, adapters))[:, :kept]
         for kept, part, tokens_of_part in slices(inputs, tokens, rows=ROWS // tokens.shape[2])
     ]
-    table = best_options(np.concatenate(scores, axis=1), exists)
+    table = np.concatenate(scores, axis=1)
+    if rule == "mean":
+        table = table / np.maximum(1, np.count_nonzero(tokens, axis=-1))
+    table = best_options(table, exists)
     return [row[: len(task)].tolist() for row, task in zip(table, choices, strict=True)]
 
 

@@ -23,6 +23,7 @@ from hyperflax.data.examples import ExampleSource
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
 from hyperflax.evaluation.metrics import get_metric
+from hyperflax.evaluation.ranking import Rule
 from hyperflax.evaluation.report import build_report
 from hyperflax.evaluation.runner import EvaluationTask, ScoreTable
 
@@ -41,7 +42,7 @@ class Suite:
       metric: what a task is measured by, a name of `METRICS`.
       support: where supports come from, see `HeldOut.from_source`.
       shots: how many examples the official evaluation shows; None if it does not say.
-      ranked: answers are ranked, not generated.
+      ranked: answers are ranked by this rule (`hyperflax.evaluation.ranking`); None where they are generated.
       category_metrics: categories that are reported by another metric.
       mixed: those metrics make the tasks' scores, too; otherwise they stand in the table of categories alone.
       grouped: a task of the report is a category of the sources, and its runs are that category's tasks.
@@ -55,7 +56,7 @@ class Suite:
     metric: str
     support: Literal["examples", "positives"] = "examples"
     shots: int | None = None
-    ranked: bool = False
+    ranked: Rule | None = None
     category_metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mixed: bool = False
     grouped: bool = False

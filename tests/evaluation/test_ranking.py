@@ -36,8 +36,8 @@ def choices(seed: int = 1) -> list[list[list[np.ndarray]]]:
     return [[one() for _ in range(EXAMPLES - 2 * (task == TASKS - 1))] for task in range(TASKS)]
 
 
-def brute_force(source: np.ndarray, options: list[np.ndarray], adapter: object = None) -> int:
-    """The choice with the largest summed log-probability, each scored by a forward pass of its own."""
+def brute_force(source: np.ndarray, options: list[np.ndarray], adapter: object = None, rule: str = "sum") -> int:
+    """The choice with the largest sum or mean of log-probabilities, each scored by a forward pass of its own."""
     model = hypermodel()
     variables = {"params": model.base_params} | ({} if adapter is None else {"adapters": adapter})
     encoder = np.zeros(
@@ -50,7 +50,7 @@ def brute_force(source: np.ndarray, options: list[np.ndarray], adapter: object =
         decoder = np.zeros((1, SOURCE), np.int32)
         decoder[0, 1 : len(target)] = option
         log_probs = np.asarray(_log_probs(variables, encoder, decoder))[0]
-        scores.append(log_probs[np.arange(len(target)), target].sum())
+        scores.append(getattr(log_probs[np.arange(len(target)), target], rule)())
     return int(np.argmax(scores))
 
 
@@ -70,14 +70,17 @@ def test_the_choice_is_that_of_each_scored_alone(rows: int, monkeypatch: pytest.
     monkeypatch.setattr(ranking, "ROWS", rows)
     assert len(list(ranking.slices(inputs(), rows=rows // 4))) == (1 if rows == 256 else 3)
     tokens, options, adapters = inputs(), choices(), generated()
-    found = {"bare": ranking.rank(hypermodel(), tokens, options)}
-    found["generated"] = ranking.rank(hypermodel(), tokens, options, adapters)
-    for task, examples in enumerate(options):
-        own = jax.tree.map(lambda leaf, task=task: leaf[task], adapters)
-        for name, adapter in (("bare", None), ("generated", own)):
-            expected = [brute_force(tokens[task, row], given, adapter) for row, given in enumerate(examples)]
-            assert found[name][task] == expected, name
-    assert found["bare"] != found["generated"]
+    found = {
+        (name, rule): ranking.rank(hypermodel(), tokens, options, given, rule=rule)
+        for name, given in (("bare", None), ("generated", adapters))
+        for rule in ("sum", "mean")
+    }
+    for (name, rule), chosen in found.items():
+        for task, examples in enumerate(options):
+            own = None if name == "bare" else jax.tree.map(lambda leaf, task=task: leaf[task], adapters)
+            expected = [brute_force(tokens[task, row], given, own, rule) for row, given in enumerate(examples)]
+            assert chosen[task] == expected, (name, rule)
+    assert len({str(chosen) for chosen in found.values()}) == len(found)  # all four differ
 
 
 def test_slices_are_of_one_shape_and_hold_every_example_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,10 +113,11 @@ SUITE = {
 }
 
 
-def test_every_condition_chooses_and_the_control_reads_another_support() -> None:
+@pytest.mark.parametrize("rule", ["sum", "mean"])
+def test_every_condition_chooses_and_the_control_reads_another_support(rule: ranking.Rule) -> None:
     """Conditions against the same ranking with hand-made adapters and inputs."""
     model, source = hypermodel(), choice_source(SUITE)
-    held_out = HeldOut.from_source(source, model.config.episodes, examples=None, ranked=True)
+    held_out = HeldOut.from_source(source, model.config.episodes, examples=None, ranked=rule)
     assert [len(task.inputs) for task in held_out.tasks] == [4, 4, 4]
     conditions = Conditions(model, held_out, refine_steps=2)
     names = ("bare", "in_context", "generated", "refined", "shuffled_support")
@@ -134,7 +138,7 @@ def test_every_condition_chooses_and_the_control_reads_another_support() -> None
                 if name == "in_context":
                     asked = [*shown, sentinels[:1], example.inputs, sentinels[1:]]
                 source_tokens = np.concatenate([*asked, [EOS_ID]])
-                best = brute_force(source_tokens, list(example.options), adapter)
+                best = brute_force(source_tokens, list(example.options), adapter, rule)
                 assert table.predictions[name][task.name][row] == task.options[row][best], (name, row)
         for name in names:
             answers = table.predictions[name][task.name]
@@ -149,13 +153,13 @@ def test_an_example_whose_target_is_no_choice_is_named() -> None:
     with pytest.raises(
         DataError, match=r"task 'bad', example \d: expected its target among its answer choices, it has 2"
     ):
-        HeldOut.from_source(source, hypermodel().config.episodes, ranked=True)
+        HeldOut.from_source(source, hypermodel().config.episodes, ranked="sum")
 
 
 def test_draws_of_the_support_share_their_scored_examples() -> None:
     source = choice_source({name: [(f"{name[-1]}{i}", "0", ["0", "1"]) for i in range(20)] for name in SUITE})
     config = hypermodel().config.episodes
-    drawn = [HeldOut.from_source(source, config, examples=None, ranked=True, draw=draw, draws=4) for draw in range(4)]
+    drawn = [HeldOut.from_source(source, config, examples=None, ranked="sum", draw=draw, draws=4) for draw in range(4)]
     for tasks in zip(*(held_out.tasks for held_out in drawn), strict=True):
         assert len({task.inputs for task in tasks}) == 1
         assert len(tasks[0].inputs) == 20 - 4 * 2

@@ -110,7 +110,7 @@ def test_prompts_are_runs_of_their_data_set() -> None:
     """P3: a data set's score is the mean over its prompts, which count alike however many data sets have more."""
     hits = {"rte_a": 4, "rte_b": 1, "rte_c": 3, "cb_a": 2}
     rows = {n: (n.split("_")[0], ["yes"] * 4, ["yes"] * k + ["no"] * (4 - k)) for n, k in hits.items()}
-    suite = Suite("p3", {}, "data sets", 11, "accuracy", ranked=True, grouped=True)
+    suite = Suite("p3", {}, "data sets", 11, "accuracy", ranked="sum", grouped=True)
     report = suite_report(suite, {"held_out": table(rows)}, RUN)
     assert [(row["task"], row["scores"]["generated"]) for row in report["per_task"]] == [
         ("rte", pytest.approx((1 + 0.25 + 0.75) / 3, abs=1e-6)),
@@ -226,7 +226,7 @@ def toy_suite(**changes: Any) -> Suite:
     shown = [Example(tokenise(f"p{i}", Bytes()), tokenise(str(i % 2), Bytes())) for i in range(3)]
     infos = {name: TaskInfo(positives=tuple(shown), category=name.split("_")[0]) for name in SETS}
     source = choice_source(rows, **infos)
-    base = Suite("toy", {"held_out": lambda vocabulary: source}, "data sets", 4, "accuracy", ranked=True, grouped=True)
+    base = Suite("toy", {"held_out": lambda vocabulary: source}, "data sets", 4, "accuracy", ranked="sum", grouped=True)
     return dataclasses.replace(base, **changes)
 
 

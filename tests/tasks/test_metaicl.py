@@ -151,7 +151,7 @@ def test_the_reference_data(materialised: pathlib.Path, data_dir: pathlib.Path) 
 def test_the_suite_has_five_seeds_and_names_what_is_absent(root: pathlib.Path) -> None:
     suite = metaicl.suite(SETTING, root)
     assert suite.missing == ("not at hand: gone",)
-    assert (suite.name, suite.official, suite.shots) == (f"metaicl/{SETTING}", 4, 16)
+    assert (suite.name, suite.official, suite.shots, suite.ranked) == (f"metaicl/{SETTING}", 4, 16, "mean")
     assert list(suite.sources) == ["seed 100", "seed 13", "seed 21", "seed 42", "seed 87"]
     supports = set()
     for load in suite.sources.values():
@@ -165,7 +165,7 @@ def test_the_settings_of_the_reference_data_are_clean(materialised: pathlib.Path
     root, seed = materialised / "metaicl", metaicl.SEEDS[1]
     test = metaicl.metaicl_source(root, SETTING, f"test_{seed}", Bytes())
     episodes = EpisodeConfig(shots=16, too_long="truncate", support_length=4096)
-    held_out = HeldOut.from_source(test, episodes, examples=None, support="positives", ranked=True)
+    held_out = HeldOut.from_source(test, episodes, examples=None, support="positives", ranked="mean")
     assert [len(task.support) for task in held_out.tasks] == [16, 16]
     assert [len(task.inputs) for task in held_out.tasks] == [376, 968]
     train = metaicl.metaicl_source(root, SETTING, "train", Bytes())
