@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import jax
@@ -51,7 +50,7 @@ from hyperflax.training.evaluate import loss_evaluator
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Batches
-from hyperflax.training.run import Evaluator
+from hyperflax.training.run_log import METRICS_FILE, read_rows
 from hyperflax.types import PyTree, T5Config
 
 EXPORT = "model"
@@ -355,15 +354,15 @@ def train(
       options: further arguments of `hyperflax.training.loop.train`.
 
     Returns:
-      the exported directory. A run that was stopped before its last step (`max_seconds`) is exported as it is.
+      the exported directory; its results are the steps and the figures of the run's last validation. A run that was
+      stopped before its last step (`max_seconds`) is exported as it is.
     """
     if not model_dir:
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
     partitioner = partitioner or Partitioner()
-    latest: dict[str, Any] = {}
     evaluator = None
     if validation is not None:
-        evaluator = _remembering(loss_evaluator(model.validation_objective, validation, validation_batches), latest)
+        evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
     state = loop.train(
         objective=model.objective,
         optimizer=optimizer,
@@ -379,26 +378,25 @@ def train(
     )
     directory = locate(model_dir) / EXPORT
     params = _on_host(state.params)
-    results = {"steps": int(state.step), **latest}
     # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
     names = task_names(batches)
     provenance = {TRAINING_TASKS: name_digests(names)} if len(names) <= RECORDED_TASKS else {}
     processes = Processes.running()
     if processes.first:
+        results = {"steps": int(state.step), **_last_validation(model_dir)}
         model.export(directory, params, results, provenance, export_dtype)
     processes.wait("exported")
     return directory
 
 
-def _remembering(evaluator: Evaluator, latest: dict[str, Any]) -> Evaluator:
-    """Returns the evaluator; what it found last, and at which step, stands in `latest`."""
+def _last_validation(model_dir: str) -> dict[str, float]:
+    """Returns the figures of a run's last validation as `validation/*`, {} where there was none.
 
-    def evaluate(params: PyTree, frozen: PyTree, step: int) -> Mapping[str, float]:
-        values = evaluator(params, frozen, step)
-        latest.update({f"validation/{name}": float(value) for name, value in values.items()}, step=step)
-        return values
-
-    return evaluate
+    They come from its log: a job that is started again when its last step is done validates nothing.
+    """
+    rows = [row for row in read_rows(locate(model_dir) / METRICS_FILE) if row["kind"] == "eval"]
+    known = ("step", "kind", "seconds")
+    return {f"validation/{name}": value for name, value in rows[-1].items() if name not in known} if rows else {}
 
 
 def _on_host(params: PyTree) -> PyTree:

@@ -29,6 +29,7 @@ from hyperflax.models.t5 import T5
 from hyperflax.train import HypernetworkOf, SharedAdapter, train
 from hyperflax.training.optimizers import Optimizer, adamw
 from hyperflax.training.partitioning import Partitioner
+from hyperflax.training.run_log import read_rows
 from hyperflax.types import PyTree, T5Config
 
 BASE = T5Config(
@@ -169,6 +170,32 @@ def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_
     # `b` starts at zero and moves by at most 0.01 in each of two Adam steps; alpha / rank = 4 is in what layers read.
     moved = [np.abs(leaf).max() for path, leaf in trees.flatten(adapter.tree).items() if path.endswith("/b")]
     assert 0.04 * 0.9 < min(moved) <= max(moved) < 0.08 * 1.01
+
+
+def test_a_job_that_is_done_and_started_again_keeps_its_validation(base: str, tmp_path: pathlib.Path) -> None:
+    """Its log knows what the call that took the steps has found; the row of the last step is what is reported."""
+    episodes = Episodes(TASKS, EPISODES.replace(shots=0, demonstrations="none"))
+    options = {
+        "model": SharedAdapter(BASE, config().spec, base),
+        "batches": episodes,
+        "optimizer": adamw(1e-2),
+        "model_dir": str(tmp_path),
+        "validation": episodes,
+        "validation_batches": 1,
+        "eval_period": 1,
+        "progress": False,
+    }
+    directory = train(**options, total_steps=2)
+    first = load_adapter(directory).metadata.provenance["results"]
+    evaluated = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "eval"]
+    figures = ("loss", "z_loss", "accuracy", "sequence_accuracy")
+    assert {name: first.pop(f"validation/{name}") for name in figures} == {name: evaluated[1][name] for name in figures}
+    assert evaluated[0]["loss"] != evaluated[1]["loss"]
+    assert first.pop("steps") == 2
+    assert all(name.startswith("validation/adapters/") for name in first)
+    results = load_adapter(directory).metadata.provenance["results"]
+    again = load_adapter(train(**options, total_steps=2, export_dtype="bfloat16"))
+    assert again.metadata.provenance["results"] == results
 
 
 def test_scanned_layers_train_to_the_same_model(base: str, tmp_path: pathlib.Path) -> None:
