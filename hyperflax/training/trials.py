@@ -13,8 +13,8 @@ The learning rate at step t (from 0) of T, with w = warmup T and x = (t - w) / (
     peak (1 | 1 - x | (1 + cos pi x) / 2)     constant | linear | cosine
 
 >>> trials = Trials(model, frozen, Recipe(spec, "adamw"))
->>> state = trials.start(raw, hyper)
->>> state, losses = trials.run(state, hyper, data, rows, steps=10)
+>>> state = trials.start(raw)
+>>> state, losses = trials.run(state, hyper, data, rows)
 >>> exact, loss = trials.score(state.params, held_out)
 """
 

@@ -220,16 +220,19 @@ def test_an_epoch_shows_every_example_once():
 
 
 def test_what_is_kept_are_the_examples_that_help_the_objective(model):
-    """One half of the examples are the objective's own, the other half contradict it: targets of another example."""
+    """The last 12 of 24 examples are the objective's own; the others contradict it, with other tokens as targets."""
     trials, raw = Trials(*model, Recipe(SPEC)), jax.tree.map(lambda leaf: leaf[0], starts())
     right = data(12)
     wrong = {
         **right,
         "decoder_target_tokens": right["decoder_target_tokens"] % 17 + 3 * (right["decoder_target_tokens"] > 0),
     }
-    both = {name: np.concatenate([right[name][:-1], wrong[name]]) for name in right}
+    both = {name: np.concatenate([wrong[name][:-1], right[name]]) for name in right}
     kept = informative(trials, raw, both, right, share=0.5)
     assert len(kept) == 12
+    assert np.count_nonzero(kept >= 12) > 6
+    gains = trials.gains(raw, both, right)[:24]
+    assert gains[kept].min() > np.delete(gains, kept).max()
     assert kept.tolist() == sorted(set(kept.tolist()))
     np.testing.assert_array_equal(informative(trials, raw, both, right, share=1.0), np.arange(24))
     np.testing.assert_array_equal(kept, informative(trials, raw, both, right, share=0.5))
