@@ -16,9 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hyperflax import trees
-from hyperflax.errors import AdapterError, ConfigError, HyperflaxError
+from hyperflax.errors import ConfigError, HyperflaxError
 from hyperflax.models.beam import Beam, beam_search
+from hyperflax.models.inputs import check_inputs
 from hyperflax.models.sampling import Greedy, Sample, sample
 from hyperflax.models.session import Session
 from hyperflax.models.t5 import T5
@@ -71,10 +71,10 @@ def decode(
       eos_id: the token that ends a sequence.
 
     Raises:
-      HyperflaxError: shapes that do not fit; the message says which.
+      HyperflaxError: shapes that do not fit, or adapters that the model does not read; the message says which.
     """
     tokens = jnp.asarray(encoder_input_tokens)
-    check_inputs(tokens, adapters)
+    check_inputs(model.config, tokens, adapters)
     if max_length < 1:
         raise ConfigError(f"decode: expected max_length >= 1, got {max_length}")
     if isinstance(method, Beam) and 2 * method.num_decodes > model.config.vocab_size:
@@ -117,18 +117,3 @@ def _decode(
     if isinstance(method, Beam):
         return beam_search(session, prompt, method, eos_id)
     return sample(session, prompt, method, rng, eos_id)
-
-
-def check_inputs(tokens: Array, adapters: PyTree | None) -> None:
-    """Raises HyperflaxError where encoder inputs and adapters do not go together, naming the leaf."""
-    if tokens.ndim < 2:
-        raise HyperflaxError(f"encoder_input_tokens: expected [..., example, source], got shape {tokens.shape}")
-    if adapters is None or tokens.ndim == 2:
-        return
-    if tokens.ndim != 3:
-        raise HyperflaxError(f"encoder_input_tokens: expected [task, example, source], got shape {tokens.shape}")
-    for path, leaf in trees.flatten(adapters).items():
-        if jnp.ndim(leaf) == 0 or leaf.shape[0] != tokens.shape[0]:
-            raise AdapterError(
-                f"adapters leaf '{path}': expected {tokens.shape[0]} tasks on axis 0, got shape {jnp.shape(leaf)}"
-            )

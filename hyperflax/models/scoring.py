@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hyperflax.errors import HyperflaxError
-from hyperflax.models.decoding import check_inputs
+from hyperflax.models.inputs import check_inputs
 from hyperflax.models.t5 import T5
 from hyperflax.types import Array, PyTree
 
@@ -37,10 +37,10 @@ def score_options(
       float32 [..., option].
 
     Raises:
-      HyperflaxError: shapes that do not fit; the message says which.
+      HyperflaxError: shapes that do not fit, or adapters that the model does not read; the message says which.
     """
     tokens, options = jnp.asarray(encoder_input_tokens), jnp.asarray(option_tokens)
-    check_inputs(tokens, adapters)
+    check_inputs(model.config, tokens, adapters)
     if options.shape[:-2] != tokens.shape[:-1]:
         raise HyperflaxError(
             f"option_tokens: expected [{', '.join(map(str, tokens.shape[:-1]))}, option, length], got {options.shape}"

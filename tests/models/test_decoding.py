@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hyperflax import trees
 from hyperflax.adapters.algebra import merge
 from hyperflax.adapters.full import Full
+from hyperflax.adapters.kinds import KINDS as KIND_CLASSES
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.layers import arrange
 from hyperflax.adapters.lora import LoRA
@@ -21,6 +23,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import AdapterError, ConfigError, HyperflaxError
 from hyperflax.models.beam import Beam
 from hyperflax.models.decoding import decode
+from hyperflax.models.inputs import check_inputs
 from hyperflax.models.sampling import Greedy, Sample, keep_topk, keep_topp
 from hyperflax.models.scoring import score_options
 from hyperflax.models.session import cast_kernels
@@ -263,7 +266,7 @@ def test_samples_follow_the_distribution() -> None:
 def test_what_does_not_fit_is_named() -> None:
     tokens = source(TASKS, EXAMPLES)
     adapters = random_adapters("lora", TASKS + 1)
-    with pytest.raises(AdapterError, match="lora/a': expected 3 tasks on axis 0, got shape"):
+    with pytest.raises(AdapterError, match=r"key/lora/a': expected shape \(3, 16, rank\) beside .*, got \(4, 16, 2\)"):
         decode(MODEL, params(), tokens, max_length=LENGTH, adapters=adapters)
     with pytest.raises(HyperflaxError, match=r"\[task, example, source\], got shape"):
         decode(MODEL, params(), tokens[None], max_length=LENGTH, adapters=adapters)
@@ -271,7 +274,36 @@ def test_what_does_not_fit_is_named() -> None:
         decode(MODEL, params(), tokens, max_length=LENGTH, prompt_tokens=np.zeros((TASKS, EXAMPLES, 8)))
     with pytest.raises(HyperflaxError, match=r"option_tokens: expected \[3, 2, option, length\]"):
         score_options(MODEL, params(), tokens, np.ones((TASKS, 4, 5), np.int32))
+    with pytest.raises(AdapterError, match=r"expected shape \(length, 2, 8\) beside .*\(2, 9\), got \(3, 3, 2, 8\)"):
+        score_options(MODEL, params(), tokens[0], np.ones((2, 4, 5), np.int32), random_adapters("prefix", TASKS))
     with pytest.raises(ConfigError, match="Sample needs a key"):
         decode(MODEL, params(), tokens, max_length=LENGTH, method=Sample())
     with pytest.raises(ConfigError, match="at most one of topk and topp"):
         Sample(topk=2, topp=0.5)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_adapters_that_nothing_reads_are_refused(scan_layers: bool) -> None:
+    """Flax ignores them, and what came out would be the bare model."""
+    config = CONFIG.replace(scan_layers=scan_layers)
+    tokens, options = source(EXAMPLES), np.ones((EXAMPLES, 4, 5), np.int32)
+    flat = trees.flatten(arrange(random_adapters("both"), build_spec(KINDS["both"], CONFIG), config))
+    misspelt = trees.unflatten({path.replace("attention/", "atention/"): leaf for path, leaf in flat.items()})
+    for refused in (
+        lambda: score_options(T5(config), {}, tokens, options, misspelt),
+        lambda: decode(T5(config), {}, tokens, max_length=LENGTH, adapters=misspelt),
+    ):
+        with pytest.raises(AdapterError, match=r"reads the leaf '.*_atention/.* \(did you mean '.*_attention/.*more$"):
+            refused()
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_adapters_of_every_kind_are_taken(scan_layers: bool) -> None:
+    """Optional leaves, such as the mask of a prefix, included."""
+    config = CONFIG.replace(scan_layers=scan_layers)
+    for kind in KIND_CLASSES.values():
+        for settings in kind.catalogue():
+            spec = settings.spec(CONFIG)
+            made = spec.init(jax.random.key(0))
+            for tree in (made, spec.identity()):
+                check_inputs(config, source(EXAMPLES), arrange(tree, spec, config))
