@@ -42,7 +42,7 @@ class Table(nn.Module):
 
     @nn.compact
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
-        """Returns the adapters of row `episode["task_index"]`, an int32 scalar."""
+        """Returns the adapters of row `episode["task_index"]`, an int32 scalar; NaN where the table has no such row."""
         del enable_dropout
         rows = {
             leaf.path: param(
@@ -54,5 +54,7 @@ class Table(nn.Module):
             for leaf in self.spec.leaves
         }
         index = jnp.zeros((), jnp.int32) if self.shared else jnp.asarray(episode["task_index"], jnp.int32)
-        raw = {path: jnp.asarray(row)[index] for path, row in rows.items()}
+        # JAX would clamp the index and train the last task's adapters on another task's examples.
+        known = (index >= 0) & (index < self.num_tasks)
+        raw = {path: jnp.where(known, jnp.asarray(row)[index], jnp.nan) for path, row in rows.items()}
         return self.spec.materialise(self.spec.unflatten(raw))

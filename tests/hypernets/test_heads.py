@@ -127,6 +127,9 @@ def test_a_table_row_is_a_task_of_its_own(spec) -> None:
             np.testing.assert_array_equal(rows[index][leaf.path], leaf.scale * stored[index])
         std = float(jnp.std(stored))
         assert std == pytest.approx(leaf.init_std, rel=0.3, abs=1e-12)
+    for index in (-1, 3):
+        missing = table.apply({"params": params}, {"task_index": index})
+        assert all(bool(jnp.isnan(leaf).all()) for leaf in trees.flatten(missing).values())
     shared = Table(spec, num_tasks=1, shared=True)
     params = nn.unbox(shared.init(jax.random.key(0), {"task_index": 5})["params"])
     first, other = (shared.apply({"params": params}, {"task_index": index}) for index in (0, 7))
