@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 from tqdm import tqdm
 
-from hyperflax.errors import ConfigError
+from hyperflax.errors import ConfigError, HyperflaxError
 from hyperflax.locks import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
 from hyperflax.objectives.protocol import Objective
@@ -28,7 +28,7 @@ from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Batches, Prefetcher
-from hyperflax.training.run import Evaluator, Run
+from hyperflax.training.run import GIVE_UP_AFTER, Evaluator, Run
 from hyperflax.training.run_log import RunLog, plot_curve
 from hyperflax.training.state import TrainState
 from hyperflax.training.step import Step, make_train_step
@@ -103,7 +103,8 @@ def train(
       ConfigError: an impossible setting.
       CheckpointError: the folder's run has another seed, model or optimizer.
       BusyError: another process trains in the folder.
-      HyperflaxError: every step of a log period had a gradient that is not finite.
+      HyperflaxError: when a log period ends, its last `GIVE_UP_AFTER` steps or more, those of periods before it
+        included, had no finite gradient and update; the run is saved.
       SystemExit: with `RESUME_EXIT_CODE` (75) after a SIGTERM, once the run is saved.
       KeyboardInterrupt: after Ctrl-C, once the run is saved; at once after a second one.
     """
@@ -161,11 +162,17 @@ def train(
                 stopping = (jax.process_count() == 1 or report) and stop.requested()
                 if report:
                     bar.set_postfix(run.report(whole=_due(run.step, log_period)))
+                diverged = report and run.skipped >= GIVE_UP_AFTER
                 # Rows before the checkpoint: what a checkpoint's step should have written is then on disk.
                 if evaluator is not None and (last or _due(run.step, eval_period)):
                     stopping = _evaluate(run, evaluator, early_stopping) or stopping
-                if last or stopping or _due(run.step, save_period):
+                if last or stopping or diverged or _due(run.step, save_period):
                     run.save()
+                if diverged:
+                    raise HyperflaxError(
+                        f"training: none of the last {run.skipped} steps, up to step {run.step}, had a finite gradient "
+                        "and update; a lower learning rate or float32 computation may help"
+                    )
                 if stopping:
                     break
     if first:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import jax
 
-from hyperflax.errors import CheckpointError, HyperflaxError
+from hyperflax.errors import CheckpointError
 from hyperflax.objectives.protocol import Metrics, Objective, is_episodes
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.clock import Clock
@@ -27,6 +27,10 @@ Evaluator: TypeAlias = Callable[[PyTree, PyTree, int], Mapping[str, float]]
 # progress bar, the clock and a signal mean something.
 STEPS_AHEAD = 2
 
+# Steps skipped in a row after which a run is given up: a skipped step changes no parameter, so by then the parameters
+# are to blame and not a batch.
+GIVE_UP_AFTER = 10
+
 
 class Run:
     """A training state with its log period, checkpoints and clock.
@@ -37,6 +41,7 @@ class Run:
       key: of dropout; steps fold their number into it.
       clock: where the seconds of this process go.
       losses: of all evaluations so far, those before a restart included; infinite where one was not finite.
+      skipped: how many steps in a row, up to the last report and since this process started, were skipped.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class Run:
         self._objective, self._flops = objective, dict[tuple, int]()
         self.clock, self._earlier_seconds, self._compiled = Clock(), 0.0, False
         init_key, self.key = jax.random.split(jax.random.key(seed))
-        self.step = checkpoints.latest_step() or 0
+        self.step, self.skipped = checkpoints.latest_step() or 0, 0
         earlier = read_rows(log.path) if self.step else []
         self.losses = [
             row.get("loss", math.inf) for row in earlier if row["kind"] == "eval" and row["step"] <= self.step
@@ -97,19 +102,10 @@ class Run:
         Args:
           whole: the period ends here and the next one starts; False at the end of a run in mid-period, which a longer
             run would go on with.
-
-        Raises:
-          HyperflaxError: every step of the period was skipped.
         """
         self._collect()
         self.clock.lap("steps")
-        values = self._sums.means()
-        if values.get("skipped_steps", 0) == self._sums.steps:
-            raise HyperflaxError(
-                f"training: none of the {self._sums.steps} steps up to step {self.step} had a finite gradient; "
-                "a lower learning rate or float32 computation may help"
-            )
-        values |= self.clock.period(whole=whole)
+        values = self._sums.means() | self.clock.period(whole=whole)
         self._log.write(self.step, "train", values | {"seconds": self._seconds()})
         if whole:
             self._sums = Sums()
@@ -165,6 +161,7 @@ class Run:
     def _collect(self) -> None:
         for metrics in jax.device_get(list(self._waiting)):
             self._sums.add(metrics)
+            self.skipped = self.skipped + 1 if metrics["skipped_steps"][0] else 0
         self._waiting.clear()
 
     def _flops_of(self, batch: Batch) -> int:

@@ -9,7 +9,6 @@ import os
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,6 +45,20 @@ class Failing:
         if step == self.at:
             self.action()
         return self.inner.batch(step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoilt:
+    """Batches whose gradient is not finite before some steps."""
+
+    inner: object
+    steps: tuple[int, ...] | range
+
+    def batch(self, step):
+        batch = self.inner.batch(step)
+        if step in self.steps:
+            batch["decoder_loss_weights"] = np.where(batch["decoder_loss_weights"] > 0, np.inf, 0)
+        return batch
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +154,28 @@ def test_a_run_of_another_seed_is_refused(tmp_path, table, copy_batches):
         run(table, copy_batches, tmp_path, seed=1)
 
 
-def test_a_run_that_diverged_says_so(tmp_path, table, copy_batches):
-    poisoned = {"table": {"embedding": jnp.full((32, 32), jnp.nan), "bias": jnp.zeros(32)}}
-    with pytest.raises(HyperflaxError, match="none of the 4 steps up to step 4 had a finite gradient"):
-        run(table, copy_batches, tmp_path, initial_params=poisoned)
+@pytest.mark.parametrize(("log_period", "save_period"), [(4, 0), (4, 5), (1, 0)])
+def test_a_skipped_step_ends_no_run(tmp_path, table, copy_batches, log_period, save_period):
+    """Not even the last one, alone in its log period: the run ends as it would have a step earlier."""
+    options = {"log_period": log_period, "save_period": save_period}
+    state = run(table, Spoilt(copy_batches, (8,)), tmp_path / "spoilt", total_steps=9, **options)
+    wanted = run(table, copy_batches, tmp_path / "whole", total_steps=8, **options)
+    assert_same_end(state, wanted.replace(step=wanted.step + 1))
+    assert (tmp_path / "spoilt" / "checkpoints" / "checkpoint_9").is_dir()
+    last = rows_of(tmp_path / "spoilt")[-1]
+    assert (last["step"], last["skipped_steps"]) == (9, 1)
+
+
+def test_a_run_that_diverged_says_so_and_is_saved(tmp_path, table, copy_batches):
+    """The steps from the third on fail: the tenth of them is in the third log period, which ends at step 12."""
+    spoilt = Spoilt(copy_batches, range(2, 100))
+    with pytest.raises(HyperflaxError, match="none of the last 10 steps, up to step 12, had a finite gradient"):
+        run(table, spoilt, tmp_path, total_steps=20, save_period=0)
+    assert [row["skipped_steps"] for row in rows_of(tmp_path) if row["kind"] == "train"] == [2, 4, 4]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint_12"]
+    state = run(table, copy_batches, tmp_path, total_steps=20)
+    assert int(state.step) == 20
+    assert rows_of(tmp_path)[-1]["skipped_steps"] == 0
 
 
 def test_initial_parameters_survive_the_run(tmp_path, table, copy_batches, table_params):
