@@ -138,6 +138,7 @@ def train(
             partitioner=partitioner,
             checkpoints=checkpoints,
             log=log,
+            microbatches=microbatches,
         )
         compiled = partitioner.compile(step_fn, run.state)
         if early_stopping is not None and evaluator is not None and not run.step:

@@ -18,7 +18,8 @@ from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Batches
 from hyperflax.training.run_log import RunLog, Sums, read_rows
 from hyperflax.training.state import TrainState
-from hyperflax.types import Batch, PyTree
+from hyperflax.training.step import sum_over_microbatches
+from hyperflax.types import Array, Batch, PyTree
 
 # (params, frozen, step) -> numbers for the log
 Evaluator: TypeAlias = Callable[[PyTree, PyTree, int], Mapping[str, float]]
@@ -56,6 +57,7 @@ class Run:
         partitioner: Partitioner,
         checkpoints: Checkpoints,
         log: RunLog,
+        microbatches: int,
     ) -> None:
         self.frozen, self._checkpoints, self._log, self._seed = frozen, checkpoints, log, seed
         self._sums, self._waiting = Sums(), collections.deque[Metrics]()
@@ -74,7 +76,7 @@ class Run:
             self._restore_host(host)
             return
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
-        self._log_initial(objective, batch, partitioner)
+        self._log_initial(objective, batch, partitioner, microbatches)
 
     def did(self, metrics: Metrics, batch: Batch, tokens: int) -> bool:
         """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it.
@@ -146,12 +148,16 @@ class Run:
         self._earlier_seconds = float(host["seconds"])
         self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
 
-    def _log_initial(self, objective: Objective, batch: Batch, partitioner: Partitioner) -> None:
+    def _log_initial(self, objective: Objective, batch: Batch, partitioner: Partitioner, microbatches: int) -> None:
         def initial(params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
-            return {
-                **objective.loss(params, frozen, batch, None)[2],
-                **objective.initial_metrics(params, frozen, batch),
-            }
+            def one(part: Batch, _: Array | None) -> Metrics:
+                return {
+                    **objective.loss(params, frozen, part, None)[2],
+                    **objective.initial_metrics(params, frozen, part),
+                }
+
+            # In parts like the step: what only fits in parts would run out of memory here.
+            return sum_over_microbatches(one, batch, None, microbatches)
 
         sums = Sums()
         compiled = partitioner.compile_metrics(initial)

@@ -97,18 +97,25 @@ def accumulate(
 ) -> tuple[PyTree, Array, Metrics]:
     """Returns (gradient of the loss sum, weight sum, metrics) over all microbatches."""
 
-    def loss(params: PyTree, part: Batch, key: Array) -> tuple[Array, tuple[Array, Metrics]]:
+    def loss(params: PyTree, part: Batch, key: Array | None) -> tuple[Array, tuple[Array, Metrics]]:
         loss_sum, weight_sum, metrics = objective.loss(params, frozen, part, key)
         return loss_sum, (weight_sum, metrics)
 
-    def one(part: Batch, key: Array) -> tuple[PyTree, Array, Metrics]:
+    def one(part: Batch, key: Array | None) -> tuple[PyTree, Array, Metrics]:
         grads, (weight_sum, metrics) = jax.grad(loss, has_aux=True)(params, part, key)
         return grads, weight_sum, metrics
 
+    return sum_over_microbatches(one, batch, rng, microbatches)
+
+
+def sum_over_microbatches(
+    one: Callable[[Batch, Array | None], PyTree], batch: Batch, rng: Array | None, microbatches: int
+) -> PyTree:
+    """Returns the sum of what `one` makes of each microbatch and its key, None where `rng` is; one after the other."""
     if microbatches == 1:
         return one(batch, rng)
     parts = split_batch(batch, microbatches)
-    keys = jax.random.split(rng, microbatches)
+    keys = None if rng is None else jax.random.split(rng, microbatches)
     first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, *first))
     total, _ = jax.lax.scan(lambda carry, part: (jax.tree.map(jnp.add, carry, one(*part)), None), zeros, (parts, keys))

@@ -9,6 +9,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -176,6 +177,28 @@ def test_a_run_that_diverged_says_so_and_is_saved(tmp_path, table, copy_batches)
     state = run(table, copy_batches, tmp_path, total_steps=20)
     assert int(state.step) == 20
     assert rows_of(tmp_path)[-1]["skipped_steps"] == 0
+
+
+def test_nothing_takes_the_whole_batch_where_steps_take_parts(tmp_path, table, copy_batches):
+    """Not the row before the first step either; it says the same as that of a run in one part."""
+    seen = set()
+
+    class Watched(type(table)):
+        def loss(self, params, frozen, batch, rng):
+            seen.add(len(batch["decoder_target_tokens"]))
+            return super().loss(params, frozen, batch, rng)
+
+        def initial_metrics(self, params, frozen, batch):
+            return {"bare/loss": self.loss(jax.tree.map(jnp.zeros_like, params), frozen, batch, None)[2]["loss"]}
+
+    run(Watched(), copy_batches, tmp_path / "parts", total_steps=1, microbatches=4)
+    assert seen == {2}
+    run(Watched(), copy_batches, tmp_path / "whole", total_steps=1)
+    assert seen == {2, 8}
+    parts, whole = (rows_of(tmp_path / name)[0] for name in ("parts", "whole"))
+    assert parts.pop("kind") == whole.pop("kind") == "initial"
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert parts["bare/loss"] == pytest.approx(math.log(32), rel=1e-3)
 
 
 def test_initial_parameters_survive_the_run(tmp_path, table, copy_batches, table_params):
