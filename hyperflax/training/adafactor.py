@@ -50,7 +50,6 @@ class AdafactorState(NamedTuple):
 def scale_by_adafactor(
     *,
     decay_rate: float = 0.8,
-    step_offset: int = 0,
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: float | None = 1.0,
     min_dim_size_to_factor: int = 128,
@@ -63,7 +62,6 @@ def scale_by_adafactor(
 
     Args:
       decay_rate: exponent of the second moments' decay schedule.
-      step_offset: first step of a fine-tuning phase whose decay schedule starts anew.
       multiply_by_parameter_scale: updates are relative to each parameter's root mean square.
       clipping_threshold: largest root mean square of an update before that scaling; None leaves it.
       min_dim_size_to_factor: both of the two largest dimensions must reach it.
@@ -101,7 +99,7 @@ def scale_by_adafactor(
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, AdafactorState]:
         if params is None:
             raise ConfigError("adafactor: the update needs the parameters, call update(grads, state, params)")
-        step = (state.count - step_offset).astype(jnp.float32) + 1.0
+        step = state.count.astype(jnp.float32) + 1.0
         beta = 1.0 - step**-decay_rate
 
         def one(

@@ -83,7 +83,6 @@ def adafactor(
     learning_rate: LearningRate = 1e-3,
     *,
     decay_rate: float = 0.8,
-    step_offset: int = 0,
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: float | None = 1.0,
     min_dim_size_to_factor: int = 128,
@@ -95,6 +94,8 @@ def adafactor(
     """Adafactor (Shazeer and Stern 2018) as T5X runs it; the arguments are those of `scale_by_adafactor`.
 
     Scanned layers are factored, clipped and scaled one by one, so that a scanned model trains like an unrolled one.
+    T5X's `step_offset`, the step of the checkpoint that a fine-tuning run starts from, is not here: our runs count
+    their steps from 0, so that the decay schedule starts anew with each of them.
 
     Args:
       learning_rate: relative to each parameter's size where `multiply_by_parameter_scale`.
@@ -109,7 +110,6 @@ def adafactor(
         *_clipping(clip_norm),
         scale_by_adafactor(
             decay_rate=decay_rate,
-            step_offset=step_offset,
             multiply_by_parameter_scale=multiply_by_parameter_scale,
             clipping_threshold=clipping_threshold,
             min_dim_size_to_factor=min_dim_size_to_factor,

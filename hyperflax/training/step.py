@@ -1,8 +1,8 @@
 """One training step, a pure function: (state, frozen, batch, rng) -> (state, metrics).
 
 Gradient accumulation sums losses and gradients over microbatches and divides once, by the whole batch's divisor, so a
-split step equals the unsplit one up to the order of summation. A step whose gradient is not finite changes nothing but
-the step number, and its metrics do not count.
+split step equals the unsplit one up to the order of summation. A step whose gradient or update is not finite changes
+nothing but the step number, and its metrics do not count.
 
 >>> step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
 >>> state, metrics = step(state, frozen, batch, rng)
@@ -74,10 +74,10 @@ def make_train_step(
             divisor = weight_sum
         scale = 1.0 / jnp.where(divisor > 0, divisor, 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads)))
-        finite = jnp.isfinite(norm)
-
+        norm = _norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # An optimizer can make NaN of finite gradients, too.
+        finite = jnp.isfinite(norm) & jnp.isfinite(_norm(updates))
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         kept = dataclasses.replace(state, step=state.step + 1)
         new = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, kept)
@@ -142,3 +142,7 @@ def split_batch(batch: Batch, parts: int) -> Batch:
         return jax.lax.with_sharding_constraint(feature, PartitionSpec(None, axes)) if axes else feature
 
     return {name: split(name, feature) for name, feature in batch.items()}
+
+
+def _norm(tree: PyTree) -> Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))

@@ -130,6 +130,8 @@ def test_factory_refuses_by_name():
         make_optimizer("sgd")
     with pytest.raises(ConfigError, match="weight_decy"):
         make_optimizer("adamw", weight_decy=0.1)
+    with pytest.raises(ConfigError, match="step_offset"):
+        make_optimizer("adafactor", step_offset=1_000_000)
     with pytest.raises(ConfigError, match="clip_norm"):
         make_optimizer("adamw", clip_norm=0.0)
     with pytest.raises(ConfigError, match="learning_rate"):

@@ -127,6 +127,17 @@ def test_a_step_without_finite_gradient_changes_nothing(table, table_params, cop
     assert all(float(total) == 0 and float(weight) == 0 for total, weight in metrics.values())
 
 
+def test_a_step_without_finite_update_is_skipped_too(table, table_params, copy_batches):
+    def update(grads, opt_state, params):
+        return jax.tree.map(lambda grad: grad * jnp.nan, grads), opt_state
+
+    broken = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    step = jax.jit(make_train_step(table, broken))
+    after, metrics = step(create_state(table_params, broken), None, copy_batches.batch(0), KEY)
+    assert metrics["skipped_steps"] == (1.0, 1.0)
+    assert_trees_close(trees.flatten(after.params), trees.flatten(table_params), rtol=0)
+
+
 def test_metrics_of_a_step(table, table_params, copy_batches):
     optimizer = adamw(1e-3, clip_norm=0.001)
     batch = copy_batches.batch(0)
