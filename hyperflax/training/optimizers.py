@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -147,6 +148,20 @@ def as_schedule(learning_rate: LearningRate) -> Schedule:
     if not isinstance(learning_rate, int | float) or not learning_rate >= 0:
         raise ConfigError(f"learning_rate: expected a non-negative number or a schedule, got {learning_rate!r}")
     return lambda step: jnp.full((), learning_rate, jnp.float32)
+
+
+def at_step(opt_state: PyTree, step: Array) -> PyTree:
+    """Returns the state of an optimizer with its learning-rate schedule at `step`; all else stays as it is.
+
+    A skipped step leaves the whole state alone: a schedule that counted updates would lag behind the run.
+    """
+
+    def is_schedule(node: object) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda node: node._replace(count=step) if is_schedule(node) else node, opt_state, is_leaf=is_schedule
+    )
 
 
 def _clipping(clip_norm: float | None) -> list[optax.GradientTransformation]:

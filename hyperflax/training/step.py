@@ -29,7 +29,7 @@ from hyperflax.objectives.normalisation import (
     normalise,
 )
 from hyperflax.objectives.protocol import Metrics, Objective, mesh_batch_axes
-from hyperflax.training.optimizers import Transformation
+from hyperflax.training.optimizers import Transformation, at_step
 from hyperflax.training.state import TrainState
 from hyperflax.types import Array, Batch, PyTree
 
@@ -75,7 +75,7 @@ def make_train_step(
         scale = 1.0 / jnp.where(divisor > 0, divisor, 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         norm = _norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, at_step(state.opt_state, state.step), state.params)
         # An optimizer can make NaN of finite gradients, too.
         finite = jnp.isfinite(norm) & jnp.isfinite(_norm(updates))
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)

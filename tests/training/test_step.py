@@ -17,6 +17,7 @@ from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.objectives import HypermodelObjective
 from hyperflax.objectives.protocol import SCORED
 from hyperflax.training.optimizers import adamw
+from hyperflax.training.schedules import warmup_cosine
 from hyperflax.training.state import create_state
 from hyperflax.training.step import make_train_step, split_batch
 from tests.objectives.test_episode import BASE, MODEL, SPEC, make_batch
@@ -136,6 +137,20 @@ def test_a_step_without_finite_update_is_skipped_too(table, table_params, copy_b
     after, metrics = step(create_state(table_params, broken), None, copy_batches.batch(0), KEY)
     assert metrics["skipped_steps"] == (1.0, 1.0)
     assert_trees_close(trees.flatten(after.params), trees.flatten(table_params), rtol=0)
+
+
+def test_the_schedule_goes_on_over_skipped_steps(table, table_params, copy_batches):
+    """Adam's first step is the rate times the gradient's sign; after five skips in a warm-up of ten it is the sixth."""
+    optimizer = adamw(warmup_cosine(1.0, warmup_steps=10, total_steps=100), clip_norm=None)
+    step = jax.jit(make_train_step(table, optimizer))
+    good, state = copy_batches.batch(0), create_state(table_params, optimizer)
+    bad = {**good, "decoder_loss_weights": np.where(good["decoder_loss_weights"] > 0, np.inf, 0)}
+    for _ in range(5):
+        state, _ = step(state, None, bad, KEY)
+    after, metrics = step(state, None, good, KEY)
+    assert float(metrics["learning_rate"][0]) == pytest.approx(0.6)
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), after.params, table_params)
+    assert max(jax.tree.leaves(moved)) == pytest.approx(0.6, rel=1e-3)
 
 
 def test_metrics_of_a_step(table, table_params, copy_batches):
