@@ -78,7 +78,7 @@ class ParameterTable(Hypernetwork, Protocol):
         ...
 
 
-def parameter_shapes(network: Hypernetwork) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     """Returns `{path: shape}` of every parameter of a hypernetwork; nothing is computed."""
     if isinstance(network, ParameterTable):
         return network.parameter_shapes()
