@@ -32,7 +32,7 @@ from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.batches import text_batch
-from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.episode_config import EpisodeConfig, in_support
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import CheckpointError, ConfigError, DataError
@@ -229,7 +229,7 @@ class Hypermodel:
 
         Raises:
           DataError: no example, one that is no pair of strings, or one that is too long; names its number.
-          ConfigError: a number out of its range.
+          ConfigError: a number out of its range, or a definition for a model that reads none.
         """
         pairs = [_pair(example, number) for number, example in enumerate(examples)]
         if not pairs:
@@ -238,6 +238,8 @@ class Hypermodel:
             raise ConfigError(f"refine_steps: expected 0 or more, got {refine_steps}")
         if not 1 <= supports <= len(pairs):
             raise ConfigError(f"supports: expected 1 to {len(pairs)}, the number of examples, got {supports}")
+        if definition and not in_support(self.config.episodes.definition):
+            raise ConfigError(f"definition: expected none, which this model was trained with, got {definition!r:.80}")
         dealt = deal(pairs, supports)
         rows = [self.episode(part, [], definition, shots=len(dealt[0]))["support_tokens"] for part in dealt]
         adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})

@@ -190,6 +190,8 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
         model.predict(["a", "b" * 20])
     with pytest.raises(ConfigError, match="refine_steps"):
         model.adapt(EXAMPLES, refine_steps=-1)
+    with pytest.raises(ConfigError, match="definition: expected none, which this model was trained with, got 'upper'"):
+        model.adapt(EXAMPLES, definition="upper")
 
 
 def test_an_unknown_model_is_named(tmp_path) -> None:
