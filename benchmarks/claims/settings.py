@@ -102,9 +102,8 @@ def _strings_base(family: str, layers: int, steps: int, copying: int, batch_size
 
 
 def _pruned(base: Base, name: str, layers: int, steps: int) -> Base:
-    parts = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    changes = {"name": name, "shape": _deep(base.shape, layers), "steps": steps, "copying": 0}
-    return PrunedBase(**{**parts, **changes}, deeper=base)
+    lengths = (base.batch_size, base.inputs_length, base.targets_length)
+    return PrunedBase(name, base.family, _deep(base.shape, layers), steps, *lengths, deeper=base)
 
 
 _STRINGS_CPU_BASE = _strings_base("strings_demo", 4, 11000, 3400, 20)

@@ -82,12 +82,10 @@ def trained_base(base: Base, workspace: Workspace) -> pathlib.Path:
     folder = workspace.out / "bases" / f"{base.name}-{code}"
 
     def job() -> dict[str, Any]:
-        if isinstance(base, PrunedBase):
-            start = {"initial_checkpoint": str(_pruned(base, workspace, folder / "start"))}
-        else:
-            start = {"neighbour_heads": family.neighbour_heads}
+        pruned = str(_pruned(base, workspace, folder / "start")) if isinstance(base, PrunedBase) else None
+        heads = 0.0 if pruned else family.neighbour_heads
         return {
-            "model": PlainT5(base.shape, family.vocabulary(), **start),
+            "model": PlainT5(base.shape, family.vocabulary(), initial_checkpoint=pruned, neighbour_heads=heads),
             "batches": family.base_batches(base),
             "optimizer": family.base_optimizer(base),
         }
