@@ -37,7 +37,7 @@ from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.hypernets.table import Table
 from hyperflax.models.neighbour_heads import start_neighbour_heads
-from hyperflax.models.session import cast_kernels
+from hyperflax.models.session import cast_kernels, changes_parameters
 from hyperflax.models.stacking import stack_layers, unstack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.episode import HypermodelObjective
@@ -205,12 +205,20 @@ class HypernetworkOf:
 
     def read_frozen(self, partitioner: Partitioner) -> PyTree:
         config = self.config.base.replace(scan_layers=self.scan_layers)
-        return read_base(self.base_checkpoint, config, partitioner, compute_dtype=True)
+        return read_base(self.base_checkpoint, config, partitioner, compute_dtype=self._read_in_compute_dtype)
 
     @property
     def abstract_frozen(self) -> PyTree:
         config = self.config.base.replace(scan_layers=self.scan_layers)
-        return jax.eval_shape(functools.partial(cast_kernels, config=config), _abstract_t5(config))
+        shapes = _abstract_t5(config)
+        if not self._read_in_compute_dtype:
+            return shapes
+        return jax.eval_shape(functools.partial(cast_kernels, config=config), shapes)
+
+    @property
+    def _read_in_compute_dtype(self) -> bool:
+        """Not for adapters that are added to parameters before a layer casts the sum."""
+        return not changes_parameters(leaf.path for leaf in self.config.spec.leaves)
 
     def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         if self.start == "random":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
+from hyperflax.adapters.full import Full
+from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.kinds import build_spec, check_base
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter
@@ -196,6 +199,15 @@ def test_a_job_that_is_done_and_started_again_keeps_its_validation(base: str, tm
     results = load_adapter(directory).metadata.provenance["results"]
     again = load_adapter(train(**options, total_steps=2, export_dtype="bfloat16"))
     assert again.metadata.provenance["results"] == results
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(LoRA(rank=2), "bfloat16"), (Full(), "float32")])
+def test_the_base_is_not_rounded_before_full_adapters_are_added(base: str, kind: KindConfig, dtype: str) -> None:
+    half = BASE.replace(dtype="bfloat16")
+    model = HypernetworkOf(dataclasses.replace(config(), base=half, spec=build_spec(kind, half)), base)
+    read, known = model.read_frozen(PARTITIONER), model.abstract_frozen
+    assert {read["encoder"]["layers_0"]["attention"]["query"]["kernel"].dtype.name} == {dtype}
+    assert jax.tree.map(lambda leaf: leaf.dtype, read) == jax.tree.map(lambda leaf: leaf.dtype, known)
 
 
 def test_scanned_layers_train_to_the_same_model(base: str, tmp_path: pathlib.Path) -> None:
