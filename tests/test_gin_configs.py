@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import pathlib
 import re
 import types
 from typing import Any
@@ -24,11 +26,18 @@ from hyperflax.hypermodel import HYPERNETWORKS
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import axes_of
 from hyperflax.training.partitioning import Partitioner, t5_axes
+from hyperflax_tasks.strings import episodes as strings
 
 MODELS = sorted(path.name for path in shipped_folder().glob("models/*.gin"))
 HYPERNETS = sorted(path.name for path in shipped_folder().glob("hypernets/*.gin"))
 ADAPTERS = sorted(path.name for path in shipped_folder().glob("adapters/*.gin"))
-REQUIRED = ["MODEL_DIR = 'x'", "INITIAL_CHECKPOINT_PATH = 'x'", "VOCABULARY_FILE = 'x'", "EVAL_OUTPUT_DIR = 'x'"]
+REQUIRED = [
+    f"{name} = 'x'"
+    for name in (
+        *("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "VOCABULARY_FILE"),  # of training
+        *("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "MIXTURE", "INPUTS", "OUTPUTS"),  # of the other two jobs
+    )
+]
 TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
 
 # What each run that loads data by name trains on, and what it validates on.
@@ -82,10 +91,37 @@ def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
         assert value_of("HYPERNETWORK").t5 == value_of("T5_CONFIG")
 
 
-def test_every_run_that_loads_data_is_listed() -> None:
-    runs = [run.removeprefix("hyperflax_gin_configs/") for run in shipped_runs()]
-    loading = [run for run in runs if "load_source" in (shipped_folder() / run).read_text()]
-    assert [f"runs/{name}.gin" for name in LOADED] == loading
+def test_every_run_that_loads_data_to_train_on_is_listed() -> None:
+    texts = {run: (shipped_folder() / run.removeprefix("hyperflax_gin_configs/")).read_text() for run in shipped_runs()}
+    loading = [run for run, text in texts.items() if "load_source" in text and "train.train:" in text]
+    assert [f"hyperflax_gin_configs/runs/{name}.gin" for name in LOADED] == loading
+
+
+def test_a_file_is_answered_by_the_shipped_job(tmp_path: pathlib.Path) -> None:
+    """`runs/infer.gin` from its bindings to its file."""
+    gin.clear_config()
+    inputs, outputs = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    inputs.write_text('{"input": "ada"}\n{"input": "alan"}\n')
+    bindings = [f"INPUTS = '{inputs}'", f"OUTPUTS = '{outputs}'", "CHECKPOINT_PATH = 'strings'"]
+    gin.parse_config_files_and_bindings(["hyperflax_gin_configs/runs/infer.gin"], bindings)
+    gin.get_configurable("hyperflax.infer.infer")()
+    rows = [json.loads(line) for line in outputs.read_text().splitlines()]
+    assert [row["input"] for row in rows] == ["ada", "alan"]
+    assert all(isinstance(row["prediction"], str) for row in rows)
+
+
+def test_a_mixture_is_evaluated_by_the_shipped_job(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    gin.clear_config()
+    source = strings.source("held_out", 12, tasks=2)
+    monkeypatch.setattr(registry, "_SOURCES", {})
+    registry.register_source("two", {"test": lambda _: source}, description="two tasks")
+    bindings = [
+        "CHECKPOINT_PATH = 'strings'", "MIXTURE = 'two'", "METRIC = 'exact_match'", f"EVAL_OUTPUT_DIR = '{tmp_path}'",
+        "hyperflax.evaluate.evaluate.conditions = ['bare', 'generated']", "hyperflax.evaluate.evaluate.examples = 1",
+    ]  # fmt: skip
+    gin.parse_config_files_and_bindings(["hyperflax_gin_configs/runs/evaluate.gin"], bindings)
+    gin.get_configurable("hyperflax.evaluate.evaluate")()
+    assert json.loads((tmp_path / "report.json").read_text())["n_tasks"] == 2
 
 
 @pytest.mark.parametrize("name", LOADED)
