@@ -102,7 +102,7 @@ class Ratio:
       says: what it means.
       over, under: names of the entries.
       rates: their rates are compared instead: that of `under` over that of `over`.
-      least, most: what it is held to, if it is.
+      least, most: the target, if there is one; the tables say where the median misses it, and no test does.
     """
 
     says: str

@@ -41,7 +41,7 @@ def write_picture(path: pathlib.Path, results: Mapping[str, Result]) -> None:
 
 
 def draw_ratios(axes: Axes, cases: Mapping[str, Case], results: Mapping[str, Result]) -> None:
-    """A row for each ratio: median, spread, and a bar where it is held to something."""
+    """A row for each ratio: median, spread, and a bar at the target where there is one."""
     labels = []
     for name, case in cases.items():
         for ratio in case.ratios:
@@ -58,7 +58,7 @@ def draw_ratios(axes: Axes, cases: Mapping[str, Case], results: Mapping[str, Res
     axes.axvline(1.0, color="#222222", lw=0.8)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set(xscale="log", xlabel="ratio, median and spread; the bar is what it is held to")
+    axes.set(xscale="log", xlabel="ratio, median and spread; the bar is the target")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(axis="x", alpha=0.3)

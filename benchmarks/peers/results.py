@@ -132,18 +132,22 @@ def rendered(results: Mapping[str, Result]) -> str:
 def _ratios(case: Case, result: Result) -> list[str]:
     if not case.ratios:
         return []
-    lines = ["| ratio | median | lowest to highest | held to |", "|---|---|---|---|"]
+    lines = ["| ratio | median | lowest to highest | target |", "|---|---|---|---|"]
     for ratio in case.ratios:
         found = ratio_figure(ratio, result)
         told = "not run | " if found is None else f"{found.median:.2f} | {found.lowest:.2f} to {found.highest:.2f}"
-        lines.append(f"| {ratio.says} | {told} | {_bound(ratio)} |")
+        lines.append(f"| {ratio.says} | {told} | {_target(ratio, found)} |")
     return [*lines, ""]
 
 
-def _bound(ratio: Ratio) -> str:
-    if ratio.least is not None:
-        return f"at least {ratio.least:g}"
-    return "" if ratio.most is None else f"at most {ratio.most:g}"
+def _target(ratio: Ratio, found: Figure | None) -> str:
+    """The target in words, and whether the median misses it."""
+    least, most = ratio.least, ratio.most
+    told = f"at least {least:g}" if least is not None else "" if most is None else f"at most {most:g}"
+    if found is None:
+        return told
+    low, high = least is not None and found.median < least, most is not None and found.median > most
+    return f"{told}, missed" if low or high else told
 
 
 def _seconds(result: Result) -> list[str]:

@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         default="generated",
         metavar="START",
-        help="generated (default), random, shared (the adapter directory MODEL_DIR_shared beside the model), or an "
-        "adapter directory",
+        help="generated (default), random, shared (RUN_shared/model beside the model RUN/model, or NAME_shared beside "
+        "NAME), or an adapter directory",
     )
     for name, of in zip(SIZES, ("lora", "prefix or soft_prompt", "parallel_mlp"), strict=True):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"of {of}; default: the start's")
@@ -99,12 +99,16 @@ def run(arguments: argparse.Namespace) -> int:
 def load_start(init: str, model: pathlib.Path) -> Adapter:
     """Returns the adapter that `--init` names. Raises CheckpointError where there is none."""
     from hyperflax.checkpoints.artefacts import load_adapter
+    from hyperflax.train import EXPORT
 
     if init != "shared":
         if not pathlib.Path(init).is_dir():
             raise CheckpointError(f"--init: expected generated, random, shared or an adapter directory, got '{init}'")
         return load_adapter(init)
-    beside = model.resolve().with_name(f"{model.resolve().name}_shared")
+    whole = model.resolve()
+    # A run's model lies in its folder: runs/strings_shared/model is beside runs/strings/model.
+    run, inside = (whole.parent, [EXPORT]) if whole.name == EXPORT else (whole, [])
+    beside = run.with_name(f"{run.name}_shared").joinpath(*inside)
     if not beside.is_dir():
         raise CheckpointError(
             f"--init shared: expected an adapter directory at {beside}, found none; train one for this model (train."

@@ -158,7 +158,7 @@ def test_the_page_is_written_from_results(tmp_path: pathlib.Path):
     assert written.startswith("# A page\n")
     assert written.endswith("\nMore.\n")
     assert docs.shown(page) == docs.section(tmp_path)
-    assert "| hyperflax is faster than transformers | 1.00 | 1.00 to 1.00 | at least 1.5 |" in written
+    assert "| hyperflax is faster than transformers | 1.00 | 1.00 to 1.00 | at least 1.5, missed |" in written
     assert "hyperflax and transformers: losses differ by 2e-07." in written
     assert "old" not in written
     assert (tmp_path / "peers.svg").read_text("utf-8").count("train_lora: ") > 0

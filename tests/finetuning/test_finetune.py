@@ -12,7 +12,7 @@ import pytest
 import hyperflax
 from hyperflax.adapters import KINDS, Full, LoRA, ParallelMLP, Prefix, SoftPrompt, build_spec, merge
 from hyperflax.checkpoints.artefacts import Adapter, load_adapter, save_adapter
-from hyperflax.cli.finetune import choose_kinds
+from hyperflax.cli.finetune import choose_kinds, load_start
 from hyperflax.cli.main import main
 from hyperflax.data.finetuning import hold_out
 from hyperflax.data.jsonl import read_lines
@@ -153,16 +153,21 @@ def test_what_cannot_be_is_refused_before_anything_is_written(model, task, tmp_p
 
 
 def test_the_command(model, tmp_path, capsys):
-    model.save(tmp_path / "model")
+    saved = tmp_path / "run" / "model"  # as a training run leaves it
+    saved.parent.mkdir()
+    model.save(saved)
     train, held = write_task(tmp_path / "train.jsonl"), write_task(tmp_path / "held.jsonl", first=22, count=6)
-    out, shared = str(tmp_path / "out"), tmp_path / "model_shared"
-    command = ["finetune", "--model", str(tmp_path / "model"), "--examples", str(train), "--validation", str(held)]
+    out, shared = str(tmp_path / "out"), tmp_path / "run_shared" / "model"
+    command = ["finetune", "--model", str(saved), "--examples", str(train), "--validation", str(held)]
     command += ["--out", out, "--steps", "2", "--batch_size", "4"]
     assert main([*command, "--init", "shared"]) == 2
     assert f"expected an adapter directory at {shared}, found none; train one for this model" in capsys.readouterr().err
     assert main([*command, "--init", "nowhere"]) == 2
     assert "expected generated, random, shared or an adapter directory, got 'nowhere'" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"expected an adapter directory at .*/named_shared, found none"):
+        load_start("shared", tmp_path / "named")
     spec = build_spec(LORA, T5)
+    shared.parent.mkdir()
     save_adapter(shared, random_tree(spec, 0, std=0.01), spec, generate(model, read_lines(train)).metadata)
     assert main([*command, "--init", "shared", "--rank", "3"]) == 0
     told = capsys.readouterr().out
@@ -171,7 +176,7 @@ def test_the_command(model, tmp_path, capsys):
     assert "held-out examples also chose the step" in told
     assert "2 held-out inputs are among the training examples" in told
     assert load_adapter(out).spec == build_spec(LORA.resized(3), T5)
-    assert main(["predict", "--model", str(tmp_path / "model"), "--adapter", out, "--inputs", str(held)]) == 0
+    assert main(["predict", "--model", str(saved), "--adapter", out, "--inputs", str(held)]) == 0
 
 
 def test_kinds_are_those_of_the_start_where_it_has_them():
