@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal
@@ -29,7 +28,7 @@ from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.controls import derangement
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
-from hyperflax.evaluation.intervals import Interval, bootstrap_mean
+from hyperflax.evaluation.intervals import Interval, mean_of_examples
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.runner import EvaluationTask
 
@@ -65,12 +64,7 @@ class Estimate:
 
     def interval(self, condition: str) -> Interval:
         """A condition's mean and its 95% interval: Wilson's where examples are right or wrong, else the bootstrap."""
-        values = np.array(self.scores[condition])
-        if not np.isin(values, (0.0, 1.0)).all():
-            return bootstrap_mean(values)
-        found = stats.binomtest(int(values.sum()), len(values)).proportion_ci(0.95, method="wilson")
-        mean = self.mean(condition)
-        return Interval(mean, min(float(found.low), mean), max(float(found.high), mean))
+        return mean_of_examples(self.scores[condition])
 
     def mean(self, condition: str) -> float:
         """A condition's mean score."""

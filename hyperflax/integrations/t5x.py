@@ -247,7 +247,7 @@ def registered_task(name: str, module: str | None = None, vocabulary: Vocabulary
     except ValueError as error:
         raise DataError(f"'{name}': expected a seqio Task or Mixture that {module} registers ({error})") from error
     if vocabulary is not None:
-        theirs = convert_vocabulary(found.output_features["inputs"].vocabulary)
+        theirs = convert_vocabulary(found.output_features["inputs"].vocabulary, f"seqio Task '{name}'")
         if theirs != vocabulary:
             raise DataError(f"seqio Task '{name}': expected tokens of {vocabulary!r}, it has those of {theirs!r}")
     return found
