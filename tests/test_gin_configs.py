@@ -70,6 +70,12 @@ def value_of(macro: str):
     return gin.get_configurable("hyperflax_test_probe")()
 
 
+def without_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is registered until the test ends; what packages announce is, once in a process, so it comes first."""
+    registry.register_modules()
+    monkeypatch.setattr(registry, "_SOURCES", {})
+
+
 def parse(*files: str) -> None:
     gin.clear_config()
     folder = "hyperflax_gin_configs"
@@ -113,7 +119,7 @@ def test_a_file_is_answered_by_the_shipped_job(tmp_path: pathlib.Path) -> None:
 def test_a_mixture_is_evaluated_by_the_shipped_job(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     gin.clear_config()
     source = strings.source("held_out", 12, tasks=2)
-    monkeypatch.setattr(registry, "_SOURCES", {})
+    without_sources(monkeypatch)
     registry.register_source("two", {"test": lambda _: source}, description="two tasks")
     bindings = [
         "CHECKPOINT_PATH = 'strings'", "MIXTURE = 'two'", "METRIC = 'exact_match'", f"EVAL_OUTPUT_DIR = '{tmp_path}'",
@@ -135,7 +141,7 @@ def test_a_run_trains_and_validates_on_these_splits(name: str, monkeypatch: pyte
         loaded.append((name, split))
         return source
 
-    monkeypatch.setattr(registry, "_SOURCES", {})
+    without_sources(monkeypatch)
     monkeypatch.setattr(seqio_source, "load_seqio", load)
     parse(f"runs/{name}.gin")
     parts = gin.get_bindings("hyperflax.train.train", resolve_references=False)
