@@ -23,7 +23,10 @@ def test_answers_are_those_of_predict_over_several_batches(tmp_path: pathlib.Pat
     texts = [f"x{number}" for number in range(ROWS + 7)]
     inputs = write(tmp_path / "in.jsonl", texts)
     expected = [{"input": text, "prediction": hypermodel().predict([text])[0]} for text in texts[:2] + texts[-2:]]
-    rows = [json.loads(line) for line in infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "o")).open()]
+    rows = [
+        json.loads(line)
+        for line in infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "o")).read_text().splitlines()
+    ]
     assert [row["input"] for row in rows] == texts
     assert rows[:2] + rows[-2:] == expected
     assert list(predictions(hypermodel(), read_inputs(inputs))) == rows
