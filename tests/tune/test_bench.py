@@ -32,11 +32,9 @@ def test_the_task_embedding_is_that_of_the_first_support() -> None:
     bench, data = Bench(micro_model()), data_set("first")
     model = bench.model
     first = [(line.input, line.target) for line in data.train[: model.config.episodes.shots]]
-    states = model.hypernetwork.apply(
-        {"params": model.hypernetwork_params},
-        {"support_tokens": model.episode(first, [])["support_tokens"]},
-        method="slot_states",
-    )
+    # By the model's own compiled steps: in one piece, float32's last bits are others, on some processors beyond 1e-6.
+    support = model.episode(first, [])["support_tokens"]
+    (states,) = model.slot_states({"support_tokens": support[None]})
     meta = bench.facts(data).meta
     assert task_embedding(np.asarray(states)) == pytest.approx({k: v for k, v in meta.items() if k[:5] == "task_"})
 
