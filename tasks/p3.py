@@ -23,6 +23,7 @@ hyperflax tasks --module hyperflax_tasks.p3
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pathlib
@@ -144,6 +145,7 @@ def canonical(prompt_task: str) -> str:
     return re.sub(r"^anli_(?!dev_)(?P<template>\w+)_(?P<round>r[123])$", r"anli_dev_\g<round>_\g<template>", name)
 
 
+@functools.cache  # seqio's Tasks ask for it with every example
 def data_set(prompt_task: str) -> str | None:
     """The held-out data set of a prompt-task under one of T0's evaluation templates; None for all others.
 
@@ -158,7 +160,7 @@ def _template(prompt_task: str, name: str) -> str | None:
     prompt_task = canonical(prompt_task)
     if not prompt_task.startswith(f"{name}_"):
         return None
-    # The longest: WiC's "question context" is the end of no other, but HellaSwag's might be.
+    # The longest: Winogrande has both "underscore refer to" and "does underscore refer to".
     fitting = [one for one in HELD_OUT[name].templates if prompt_task.endswith(f"_{one}")]
     return max(fitting, key=len, default=None)
 

@@ -74,10 +74,10 @@ def make_train_step(
             divisor = weight_sum
         scale = 1.0 / jnp.where(divisor > 0, divisor, 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
-        norm = _norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, at_step(state.opt_state, state.step), state.params)
         # An optimizer can make NaN of finite gradients, too.
-        finite = jnp.isfinite(norm) & jnp.isfinite(_norm(updates))
+        finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         kept = dataclasses.replace(state, step=state.step + 1)
         new = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, kept)
@@ -142,7 +142,3 @@ def split_batch(batch: Batch, parts: int) -> Batch:
         return jax.lax.with_sharding_constraint(feature, PartitionSpec(None, axes)) if axes else feature
 
     return {name: split(name, feature) for name, feature in batch.items()}
-
-
-def _norm(tree: PyTree) -> Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
