@@ -31,8 +31,10 @@ help:
 demo: $(VENV)/.core
 	$(BIN)/hyperflax demo $(DEMO_ARGS)
 
+# In the order of the files: xdist would leave files of a few long tests to the end, and one process alone with them.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadscope $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadscope --no-loadscope-reorder \
+	  $(PYTEST_ARGS)
 
 # The same targets make the second environment, under its own name.
 test-interop:

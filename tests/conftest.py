@@ -36,7 +36,9 @@ HOME.mkdir(mode=0o700, exist_ok=True)
 if HOME.stat().st_uid != os.getuid():
     raise pytest.UsageError(f"{HOME} belongs to somebody else")
 
-# Most of the time of most tests is compilation, and mostly of programs that another test has compiled already.
+# Most of the time of most tests is compilation, of small programs that need not be fast, and mostly of such as another
+# test has compiled already. XLA's own passes, and so what a program computes and sends, are those of every run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HOME / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

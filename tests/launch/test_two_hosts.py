@@ -48,8 +48,6 @@ def test_sigterm_to_one_host_stops_and_resumes_all(world: World):
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(world.folder / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        # A few hundred tiny operations: almost all of the time is compilation.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "PYTHONPATH": str(REPOSITORY),
     }
     run = world.folder / "run"

@@ -13,8 +13,6 @@ import types
 # A collective blocks a thread of each of its devices, and a program has several under way: with as many threads as a
 # small machine has cores, they wait for each other.
 os.environ["NPROC"] = "64"
-# Eight-device programs of a few hundred tiny operations: almost all of the time is compilation.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 import jax
 
