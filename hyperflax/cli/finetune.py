@@ -99,13 +99,12 @@ def run(arguments: argparse.Namespace) -> int:
 def load_start(init: str, model: pathlib.Path) -> Adapter:
     """Returns the adapter that `--init` names. Raises CheckpointError where there is none."""
     from hyperflax.checkpoints.artefacts import load_adapter
+    from hyperflax.train import EXPORT
 
     if init != "shared":
         if not pathlib.Path(init).is_dir():
             raise CheckpointError(f"--init: expected generated, random, shared or an adapter directory, got '{init}'")
         return load_adapter(init)
-    from hyperflax.train import EXPORT  # half of the package, which a start from a directory does without
-
     whole = model.resolve()
     # A run's model lies in its folder: runs/strings_shared/model is beside runs/strings/model.
     run, inside = (whole.parent, [EXPORT]) if whole.name == EXPORT else (whole, [])
