@@ -195,6 +195,18 @@ def _hart(systems: Systems) -> Claim:
         ]  # fmt: skip
         lines["HyperT5"].append((depth, theirs))
         lines["HART"].append((depth, ours))
+    network = HARTConfig(t5=systems.base.shape, heads=setting.heads, feedback="direct")
+    direct = variant(systems.hart, "direct", hypernetwork=network)
+    all_of_them.append(direct)
+    found += [
+        Comparison(
+            "slots of every layer's own and a learned feedback beat the recurrence as its reviewers quote it",
+            Side(systems.hart.name), Side(direct.name), POINT, decides=False,
+        ),
+        Comparison(
+            "that recurrence against HyperT5", Side(direct.name), Side(systems.hyper_t5.name), POINT, decides=False
+        ),
+    ]  # fmt: skip
     return Claim(
         3,
         "HART, layer after layer, beats HyperT5, which asks for all layers at once.",

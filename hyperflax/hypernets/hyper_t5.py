@@ -65,8 +65,12 @@ class HyperT5Config:
         """How many slot embeddings are learned: one for every slot of the spec."""
         return total_slots(spec)
 
+    def width(self, spec: AdapterSpec) -> int:
+        """How many slots the decoder reads at once: all of them."""
+        return self.num_slots(spec)
+
     def passes(self, spec: AdapterSpec) -> int:
-        """How often the decoder runs over them."""
+        """How often the decoder runs."""
         return 1
 
     def uses(self, path: str) -> bool:
@@ -79,7 +83,7 @@ class HyperT5Config:
 
     def flops(self, spec: AdapterSpec, rows: int, length: int) -> Forward:
         """Returns the operations of one task's adapters from a support of `rows` rows of `length` tokens."""
-        decoded = flops.decoder(self.t5, 1, self.num_slots(spec), rows * length, passes=self.passes(spec))
+        decoded = flops.decoder(self.t5, 1, self.width(spec), rows * length, passes=self.passes(spec))
         return flops.encoder(self.t5, rows, length) + decoded + heads_flops(self.heads, spec, self.t5.emb_dim)
 
 

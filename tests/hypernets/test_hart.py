@@ -34,19 +34,25 @@ def build(config: HARTConfig):
 
 
 @pytest.mark.parametrize(("order", "steps", "extra"), [("forward", 1, 0), ("backward", 1, 0), ("forward", 2, 2)])
-def test_is_one_decoder_applied_again_and_again(order: str, steps: int, extra: int) -> None:
-    network, params = build(HARTConfig(BASE, HEADS, order=order, steps_per_layer=steps, extra_slots=extra))
+@pytest.mark.parametrize("feedback", ["projected", "direct"])
+def test_is_one_decoder_applied_again_and_again(feedback: str, order: str, steps: int, extra: int) -> None:
+    config = HARTConfig(BASE, HEADS, feedback=feedback, order=order, steps_per_layer=steps, extra_slots=extra)
+    network, params = build(config)
     t5 = T5(BASE)
 
     def apply(method, *args, **kwargs):
         return t5.apply({"params": params["t5"]}, *args, method=method, **kwargs)
 
     encoded = apply(T5.encode, SUPPORT).reshape(1, 12, 16)
-    hidden, states = params["slots"][None], {}
-    assert hidden.shape == (1, 3 + extra, 16)
-    layers = SPEC.layers()
+    layers, states = SPEC.layers(), {}
+    if feedback == "projected":
+        own, hidden = params["slots"].reshape(len(layers), 1, 3 + extra, 16), jnp.zeros((1, 3 + extra, 16))
+    else:
+        hidden = params["slots"].reshape(1, 3 + extra, 16)
     for layer in layers if order == "forward" else reversed(layers):
         for _ in range(steps):
+            if feedback == "projected":
+                hidden = own[layers.index(layer)] + hidden @ params["feedback"]
             hidden = apply(T5.decode_embeddings, hidden, encoded, SUPPORT.reshape(1, 12), bidirectional=False)
         states[layer] = hidden[0, : SPEC.num_slots(*layer)]
     wanted = Heads(HEADS, SPEC).apply({"params": params["heads"]}, jnp.concatenate([states[x] for x in layers]))
@@ -56,7 +62,7 @@ def test_is_one_decoder_applied_again_and_again(order: str, steps: int, extra: i
 
 
 def test_a_layer_sees_of_earlier_layers_only_the_states_of_the_last() -> None:
-    network, params = build(HARTConfig(BASE, HEADS))
+    network, params = build(HARTConfig(BASE, HEADS, feedback="direct"))
 
     def states(slots):
         episode = {"support_tokens": SUPPORT}
@@ -65,6 +71,42 @@ def test_a_layer_sees_of_earlier_layers_only_the_states_of_the_last() -> None:
     first, rest = jnp.split(states(params["slots"]), [3])
     again = states(first)  # starting where the second layer starts shifts every layer by one
     np.testing.assert_allclose(again[:3], rest[:3], atol=1e-5)
+
+
+def test_a_new_one_writes_its_layers_apart_and_learns_what_they_pass_on() -> None:
+    """The map between layers starts at zero, with a gradient; no layer's slots reach another one before."""
+    network, params = build(HARTConfig(BASE, HEADS))
+    start = {**params, "feedback": jnp.zeros_like(params["feedback"])}
+
+    def states(params):
+        return network.apply({"params": params}, {"support_tokens": SUPPORT}, method=HART.slot_states)
+
+    def reached(params) -> list[bool]:
+        changed = states({**params, "slots": params["slots"].at[:3].add(1.0)})  # the first layer's
+        return [bool(x) for x in jnp.max(jnp.abs(changed - states(params)), axis=1) > 1e-6]
+
+    slots = sum(SPEC.num_slots(*layer) for layer in SPEC.layers())
+    assert reached(start) == [True] * 3 + [False] * (slots - 3)
+    assert reached(params) == [True] * slots
+    fresh = nn.unbox(jax.jit(network.init)(jax.random.key(0), {"support_tokens": SUPPORT})["params"])
+    assert not fresh["feedback"].any()
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(states(params)))))(start)["feedback"]
+    assert jnp.linalg.norm(gradient) > 1e-3
+
+
+def test_shared_heads_write_another_adapter_for_every_layer() -> None:
+    """Only states tell such heads which layer they write for; those of `direct` soon are the same in all layers."""
+    spec = build_spec(LoRA(rank=3), BASE.replace(num_encoder_layers=6))
+
+    def likeness(feedback: str) -> float:
+        network = HART(HARTConfig(BASE, HeadsConfig(8, "shared"), feedback=feedback), spec)
+        params = nn.unbox(jax.jit(network.init)(jax.random.key(0), {"support_tokens": SUPPORT})["params"])
+        states = network.apply({"params": params}, {"support_tokens": SUPPORT}, method=HART.slot_states)
+        before, last = states[4 * 3 : 5 * 3].ravel(), states[5 * 3 : 6 * 3].ravel()
+        return float(before @ last / jnp.linalg.norm(before) / jnp.linalg.norm(last))
+
+    assert likeness("direct") > 0.95
+    assert likeness("projected") < 0.8
 
 
 def test_the_program_does_not_grow_with_depth() -> None:
@@ -91,6 +133,7 @@ def test_the_program_does_not_grow_with_depth() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"feedback": "none"}, "HARTConfig.feedback: expected 'projected' or 'direct', got 'none'"),
         ({"order": "inward"}, "HARTConfig.order: expected 'forward' or 'backward'"),
         ({"slot_bias": "causal"}, "HARTConfig.slot_bias: expected 'none' or 'bidirectional'"),
         ({"steps_per_layer": 0}, "HARTConfig.steps_per_layer: expected at least 1, got 0"),

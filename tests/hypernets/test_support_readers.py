@@ -25,12 +25,13 @@ BASE = T5Config(
 SUPPORT = np.array([[5, 6, 7, 1, 0, 0], [8, 9, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]], np.int32)
 
 
-KINDS = {"lora": LoRA(rank=2), "prefix": Prefix(length=3)}
+KINDS = {"lora": LoRA(rank=2, alpha=2.0), "prefix": Prefix(length=3)}
 HEADS = HeadsConfig(hidden=16)
 # A new hypernetwork that reads a support adds a row.
 NETWORKS = {
     "hyper_t5": lambda spec: HyperT5(HyperT5Config(t5=BASE, heads=HEADS), spec),
     "hart": lambda spec: HART(HARTConfig(t5=BASE, heads=HEADS), spec),
+    "hart_direct": lambda spec: HART(HARTConfig(t5=BASE, heads=HEADS, feedback="direct"), spec),
     "hart_options": lambda spec: HART(
         HARTConfig(t5=BASE, heads=HeadsConfig(16, "shared"), order="backward", steps_per_layer=2, extra_slots=1),
         spec,
