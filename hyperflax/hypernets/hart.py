@@ -89,7 +89,7 @@ class HART(HyperT5):
     def setup(self) -> None:
         super().setup()
         if self.config.feedback == "projected":
-            init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed", "embed"))
+            init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed", "slot_values"))
             self.feedback = param(self, "feedback", init, (self.config.t5.emb_dim,) * 2)
 
     def read(self, encoded: Array, tokens: Array, *, enable_dropout: bool = False) -> Array:
