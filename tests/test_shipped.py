@@ -9,12 +9,15 @@ import re
 import pytest
 
 import hyperflax
+from hyperflax import trees
+from hyperflax.checkpoints.artefacts import check_base
+from hyperflax.cli.finetune import load_start
 from hyperflax.data.jsonl import Line
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.runner import evaluate_conditions
-from hyperflax.hypermodel import Hypermodel
+from hyperflax.hypermodel import Hypermodel, find
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.run import recommend
 from hyperflax.tuner import table
@@ -23,7 +26,8 @@ from hyperflax.tuner.recommender import Recommender
 from hyperflax.tuner.recorded import from_runs
 from hyperflax_tasks.strings.episodes import source
 
-FOLDER = pathlib.Path(hyperflax.__file__).parent / "assets" / "strings"
+ASSETS = pathlib.Path(hyperflax.__file__).parent / "assets"
+FOLDER = ASSETS / "strings"
 MEGABYTES = 16
 
 
@@ -32,8 +36,8 @@ def strings() -> Hypermodel:
     return hyperflax.load("strings")
 
 
-def test_it_is_small_and_holds_nothing_but_arrays_and_text() -> None:
-    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+def test_they_are_small_and_hold_nothing_but_arrays_and_text() -> None:
+    files = [path for path in ASSETS.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors", ".parquet"}
     assert sum(path.stat().st_size for path in files) < MEGABYTES * 2**20
     for path in files:
@@ -54,6 +58,13 @@ def test_adapters_help_on_unseen_tasks_and_those_of_other_tasks_do_not(strings: 
     assert means["shuffled_support"] < 0.05
     assert means["generated"] > 0.6
     assert means["refined"] > means["generated"]
+
+
+def test_a_shared_adapter_of_the_same_kind_lies_beside_it(strings: Hypermodel) -> None:
+    shared = load_start("shared", find("strings"))
+    check_base(shared, strings.base_fingerprint)
+    assert shared.spec == strings.config.spec
+    assert all(abs(leaf).max() > 1e-3 for path, leaf in trees.flatten(shared.tree).items() if path.endswith("/b"))
 
 
 def test_the_table_of_runs_is_the_hypermodels_own_and_the_tuner_is_learnt_from_it(strings: Hypermodel) -> None:
