@@ -2,10 +2,11 @@
 
     mean over the task's other supports s of  mean((g(first support) - g(s))^2)
 
-g is the hypernetwork's slot states or the adapters themselves. (Liang et al. 2023, HART: parameters generated from
-different demonstrations of a task are pulled together. The distance is not published; mean squared differences are
-ours.) The same distance between different tasks stands beside it in the metrics: a generator that ignores its support
-is perfectly consistent, and its distance between tasks is zero.
+g is the hypernetwork's slot states, each at a mean square of one, or the adapters themselves. (Liang et al. 2023, HART:
+parameters generated from different demonstrations of a task are pulled together. The distance is not published; mean
+squared differences are ours, of states at one length: two that have nothing in common are at 2.) The same distance
+between different tasks stands beside it in the metrics: a generator that ignores its support is perfectly consistent,
+and its distance between tasks is zero.
 
 >>> distance(first, others)    # trees of leaves [...] and [others, ...]
 """

@@ -25,6 +25,7 @@ import numpy as np
 
 from hyperflax.adapters.layers import arrange
 from hyperflax.errors import ConfigError, DataError
+from hyperflax.hypernets.heads import normalise
 from hyperflax.hypernets.protocol import SupportReader
 from hyperflax.models import flops
 from hyperflax.objectives.consistency import between_tasks, distance
@@ -60,7 +61,7 @@ class HypermodelObjective:
       consistency: weight of the squared distance between what is generated from a task's first support and from its
         `other_support_tokens`, a mean over target tokens like the token loss beside it; see `objectives.consistency`
         and `EpisodeConfig.supports`.
-      consistency_of: `states` of the slots, or the `adapters`.
+      consistency_of: `states` of the slots, each at a mean square of one, or the `adapters`.
       base_dropout: dropout inside the frozen model, too; by default only the hypernetwork's.
     """
 
@@ -190,7 +191,8 @@ class HypermodelObjective:
             adapters = self._adapters(params, episode, key)
             return adapters, adapters
         states = self._apply(params, episode, key, method="slot_states")
-        return states, self._checked(self.hypernetwork.apply({"params": params}, states, method="write"))
+        # Heads read their direction alone. Compared as they are, they would come closer by growing smaller.
+        return normalise(states), self._checked(self.hypernetwork.apply({"params": params}, states, method="write"))
 
     def _adapters(self, params: PyTree, episode: Batch, key: Array | None) -> PyTree:
         return self._checked(self._apply(params, episode, key))

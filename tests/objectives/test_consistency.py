@@ -64,6 +64,8 @@ def test_is_added_to_the_token_loss_by_the_tokens_of_each_task(setting, of: str)
     def values(tokens):
         method = "slot_states" if of == "states" else None
         out = objective.hypernetwork.apply({"params": params}, {"support_tokens": tokens}, method=method)
+        if of == "states":
+            out = out / jax.numpy.sqrt(jax.numpy.mean(out**2, axis=-1, keepdims=True))
         return jax.numpy.concatenate([leaf.ravel() for leaf in jax.tree.leaves(out)])
 
     first = np.stack([values(TWO["support_tokens"][task]) for task in range(3)])
@@ -83,6 +85,16 @@ def test_equal_supports_cost_nothing(setting) -> None:
     batch = {**BATCH, "other_support_tokens": BATCH["support_tokens"][:, None]}
     _, _, metrics = jax.jit(consistent.loss, static_argnums=3)(params, frozen, batch, None)
     np.testing.assert_allclose(metrics["within_task_distance"][0], 0.0, atol=1e-9)
+
+
+def test_states_do_not_come_closer_by_growing_smaller(setting) -> None:
+    objective, params, frozen = setting
+    consistent = dataclasses.replace(objective, consistency=1.0)
+    small = trees.map_with_path(lambda path, x: x / 8 if path == "t5/decoder/decoder_norm/scale" else x, params)
+    loss = jax.jit(consistent.loss, static_argnums=3)
+    found, shrunk = (loss(p, frozen, TWO, None)[2]["within_task_distance"][0] for p in (params, small))
+    np.testing.assert_allclose(shrunk, found, rtol=1e-3)
+    assert found > 0.01
 
 
 def test_a_table_is_consistent_and_has_no_states(setting) -> None:
