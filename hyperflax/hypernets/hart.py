@@ -97,6 +97,10 @@ class HART(HyperT5):
         config, layers, tokens = self.config, self.spec.layers(), tokens.reshape(1, -1)
         memory = self.t5.read(encoded.reshape(1, -1, encoded.shape[-1]))
         slots = jnp.asarray(self.slots, config.t5.dtype).reshape(-1, 1, config.width(self.spec), config.t5.emb_dim)
+        if config.feedback == "projected":
+            start, own_slots = jnp.zeros_like(slots[0]), slots
+        else:
+            start, own_slots = slots[0], None
 
         def next_layer(network: HART, hidden: Array, own: Array | None) -> tuple[Array, Array]:
             for _step in range(config.steps_per_layer):
@@ -118,6 +122,5 @@ class HART(HyperT5):
             length=len(layers),
             reverse=config.order == "backward",
         )
-        projected = config.feedback == "projected"
-        _, states = walk(self, jnp.zeros_like(slots[0]) if projected else slots[0], slots if projected else None)
+        _, states = walk(self, start, own_slots)
         return jnp.concatenate([states[i, : self.spec.num_slots(*layer)] for i, layer in enumerate(layers)])

@@ -50,6 +50,8 @@ def test_a_claim_about_depth_has_more_than_one():
 def test_variants_differ_from_their_reference_in_one_thing():
     plain, joint = STRINGS["hyper_t5"], STRINGS["hyper_t5_joint"]
     assert joint.episodes.rows * joint.episodes.support_length == plain.episodes.rows * plain.episodes.support_length
+    direct = STRINGS["hart_direct"].hypernetwork
+    assert dataclasses.replace(direct, feedback="projected") == STRINGS["hart"].hypernetwork != direct
     scored = STRINGS["hyper_t5_scored_16"].episodes
     assert scored.examples * scored.tasks_per_batch == plain.episodes.examples * plain.episodes.tasks_per_batch
     wide = STRINGS["hyper_t5_rank_32"].adapter
