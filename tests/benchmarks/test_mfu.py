@@ -1,0 +1,40 @@
+"""The benchmark of MFU: it times the step that training runs, and counts its operations in closed form."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from benchmarks import mfu
+from hyperflax.training.partitioning import Partitioner
+
+CASE = mfu.Case("t5", "tiny", rows=2, inputs=16, targets=8)
+
+
+def test_a_t5_is_timed_and_its_figures_follow_from_the_seconds(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "mfu.json"
+    small = ["--size", "tiny", "--rows", "2", "--inputs", "16", "--targets", "8", "--rounds", "3", "--steps", "2"]
+    assert mfu.main([*small, "--matmul", "64", "--out", str(file)]) == 0
+    (found,) = json.loads(file.read_text())["cases"]
+    flops = mfu.program_of(CASE, Partitioner()).model_flops
+    seconds = sorted(found["milliseconds"])[1] / 1e3
+    assert found["tflop_per_second"] == pytest.approx(flops / seconds / 1e12, abs=0.01)
+    assert found["mfu"] is None  # nobody publishes the peak of this processor
+
+
+@pytest.mark.parametrize("size", [name for name in mfu.SIZES if name != "tiny"])
+def test_sizes_are_those_of_the_gin_files(size: str) -> None:
+    text = pathlib.Path(f"gin_configs/models/t5_1_1_{size}.gin").read_text()
+    given = {name: int(value) for name, value in re.findall(r"^  (\w+) = (\d+)$", text, re.MULTILINE)}
+    shape = mfu.Case("t5", size, rows=1, inputs=1, targets=1).shape
+    assert len(given) == 7
+    assert given == {name: getattr(shape, name) for name in given}
+
+
+def test_a_hypernetwork_costs_its_own_step_and_the_frozen_t5s() -> None:
+    hyper = mfu.program_of(mfu.Case("hyper_t5", "tiny", rows=2, inputs=16, targets=8), Partitioner())
+    plain = mfu.program_of(CASE, Partitioner())
+    assert plain.model_flops < hyper.model_flops < 3 * plain.model_flops
