@@ -28,12 +28,19 @@ from hyperflax_tasks.strings.episodes import source
 
 ASSETS = pathlib.Path(hyperflax.__file__).parent / "assets"
 FOLDER = ASSETS / "strings"
-MEGABYTES = 16
+MEGABYTES = 24
+# A floor for each model on 32 held-out tasks of one or two operations, below its figure in docs/strings.md.
+FLOORS = {"strings": 0.6, "strings_prefix": 0.6}
 
 
 @pytest.fixture(scope="module")
 def strings() -> Hypermodel:
     return hyperflax.load("strings")
+
+
+@pytest.fixture(scope="module", params=FLOORS)
+def model(request: pytest.FixtureRequest) -> Hypermodel:
+    return hyperflax.load(request.param)
 
 
 def test_they_are_small_and_hold_nothing_but_arrays_and_text() -> None:
@@ -47,24 +54,29 @@ def test_they_are_small_and_hold_nothing_but_arrays_and_text() -> None:
             assert not re.search(r"(?<!\w)/\w", text), "a path of the machine that made it"
 
 
-def test_adapters_help_on_unseen_tasks_and_those_of_other_tasks_do_not(strings: Hypermodel) -> None:
-    """A floor under the figures of docs/strings.md, on 32 held-out tasks of one or two operations."""
+def test_adapters_help_on_unseen_tasks_and_those_of_other_tasks_do_not(model: Hypermodel) -> None:
     tasks = source("held_out", examples=12, max_depth=2)
-    held_out = HeldOut.from_source(tasks, strings.config.episodes, examples=4, tasks=32)
-    conditions = Conditions(strings, held_out).pick("bare", "generated", "refined", "shuffled_support")
+    held_out = HeldOut.from_source(tasks, model.config.episodes, examples=4, tasks=32)
+    conditions = Conditions(model, held_out).pick("bare", "generated", "refined", "shuffled_support")
     table = evaluate_conditions(held_out.tasks, conditions, "exact_match", batch_size=32)
     means = {name: column["mean"] for name, column in table.report(run_info({}, seconds=0.0))["conditions"].items()}
     assert means["bare"] < 0.02
     assert means["shuffled_support"] < 0.05
-    assert means["generated"] > 0.6
+    assert means["generated"] > FLOORS[model.parts.name]
     assert means["refined"] > means["generated"]
 
 
-def test_a_shared_adapter_of_the_same_kind_lies_beside_it(strings: Hypermodel) -> None:
-    shared = load_start("shared", find("strings"))
-    check_base(shared, strings.base_fingerprint)
-    assert shared.spec == strings.config.spec
-    assert all(abs(leaf).max() > 1e-3 for path, leaf in trees.flatten(shared.tree).items() if path.endswith("/b"))
+def test_all_write_adapters_for_one_base() -> None:
+    assert len({hyperflax.load(name).base_fingerprint for name in FLOORS}) == 1
+
+
+def test_a_shared_adapter_of_the_same_kind_lies_beside_it(model: Hypermodel) -> None:
+    shared = load_start("shared", find(model.parts.name))
+    check_base(shared, model.base_fingerprint)
+    assert shared.spec == model.config.spec
+    trained = [leaf for path, leaf in trees.flatten(shared.tree).items() if path.endswith(("/b", "/key", "/value"))]
+    assert trained
+    assert all(abs(leaf).max() > 1e-3 for leaf in trained)
 
 
 def test_the_table_of_runs_is_the_hypermodels_own_and_the_tuner_is_learnt_from_it(strings: Hypermodel) -> None:
