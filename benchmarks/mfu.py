@@ -123,19 +123,14 @@ class Case:
         return batch
 
 
-def program_of(case: Case, partitioner: Partitioner) -> Program:
-    """Returns the training step of a case."""
-    return training_program(case.trainable(), case.batch(), OPTIMIZER, partitioner=partitioner)
-
-
-def arguments_of(case: Case, program: Program, partitioner: Partitioner) -> tuple[TrainState, Any, Batch, jax.Array]:
+def arguments_of(program: Program, batch: Batch, partitioner: Partitioner) -> tuple[TrainState, Any, Batch, jax.Array]:
     """Returns what the step is called with, on the devices."""
     state, frozen = program.arguments[:2]
     params = jax.tree.map(_drawn, state.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     made = jax.jit(functools.partial(create_state, optimizer=OPTIMIZER), out_shardings=shardings)(params)
-    batch = partitioner.place_batch(case.batch())
-    return made, jax.tree.map(_drawn, frozen), batch, jax.device_put(jax.random.key(1), partitioner.replicated)
+    key = jax.device_put(jax.random.key(1), partitioner.replicated)
+    return made, jax.tree.map(_drawn, frozen), partitioner.place_batch(batch), key
 
 
 def measure(case: Case, rounds: int, steps: int, partitioner: Partitioner) -> dict[str, Any]:
@@ -144,11 +139,12 @@ def measure(case: Case, rounds: int, steps: int, partitioner: Partitioner) -> di
     Raises:
       HyperflaxError: a step had no finite gradient, so what was timed is not training.
     """
-    program = program_of(case, partitioner)
+    batch = case.batch()
+    program = training_program(case.trainable(), batch, OPTIMIZER, partitioner=partitioner)
     begin = time.perf_counter()
     compiled = program.lower().compile()
     compiling = time.perf_counter() - begin
-    state, frozen, batch, key = arguments_of(case, program, partitioner)
+    state, frozen, batch, key = arguments_of(program, batch, partitioner)
     seconds, skipped = [], []
     for _ in range(rounds + 1):  # the first warms up
         begin = time.perf_counter()
@@ -164,24 +160,29 @@ def measure(case: Case, rounds: int, steps: int, partitioner: Partitioner) -> di
     peak = peak_flops(devices[0].device_kind)
     return {
         "compiled_in_seconds": round(compiling, 1),
-        "milliseconds": [round(1e3 * value, 2) for value in seconds[1:]],
-        "model_tflop": round(program.model_flops / 1e12, 3),
-        "tflop_per_second": round(rate / 1e12, 2),
-        "mfu": None if peak is None else round(rate / peak / len(devices), 4),
-        "memory_gib": round((memory_bytes() or 0) / 2**30, 2),
+        "milliseconds": [_shortened(1e3 * value) for value in seconds[1:]],
+        "model_tflop": _shortened(program.model_flops / 1e12),
+        "tflop_per_second": _shortened(rate / 1e12),
+        "mfu": None if peak is None else _shortened(rate / peak / len(devices)),
+        "memory_gib": _shortened((memory_bytes() or 0) / 2**30),
     }
 
 
 def matmul_rate(size: int, repeats: int = 20) -> float:
     """Returns operations per second of a bfloat16 matrix product on one device, on random values."""
     a, b = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in jax.random.split(jax.random.key(0)))
-    product = jax.jit(jnp.matmul).lower(a, b).compile()
+    product = jax.jit(jnp.matmul)
     out = jax.block_until_ready(product(a, b))
     begin = time.perf_counter()
     for _ in range(repeats):
         out = product(a, b)
     jax.block_until_ready(out)
     return 2 * size**3 * repeats / (time.perf_counter() - begin)
+
+
+def _shortened(value: float) -> float:
+    """Returns four significant digits."""
+    return float(f"{value:.4g}")
 
 
 def _drawn(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -209,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     partitioner = Partitioner()
     found: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
-        "matmul_tflop_per_second": round(matmul_rate(arguments.matmul) / 1e12, 1),
+        "matmul_tflop_per_second": _shortened(matmul_rate(arguments.matmul) / 1e12),
         "versions": versions(),
     }
     print(json.dumps(found), flush=True)
