@@ -73,12 +73,15 @@ if $dry_run; then
 fi
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "there is no Slurm job: start it with sbatch, or try --dry_run"
 
-# srun hands SIGTERM on to every task, and a wait that a signal interrupted has not waited.
+# USR1 comes to this script alone; scancel hands SIGTERM to the tasks (srun would kill them). TERM, as at a preemption
+# with a grace time, the tasks have got as well, and a second one would end them at once. A wait that a signal interrupted
+# has not waited.
 mkdir -p "$to"
 "${step[@]}" &
 pid=$!
 signalled=false
-trap 'signalled=true; kill -TERM "$pid" 2>/dev/null || true' USR1 TERM
+trap 'signalled=true; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
+trap 'signalled=true' TERM
 while :; do
   code=0
   wait "$pid" || code=$?

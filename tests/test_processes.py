@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -71,7 +75,7 @@ WHERE = ["--coordinator_address=h:1", "--process_count=2", "--process_index=1"]
 )
 def test_jax_is_told_where_the_others_are(monkeypatch, flags, given_to_jax):
     calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr("jax.distributed.initialize", lambda *where, **options: calls.append(where))
     multiprocess.join(parse(*flags))
     assert calls == ([] if given_to_jax is None else [given_to_jax])
 
@@ -89,3 +93,27 @@ def test_half_an_address_is_refused(monkeypatch, flags, complaint):
     monkeypatch.setattr("jax.distributed.initialize", lambda *arguments: pytest.fail("joined"))
     with pytest.raises(ConfigError, match=complaint):
         multiprocess.join(parse(*flags))
+
+
+ON_SLURM = """
+import argparse, os, signal, sys
+from hyperflax.cli import multiprocess
+
+parser = argparse.ArgumentParser()
+multiprocess.add_multiprocess_arguments(parser)
+multiprocess.join(parser.parse_args(["--multiprocess"]))
+import jax
+print(jax.process_count(), jax.config.values["jax_cuda_visible_devices"], flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+print("still here")
+"""
+
+
+def test_under_slurm_a_process_has_all_devices_of_its_node_and_ends_on_sigterm():
+    """By itself JAX takes one device for each process there, and catches SIGTERM for a service of its own."""
+    job = {"JOB_ID": str(os.getpid()), "STEP_NODELIST": "localhost", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}
+    slurm = {f"SLURM_{name}": value for name, value in job.items()}
+    command = [sys.executable, "-c", ON_SLURM]
+    done = subprocess.run(command, env=os.environ | slurm | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.stdout == "1 all\n"

@@ -51,4 +51,10 @@ def join(arguments: argparse.Namespace) -> None:
             )
     import jax
 
-    jax.distributed.initialize(arguments.coordinator_address, arguments.process_count, arguments.process_index)
+    # JAX's own service catches SIGTERM and only notes it; here it ends a process, and what is to be saved catches it
+    # itself (`training/stopping.py`).
+    jax.config.update("jax_enable_preemption_service", False)
+    # No device is left out: under Slurm JAX would take one GPU for each process, where this is the node's only one.
+    jax.distributed.initialize(
+        arguments.coordinator_address, arguments.process_count, arguments.process_index, local_device_ids=[]
+    )

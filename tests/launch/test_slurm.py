@@ -31,7 +31,10 @@ def test_every_node_runs_the_same_and_keeps_its_log(world: World):
 
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
 def test_a_signal_saves_the_run_and_queues_the_job_again(world: World, name: str):
-    """USR1 comes to the batch shell before the time is up."""
+    """USR1 comes to the batch shell before the time is up; TERM, at a preemption, to the tasks as well.
+
+    A second SIGTERM would end them unsaved, and so would one to srun.
+    """
     for number in "01":
         world.plan(number, "wait")
     job = world.start("launch/slurm.sh", *RUN, **JOB)
@@ -39,6 +42,8 @@ def test_a_signal_saves_the_run_and_queues_the_job_again(world: World, name: str
         assert job.poll() is None, job.communicate()
         time.sleep(0.2)
     os.kill(job.pid, getattr(signal, f"SIG{name}"))
+    if name == "TERM":
+        subprocess.run([BIN / "scancel", "--signal=TERM", "7"], env=world.environment, check=True)
     _, error = job.communicate(timeout=TIMEOUT)
     assert job.returncode == 75, error
     assert world.lines("scontrol") == ["requeue 7"]
