@@ -82,7 +82,7 @@ def beam_search(session: Session, prompt: Array, method: Beam, eos_id: int) -> t
         best_live = state.live_scores[:, -1:] / largest_penalty
         worst_finished = jnp.where(state.is_finished, jnp.min(state.finished_scores, axis=1, keepdims=True), WORST)
         hopeless = jnp.all(best_live < WORST / largest_penalty) & (state.index > 0)
-        return (state.index < length) & ~jnp.all(worst_finished > best_live) & ~hopeless
+        return (state.index < length) & ~jnp.all((worst_finished > best_live) | session.empty) & ~hopeless
 
     def body(state: State) -> State:
         index = state.index
@@ -134,7 +134,8 @@ def beam_search(session: Session, prompt: Array, method: Beam, eos_id: int) -> t
     end = jax.lax.while_loop(unfinished, body, start)
     any_finished = jnp.any(end.is_finished, axis=1, keepdims=True)
     tokens = jnp.where(any_finished[..., None], end.finished, end.live)
-    return tokens, jnp.where(any_finished, end.finished_scores, end.live_scores)
+    scores = jnp.where(any_finished, end.finished_scores, end.live_scores)
+    return jnp.where(session.empty[..., None], 0, tokens), jnp.where(session.empty, 0.0, scores)
 
 
 def candidates(logits: Array, live_scores: Array) -> tuple[Array, Array, Array]:

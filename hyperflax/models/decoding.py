@@ -5,7 +5,8 @@
 >>> result.tokens                                                              # [task, example, 32], zeros after eos
 
 Differences from T5X, in speed alone: cross-attention keys and values are computed once and shared by an input's beams;
-the cache is written in place; beams are reordered by index; the loop ends as soon as no row can change.
+the cache is written in place; beams are reordered by index; the loop ends as soon as no row can change. Rows without an
+input token, which fill a batch up, are not decoded: an empty text is a row, too, but it holds its end of sequence.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class DecodeResult(NamedTuple):
     """What was decoded for inputs [..., source].
 
     Attributes:
-      tokens: int32 [..., max_length], the best sequence; zeros after the end-of-sequence token.
-      scores: float32 [...], its score.
+      tokens: int32 [..., max_length], the best sequence; zeros after the end-of-sequence token, and for inputs that are
+        padding alone.
+      scores: float32 [...], its score; 0 for those.
       all_tokens: int32 [..., num_decodes, max_length], all sequences by increasing score.
       all_scores: float32 [..., num_decodes].
     """

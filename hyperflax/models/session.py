@@ -37,6 +37,8 @@ class Session:
     ):
         self.model, self.length, self.decodes = model, length, decodes
         self.examples = tokens.size // tokens.shape[-1]
+        self.empty = ~jnp.any(tokens != 0, axis=-1).reshape(-1, 1)
+        """bool [examples, 1]: inputs without a token, rows that fill a batch up; nobody waits for them."""
         self._params = cast_kernels(params, model.config, adapters)
         self._adapters, self._tokens = adapters, tokens
         caches = self._map(self._start, tokens, shared=shared and decodes > 1)

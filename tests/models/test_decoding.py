@@ -21,12 +21,12 @@ from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import AdapterError, ConfigError, HyperflaxError
-from hyperflax.models.beam import Beam
+from hyperflax.models.beam import Beam, beam_search
 from hyperflax.models.decoding import decode
 from hyperflax.models.inputs import check_inputs
-from hyperflax.models.sampling import Greedy, Sample, keep_topk, keep_topp
+from hyperflax.models.sampling import Greedy, Sample, keep_topk, keep_topp, sample
 from hyperflax.models.scoring import score_options
-from hyperflax.models.session import cast_kernels
+from hyperflax.models.session import Session, cast_kernels
 from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from tests.models import t5_cases as cases
@@ -90,6 +90,25 @@ def test_greedy_decoding_is_the_argmax_of_teacher_forcing(kind: str | None) -> N
     ended = np.cumsum(output == 1, axis=1) - (output == 1) > 0
     np.testing.assert_array_equal(output, np.where(ended, 0, log_probs.argmax(-1)))
     np.testing.assert_allclose(result.scores, np.sum(log_probs.max(-1) * ~ended, axis=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [Greedy(), Sample(num_decodes=2), Beam(3)], ids=["greedy", "sample", "beam"])
+def test_nobody_waits_for_rows_that_are_padding(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come back empty, the others as they are without them, and the loop ends with the last of the others."""
+    tokens = source(4, seed=3)
+    filled = np.concatenate([tokens, np.zeros((3, SOURCE), np.int32)])
+    options = {"max_length": LENGTH, "method": method, "rng": jax.random.key(0)}
+    found = decode(MODEL, params(), filled, **options)
+    assert not np.any(found.all_tokens[4:])
+    assert not np.any(found.all_scores[4:])
+    if not isinstance(method, Sample):  # a draw depends on its place among all
+        np.testing.assert_array_equal(found.all_tokens[:4], decode(MODEL, params(), tokens, **options).all_tokens)
+    nothing = Session(MODEL, params(), None, np.zeros((2, SOURCE), np.int32), LENGTH, 1, shared=False)
+    monkeypatch.setattr(nothing, "step", None)  # a step would raise
+    monkeypatch.setattr(jax.lax, "while_loop", lambda going, body, state: body(state) if going(state) else state)
+    prompt = np.zeros((2, LENGTH), np.int32)
+    for run in (lambda: sample(nothing, prompt, Greedy(), None, 1), lambda: beam_search(nothing, prompt, Beam(1), 1)):
+        assert not np.any(run()[0])
 
 
 @pytest.mark.parametrize("kind", ["both"])
