@@ -170,6 +170,8 @@ class Heads(nn.Module):
         rows = rows if heads > 1 else rows.reshape(1, -1, emb)
         states = nn.gelu(rows @ kernel_in.astype(rows.dtype) + bias_in[:, None].astype(rows.dtype))
         values = (states @ kernel_out.astype(rows.dtype)).reshape(len(group.layers), group.slots, sum(sizes))
+        # Adapters are parameters: float32, as fresh ones are, whatever was computed in. Layers cast what they read.
+        values = values.astype(jnp.float32)
         # `split`, not slices: its gradient is one concatenation, that of n slices is n full-size arrays, summed.
         columns = jax.lax.split(values, sizes, axis=2)
         raw = {}
