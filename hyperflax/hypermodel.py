@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -32,7 +33,7 @@ from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.batches import text_batch
-from hyperflax.data.episode_config import EpisodeConfig, in_support
+from hyperflax.data.episode_config import EpisodeConfig, in_inputs, in_support
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import CheckpointError, ConfigError, DataError
@@ -54,6 +55,7 @@ HYPERNETWORKS: Mapping[str, tuple[type, type]] = {
 REFINE_LEARNING_RATE = 1e-3
 TRAINING_TASKS = "training_tasks"  # in a model's provenance: hashes of their names, see evaluation/contamination.py
 ROWS = 64  # rows decoded at once
+_LOG = logging.getLogger("hyperflax")
 
 TextPair = tuple[str, str] | Mapping[str, str]
 
@@ -208,6 +210,19 @@ class Hypermodel:
 
     # Text in, text out
 
+    def check_plain_inputs(self) -> None:
+        """Raises ConfigError for a model in whose episodes a definition or examples stand before every input.
+
+        Its inputs make sense behind their task's context alone, which an adapter does not carry.
+        """
+        if self.config.episodes.inputs_have_context:
+            places = ("definition", "positives", "demonstrations")
+            given = ", ".join(f"{place}='{getattr(self.config.episodes, place)}'" for place in places)
+            raise ConfigError(
+                f"model '{self.parts.name}': expected episodes with nothing before the inputs, got {given}; such a model "
+                "is evaluated (hyperflax evaluate), it does not adapt and predict from text"
+            )
+
     def adapt(
         self,
         examples: Iterable[TextPair],
@@ -220,7 +235,8 @@ class Hypermodel:
         """Generates an adapter from examples in one forward pass.
 
         Args:
-          examples: (input, target) pairs, or mappings with `input` and `target`; at least one.
+          examples: (input, target) pairs, or mappings with `input` and `target`; at least one. Those that a joint row has
+            no room for are not read, which is logged.
           refine_steps: Adam steps on the same examples afterwards.
           definition: the task's instruction, for models whose episodes have one.
           supports: the examples are dealt out to so many supports, each is read alone, and the adapter is written from
@@ -229,8 +245,10 @@ class Hypermodel:
 
         Raises:
           DataError: no example, one that is no pair of strings, or one that is too long; names its number.
-          ConfigError: a number out of its range, or a definition for a model that reads none.
+          ConfigError: a number out of its range, a definition for a model that reads none, or a model with context
+            before its inputs.
         """
+        self.check_plain_inputs()
         pairs = [_pair(example, number) for number, example in enumerate(examples)]
         if not pairs:
             raise DataError("examples: expected at least one (input, target) pair, got none")
@@ -242,6 +260,14 @@ class Hypermodel:
             raise ConfigError(f"definition: expected none, which this model was trained with, got {definition!r:.80}")
         dealt = deal(pairs, supports)
         rows = [self.episode(part, [], definition, shots=len(dealt[0]))["support_tokens"] for part in dealt]
+        sentinel = self.config.vocabulary.sentinel(self.config.episodes.input_sentinel)
+        if (read := sum(np.count_nonzero(part == sentinel) for part in rows)) < len(pairs):
+            _LOG.warning(
+                "%d of %d examples are read, a row of %d tokens has no room for more; supports= deals them out to several",
+                read,
+                len(pairs),
+                self.config.episodes.support_length,
+            )
         adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
         if refine_steps:
             shown = [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
@@ -274,6 +300,7 @@ class Hypermodel:
         Raises:
           DataError: one text instead of several, or an input that is too long; names its number.
           AdapterError: the adapter belongs to another base model.
+          ConfigError: a model with context before its inputs.
         """
         return list(self.answers(inputs, adapter, method=method, max_length=max_length))
 
@@ -293,8 +320,9 @@ class Hypermodel:
           names: what to call the inputs in an error; by default their numbers.
 
         Raises (when the first answer is asked for):
-          DataError, AdapterError: see `predict`.
+          DataError, AdapterError, ConfigError: see `predict`.
         """
+        self.check_plain_inputs()
         if isinstance(inputs, str):  # a sequence of texts, too: its letters
             raise DataError(f"inputs: expected a list of texts, got the one text {inputs!r:.80}")
         tree = None
@@ -337,24 +365,33 @@ class Hypermodel:
         return episode_arrays(shown, asked, config, vocabulary, info, "examples")
 
     def own_examples(
-        self, supports: Sequence[Sequence[Example]], too_long: Literal["error", "truncate"] = "error"
+        self,
+        supports: Sequence[Sequence[Example]],
+        infos: Sequence[TaskInfo] | None = None,
+        too_long: Literal["error", "truncate"] = "error",
     ) -> dict[str, np.ndarray]:
         """Returns every task's support as inputs and targets [task, example, length], what refining trains on.
 
-        Rows of padding, of weight 0, fill up to one of few numbers of examples.
+        Definitions and positives, given as `infos`, stand before the inputs where they stood in training; the support
+        never does, it would show its own targets. Rows of padding, of weight 0, fill up to one of few numbers of examples.
 
         Raises:
           DataError: an example that is too long, unless it may be cut.
         """
-        config = self.config.episodes.replace(
+        episodes = self.config.episodes
+        config = episodes.replace(
             examples=rounded_up(max([1, *map(len, supports)])),
-            definition="none",
-            positives="none",
+            definition="inputs" if in_inputs(episodes.definition) else "none",
+            positives="inputs" if in_inputs(episodes.positives) else "none",
             demonstrations="none",
             teacher="none",
             too_long=too_long,
         )
-        rows = [episode_arrays((), support, config, self.config.vocabulary) for support in supports]
+        infos = infos or len(supports) * [TaskInfo()]
+        rows = [
+            episode_arrays((), support, config, self.config.vocabulary, info)
+            for support, info in zip(supports, infos, strict=True)
+        ]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
 
     def generate(self, episodes: Mapping[str, Any]) -> PyTree:

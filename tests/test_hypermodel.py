@@ -194,6 +194,19 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
         model.adapt(EXAMPLES, definition="upper")
 
 
+def test_examples_that_a_joint_row_has_no_room_for_are_told_of(model: Hypermodel, caplog) -> None:
+    episodes = model.config.episodes.replace(support_layout="joint", support_length=16)
+    joint = Hypermodel(
+        dataclasses.replace(model.config, episodes=episodes), model.parts.base, model.parts.hypernetwork_params
+    )
+    pairs = [("ab", "AB"), ("cd", "CD"), ("ef", "EF")]  # 6 tokens each
+    joint.adapt(pairs)
+    assert "2 of 3 examples are read, a row of 16 tokens has no room for more" in caplog.text
+    caplog.clear()
+    joint.adapt(pairs, supports=2)
+    assert not caplog.text
+
+
 def test_an_unknown_model_is_named(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="model 'no_such_model': expected a model directory"):
         hyperflax.load("no_such_model")

@@ -21,7 +21,10 @@ from hyperflax.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Random windows of the texts of a source, every token equally likely to be in one.
+    """Random windows of the texts of a source: a text in proportion to its length, a window anywhere in it.
+
+    So tokens of long texts are equally likely to be read, those of a text shorter than a window less: by its length over
+    the window's. Rows go to windows that fill them.
 
     Attributes:
       source: one or many tasks whose targets are texts; inputs are ignored.
@@ -136,7 +139,11 @@ class SpanCorruption:
 
 @dataclasses.dataclass(frozen=True)
 class PrefixLM:
-    """A pair source: a window cut once, at a uniform place that leaves at least `shortest` tokens on each side."""
+    """A pair source: a window cut once, at a uniform place that leaves at least `shortest` tokens on each side.
+
+    Raises:
+      ConfigError: a window too short for that.
+    """
 
     source: ExampleSource
     length: int
@@ -144,7 +151,11 @@ class PrefixLM:
     _windows: Windows = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_windows", Windows(self.source, self.length, min(2 * self.shortest, self.length)))
+        if not 1 <= self.shortest <= self.length // 2:
+            raise ConfigError(
+                f"PrefixLM.shortest: expected 1 to {self.length // 2}, half of length, got {self.shortest}"
+            )
+        object.__setattr__(self, "_windows", Windows(self.source, self.length, 2 * self.shortest))
 
     def __call__(self, rng: np.random.Generator) -> list[Pair]:
         tokens = self._windows.draw(rng)

@@ -29,12 +29,15 @@ class EpisodeConfig:
         packed whole like a joint row; an input that follows anything is itself rendered with sentinels.
       num_positives: positives used at most.
       teacher: what a teacher reads before the scored inputs, for distillation: the `definition`, or the K drawn
-        `demonstrations`; `none` makes no such rows. Its rows are cut where they do not fit.
-      teacher_length: tokens of a teacher's row, end of sequence included.
+        `demonstrations`; `none` makes no such rows. Where they do not fit, definitions and inputs are cut and whole
+        demonstrations left out, see `EpisodePlan.cut_teacher`.
+      teacher_length: tokens of a teacher's row, end of sequence included: room for `inputs_length` and what the teacher
+        reads before it.
       task_cap: tasks are drawn in proportion to min(size, task_cap).
       too_long: what to do about an example that does not fit: `error` names it; `skip` leaves it out, counted;
         `truncate` cuts scored inputs, scored targets and definitions, and skips demonstrations, which are never cut.
-      too_few: what to do about a task with fewer than K + Q usable examples: `error` names it, `skip` counts it.
+      too_few: what to do about a task with fewer than K + Q usable examples, or without the definition that a teacher
+        reads: `error` names it, `skip` counts it.
       input_sentinel, target_sentinel: numbers of the vocabulary's extra ids.
 
     Raises:
@@ -95,6 +98,11 @@ class EpisodeConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"EpisodeConfig.{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        if self.teacher != "none" and self.teacher_length <= self.inputs_length:
+            raise ConfigError(
+                f"EpisodeConfig.teacher_length: expected more than inputs_length={self.inputs_length}, with room for the "
+                f"{self.teacher} that the teacher reads before an input, got {self.teacher_length}"
+            )
 
     @property
     def rows(self) -> int:

@@ -30,6 +30,8 @@ class EpisodePlan:
       cumulative: float64 `[usable tasks]`, cumulated drawing probabilities; the last is 1.
       skipped_examples: `{task name: count}` of examples left out as over-long.
       skipped_tasks: `{task name: reason}`.
+      cut_teacher: usable examples before which a teacher reads less than it should, because `teacher_length` has no
+        room for the definition, or for K demonstrations of the task's mean length.
     """
 
     tasks: np.ndarray
@@ -38,6 +40,7 @@ class EpisodePlan:
     cumulative: np.ndarray
     skipped_examples: dict[str, int]
     skipped_tasks: dict[str, str]
+    cut_teacher: int = 0
 
     def draw(self, uniform: float) -> int:
         """Position of the task drawn by a uniform number of [0, 1)."""
@@ -53,6 +56,8 @@ class EpisodePlan:
         if self.skipped_tasks:
             name, reason = next(iter(self.skipped_tasks.items()))
             line += f"; {len(self.skipped_tasks)} tasks left out (first: '{name}': {reason})"
+        if self.cut_teacher:
+            line += f"; teacher_length has no room for all that the teacher reads before {self.cut_teacher} of them"
         return line
 
 
@@ -66,11 +71,13 @@ def make_plan(source: ExampleSource, config: EpisodeConfig) -> EpisodePlan:
     tasks, eligible, infos = [], [], []
     skipped_examples: dict[str, int] = {}
     skipped_tasks: dict[str, str] = {}
+    cut_teacher = 0
     for task, name in enumerate(source.task_names):
         info, reason = usable_info(source.info(task), config, name)
         indices = np.zeros(0, np.int64)
         if not reason:
-            fits = fitting(source.lengths(task), info, config, name)
+            lengths = source.lengths(task)
+            fits = fitting(lengths, info, config, name)
             indices = np.flatnonzero(fits)
             if missing := len(fits) - len(indices):
                 skipped_examples[name] = missing
@@ -81,14 +88,17 @@ def make_plan(source: ExampleSource, config: EpisodeConfig) -> EpisodePlan:
         tasks.append(task)
         eligible.append(indices)
         infos.append(info)
+        cut_teacher += int(np.count_nonzero(_teacher_size(lengths[indices], info, config) > config.teacher_length))
     if not tasks:
         reasons = [f"'{name}': {reason}" for name, reason in list(skipped_tasks.items())[:3]]
         raise DataError(
             f"expected at least one usable task out of {len(source.task_names)}, got none ({'; '.join(reasons)})"
         )
     cumulative = _cumulative(source, tasks, eligible, config)
-    plan = EpisodePlan(np.asarray(tasks), tuple(eligible), tuple(infos), cumulative, skipped_examples, skipped_tasks)
-    if skipped_examples or skipped_tasks:
+    plan = EpisodePlan(
+        np.asarray(tasks), tuple(eligible), tuple(infos), cumulative, skipped_examples, skipped_tasks, cut_teacher
+    )
+    if skipped_examples or skipped_tasks or cut_teacher:
         _LOG.warning("%s", plan.summary())
     return plan
 
@@ -98,7 +108,10 @@ def usable_info(info: TaskInfo, config: EpisodeConfig, name: str) -> tuple[TaskI
     if config.positives == "none":
         info = info._replace(positives=())
     if config.teacher == "definition" and not len(info.definition):
-        raise DataError(f"task '{name}': expected a definition, which the teacher is to read, there is none")
+        problem = "expected a definition, which the teacher is to read, there is none"
+        if config.too_few == "error":
+            raise DataError(f"task '{name}': {problem}")
+        return info, problem
     if config.definition == "none" and config.teacher != "definition":
         info = info._replace(definition=info.definition[:0])
     if in_support(config.definition) and (size := len(info.definition) + 1) > config.support_length:
@@ -124,17 +137,23 @@ def usable_info(info: TaskInfo, config: EpisodeConfig, name: str) -> tuple[TaskI
 
 def fitting(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig, name: str) -> np.ndarray:
     """bool `[examples]`: which of a task's examples fit as demonstration and as scored example alike."""
-    support, scored = fitting_support(lengths, info, config), fitting_scored(lengths, info, config)
-    fits = support & scored
+    fits = fitting_support(lengths, info, config) & fitting_scored(lengths, info, config)
     if config.too_long == "error" and not fits.all():
         index = int(np.argmin(fits))
-        inputs, targets = (int(n) for n in lengths[index])
         raise DataError(
-            f"task '{name}', example {index}: {inputs} tokens of input and {targets} of target do not fit into "
-            f"support_length={config.support_length}, inputs_length={config.inputs_length}, "
-            f"targets_length={config.targets_length} (too_long='skip' leaves such examples out)"
+            f"task '{name}', example {index}: does not fit, it takes {needs(lengths[index], info, config)} "
+            "(sentinels, end of sequence, and a definition in the same row included; too_long='skip' leaves such "
+            "examples out)"
         )
     return fits
+
+
+def needs(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig) -> str:
+    """The tokens that an example of lengths [2] takes of each row it stands in, for errors."""
+    rows = {"inputs_length": lengths[0] + _inputs_overhead(info, config), "targets_length": lengths[1] + 1}
+    if config.shots and in_support(config.demonstrations):
+        rows = {"support_length": lengths.sum() + support_overhead(info, config), **rows}
+    return ", ".join(f"{size} of {name}={getattr(config, name)}" for name, size in rows.items())
 
 
 def support_overhead(info: TaskInfo, config: EpisodeConfig) -> int:
@@ -154,9 +173,24 @@ def fitting_scored(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig) -
     """bool `[examples]`: which fit as scored examples; all of them where those are truncated."""
     if config.too_long == "truncate":
         return np.ones(len(lengths), bool)
-    overhead = 1 + (SENTINELS if config.inputs_have_context else 0)
-    overhead += len(info.definition) if in_inputs(config.definition) else 0
-    return (lengths[:, 0] + overhead <= config.inputs_length) & (lengths[:, 1] + 1 <= config.targets_length)
+    inputs = lengths[:, 0] + _inputs_overhead(info, config)
+    return (inputs <= config.inputs_length) & (lengths[:, 1] + 1 <= config.targets_length)
+
+
+def _inputs_overhead(info: TaskInfo, config: EpisodeConfig) -> int:
+    """Tokens of a scored example's inputs beside its own: end, and a definition with the sentinels behind it."""
+    definition = len(info.definition) if in_inputs(config.definition) else 0
+    return 1 + (SENTINELS if config.inputs_have_context else 0) + definition
+
+
+def _teacher_size(lengths: np.ndarray, info: TaskInfo, config: EpisodeConfig) -> np.ndarray:
+    """int `[examples]`: tokens of the teacher's row for each of a task's examples; 0 without a teacher."""
+    if config.teacher == "none":
+        return np.zeros(len(lengths), np.int64)
+    told = len(info.definition)
+    if config.teacher == "demonstrations":
+        told = config.shots * (lengths.sum(axis=1).mean() + SENTINELS)
+    return told + np.minimum(lengths[:, 0], config.inputs_length - 1) + SENTINELS + 1
 
 
 def _shortage(usable: int, skipped: int, config: EpisodeConfig, name: str) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 
 from hyperflax.data.draws import stream
 from hyperflax.data.episode_config import EpisodeConfig
-from hyperflax.data.episode_plan import EpisodePlan, fitting_scored, fitting_support, make_plan, usable_info
+from hyperflax.data.episode_plan import EpisodePlan, fitting_scored, fitting_support, make_plan, needs, usable_info
 from hyperflax.data.examples import Example, ExampleSource
 from hyperflax.data.rendering import (
     empty_arrays,
@@ -169,7 +169,8 @@ def evaluation_episode(
     if config.too_long == "error" and not can_score.all():
         index = int(np.argmin(can_score))
         raise DataError(
-            f"task '{name}', example {index}: {lengths[index].tolist()} tokens do not fit as scored example"
+            f"task '{name}', example {index}: does not fit as scored example, it takes "
+            f"{needs(lengths[index], info, config)}"
         )
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     candidates = np.flatnonzero(can_score)

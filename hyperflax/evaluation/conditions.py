@@ -133,17 +133,17 @@ class Conditions:
 
     def bare(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model on the input alone."""
-        return self._answer(batch, self._config(batch), None)
+        return self._answer(batch, self._bare_config(batch), None)
 
     def instruction(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model with the task's definition before the input."""
         longest = max(len(self._tokens(task).info.definition) for task in batch)
-        config = self._config(batch).replace(definition="inputs")
+        config = self._bare_config(batch).replace(definition="inputs")
         return self._answer(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
 
     def in_context(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model with the support before the input."""
-        config = self._config(batch).replace(demonstrations="inputs")
+        config = self._bare_config(batch).replace(demonstrations="inputs")
         longest = max(sum(len(e.inputs) + len(e.targets) + 2 for e in self._tokens(task).support) for task in batch)
         return self._answer(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
 
@@ -172,9 +172,9 @@ class Conditions:
 
     def refined(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
         """Generated adapters after some steps on the support that they were generated from."""
-        support = [self._tokens(task, shuffled).support for task in batch]
+        examples = self._as_examples([self._tokens(task, shuffled) for task in batch])
         adapters, _ = self.model.refine(
-            self._generate(batch, shuffled), self._as_examples(support), self.refine_steps, self.learning_rate
+            self._generate(batch, shuffled), examples, self.refine_steps, self.learning_rate
         )
         return self._answer(batch, self._config(batch), adapters)
 
@@ -182,7 +182,7 @@ class Conditions:
         """For each task the stored adapter, of all training tasks', with the lowest loss on the support."""
         chosen = []
         for task in batch:
-            examples = self._as_examples([self._tokens(task).support])
+            examples = self._as_examples([self._tokens(task)])
             losses = [np.asarray(self._losses(adapters, examples)) for adapters in self._stored]
             index = int(np.argmin(np.concatenate(losses)))
             block, row = divmod(index, BLOCK)
@@ -231,7 +231,12 @@ class Conditions:
             min_shots=None,
             examples=rounded_up(max(len(self._tokens(task).scored) for task in batch)),
             too_long="truncate",
+            teacher="none",
         )
+
+    def _bare_config(self, batch: Sequence[EvaluationTask]) -> EpisodeConfig:
+        """Nothing before the input, whatever stood there in training."""
+        return self._config(batch).replace(definition="none", positives="none", demonstrations="none")
 
     def _arrays(self, batch: Sequence[EvaluationTask], config: EpisodeConfig) -> dict[str, np.ndarray]:
         # No condition sees more of an input than `bare` does, and its context loses no room to one.
@@ -288,8 +293,9 @@ class Conditions:
         # One adapter-free batch of rows: the task axis means nothing to the bare model.
         return self.model.decode(inputs.reshape(1, -1, inputs.shape[-1]), None).reshape(*inputs.shape[:2], -1)
 
-    def _as_examples(self, supports: Sequence[Sequence[Example]]) -> dict[str, np.ndarray]:
-        return self.model.own_examples(supports, too_long="truncate")
+    def _as_examples(self, given: Sequence[TaskTokens]) -> dict[str, np.ndarray]:
+        supports, infos = [tokens.support for tokens in given], [tokens.info for tokens in given]
+        return self.model.own_examples(supports, infos, too_long="truncate")
 
     @functools.cached_property
     def _stored(self) -> list[PyTree]:

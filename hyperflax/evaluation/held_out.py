@@ -87,7 +87,8 @@ class HeldOut:
           DataError: no task has enough examples; with `ranked`, an example whose target is none of its choices.
         """
         shots = config.shots
-        config = config.replace(min_shots=None, shots=0 if support == "positives" else shots)
+        # A teacher is for training: no condition reads its rows.
+        config = config.replace(min_shots=None, shots=0 if support == "positives" else shots, teacher="none")
         if config.too_long == "error":
             config = config.replace(too_long="skip")
         numbers = range(len(source.task_names))

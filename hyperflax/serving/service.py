@@ -123,6 +123,7 @@ class Service:
     def __init__(self, model: Hypermodel, folder: pathlib.Path | str, config: ServiceConfig = ServiceConfig()):
         self.model, self.config = model, config
         self.store = AdapterStore(folder)
+        model.check_plain_inputs()
         episodes = model.config.episodes
         sizes = EngineConfig(
             sources=tuple({max(episodes.inputs_length // 2, 1), episodes.inputs_length}),

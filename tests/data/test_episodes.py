@@ -137,7 +137,7 @@ def test_a_definition_in_the_same_row_counts() -> None:
     with pytest.raises(DataError, match=r"demonstration 1: expected at most 7 tokens.* got 8"):
         episode_arrays([PAIR, OTHER], [PAIR], config, Bytes(), INFO)
     source = InMemorySource([TaskExamples("a", [PAIR, PAIR, OTHER, PAIR], INFO)], Bytes())
-    with pytest.raises(DataError, match="task 'a', example 2: 2 tokens of input and 1 of target"):
+    with pytest.raises(DataError, match="task 'a', example 2: does not fit, it takes 8 of support_length=7"):
         make_plan(source, config)
     assert make_plan(source, config.replace(too_long="skip")).eligible[0].tolist() == [0, 1, 3]
     # With definitions cut, half of the row is left to demonstrations.
@@ -176,7 +176,7 @@ def test_context_stands_before_the_inputs_where_asked() -> None:
 @pytest.mark.parametrize("told", ["definition", "demonstrations"])
 def test_a_teacher_reads_what_stands_before_the_inputs(told: str) -> None:
     source = numbered_source(definitions={f"task{t}": f"rule {t}" for t in range(len(SIZES))})
-    plain = EpisodeConfig(tasks_per_batch=4, shots=2, examples=2, teacher_length=48)
+    plain = EpisodeConfig(tasks_per_batch=4, shots=2, examples=2, inputs_length=32, teacher_length=48)
     before = plain.replace(inputs_length=48, **{told: "inputs" if told == "definition" else "both"})
     for step in range(3):
         batch = make_episodes(source, plain.replace(teacher=told), 0, step)
@@ -210,7 +210,7 @@ def test_several_supports_need_more_examples() -> None:
 
 
 def test_a_teacher_row_is_cut_where_it_does_not_fit() -> None:
-    config = layout(teacher="definition", teacher_length=6)
+    config = layout(teacher="definition", inputs_length=5, teacher_length=6)
     arrays = episode_arrays([PAIR], [PAIR], config, Bytes(), INFO._replace(definition=np.arange(70, 90)))
     assert arrays["teacher_input_tokens"].tolist() == [[70, 71, S0, 50, S1, 1]]
 
@@ -219,6 +219,25 @@ def test_a_teacher_needs_a_definition() -> None:
     config = EpisodeConfig(shots=2, examples=2, teacher="definition")
     with pytest.raises(DataError, match="task 'task0': expected a definition, which the teacher is to read"):
         make_plan(numbered_source(), config)
+    plan = make_plan(numbered_source(definitions={"task1": "rule"}), config.replace(too_few="skip"))
+    assert plan.tasks.tolist() == [1]
+    assert plan.skipped_tasks.keys() == {"task0", "task2"}
+
+
+def test_a_teacher_that_reads_less_than_it_should_is_told_of() -> None:
+    """A row as long as the inputs has no room for what the teacher reads beside them."""
+    with pytest.raises(ConfigError, match="EpisodeConfig.teacher_length: expected more than inputs_length=64"):
+        EpisodeConfig(teacher="definition", teacher_length=64)
+    pairs = [("x" * n, "y") for n in (5, 20, 5, 5, 20)]
+    source = InMemorySource.from_strings({"letters": pairs}, Bytes(), definitions={"letters": "d" * 10})
+    config = EpisodeConfig(shots=2, examples=2, inputs_length=24, teacher="definition", teacher_length=33)
+    assert make_plan(source, config).cut_teacher == 0  # 10 of definition, 20 of input, two sentinels, end
+    short = make_plan(source, config.replace(teacher_length=32))
+    assert short.cut_teacher == 2
+    assert "no room for all that the teacher reads before 2 of them" in short.summary()
+    shown = config.replace(teacher="demonstrations")  # 2 x (11 + 1 + 2) of demonstrations on average
+    assert make_plan(source, shown.replace(teacher_length=28 + 23)).cut_teacher == 0
+    assert make_plan(source, shown.replace(teacher_length=28 + 22)).cut_teacher == 2
 
 
 def test_tasks_are_drawn_in_proportion_to_their_capped_size() -> None:
@@ -258,7 +277,8 @@ def long_source() -> InMemorySource:
 @pytest.mark.parametrize("tight", [{"support_length": 20}, {"inputs_length": 20}])
 def test_over_long_examples_are_named_or_counted(tight: dict[str, int]) -> None:
     config = EpisodeConfig(shots=2, examples=2).replace(**tight)
-    with pytest.raises(DataError, match="task 'letters', example 1: 30 tokens of input and 1 of target"):
+    takes = r"34 of support_length=\d+, 31 of inputs_length=\d+, 2 of targets_length=64"
+    with pytest.raises(DataError, match=f"task 'letters', example 1: does not fit, it takes {takes}"):
         make_plan(long_source(), config)
     plan = make_plan(long_source(), config.replace(too_long="skip"))
     assert plan.eligible[0].tolist() == [0, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hyperflax import evaluate as evaluation
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluate import evaluate
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.held_out import HeldOut
@@ -51,6 +52,39 @@ def test_an_over_long_input_takes_no_room_from_what_stands_before_it(
             before += [given, *encode(shown), wanted, *encode(target)]
         expected = [*before, given, *seen, wanted, 1]
         assert row[: len(expected) + 1].tolist() == [*expected, 0]
+
+
+def test_the_bare_model_reads_the_input_alone_and_refining_reads_what_training_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a model whose base reads definition and examples before every input."""
+    plain = hypermodel()
+    places = {"definition": "both", "demonstrations": "both", "inputs_length": 64}
+    config = dataclasses.replace(plain.config, episodes=plain.config.episodes.replace(**places))
+    model = Hypermodel(config, plain.parts.base, plain.parts.hypernetwork_params)
+    held_out = HeldOut.from_source(source("a", "b"), model.config.episodes, examples=1)
+    asked = []
+
+    def decode(self: Hypermodel, inputs: np.ndarray, adapters: object = None) -> np.ndarray:
+        asked.append(inputs.reshape(-1, inputs.shape[-1])[0])
+        return np.ones((*inputs.shape[:2], 1), np.int32)
+
+    monkeypatch.setattr(Hypermodel, "decode", decode)
+    for condition in Conditions(model, held_out).pick("bare", "generated").values():
+        condition(held_out.tasks)
+    bare, generated = (Bytes().decode(row.tolist()) for row in asked)
+    (task, *_), say = held_out.tasks, "say it"
+    assert bare == task.inputs[0]
+    assert generated.startswith(say)
+    given = held_out.tokens[task.name]
+    rows = model.own_examples([given.support], [given.info])["encoder_input_tokens"][0]
+    for row, (shown, _) in zip(rows, task.support, strict=False):
+        assert Bytes().decode(row.tolist()) == say + shown  # not behind the support, its own target among it
+    for use in (lambda: model.predict(["a"]), lambda: model.adapt([("a", "A")])):
+        with pytest.raises(
+            ConfigError, match="expected episodes with nothing before the inputs, got definition='both'"
+        ):
+            use()
 
 
 def test_one_task_is_evaluated_without_the_control(tmp_path: pathlib.Path) -> None:
