@@ -44,7 +44,8 @@ def bucket(distance: np.ndarray, *, bidirectional: bool, num_buckets: int = 32, 
     else:
         behind = np.maximum(behind, 0)
     exact = num_buckets // 2
-    # float32 throughout: at the edges of the logarithmic buckets float64 would round to the neighbour.
+    # As in T5X: ratio and logarithm are float32, its epsilon lifts what rounding would put below a bucket's edge. The
+    # other logarithm is a float64 scalar, which under numpy 2 makes all that comes after float64.
     ratio = behind.astype(np.float32) / exact + np.finfo(np.float32).eps
     large = exact + (np.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)).astype(np.int32)
     return (offset + np.where(behind < exact, behind, np.minimum(large, num_buckets - 1))).astype(np.int32)
