@@ -47,6 +47,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
     "monteclora_config": (None,),
 }
+# Ways to start that leave the base model's weights alone, by PEFT's LoraLayer.update_layer. PiSSA, OLoRA, CorDA, LoftQ
+# and LoRA-GA change them: their two matrices mean nothing without what was taken from the base.
+_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
@@ -91,6 +94,12 @@ def import_lora(content: Content, decoder_layers: int | None) -> tuple[dict[str,
     for key, plain in _PLAIN.items():
         if key in config and config[key] not in plain:
             raise AdapterError(f"{CONFIG}: key '{key}': expected {plain[0]!r}, got {config[key]!r:.100}")
+    if (start := config.get("init_lora_weights", True)) not in _STARTS:
+        raise AdapterError(
+            f"{CONFIG}: key 'init_lora_weights': expected one of {_STARTS}, which leave the base as it "
+            f"is, got {start!r:.100}; PEFT's save_pretrained(OUT, path_initial_model_for_weight_conversion=START), "
+            "START holding the adapter before training, makes plain LoRA of PiSSA, OLoRA, CorDA and LoRA-GA"
+        )
     pairs: dict[str, dict[str, np.ndarray]] = {}
     for name, array in content.weights.items():
         match = _KEY.fullmatch(name)

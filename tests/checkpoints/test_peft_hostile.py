@@ -67,6 +67,11 @@ def test_every_decoder_layer_has_a_pair_of_its_own(depth):
         ({"peft_type": "IA3"}, "peft_type.*IA3"),
         ({"peft_type": ["LORA"]}, "peft_type"),
         ({"use_dora": True}, "use_dora"),
+        *(
+            ({"init_lora_weights": start}, f"init_lora_weights.*expected.*True.*gaussian.*, got '{start}'.*conversion=")
+            for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "unheard_of")
+        ),
+        ({"init_lora_weights": None}, "init_lora_weights.*None"),
         ({"bias": "all"}, "bias"),
         ({"lora_bias": True}, "lora_bias"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
@@ -87,6 +92,12 @@ def test_settings_that_two_matrices_do_not_express(lora, change, told):
     edit_json(lora / "adapter_config.json", lambda config: config.update(change))
     with pytest.raises(CheckpointError, match=told):
         read_peft(lora)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal", "mica"])
+def test_where_lora_started_does_not_matter_if_the_base_kept_its_weights(lora, start):
+    edit_json(lora / "adapter_config.json", lambda config: config.update(init_lora_weights=start))
+    read_peft(lora)
 
 
 def test_a_pattern_cannot_search_for_years(lora):
