@@ -24,7 +24,7 @@ import numpy as np
 
 from hyperflax import trees
 from hyperflax.buckets import locate
-from hyperflax.errors import CheckpointError
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.training.bucket_store import BucketStore
 from hyperflax.training.orbax_store import PREFIX, OrbaxStore
 from hyperflax.training.state import TrainState
@@ -39,6 +39,10 @@ class Checkpoints:
       keep: how many of the latest ones stay; None keeps all.
       asynchronous: write in the background. Off by default: on CPU the writer competes with the training step.
       read_only: never write nor clean up, for a folder that a run may be writing to.
+
+    Raises:
+      ConfigError: `keep` is less than 1.
+      CheckpointError: `read_only`, and there is no such folder.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Checkpoints:
         asynchronous: bool = False,
         read_only: bool = False,
     ) -> None:
+        check_keep("Checkpoints", keep)
         place = locate(os.fspath(directory))
         local = isinstance(place, pathlib.Path)
         self.directory = os.path.abspath(place) if local else str(place)
@@ -132,6 +137,12 @@ class Checkpoints:
                 raise CheckpointError(f"{where}: '{path}' should be {tuple(leaf.shape)}, the file has {saved[path]}")
         if extra := sorted(set(saved) - set(wanted), key=_parameters_first):
             raise CheckpointError(f"{where}: '{extra[0]}' is not in this model or optimizer ({len(extra)} such)")
+
+
+def check_keep(where: str, keep: int | None) -> None:
+    """Raises ConfigError for a number of checkpoints to keep that would remove every one that is written."""
+    if keep is not None and keep < 1:
+        raise ConfigError(f"{where}.keep: expected at least 1 or None, got {keep!r}")
 
 
 def _named_leaves(state: PyTree) -> list[tuple[str, Any]]:

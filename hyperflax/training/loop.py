@@ -24,7 +24,7 @@ from hyperflax.errors import ConfigError, HyperflaxError
 from hyperflax.locks import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
 from hyperflax.objectives.protocol import Objective
-from hyperflax.training.checkpointing import Checkpoints
+from hyperflax.training.checkpointing import Checkpoints, check_keep
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Batches, Prefetcher
@@ -112,6 +112,7 @@ def train(
                                ("save_period", save_period, 0), ("eval_period", eval_period, 0)):  # fmt: skip
         if value < least:
             raise ConfigError(f"train.{name}: expected at least {least}, got {value!r}")
+    check_keep("train", keep)
     if early_stopping is not None and evaluator is None:
         raise ConfigError("train.early_stopping: expected an evaluator, got None")
     step_fn, partitioner = prepare(

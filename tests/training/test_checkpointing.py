@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.errors import CheckpointError
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.optimizers import adafactor, adamw
 from hyperflax.training.state import create_state, start_from
@@ -47,6 +47,13 @@ def test_keeps_the_latest(tmp_path):
         for step in (1, 2, 3):
             checkpoints.save(state.replace(step=jnp.int32(step)), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_2", "checkpoint_3"]
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_keeping_none_is_refused_before_anything_is_made(tmp_path, keep):
+    with pytest.raises(ConfigError, match=f"Checkpoints.keep: expected at least 1 or None, got {keep}"):
+        Checkpoints(tmp_path / "c", keep=keep)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_does_not_fit_is_named(tmp_path):

@@ -209,9 +209,10 @@ def test_initial_parameters_survive_the_run(tmp_path, table, copy_batches, table
 
 
 def test_settings_are_checked(tmp_path, table, copy_batches):
-    for name, value in (("total_steps", 0), ("log_period", 0), ("save_period", -1)):
-        with pytest.raises(ConfigError, match=f"train.{name}"):
+    for name, value in (("total_steps", 0), ("log_period", 0), ("save_period", -1), ("keep", 0), ("keep", -1)):
+        with pytest.raises(ConfigError, match=f"train.{name}: expected at least .*, got {value}"):
             run(table, copy_batches, tmp_path, **{name: value})
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_after_the_resume_step_and_a_torn_line_are_cut(tmp_path):
