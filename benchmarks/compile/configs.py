@@ -14,7 +14,7 @@ import gin
 
 from hyperflax.cli import gin_jobs
 from hyperflax.cli.bindings import split_bindings
-from hyperflax.cli.compile import JOB, STAND_INS
+from hyperflax.cli.compile import STAND_INS
 from hyperflax.cli.main import build_parser
 
 PACKAGE = "hyperflax_gin_configs"
@@ -45,7 +45,7 @@ class Config:
 
     def digest(self) -> str:
         """Returns the hash of everything that the gin files say, of the slice and of the programs."""
-        gin_jobs.parse(JOB, self.arguments(), STAND_INS)
+        gin_jobs.parse(gin_jobs.TRAINING, self.arguments(), STAND_INS)
         text = "\n".join([gin.config_str(max_line_length=120), self.topology, *self.programs])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -31,7 +31,6 @@ and report what each chip will need: memory, operations, communication, and the 
 No checkpoint, vocabulary or data is read, and no model is allocated. Ends with 3 if the program does not fit the chip.
 Needs the package libtpu: pip install 'hyperflax[tpu]'. docs/compile.md explains the figures.
 """
-JOB = "hyperflax.train.train"
 DOES_NOT_FIT = 3
 # What a run file asks for and a compiler does not.
 STAND_INS = """
@@ -84,14 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def program(name: str, arguments: argparse.Namespace, devices: list[jax.Device]) -> Program:
     """Returns a program of the gin run, for these devices."""
-    gin_jobs.parse(JOB, arguments, STAND_INS)
+    gin_jobs.parse(gin_jobs.TRAINING, arguments, STAND_INS)
     with gin.unlock_config():
         gin.bind_parameter("hyperflax.training.partitioning.make_mesh.devices", _Uncopied(devices))
-    bound = gin.get_bindings(JOB, resolve_references=False)
+    bound = gin.get_bindings(gin_jobs.TRAINING, resolve_references=False)
 
     def value(key: str) -> Any:
         if key not in bound:
-            raise ConfigError(f"gin: the files bind no {JOB}.{key}")
+            raise ConfigError(f"gin: the files bind no {gin_jobs.TRAINING}.{key}")
         return copy.deepcopy(bound[key])  # evaluates references
 
     logging.getLogger("hyperflax.data").setLevel(logging.ERROR)  # that examples are left out is of no interest here

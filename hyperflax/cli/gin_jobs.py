@@ -27,6 +27,7 @@ from hyperflax.locks import alone_in
 from hyperflax.processes import Processes
 
 PACKAGE = "hyperflax_gin_configs"
+TRAINING = "hyperflax.train.train"
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,9 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
 def run_job(name: str, arguments: argparse.Namespace) -> Any:
     """Parses gin files and bindings, then calls the function `name` with the arguments bound to it.
 
+    The configuration of a training job is written to MODEL_DIR once its run has started. That of a job which is refused
+    is not: the files there tell of the run there.
+
     Raises:
       ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
         of `name`; see `multiprocess.join`.
@@ -64,16 +68,18 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
     _require_file(arguments)  # before the other processes are waited for
     multiprocess.join(arguments)
     job = parse(name, arguments)
-    folder = _model_dir()
+    folder = _model_dir() if name == TRAINING else None  # what evaluates the run in MODEL_DIR writes elsewhere
     if folder is None:
         return job()
-    # Here already, not just where it trains: a second job shall not leave its configuration beside the first one's run.
-    with alone_in(folder):
-        _write_config(folder / "config.gin", gin.config_str)
-        try:
-            return job()
-        finally:
-            _write_config(folder / "operative_config.gin", gin.operative_config_str)
+    with contextlib.ExitStack() as at_the_end:
+
+        def record() -> None:
+            _write_config(folder / "config.gin", gin.config_str)
+            at_the_end.callback(_write_config, folder / "operative_config.gin", gin.operative_config_str)
+
+        # Here already, not just where it trains: until the end, when this job's configuration is written.
+        at_the_end.enter_context(alone_in(folder))
+        return job(started=record)
 
 
 def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Callable[..., Any]:
@@ -146,7 +152,7 @@ def shipped_runs() -> list[str]:
 
 
 def _model_dir() -> Location | None:
-    """Returns the folder that a job writes to; None for a job without MODEL_DIR."""
+    """Returns the folder that a training job writes to; None for a job without MODEL_DIR."""
     try:
         model_dir = gin.query_parameter("MODEL_DIR/gin.macro.value")
     except ValueError:

@@ -21,6 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    directory = gin_jobs.run_job("hyperflax.train.train", arguments)
+    directory = gin_jobs.run_job(gin_jobs.TRAINING, arguments)
     print(f"exported to {directory}")
     return 0

@@ -75,6 +75,7 @@ def train(
     partitioner: Partitioner | None = None,
     async_checkpoints: bool = False,
     progress: bool = True,
+    started: Callable[[], None] = lambda: None,
 ) -> TrainState:
     """Trains until `total_steps`, or until `max_seconds`, SIGTERM or Ctrl-C, and returns the last state.
 
@@ -98,6 +99,7 @@ def train(
       partitioner: where arrays live; all devices as data shards by default.
       async_checkpoints: write checkpoints in the background.
       progress: show a progress bar.
+      started: called once the run is accepted, before its first step: what does not fit the folder's run was refused.
 
     Raises:
       ConfigError: an impossible setting.
@@ -141,6 +143,7 @@ def train(
             log=log,
             microbatches=microbatches,
         )
+        started()
         compiled = partitioner.compile(step_fn, run.state)
         if early_stopping is not None and evaluator is not None and not run.step:
             _evaluate(run, evaluator, early_stopping)

@@ -24,3 +24,22 @@ def test_a_second_job_in_a_folder_leaves_the_first_ones_configuration(tmp_path, 
         assert main("hyperflax.train.train", [f"--gin_file={GIN}", f"--gin.MODEL_DIR='{tmp_path}'"]) == 2
     assert f"python -m hyperflax.train: {tmp_path}: process 123 on elsewhere is at" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+def test_a_refused_job_leaves_the_configuration_of_the_run_that_is_there(tmp_path, capsys):
+    (tmp_path / "sent").touch()  # the job's batches send no signal then
+    job = [f"--gin_file={GIN}", f"--gin.MODEL_DIR='{tmp_path}'"]
+    files = [tmp_path / name for name in ("config.gin", "operative_config.gin")]
+
+    def written() -> list[str]:
+        return [file.read_text() for file in files]
+
+    assert main("hyperflax.train.train", [*job, "--gin.train.train.total_steps=1"]) == 0
+    first = written()
+    assert all("total_steps = 1" in text for text in first)
+    for other in ("train.train.seed=1", "types.T5Config.emb_dim=16", "train.train.log_period=0"):
+        assert main("hyperflax.train.train", [*job, f"--gin.{other}"]) == 2
+        assert written() == first, other
+    assert "holds a run of seed 0, got seed 1" in capsys.readouterr().err
+    assert main("hyperflax.train.train", [*job, "--gin.train.train.total_steps=2"]) == 0  # goes on: it is its own now
+    assert all("total_steps = 2" in text for text in written())
