@@ -45,7 +45,7 @@ from hyperflax.objectives.language_model import T5Objective
 from hyperflax.objectives.protocol import Objective
 from hyperflax.processes import Processes
 from hyperflax.training import loop
-from hyperflax.training.base_model import read_base
+from hyperflax.training.base_model import Origin, digest, read_base
 from hyperflax.training.evaluate import loss_evaluator
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
@@ -62,6 +62,11 @@ class Trainable(Protocol):
 
     @property
     def objective(self) -> Objective: ...
+
+    @property
+    def base_checkpoint(self) -> str | None:
+        """Where the frozen parameters are read from; None if there are none."""
+        ...
 
     @property
     def validation_objective(self) -> Objective:
@@ -88,8 +93,9 @@ class Trainable(Protocol):
         results: dict[str, Any],
         provenance: dict[str, Any],
         dtype: StorageDtype | None,
+        origin: Origin | None,
     ) -> None:
-        """Writes what users load."""
+        """Writes what users load. Raises CheckpointError if a frozen base is not the one of `origin` any more."""
         ...
 
 
@@ -123,6 +129,10 @@ class PlainT5:
         return T5Objective(T5(self.config), z_loss=self.z_loss, label_smoothing=self.label_smoothing)
 
     @property
+    def base_checkpoint(self) -> None:
+        return None
+
+    @property
     def validation_objective(self) -> T5Objective:
         return self.objective
 
@@ -145,8 +155,9 @@ class PlainT5:
         results: dict[str, Any],
         provenance: dict[str, Any],
         dtype: StorageDtype | None,
+        origin: Origin | None,
     ) -> None:
-        del provenance  # a T5 directory has no place for it
+        del provenance, origin  # a T5 directory has no place for the one, and there is no base
         save_t5(directory, params, self.config, self.vocabulary, results=results, dtype=dtype, overwrite=True)
 
 
@@ -157,7 +168,7 @@ class HypernetworkOf:
     Attributes:
       config: base model, adapters, hypernetwork, episodes and vocabulary.
       base_checkpoint: the frozen T5: a T5 directory, a model directory, a T5X checkpoint or a Hugging Face model. It is
-        read once more when the model is exported.
+        read once more when the model is exported. A run goes on, and is exported, with the base that it began with.
       start: the hypernetwork's own T5 starts as a copy of the base (`base`), at random (`random`), or from another T5
         or T5X checkpoint (its path), and the rest of it anew; the path of a model directory, such as hyperpretraining
         leaves, starts the whole hypernetwork from the one in it.
@@ -244,10 +255,11 @@ class HypernetworkOf:
         results: dict[str, Any],
         provenance: dict[str, Any],
         dtype: StorageDtype | None,
+        origin: Origin | None,
     ) -> None:
         if self.scan_layers:
             params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
-        base = load_base(self.base_checkpoint, self.config.base)
+        base = _load_same(self.base_checkpoint, self.config.base, origin)
         model = Hypermodel(self.config, base, params, name=self.name, results=results, provenance=provenance)
         model.save(directory, dtype=dtype, overwrite=True)
 
@@ -301,12 +313,21 @@ class SharedAdapter:
         results: dict[str, Any],
         provenance: dict[str, Any],
         dtype: StorageDtype | None,
+        origin: Origin | None,
     ) -> None:
         adapters = Table(self.spec, shared=True).apply({"params": params}, {})
         provenance = {**provenance, "results": results}
-        base = fingerprint(load_base(self.base_checkpoint, self.base))
+        base = fingerprint(_load_same(self.base_checkpoint, self.base, origin))
         metadata = AdapterMetadata(base_fingerprint=base, provenance=provenance)
         save_adapter(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
+
+
+def _load_same(path: str, config: T5Config, origin: Origin | None) -> PyTree:
+    """Returns a base as `load_base` does. Raises CheckpointError if it is another one than that of `origin`."""
+    base = load_base(path, config)
+    if origin is not None:
+        origin.check(path, path, digest(base))
+    return base
 
 
 def _abstract_t5(config: T5Config) -> PyTree:
@@ -364,6 +385,11 @@ def train(
     Returns:
       the exported directory; its results are the steps and the figures of the run's last validation. A run that was
       stopped before its last step (`max_seconds`) is exported as it is.
+
+    Raises:
+      CheckpointError: the run in `model_dir` began with another base, or what the base was read from has changed since;
+        that run is saved, and exported once the base is there again.
+      HyperflaxError: as `hyperflax.training.loop.train`.
     """
     if not model_dir:
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
@@ -371,19 +397,23 @@ def train(
     evaluator = None
     if validation is not None:
         evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
+    path, frozen = model.base_checkpoint, model.read_frozen(partitioner)
+    origin = None if path is None else Origin(path, digest(frozen))
     state = loop.train(
         objective=model.objective,
         optimizer=optimizer,
         batches=batches,
         model_dir=model_dir,
         total_steps=total_steps,
-        frozen=model.read_frozen(partitioner),
+        frozen=frozen,
+        origin=origin,
         initial_params=functools.partial(model.initial_params, partitioner=partitioner),
         evaluator=evaluator,
         eval_period=eval_period,
         partitioner=partitioner,
         **options,
     )
+    del frozen  # exporting reads it again, from where it is stored
     directory = locate(model_dir) / EXPORT
     params = _on_host(state.params)
     # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
@@ -392,7 +422,7 @@ def train(
     processes = Processes.running()
     if processes.first:
         results = {"steps": int(state.step), **_last_validation(model_dir)}
-        model.export(directory, params, results, provenance, export_dtype)
+        model.export(directory, params, results, provenance, export_dtype, origin)
     processes.wait("exported")
     return directory
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from hyperflax.adapters.kinds import build_spec, check_base
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.forms import load_base
+from hyperflax.checkpoints.forms import Model, load_base, write_model
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
@@ -199,6 +200,47 @@ def test_a_job_that_is_done_and_started_again_keeps_its_validation(base: str, tm
     results = load_adapter(directory).metadata.provenance["results"]
     again = load_adapter(train(**options, total_steps=2, export_dtype="bfloat16"))
     assert again.metadata.provenance["results"] == results
+
+
+@pytest.mark.parametrize("place", ["directory", "run of T5X"])
+def test_a_run_whose_base_changed_neither_goes_on_nor_is_exported(
+    base: str, tmp_path: pathlib.Path, place: str
+) -> None:
+    """Be it that its directory was written anew, or that the run whose latest checkpoint is read has got further."""
+    params = load_base(base, BASE)
+    changed = {**params, "token_embedder": {"embedding": params["token_embedder"]["embedding"] * 1.5}}
+    first = str(tmp_path / "base") if place == "directory" else str(tmp_path / "base" / "checkpoint_1")
+
+    def write(params: PyTree, step: int) -> None:
+        if place == "directory":
+            save_t5(first, params, BASE, Bytes(), overwrite=True)
+        else:
+            write_model(tmp_path / "writing", Model("t5x", params, BASE, step), "t5x")
+            (tmp_path / "base").mkdir(exist_ok=True)
+            (tmp_path / "writing" / f"checkpoint_{step}").rename(tmp_path / "base" / f"checkpoint_{step}")
+
+    def start(path: str, steps: int, **options: Any) -> pathlib.Path:
+        return train(
+            model=SharedAdapter(BASE, config().spec, path),
+            batches=Episodes(TASKS, EPISODES.replace(shots=0, demonstrations="none")),
+            optimizer=adamw(1e-2),
+            total_steps=steps,
+            model_dir=str(tmp_path / "run"),
+            progress=False,
+            **options,
+        )
+
+    write(params, 1)
+    read = str(tmp_path / "base")
+    told = rf"expected .* began with, \w{{16}} from {read}, got \w{{16}} from {read}; "
+    with pytest.raises(CheckpointError, match=f"^{read}: {told}"):
+        start(read, 1, started=lambda: write(changed, 2))
+    assert not (tmp_path / "run" / "model").exists()
+    with pytest.raises(CheckpointError, match=f"run/checkpoints: {told}"):
+        start(read, 2)
+    if place == "directory":
+        write(params, 1)
+    assert load_adapter(start(first, 2)).metadata.base_fingerprint == fingerprint(params)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(LoRA(rank=2), "bfloat16"), (Full(), "float32")])

@@ -3,9 +3,9 @@
     model_dir/checkpoints/checkpoint_200/{state, host}
 
 `state` holds the arrays of a `TrainState` under readable names (`params/...`, `opt_state/0/mu/...`), `host` a small
-json: the seed, and the sums of the log period that was under way. The frozen tree is not in it. On a disk they are
-Orbax's (`orbax_store.py`), in a bucket TensorStore's (`bucket_store.py`). What a run that was killed while writing has
-left is never taken for a checkpoint, and the next run removes it.
+json: the seed, the sums of the log period that was under way, and where the frozen tree comes from, which is not saved.
+On a disk they are Orbax's (`orbax_store.py`), in a bucket TensorStore's (`bucket_store.py`). What a run that was killed
+while writing has left is never taken for a checkpoint, and the next run removes it.
 
 >>> with Checkpoints("runs/first/checkpoints", keep=3) as checkpoints:
 ...     checkpoints.save(state, {"seed": 0})

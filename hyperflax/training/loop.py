@@ -24,6 +24,7 @@ from hyperflax.errors import ConfigError, HyperflaxError
 from hyperflax.locks import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
 from hyperflax.objectives.protocol import Objective
+from hyperflax.training.base_model import Origin
 from hyperflax.training.checkpointing import Checkpoints, check_keep
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
@@ -61,6 +62,7 @@ def train(
     model_dir: str | os.PathLike[str],
     total_steps: int,
     frozen: PyTree = None,
+    origin: Origin | None = None,
     initial_params: PyTree | Callable[[PyTree], PyTree] | None = None,
     seed: int = 0,
     microbatches: int = 1,
@@ -86,6 +88,7 @@ def train(
       model_dir: the run's folder, or its address in a bucket; one that has a checkpoint is continued.
       total_steps: steps of the whole run, those before a restart included.
       frozen: parameters that the objective only reads, see `Partitioner.place_frozen`. Never changed, never saved.
+      origin: of `frozen`; it is saved, and a run that began with another digest is not continued. None checks nothing.
       initial_params: a tree to start from, or a function of the fresh parameters; see `start_from`.
       seed: of initial parameters and dropout.
       microbatches, loss_normalizing_factor: see `make_train_step`.
@@ -103,7 +106,7 @@ def train(
 
     Raises:
       ConfigError: an impossible setting.
-      CheckpointError: the folder's run has another seed, model or optimizer.
+      CheckpointError: the folder's run has another seed, model, optimizer or origin.
       BusyError: another process trains in the folder.
       HyperflaxError: when a log period ends, its last `GIVE_UP_AFTER` steps or more, those of periods before it
         included, had no finite gradient and update; the run is saved.
@@ -136,6 +139,7 @@ def train(
             optimizer=optimizer,
             batches=batches,
             frozen=partitioner.place_frozen(frozen),
+            origin=origin,
             initial_params=initial_params,
             seed=seed,
             partitioner=partitioner,

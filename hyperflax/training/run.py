@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -11,6 +12,7 @@ import jax
 
 from hyperflax.errors import CheckpointError
 from hyperflax.objectives.protocol import Metrics, Objective, is_episodes
+from hyperflax.training.base_model import Origin
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.clock import Clock
 from hyperflax.training.optimizers import Transformation
@@ -52,6 +54,7 @@ class Run:
         optimizer: Transformation,
         batches: Batches,
         frozen: PyTree,
+        origin: Origin | None,
         initial_params: PyTree | Callable[[PyTree], PyTree] | None,
         seed: int,
         partitioner: Partitioner,
@@ -59,7 +62,7 @@ class Run:
         log: RunLog,
         microbatches: int,
     ) -> None:
-        self.frozen, self._checkpoints, self._log, self._seed = frozen, checkpoints, log, seed
+        self.frozen, self._origin, self._checkpoints, self._log, self._seed = frozen, origin, checkpoints, log, seed
         self._sums, self._waiting = Sums(), collections.deque[Metrics]()
         self._objective, self._flops = objective, dict[tuple, int]()
         self.clock, self._earlier_seconds, self._compiled = Clock(), 0.0, False
@@ -132,6 +135,7 @@ class Run:
         self.clock.lap("steps")
         host = {
             "seed": self._seed,
+            "origin": None if self._origin is None else dataclasses.asdict(self._origin),
             "seconds": self._seconds(),
             "period": {"pairs": self._sums.as_json(), "steps": self._sums.steps},
         }
@@ -145,6 +149,8 @@ class Run:
                 f"{self._checkpoints.directory}: holds a run of seed {host['seed']}, got seed {self._seed}; "
                 "continue with that seed or choose another folder"
             )
+        if self._origin is not None and (known := host.get("origin")):  # which earlier versions did not save
+            Origin(**known).check(self._checkpoints.directory, self._origin.path, self._origin.digest)
         self._earlier_seconds = float(host["seconds"])
         self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
 

@@ -18,6 +18,7 @@ from hyperflax import trees  # noqa: E402
 from hyperflax.checkpoints import onto_mesh  # noqa: E402
 from hyperflax.checkpoints.forms import read_model  # noqa: E402
 from hyperflax.models.stacking import stack_layers  # noqa: E402
+from hyperflax.training.base_model import digest  # noqa: E402
 from hyperflax.training.partitioning import Partitioner, make_mesh  # noqa: E402
 
 
@@ -49,6 +50,7 @@ def main(paths: list[str]) -> None:
                 assert array.sharding == partitioner.t5_sharding(name, array.shape), name
                 for shard in array.addressable_shards:
                     np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index], err_msg=name)
+            assert digest(trees.unflatten(placed)) == digest(model.params)
             embedding = placed["token_embedder/embedding"]
             assert embedding.addressable_shards[0].data.size * 8 == embedding.size
         # Every value once each time, though norms lie on several devices; leaves inside the msgpack file apart.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.models.session import cast_kernels
 from hyperflax.models.stacking import stack_layers
-from hyperflax.training.base_model import read_base
+from hyperflax.training.base_model import digest, read_base
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from tests.checkpoints.directories import CONFIG, random_tree
 
@@ -47,9 +48,29 @@ def test_every_form_gives_the_same_arrays(form: str, compute_dtype: bool, scan_l
         assert isinstance(found[path], jax.Array) == (form in ONTO_MESH), path
         assert found[path].dtype == leaf.dtype, path
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    assert digest(trees.unflatten(found)) == digest(load_base(stored["t5"], SHAPE))
     placed = trees.flatten(partitioner.place_frozen(trees.unflatten(found)))
     if form in ONTO_MESH:  # as it is: nothing is copied
         assert all(placed[path] is leaf for path, leaf in found.items())
+
+
+@pytest.mark.parametrize("to", [np.asarray, jnp.asarray])
+def test_a_digest_tells_values_places_layers_and_shapes_apart(to) -> None:
+    kernel = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
+    one = {"encoder": {"layers_0": {"wo": kernel}, "layers_1": {"wo": -kernel}}}
+    nudged, swapped = kernel.copy(), kernel.copy()
+    nudged[2, 1] *= 1 + 2**-7  # the least that bfloat16 tells
+    swapped[0, 1], swapped[1, 0] = kernel[1, 0], kernel[0, 1]
+    others = [
+        {"encoder": {"layers_0": {"wo": nudged}, "layers_1": {"wo": -kernel}}},
+        {"encoder": {"layers_0": {"wo": swapped}, "layers_1": {"wo": -kernel}}},
+        {"encoder": {"layers_0": {"wo": -kernel}, "layers_1": {"wo": kernel}}},
+        {"encoder": {"layers_0": {"wo": kernel.reshape(4, 3)}, "layers_1": {"wo": -kernel}}},
+    ]
+    known = digest(jax.tree.map(to, one))
+    assert known == digest(one)
+    assert known == digest({"encoder": {"layers": {"wo": to(np.stack([kernel, -kernel], axis=1))}}})
+    assert len({known, *(digest(jax.tree.map(to, other)) for other in others)}) == 5
 
 
 @pytest.mark.parametrize("form", ["t5", "t5x"])

@@ -16,6 +16,7 @@ import pytest
 from hyperflax import trees
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.training import loss_evaluator, make_optimizer, train
+from hyperflax.training.base_model import Origin
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.clock import CLOCK_FIGURES
 from hyperflax.training.run_log import RunLog, Sums, plot_curve, read_rows
@@ -153,6 +154,14 @@ def test_a_run_of_another_seed_is_refused(tmp_path, table, copy_batches):
     run(table, copy_batches, tmp_path, total_steps=1)
     with pytest.raises(CheckpointError, match="holds a run of seed 0, got seed 1"):
         run(table, copy_batches, tmp_path, seed=1)
+
+
+def test_a_run_goes_on_with_the_frozen_parameters_that_it_began_with(tmp_path, table, copy_batches):
+    run(table, copy_batches, tmp_path, total_steps=1)  # has none, or is of a version that did not save it
+    run(table, copy_batches, tmp_path, total_steps=2, origin=Origin("a", "11"))
+    run(table, copy_batches, tmp_path, total_steps=3, origin=Origin("moved", "11"))
+    with pytest.raises(CheckpointError, match=r"checkpoints: expected .*11 from moved, got 22 from b; "):
+        run(table, copy_batches, tmp_path, total_steps=4, origin=Origin("b", "22"))
 
 
 @pytest.mark.parametrize(("log_period", "save_period"), [(4, 0), (4, 5), (1, 0)])
