@@ -100,7 +100,7 @@ def test_a_task_that_is_too_small_or_an_example_that_is_too_long_is_named(root: 
     source = ni.natural_instructions_source(root, "train", Bytes())
     with pytest.raises(DataError, match=r"task 'task2_b': expected at least 8 examples \(K=4 \+ Q=4\), got 3"):
         Episodes(source, EpisodeConfig(shots=4, examples=4))
-    with pytest.raises(DataError, match="task 'task1_a', example 0: does not fit, it takes .*5 of inputs_length=4"):
+    with pytest.raises(DataError, match=r"task 'task1_a', example 0: does not fit, it takes .*5 of inputs_length=4"):
         Episodes(source, EpisodeConfig(shots=1, examples=1, inputs_length=4))
 
 
