@@ -219,8 +219,8 @@ class Hypermodel:
             places = ("definition", "positives", "demonstrations")
             given = ", ".join(f"{place}='{getattr(self.config.episodes, place)}'" for place in places)
             raise ConfigError(
-                f"model '{self.parts.name}': expected episodes with nothing before the inputs, got {given}; such a model "
-                "is evaluated (hyperflax evaluate), it does not adapt and predict from text"
+                f"model '{self.parts.name}': expected episodes with nothing before the inputs, got {given}; such a "
+                "model is evaluated (hyperflax evaluate), it does not adapt and predict from text"
             )
 
     def adapt(
@@ -235,8 +235,8 @@ class Hypermodel:
         """Generates an adapter from examples in one forward pass.
 
         Args:
-          examples: (input, target) pairs, or mappings with `input` and `target`; at least one. Those that a joint row has
-            no room for are not read, which is logged.
+          examples: (input, target) pairs, or mappings with `input` and `target`; at least one. Those that a joint row
+            has no room for are not read, which is logged.
           refine_steps: Adam steps on the same examples afterwards.
           definition: the task's instruction, for models whose episodes have one.
           supports: the examples are dealt out to so many supports, each is read alone, and the adapter is written from
@@ -263,7 +263,7 @@ class Hypermodel:
         sentinel = self.config.vocabulary.sentinel(self.config.episodes.input_sentinel)
         if (read := sum(np.count_nonzero(part == sentinel) for part in rows)) < len(pairs):
             _LOG.warning(
-                "%d of %d examples are read, a row of %d tokens has no room for more; supports= deals them out to several",
+                "%d of %d examples are read, a row of %d tokens has no room for more; `supports` deals them out",
                 read,
                 len(pairs),
                 self.config.episodes.support_length,
@@ -373,7 +373,8 @@ class Hypermodel:
         """Returns every task's support as inputs and targets [task, example, length], what refining trains on.
 
         Definitions and positives, given as `infos`, stand before the inputs where they stood in training; the support
-        never does, it would show its own targets. Rows of padding, of weight 0, fill up to one of few numbers of examples.
+        never does, it would show its own targets. Rows of padding, of weight 0, fill up to one of few numbers of
+        examples.
 
         Raises:
           DataError: an example that is too long, unless it may be cut.

@@ -23,8 +23,8 @@ from hyperflax.errors import ConfigError, DataError
 class Windows:
     """Random windows of the texts of a source: a text in proportion to its length, a window anywhere in it.
 
-    So tokens of long texts are equally likely to be read, those of a text shorter than a window less: by its length over
-    the window's. Rows go to windows that fill them.
+    So tokens of long texts are equally likely to be read, those of a text shorter than a window less: by its length
+    over the window's. Rows go to windows that fill them.
 
     Attributes:
       source: one or many tasks whose targets are texts; inputs are ignored.

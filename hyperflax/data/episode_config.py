@@ -100,8 +100,8 @@ class EpisodeConfig:
                 raise ConfigError(f"EpisodeConfig.{name}: expected one of {allowed}, got {getattr(self, name)!r}")
         if self.teacher != "none" and self.teacher_length <= self.inputs_length:
             raise ConfigError(
-                f"EpisodeConfig.teacher_length: expected more than inputs_length={self.inputs_length}, with room for the "
-                f"{self.teacher} that the teacher reads before an input, got {self.teacher_length}"
+                f"EpisodeConfig.teacher_length: expected more than inputs_length={self.inputs_length}, with room for "
+                f"the {self.teacher} that the teacher reads before an input, got {self.teacher_length}"
             )
 
     @property

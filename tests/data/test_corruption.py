@@ -92,5 +92,5 @@ def test_mixed_pairs_keep_their_rates() -> None:
 def test_a_window_too_short_to_be_cut_is_refused() -> None:
     texts = InMemorySource.from_strings({"a": [("", 40 * "x")]}, Bytes())
     assert PrefixLM(texts, length=32, shortest=16)(np.random.default_rng(0))
-    with pytest.raises(ConfigError, match="PrefixLM.shortest: expected 1 to 10, half of length, got 16"):
+    with pytest.raises(ConfigError, match=r"PrefixLM.shortest: expected 1 to 10, half of length, got 16"):
         PrefixLM(texts, length=20, shortest=16)

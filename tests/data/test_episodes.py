@@ -226,7 +226,7 @@ def test_a_teacher_needs_a_definition() -> None:
 
 def test_a_teacher_that_reads_less_than_it_should_is_told_of() -> None:
     """A row as long as the inputs has no room for what the teacher reads beside them."""
-    with pytest.raises(ConfigError, match="EpisodeConfig.teacher_length: expected more than inputs_length=64"):
+    with pytest.raises(ConfigError, match=r"EpisodeConfig.teacher_length: expected more than inputs_length=64"):
         EpisodeConfig(teacher="definition", teacher_length=64)
     pairs = [("x" * n, "y") for n in (5, 20, 5, 5, 20)]
     source = InMemorySource.from_strings({"letters": pairs}, Bytes(), definitions={"letters": "d" * 10})
