@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from hyperflax.tuner.pipeline import SITES, Pipeline
-from hyperflax.tuner.space import KINDS, PROMPTS, STARTS, hyperparameters, plain
+from hyperflax.tuner.pipeline import Pipeline
+from hyperflax.tuner.space import STARTS, combinations, hyperparameters, plain
 
 
 def columns() -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def encode(pipelines: Sequence[Pipeline]) -> np.ndarray:
 
 @functools.cache
 def _hyperparameters() -> tuple[Any, ...]:
-    method, tuned, of_kinds = hyperparameters(STARTS, KINDS, tuple(SITES), PROMPTS)
+    method, tuned, of_kinds = hyperparameters(STARTS, combinations())
     return method, *tuned, *(hp for hp, _ in of_kinds)
 
 

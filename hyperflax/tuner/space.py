@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -34,10 +34,13 @@ if TYPE_CHECKING:
 STARTS = (RANDOM, SHARED, GENERATED, SOURCE)
 PROMPTS = (0.0, 0.25, 0.5)  # of `prompt_first`
 KINDS = ("lora", "prefix", "lora+prefix", "soft_prompt", "parallel_mlp", "prefix+parallel_mlp", "full")
-WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which a prompt can be tuned
+WITH_PROMPT = ("lora", "parallel_mlp", "full")  # kinds before which, alone or beside another, a prompt can be tuned
 _BROUGHT = ("alpha_per_rank", "length", "bottleneck")  # what a start of that kind brings
 _AT_ONCE = 32  # the same for every count, so that a larger one begins with what a smaller one draws
 _KEYS = ("init", "kind", "sites", "prompt_first")  # what decides whether a start fits
+
+Combination: TypeAlias = tuple[str, str | None, bool]
+"""Kind, sites, and whether a prompt is tuned first: what decides whether an adapter can be a pipeline's start."""
 
 
 class PipelineSpace:
@@ -116,36 +119,43 @@ class PipelineSpace:
 
     @functools.cached_property
     def _parts(self) -> list[ConfigSpace.ConfigurationSpace]:
-        """The spaces of the single starts, `random` first."""
-        return [_build(self.t5, self.starts, (init,)) for init in (RANDOM, *self.starts)]
+        """The spaces of the single starts, `random` first; without those from which nothing can be trained."""
+        inits = [RANDOM, *(init for init, specs in self.starts.items() if possible_starts(self.t5, *specs))]
+        return [_build(self.t5, self.starts, (init,)) for init in inits]
 
 
-def possible_starts(t5: T5Config, *specs: AdapterSpec) -> set[tuple[str, str | None, bool]]:
+def possible_starts(t5: T5Config, *specs: AdapterSpec) -> set[Combination]:
     """Returns the (kind, sites, with a prompt first) of which an adapter of a spec can be the start.
 
     Args:
       t5: shape of the base model. specs: of a start's adapters; of several, each is for its own kinds alone.
     """
     fitting = set()
-    for spec, (kind, sites, prompt) in itertools.product(specs, _combinations()):
+    for spec, (kind, sites, prompt) in itertools.product(specs, combinations()):
         if len(specs) > 1 and set(kind.split("+")) != _kinds_of(spec):
             continue
         pipeline = Pipeline(kind=kind, sites=sites, rank=1, length=1, bottleneck=1, prompt_first=float(prompt))
         try:
-            check_start(spec, build_spec(pipeline.kinds(), t5))
+            check_start(spec, build_spec(pipeline.kinds(spec), t5))
         except AdapterError:
             continue
         fitting.add((kind, sites, prompt))
     return fitting
 
 
-def _combinations() -> list[tuple[str, str | None, bool]]:
+def combinations() -> list[Combination]:
+    """Returns all that there are, the default first."""
     return [
         (kind, sites, prompt)
         for kind in KINDS
-        for sites in (SITES if "lora" in kind.split("+") else (None,))
-        for prompt in ((False, True) if kind in WITH_PROMPT else (False,))
+        for sites in (SITES if _has(kind, "lora") else (None,))
+        for prompt in ((False, True) if _has(kind, *WITH_PROMPT) else (False,))
     ]
+
+
+def _has(kind: str, *names: str) -> bool:
+    """Whether one of the names is among the kinds that `kind` joins."""
+    return not set(names).isdisjoint(kind.split("+"))
 
 
 def _build(
@@ -153,43 +163,40 @@ def _build(
 ) -> ConfigSpace.ConfigurationSpace:
     """The space of the pipelines with one of `inits`."""
     fitting = {init: possible_starts(t5, *starts[init]) for init in inits if init != RANDOM}
-    possible = _combinations() if RANDOM in inits else sorted(set().union(*fitting.values()))
-    kinds = [kind for kind in KINDS if any(kind == one for one, _, _ in possible)]
-    sites = [name for name in SITES if any(name == one for _, one, _ in possible)]
-    prompts = PROMPTS if any(prompt for _, _, prompt in possible) else PROMPTS[:1]
+    possible = [one for one in combinations() if RANDOM in inits or any(one in known for known in fitting.values())]
     nothing = GENERATED in starts and len(inits) > 1
-    method, tuned, of_kinds = hyperparameters(
-        [name for name in STARTS if name in inits], kinds, sites, prompts, nothing
-    )
+    method, tuned, of_kinds = hyperparameters([name for name in STARTS if name in inits], possible, nothing)
+    kinds = list(dict.fromkeys(kind for kind, _, _ in possible))
     import ConfigSpace as cs
 
     space = cs.ConfigurationSpace()
     space.add(method, *tuned)
     space.add(*(cs.EqualsCondition(hp, method, TUNE) for hp in tuned))
     for hp, users in of_kinds:
-        using = [kind for kind in kinds if set(kind.split("+")) & set(users)]
+        using = [kind for kind in kinds if _has(kind, *users)]
         free = [init for init in inits if hp.name not in _BROUGHT or not _kinds_of(*starts.get(init, ())) & set(users)]
         if not using or not free:
             continue
         space.add(hp)
         applies = cs.InCondition(hp, space["kind"], using)
-        if len(free) < len(inits):
-            applies = cs.AndConjunction(applies, cs.InCondition(hp, space["init"], free))
         if hp.name == "length":
             applies = cs.OrConjunction(applies, cs.InCondition(hp, space["prompt_first"], list(PROMPTS[1:])))
+        if len(free) < len(inits):
+            applies = cs.AndConjunction(applies, cs.InCondition(hp, space["init"], free))
         space.add(applies)
-    for init, combinations in fitting.items():
-        space.add(*_forbidden(space, init, kinds, combinations))
+    for init, known in fitting.items():
+        space.add(*_forbidden(space, init, kinds, known))
     return space
 
 
 def hyperparameters(
-    inits: Sequence[str], kinds: Sequence[str], sites: Sequence[str], prompts: Sequence[float], nothing: bool = True
+    inits: Sequence[str], possible: Sequence[Combination], nothing: bool = True
 ) -> tuple[Any, list[Any], list[tuple[Any, tuple[str, ...]]]]:
     """Returns `method`; what applies to all pipelines that train; and the rest, each with the kinds it applies to.
 
     Args:
-      inits, kinds, sites, prompts: the choices. nothing: whether training nothing is one.
+      inits: the choices. possible: combinations that there are, in the order of `combinations`; the first one is the
+        default, since ConfigSpace takes no forbidden one. nothing: whether training nothing is a choice.
 
     Raises:
       MissingExtraError: ConfigSpace is not installed.
@@ -199,9 +206,13 @@ def hyperparameters(
     except ImportError as error:
         raise MissingExtraError("ConfigSpace", "tuner") from error
 
+    kind, place, prompt = possible[0]
+    # Where no kind has sites, nobody adds them.
+    sites = [name for name in SITES if any(name == one for _, one, _ in possible)] or list(SITES)
+    prompts = PROMPTS if any(first for _, _, first in possible) else PROMPTS[:1]
     tuned: list[Any] = [
         cs.Categorical("init", inits),
-        cs.Categorical("kind", kinds),
+        cs.Categorical("kind", list(dict.fromkeys(one for one, _, _ in possible)), default=kind),
         cs.Categorical("dropout", [0.0, 0.1, 0.2], ordered=True, default=0.0),
         cs.Categorical("optimizer", ["adamw", "adafactor", "lion"]),
         cs.Float("learning_rate", (1e-5, 1e-1), log=True, default=1e-3),
@@ -213,23 +224,23 @@ def hyperparameters(
         cs.Categorical("skip", [0.0, 0.25, 0.5], ordered=True, default=0.0),
     ]
     of_kinds: list[tuple[Any, tuple[str, ...]]] = [
-        (cs.Categorical("sites", sites), ("lora",)),
+        (cs.Categorical("sites", sites, default=place or sites[0]), ("lora",)),
         (cs.Integer("rank", (1, 32), log=True, default=8), ("lora",)),
         (cs.Float("alpha_per_rank", (0.25, 4.0), log=True, default=1.0), ("lora",)),
-        (cs.Categorical("prompt_first", prompts, ordered=True, default=0.0), WITH_PROMPT),
+        (cs.Categorical("prompt_first", prompts, ordered=True, default=prompts[bool(prompt)]), WITH_PROMPT),
         (cs.Integer("length", (1, 32), log=True, default=8), ("prefix", "soft_prompt")),
         (cs.Integer("bottleneck", (4, 64), log=True, default=16), ("parallel_mlp",)),
     ]
     return cs.Categorical("method", [TUNE, AS_GENERATED] if nothing else [TUNE]), tuned, of_kinds
 
 
-def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[str, str | None, bool]]) -> list[Any]:
+def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[Combination]) -> list[Any]:
     """Clauses against every combination that `init` is no start of; whole kinds at once where none of theirs is."""
     import ConfigSpace as cs
 
     clauses = []
     for kind in kinds:
-        members = [member for member in _combinations() if member[0] == kind]
+        members = [member for member in combinations() if member[0] == kind]
         members = [member for member in members if _sayable(space, member)]
         refused = [member for member in members if member not in fitting]
         both: list[Any] = [cs.ForbiddenEqualsClause(space["init"], init), cs.ForbiddenEqualsClause(space["kind"], kind)]
@@ -240,7 +251,7 @@ def _forbidden(space: Any, init: str, kinds: Sequence[str], fitting: set[tuple[s
             parts = list(both)
             if sites is not None:
                 parts.append(cs.ForbiddenEqualsClause(space["sites"], sites))
-            if kind in WITH_PROMPT:
+            if _has(kind, *WITH_PROMPT):
                 parts.append(cs.ForbiddenInClause(space["prompt_first"], list(PROMPTS[1:] if prompt else PROMPTS[:1])))
             clauses.append(cs.ForbiddenAndConjunction(*parts))
     return clauses
@@ -250,7 +261,7 @@ def _kinds_of(*specs: AdapterSpec) -> set[str]:
     return {kind_of(leaf).kind for spec in specs for leaf in spec.leaves}
 
 
-def _sayable(space: Any, combination: tuple[str, str | None, bool]) -> bool:
+def _sayable(space: Any, combination: Combination) -> bool:
     """Whether the space has these choices at all."""
     _, sites, prompt = combination
     return (sites is None or space["sites"].legal_value(sites)) and not (

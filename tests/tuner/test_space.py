@@ -93,6 +93,54 @@ def test_of_several_adapters_that_of_the_pipelines_own_kind_is_the_start():
         assert (pipeline.length, pipeline.bottleneck, pipeline.alpha_per_rank) == (None, None, None)
 
 
+# What can be trained from each kind alone and from each pair, by hand: all that the start has must stand in what is
+# trained, and a prefix or soft prompt that it lacks would change its effect.
+FROM = {
+    (LoRA(rank=2, sites=("*",)),): {"lora"},
+    (Prefix(length=2),): {"prefix", "lora+prefix", "prefix+parallel_mlp"},
+    (Prefix(length=2, sites=("encoder/attention",)),): {"prefix", "lora+prefix", "prefix+parallel_mlp"},
+    (Prefix(length=2, position_bias="preceding"),): {"prefix", "lora+prefix", "prefix+parallel_mlp"},
+    (SoftPrompt(length=2),): {"soft_prompt", "lora", "parallel_mlp", "full"},
+    (ParallelMLP(bottleneck=4),): {"parallel_mlp"},
+    (Full(),): {"full"},
+    (LoRA(rank=2), Prefix(length=2)): {"lora+prefix"},
+    (LoRA(rank=2), SoftPrompt(length=2)): {"lora"},
+    (LoRA(rank=2), ParallelMLP(bottleneck=4)): set(),
+    (LoRA(rank=2), Full()): set(),
+    (Prefix(length=2), SoftPrompt(length=2)): {"lora+prefix", "prefix+parallel_mlp"},
+    (Prefix(length=2), ParallelMLP(bottleneck=4)): {"prefix+parallel_mlp"},
+    (Prefix(length=2), Full()): set(),
+    (SoftPrompt(length=2), ParallelMLP(bottleneck=4)): {"parallel_mlp"},
+    (SoftPrompt(length=2), Full()): {"full"},
+    (ParallelMLP(bottleneck=4), Full()): set(),
+}
+
+
+@pytest.mark.parametrize("kinds", FROM, ids=lambda kinds: "+".join(type(kind).__name__ for kind in kinds))
+def test_a_start_of_every_kind_and_pair_has_the_pipelines_that_it_fits(kinds):
+    start = build_spec(kinds, T5)
+    space = PipelineSpace(T5, {"generated": (start,)})
+    drawn = space.sample(100, seed=0)
+    assert sum(pipeline.method == "as_generated" for pipeline in drawn) == 1
+    trained = [pipeline for pipeline in drawn if pipeline.init == "generated"]
+    assert {pipeline.kind for pipeline in trained} == FROM[kinds]
+    assert len(trained) == (49 if FROM[kinds] else 0)
+    for pipeline in drawn:
+        space.check(pipeline)
+    for pipeline in {pipeline.kind: pipeline for pipeline in trained}.values():
+        target = build_spec(pipeline.kinds(start), T5)
+        start_from(start.init(jax.random.key(0)), start, target, jax.random.key(1))
+
+
+def test_a_prompt_first_is_refused_where_the_start_has_none(space):
+    """Beside another kind as well: the start `shared` is a prefix."""
+    given = {"init": "shared", "kind": "lora+prefix", "alpha_per_rank": 1.0, "prompt_first": 0.25}
+    pipeline = dataclasses.replace(default_pipeline(), **given)
+    space.check(dataclasses.replace(pipeline, prompt_first=0.0))
+    with pytest.raises(ConfigError, match="no start of this kind"):
+        space.check(pipeline)
+
+
 def test_a_start_brings_its_settings_but_for_rank_and_sites():
     pipeline = Pipeline(init="source", kind="lora", sites="all", rank=8)
     (kind,) = pipeline.kinds(STARTS["source"])
