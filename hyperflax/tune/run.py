@@ -176,6 +176,7 @@ class Session:
             group.save(self._trial_file(trial.pipeline))
             history = history.told(trial, seconds=float(part.seconds[0]), score=float(part.exact[0]))
         except (jax.errors.JaxRuntimeError, FloatingPointError, ConfigError) as error:
+            self._groups.clear()  # it may be half a part ahead; its file is not
             status = table.OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else table.FAILED
             history = history.told(trial, seconds=time.perf_counter() - begin, status=status)
         self.record = dataclasses.replace(self.record, history=history)
@@ -209,12 +210,12 @@ class Session:
         return sorted({seen.pipeline for seen in self.record.history.observations})
 
     def _row(self, pipeline: int) -> table.Run:
-        seen = [one for one in self.record.history.observations if one.pipeline == pipeline]
-        if seen[-1].score is None:
-            told = {"status": seen[-1].status, "error": "see tune.json"}
-            return row(self.bench, self.data, self.record.pool[pipeline], self.record.seed, **told)
+        last = [one for one in self.record.history.observations if one.pipeline == pipeline][-1]
+        broken: dict[str, Any] = {} if last.score is not None else {"status": last.status, "error": "see tune.json"}
+        if not self.record.history.curve(pipeline):
+            return row(self.bench, self.data, self.record.pool[pipeline], self.record.seed, **broken)
         (one,) = self._group(pipeline).rows()
-        return one
+        return dataclasses.replace(one, **broken)
 
     def _group(self, pipeline: int) -> Group:
         """The group of a pipeline, made or read from its file; the last one used is the only one in memory."""

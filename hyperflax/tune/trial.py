@@ -117,7 +117,10 @@ class Group:
         return self.rows()
 
     def rows(self) -> list[table.Run]:
-        """Returns a row of the table for every run as it is now; a run whose loss was not finite has failed."""
+        """Returns a row of the table for every run as it is now.
+
+        A run whose loss was not finite has failed, another one that has parts left is stopped.
+        """
         exact = self._trials.score(self._best, self._test)[0].mean(axis=1)
         return [self._row(run, float(exact[run])) for run in range(len(self.seeds))]
 
@@ -203,13 +206,14 @@ class Group:
     def _row(self, run: int, test_score: float) -> table.Run:
         broken = next((part for part in range(len(self.parts)) if not np.isfinite(self.parts[part].loss[run])), None)
         parts = self.parts[:broken]
+        status = table.COMPLETED if len(parts) == FIDELITIES else table.STOPPED
         epochs = (self.pipelines[run].epochs or 0) * len(self.parts) / FIDELITIES
         return row(
             self.bench,
             self.data,
             self.pipelines[run],
             self.seeds[run],
-            status=table.COMPLETED if broken is None and len(parts) == FIDELITIES else table.FAILED,
+            status=status if broken is None else table.FAILED,
             curve=tuple(part.exact[run] for part in parts),
             losses=tuple(part.loss[run] for part in parts),
             seconds=tuple(part.seconds[run] for part in parts),

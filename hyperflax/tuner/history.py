@@ -87,7 +87,7 @@ class History:
         return dataclasses.replace(self, pending=(*self.pending, trial))
 
     def told(self, trial: Trial, *, seconds: float, score: float | None = None, status: str = COMPLETED) -> History:
-        """Returns the history with a trial's end. A failure, a time-out and a lack of memory end the pipeline.
+        """Returns the history with a trial's end. A failure and a lack of memory end the pipeline.
 
         Raises:
           ConfigError: nobody asked for the trial, or a score that is no finite number.

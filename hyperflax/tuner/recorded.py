@@ -109,7 +109,7 @@ class Recorded:
 
 
 def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
-    """Returns the project's own runs; failed ones with the part of their curve that they have.
+    """Returns the project's own runs; those that did not complete with the part of their curve that they have.
 
     Args:
       runs: of a table.

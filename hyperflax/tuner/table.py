@@ -24,8 +24,8 @@ from hyperflax.files import atomic_file
 from hyperflax.tuner.pipeline import FIDELITIES, Pipeline
 
 FORMAT = "hyperflax-meta-dataset-1"
-COMPLETED, FAILED, TIMEOUT, OUT_OF_MEMORY = "completed", "failed", "timeout", "out_of_memory"
-STATUSES = (COMPLETED, FAILED, TIMEOUT, OUT_OF_MEMORY)
+COMPLETED, STOPPED, FAILED, OUT_OF_MEMORY = "completed", "stopped", "failed", "out_of_memory"
+STATUSES = (COMPLETED, STOPPED, FAILED, OUT_OF_MEMORY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Run:
         evaluation. dataset_hash: of its examples.
       pipeline: what was run. seed: of the run.
       model: id of the hypermodel, which also names the base model.
-      status: one of `STATUSES`; what is not `completed` may have a part of its curve.
+      status: one of `STATUSES`; what is not `completed` may have a part of its curve. Nothing went wrong in a `stopped`
+        run, others promised more.
       curve: held-out exact match, 0 to 1, after each of `FIDELITIES` parts of the run; shorter if it ended early.
       losses: held-out loss per token, in nats, at the same points.
       seconds: of each part, training and scoring, compilation not counted.

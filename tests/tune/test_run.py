@@ -191,6 +191,36 @@ def test_a_part_that_breaks_down_ends_its_pipeline(bench, tmp_path, monkeypatch)
     assert [part for part in seen if part[0] == 1][-1] == (1, 3, None)
     rows = {one.pipeline.method: one for one in table.read(tmp_path / "run" / "runs")}
     assert (rows["tune"].status, rows["as_generated"].status) == ("out_of_memory", "completed")
+    assert rows["tune"].error == "see tune.json"
+
+
+@pytest.mark.parametrize("error", ["RESOURCE_EXHAUSTED", "not finite"])
+def test_a_pipeline_that_broke_down_keeps_what_it_had_and_may_have_won(bench, tmp_path, monkeypatch, error):
+    import jax
+
+    advance = module.Group.advance
+
+    def broken(self):
+        if len(self.parts) < 2:
+            return advance(self)
+        if error == "not finite":
+            return advance(self)._replace(loss=np.array([np.nan]))
+        raise jax.errors.JaxRuntimeError(error)
+
+    monkeypatch.setattr(module.Group, "advance", broken)
+    monkeypatch.setattr(module, "make_pool", lambda *arguments, **names: POOL[1:])
+    report = tune(bench, tmp_path / "run")
+    (row,) = table.read(tmp_path / "run" / "runs")
+    assert row.status == ("failed" if error == "not finite" else "out_of_memory")
+    assert row.curve == tuple(score for _, _, score in trials(tmp_path / "run")[:2])
+    exact, _ = bench.score(data_set("first"), "test", load_adapter(tmp_path / "run"))
+    assert row.test_score == report["test"]["tuned"] == pytest.approx(exact)
+
+
+def test_a_pipeline_that_was_not_run_to_its_end_is_stopped(bench, tmp_path):
+    tune(bench, tmp_path / "run", budget=1e-9)
+    (row,) = table.read(tmp_path / "run" / "runs")
+    assert (row.status, row.error, len(row.curve)) == ("stopped", "", 1)
 
 
 def test_pools_hold_what_the_model_can_run(bench, monkeypatch):

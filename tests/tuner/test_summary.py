@@ -23,7 +23,7 @@ def test_counts_and_shares_by_hand():
     told = summary(TABLE)
     assert (told["runs"], told["datasets"], told["pipelines"]) == (6, 3, 3)
     assert told["corpora"] == {"other": {"datasets": 1, "runs": 1}, "strings": {"datasets": 2, "runs": 5}}
-    assert told["status"] == {"completed": 5, "failed": 1, "timeout": 0, "out_of_memory": 0}
+    assert told["status"] == {"completed": 5, "stopped": 0, "failed": 1, "out_of_memory": 0}
     assert told["seconds"] == pytest.approx(5 * 4.0 + 0.1)
     assert told["compared"] == 3
     # Two data sets with shares 0 and 1/2: the mean of two draws is 0, 1/4 or 1/2.
