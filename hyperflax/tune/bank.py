@@ -14,6 +14,7 @@ is passed over.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from hyperflax import trees
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter, save_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.files import atomic_directory
@@ -115,6 +117,11 @@ class Bank:
     def specs(self) -> tuple[AdapterSpec]:
         """Of every adapter: one, for all have the same."""
         return (next(iter(self.adapters.values())).spec,)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of all adapters and maps."""
+        return fingerprint({name: {"adapter": one.tree, "map": self.maps[name]} for name, one in self.adapters.items()})
 
     def ranked(self, model: Hypermodel, data: DataSet) -> list[tuple[str, float]]:
         """Returns (source, evidence), best first, the data set itself left out. Raises ConfigError without sources."""

@@ -48,6 +48,11 @@ class Adapters(Protocol):
         """What `PipelineSpace` wants of a start."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells them from any others from which the same pipelines could start."""
+        ...
+
     def check(self, data: DataSet) -> None:
         """Raises ConfigError where a data set may not start from them, or has nothing to start from."""
         ...

@@ -7,9 +7,10 @@ structure the variants run one by one, for timings that are nobody's share.
 
     out/group-<id>.parquet    one file for each group of runs, written when it has ended
 
-Killed and called again, a collection goes on with the groups that have no file. `shard=(i, n)` does every n-th
-structure, so that n machines fill one folder without talking to each other; `workers.py` hands structures out through
-Ray.
+Killed and called again, a collection goes on with the groups that have no file and had none when `table.compact` made
+one of all. A group's id tells models and starts apart; a run's id tells models apart, not starts, so a folder is for
+one bank and one set of shared adapters. `shard=(i, n)` does every n-th structure, so that n machines fill one folder
+without talking to each other; `workers.py` hands structures out through Ray.
 
 >>> collect(Collection(bench, datasets, out="runs", structures=30, variants=4, seed=0))
 """
@@ -41,17 +42,25 @@ VARIED = ("learning_rate", "schedule", "warmup", "weight_decay")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One group of a collection: pipelines of one structure on one data set, side by side or one by one."""
+    """One group of a collection: pipelines of one structure on one data set, side by side or one by one.
+
+    Attributes:
+      data: what they are run on. pipelines: what is run. seeds: one for each. solo: one by one.
+      model: id of the hypermodel. start: fingerprint of the adapters that they start from, if not the model's own.
+    """
 
     data: DataSet
     pipelines: tuple[Pipeline, ...]
     seeds: tuple[int, ...]
     solo: bool
+    model: str
+    start: str = ""
 
     @property
     def id(self) -> str:
         """Names the group's file; equal for equal arguments of the collection."""
         parts = [self.data.hash, *(pipeline.id for pipeline in self.pipelines), *map(str, self.seeds), str(self.solo)]
+        parts += [self.model, self.start]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -108,6 +117,8 @@ class Collection:
     def jobs(self, number: int) -> list[Job]:
         """Returns the jobs of a structure, one for each data set."""
         jobs, structure = [], self.structures[number]
+        start = self.bench.starts.get(str(structure.init))
+        origin = {"model": self.bench.model.parts.id, "start": start.fingerprint if start else ""}
         for place, data in enumerate(self.datasets):
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, number, int(data.hash, 16)]))
             count = self.variants if structure.method == TUNE else 1
@@ -116,15 +127,15 @@ class Collection:
             # Every data set is the first of some structure, so each has solo timings. A single run is alone anyway, and
             # says so: its job is the same wherever its data set stands in the list.
             alone = count == 1 or (place - number) % len(self.datasets) < self.solo
-            jobs.append(Job(data, tuple(pipelines), seeds, alone))
+            jobs.append(Job(data, tuple(pipelines), seeds, alone, **origin))
         return jobs
 
     def fill(self, number: int) -> int:
         """Carries out what is left of a structure and returns the number of runs that were written."""
-        written = 0
+        written, compacted = 0, table.compacted(self.out)
         for job in self.jobs(number):
             file = self.out / f"group-{job.id}.parquet"
-            if not file.exists():
+            if not file.exists() and file.name not in compacted:
                 runs = carry_out(self.bench, job)
                 table.write(file, runs)
                 written += len(runs)

@@ -13,6 +13,7 @@ examples of every source is kept. A data set that was among the sources has no s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from hyperflax.adapters.kinds import kind_of
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter, save_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.files import atomic_directory
@@ -156,6 +158,11 @@ class Shared:
     def specs(self) -> list[AdapterSpec]:
         """One for each adapter."""
         return [adapter.spec for adapter in self.adapters.values()]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of all adapters."""
+        return fingerprint({kind: adapter.tree for kind, adapter in self.adapters.items()})
 
     def check(self, data: DataSet) -> None:
         """Raises ConfigError where a data set was among the sources, by name or content."""

@@ -11,12 +11,13 @@ a row read back equals the row written, and a file with other columns or types i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hyperflax.errors import DataError, MissingExtraError
@@ -104,14 +105,19 @@ def run_id(dataset_hash: str, pipeline: Pipeline, seed: int, model: str) -> str:
     return hashlib.sha256("\n".join((dataset_hash, pipeline.id, str(seed), model)).encode()).hexdigest()[:16]
 
 
-def write(path: pathlib.Path | str, runs: Sequence[Run]) -> None:
-    """Writes a Parquet file; whoever reads sees it whole or not at all."""
+def write(path: pathlib.Path | str, runs: Sequence[Run], compacted: Iterable[str] = ()) -> None:
+    """Writes a Parquet file; whoever reads sees it whole or not at all.
+
+    Args:
+      path: of the file. runs: its rows. compacted: names of the files that it takes the place of, see `compacted`.
+    """
     parquet = _parquet()
     import pyarrow
 
     schema = _schema()
     rows = [_to_row(run) for run in runs]
-    table = pyarrow.Table.from_pylist(rows, schema=schema)
+    metadata = {**schema.metadata, _COMPACTED: json.dumps(sorted(compacted))}
+    table = pyarrow.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
     with atomic_file(pathlib.Path(path)) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
 
@@ -139,14 +145,29 @@ def compact(folder: pathlib.Path | str) -> pathlib.Path:
     folder = pathlib.Path(folder)
     files, runs = sorted(folder.glob("*.parquet")), read(folder)
     digest = hashlib.sha256("".join(run.id for run in runs).encode()).hexdigest()[:12]
-    whole = folder / f"runs-{digest}.parquet"
-    write(whole, runs)
+    whole = folder / f"{_WHOLE}{digest}.parquet"
+    write(whole, runs, compacted(folder) | {file.name for file in files})
     for file in files:
         if file != whole:
             file.unlink()
     return whole
 
 
+def compacted(folder: pathlib.Path | str) -> set[str]:
+    """Returns the names of the files whose place `compact` took, so that what they hold is not computed again.
+
+    Raises:
+      DataError: a file that is no Parquet file.
+    """
+    parquet, names = _parquet(), set()
+    for file in pathlib.Path(folder).glob(f"{_WHOLE}*.parquet"):
+        with _parquet_errors(file):
+            metadata = parquet.read_schema(file).metadata or {}
+        names |= set(json.loads(metadata.get(_COMPACTED, b"[]")))
+    return names
+
+
+_WHOLE, _COMPACTED = "runs-", b"compacted"
 _JSON = ("versions",)
 _TEXT = ("dataset", "corpus", "category", "dataset_hash", "model", "status", "device", "created", "error")
 _NUMBERS = ("seconds_per_epoch", "start_score", "test_score", "bare_score", "generated_score")
@@ -175,12 +196,8 @@ def _from_row(row: dict[str, Any], where: str) -> Run:
 
 def _read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
     parquet = _parquet()
-    import pyarrow
-
-    try:
+    with _parquet_errors(file):
         table = parquet.read_table(file)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{file}: expected a Parquet file ({error})") from error
     schema = _schema()
     if not table.schema.equals(schema, check_metadata=False):
         for field in schema:
@@ -189,6 +206,16 @@ def _read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
                 raise DataError(f"{file}: column '{field.name}': expected {field.type}, got {there or 'none'}")
         raise DataError(f"{file}: expected the columns {schema.names}, got {table.schema.names}")
     return table.to_pylist()
+
+
+@contextlib.contextmanager
+def _parquet_errors(file: pathlib.Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file}: expected a Parquet file ({error})") from error
 
 
 def _schema() -> Any:

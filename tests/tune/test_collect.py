@@ -169,6 +169,34 @@ def test_a_killed_collection_goes_on_and_repeats_nothing(bench, tmp_path, monkey
     assert len(after) == len(before) + written
     assert all(after[key] == run for key, run in before.items())
     assert collect(collection, progress=False) == 0
+    table.compact(tmp_path)
+    assert collect(collection, progress=False) == 0
+    assert {run.id: run for run in table.read(tmp_path)} == after
+
+
+def test_groups_of_another_model_or_other_starts_are_other_groups(bench, tmp_path):
+    """And those of a start only where it is what they start from."""
+
+    class Starts:  # what a plan asks of adapters
+        specs = (bench.model.config.spec,)
+
+        def __init__(self, fingerprint: str):
+            self.fingerprint = fingerprint
+
+        def check(self, data: DataSet) -> None: ...
+
+    other = micro_model()
+    other.parts = dataclasses.replace(other.parts, name="other")
+    plans = []
+    for model, fingerprint in ((bench.model, "one"), (bench.model, "two"), (other, "one")):
+        collection = Collection(
+            Bench(model, {"shared": Starts(fingerprint)}), [data_set("first")], out=tmp_path, structures=4
+        )
+        plans.append({one.init: job.id for n, one in enumerate(collection.structures) for job in collection.jobs(n)})
+    first, second, third = plans
+    assert first.keys() == {None, "random", "shared", "generated"}
+    assert {init for init in first if first[init] != second[init]} == {"shared"}
+    assert not set(first.values()) & set(third.values())
 
 
 def test_shards_are_disjoint_and_whole(bench, tmp_path, monkeypatch):
@@ -190,7 +218,7 @@ def test_an_error_of_the_device_is_an_observation(bench, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 1 byte")
 
     monkeypatch.setattr(module, "Group", no_memory)
-    job = module.Job(data_set("first"), (TUNED,), (0,), solo=True)
+    job = module.Job(data_set("first"), (TUNED,), (0,), solo=True, model="micro")
     (row,) = module.carry_out(bench, job)
     assert (row.status, row.curve, row.dataset) == ("out_of_memory", (), "first")
     assert "RESOURCE_EXHAUSTED" in row.error

@@ -56,6 +56,9 @@ def test_files_of_a_folder_are_one_table_and_a_run_counts_once(tmp_path):
     assert table.read(tmp_path) == before
     assert table.compact(tmp_path) == whole
     assert table.read(tmp_path) == before
+    table.write(tmp_path / "c.parquet", [dataclasses.replace(RUN, seed=3)])
+    table.compact(tmp_path)
+    assert {"a.parquet", "b.parquet", "c.parquet"} <= table.compacted(tmp_path)
 
 
 def test_ids_tell_data_pipeline_seed_and_model_apart():
