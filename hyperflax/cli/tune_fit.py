@@ -36,10 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     runs = [run for run in table.read(arguments.table) if run.curve and run.corpus not in arguments.leave_out]
     if not runs:
         raise DataError(f"{arguments.table}: expected runs of other corpora than {arguments.leave_out}, found none")
+    if len(models := sorted({run.model for run in runs})) > 1:
+        raise DataError(f"{arguments.table}: expected runs of one hypermodel, got some of {', '.join(models)}")
     recorded = from_runs(runs)
     solo = np.array([not run.amortised for run in runs])
     pool = best_pipelines([run.pipeline for run in runs], recorded, POOL)
-    recommender = Recommender.fit(recorded, pool, solo=solo if solo.any() else None, seed=arguments.seed)
+    solo = solo if solo.any() else None
+    recommender = Recommender.fit(recorded, pool, solo=solo, model=models[0], seed=arguments.seed)
     recommender.save(arguments.out, overwrite=arguments.overwrite)
     print(f"learnt from {len(runs)} runs on {len(recorded.datasets)} data sets: {arguments.out}")
     return 0

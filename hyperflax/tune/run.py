@@ -70,9 +70,11 @@ def recommend(
       json, best first: `pipeline`, `score`, `std`, `seconds` of the whole run.
 
     Raises:
-      ConfigError: a data set that one of the bench's starts cannot be used on.
+      ConfigError: a data set that one of the bench's starts cannot be used on, or a recommender of another
+        model's runs.
     """
     bench.check(data)
+    recommender.check_model(bench.model.parts.id)
     pool = make_pool(bench, recommender, seed=seed)
     expected = whole_runs(recommender.on(encode(pool), bench.facts(data).meta), len(pool))
     best = sorted(range(len(pool)), key=lambda number: -expected[number].score)[:count]
@@ -110,7 +112,8 @@ def run(
       say: is told of every part.
 
     Raises:
-      ConfigError: a budget that is not positive, or a data set that one of the bench's starts cannot be used on.
+      ConfigError: a budget that is not positive, a data set that one of the bench's starts cannot be used on, or a
+        recommender of another model's runs.
       CheckpointError: `out` holds something else, or a run of other arguments.
       DataError: an example that is too long.
       BusyError: another process is at work in `out`.
@@ -118,6 +121,8 @@ def run(
     if not budget > 0:
         raise ConfigError(f"budget: expected a positive number of seconds, got {budget}")
     bench.check(data)
+    if recommender is not None:
+        recommender.check_model(bench.model.parts.id)
     pool = make_pool(bench, recommender, size=size, seed=seed)
     begun = Record(
         name=data.name,

@@ -1,7 +1,8 @@
 """What was learnt from recorded runs, ready for a new data set: both surrogates, and how to ask them.
 
     DIR/performance/, DIR/cost/    the surrogates, see `surrogates/saving.py`
-    DIR/recommender.json           columns of pipelines, names of meta-features, number of fidelities, the pool
+    DIR/recommender.json           the hypermodel's id, columns of pipelines, names of meta-features, number of
+                                   fidelities, the pool
 
 The pool are the pipelines that did best: of every data set the best by validation score, then the second best, and so
 on. So a new data set is offered what has worked somewhere, next to fresh draws.
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hyperflax import configs
-from hyperflax.errors import CheckpointError, DataError
+from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import atomic_directory, read_schema, write_json
 from hyperflax.tuner import surrogates
 from hyperflax.tuner.history import History, Trial
@@ -37,7 +38,7 @@ from hyperflax.tuner.surrogates import (
     in_seconds,
 )
 
-FORMAT, VERSION = "hyperflax-recommender", 1
+FORMAT, VERSION = "hyperflax-recommender", 2
 FILE, PERFORMANCE, COST = "recommender.json", "performance", "cost"
 REFIT_EVERY = 5
 """Least observations between two refits of the mode `refit`, later a quarter of those that were there at the last one;
@@ -46,7 +47,7 @@ those in between are conditioned on."""
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What `recommender.json` holds."""
+    """What `recommender.json` holds; version 1 named no model."""
 
     format: str
     schema_version: int
@@ -55,6 +56,7 @@ class About:
     fidelities: int
     unit: str
     pool: list[dict]
+    model: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +67,7 @@ class Recommender:
       performance, cost: the surrogates. scores, seconds: what they have learnt.
       columns: of encoded pipelines. features: names of the meta-features. fidelities: parts of a run.
       unit: of the cost. pool: pipelines that have worked; empty for tables of other origin.
+      model: id of the hypermodel whose runs were learnt from; None where that is unknown.
     """
 
     performance: PerformanceSurrogate
@@ -76,6 +79,7 @@ class Recommender:
     fidelities: int
     unit: str
     pool: tuple[Pipeline, ...] = ()
+    model: str | None = None
 
     @classmethod
     def fit(
@@ -86,6 +90,7 @@ class Recommender:
         performance: PerformanceSurrogate | None = None,
         cost: CostSurrogate | None = None,
         solo: np.ndarray | None = None,
+        model: str | None = None,
         seed: int = 0,
     ) -> Recommender:
         """Learns both surrogates from recorded runs.
@@ -94,7 +99,7 @@ class Recommender:
           recorded: runs of other data sets. pool: see the class.
           performance, cost: configurations; defaults of their classes.
           solo: [run] whether a run's seconds are nobody's share; the cost is learnt from those alone. None: all are.
-          seed: of all that is random.
+          model: id of the hypermodel that all runs are of, if they are one's. seed: of all that is random.
 
         Raises:
           DataError: no run with solo timings.
@@ -113,7 +118,13 @@ class Recommender:
             fidelities=recorded.fidelities,
             unit=recorded.unit,
             pool=tuple(pool),
+            model=model,
         )
+
+    def check_model(self, model: str) -> None:
+        """Raises ConfigError where it was learnt from runs of another hypermodel than that of this id."""
+        if self.model not in (None, model):
+            raise ConfigError(f"tuner: expected one learnt from runs of '{model}', got one from runs of '{self.model}'")
 
     def on(self, pipelines: np.ndarray, meta: Mapping[str, float] | np.ndarray) -> TaskSurrogate:
         """Returns the surrogate of one data set and pool, as `GreyBox` asks it.
@@ -140,6 +151,7 @@ class Recommender:
             self.fidelities,
             self.unit,
             [pipeline.to_json() for pipeline in self.pool],
+            self.model,
         )
         with atomic_directory(path, overwrite=overwrite, owned=(FILE, PERFORMANCE, COST)) as folder:
             surrogates.save(folder / PERFORMANCE, self.performance, self.scores)
@@ -162,7 +174,7 @@ class Recommender:
                 raise CheckpointError(f"{folder}/{name}: expected sizes {sizes}, got {fitted.kept.queries.sizes}")
         pool = tuple(Pipeline.from_json(item, f"{folder / FILE}: pool") for item in about.pool)
         named = tuple(about.columns), tuple(about.features)
-        return cls(performance, scores, cost, seconds, *named, about.fidelities, about.unit, pool)
+        return cls(performance, scores, cost, seconds, *named, about.fidelities, about.unit, pool, about.model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

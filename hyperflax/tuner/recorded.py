@@ -13,6 +13,7 @@ seeds counts as several.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,6 +112,8 @@ class Recorded:
 def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
     """Returns the project's own runs; those that did not complete with the part of their curve that they have.
 
+    Meta-features are a hypermodel's, so the same examples are another data set for another model.
+
     Args:
       runs: of a table.
       group: `corpus` or `category`.
@@ -121,25 +124,31 @@ def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
     runs = [run for run in runs if run.curve]
     if not runs:
         raise DataError("recorded runs: expected at least one with a score, got none")
-    first = {run.dataset: run for run in reversed(runs)}
-    datasets = tuple(sorted(first))
+    first = {_dataset(run): run for run in reversed(runs)}
+    keys = sorted(first)
     features = tuple(sorted({name for run in first.values() for name in run.meta}))
-    place = {name: number for number, name in enumerate(datasets)}
+    place = {key: number for number, key in enumerate(keys)}
+    named = Counter(name for name, *_ in keys)
     pad = FIDELITIES
 
     def padded(values: Sequence[float]) -> list[float]:
         return [*values, *[np.nan] * (pad - len(values))]
 
     return Recorded(
-        datasets=datasets,
-        groups=tuple(getattr(first[name], group) for name in datasets),
-        dataset=np.array([place[run.dataset] for run in runs]),
+        # Names of their own: whoever plays them tells them apart by these.
+        datasets=tuple(name if named[name] == 1 else f"{name} ({', '.join(rest)})" for name, *rest in keys),
+        groups=tuple(getattr(first[key], group) for key in keys),
+        dataset=np.array([place[_dataset(run)] for run in runs]),
         columns=encoding.columns(),
         pipelines=encoding.encode([run.pipeline for run in runs]),
         scores=np.array([padded(run.curve) for run in runs], np.float32),
         cost=np.array([padded(run.seconds) for run in runs], np.float32),
         final=np.array([run.test_score for run in runs], np.float32),
         features=features,
-        meta=np.array([[first[name].meta.get(key, np.nan) for key in features] for name in datasets], np.float32),
-        start=np.array([first[name].meta.get("bare_exact", np.nan) for name in datasets], np.float32),
+        meta=np.array([[first[key].meta.get(name, np.nan) for name in features] for key in keys], np.float32),
+        start=np.array([first[key].meta.get("bare_exact", np.nan) for key in keys], np.float32),
     )
+
+
+def _dataset(run: Run) -> tuple[str, str, str]:
+    return run.dataset, run.dataset_hash, run.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 
@@ -24,7 +25,7 @@ from hyperflax.tuner import table
 from hyperflax.tuner.encoding import encode
 from hyperflax.tuner.history import History, Trial
 from hyperflax.tuner.pipeline import Pipeline, default_pipeline
-from hyperflax.tuner.recommender import Recommender, last_refit
+from hyperflax.tuner.recommender import FILE, Recommender, last_refit
 from hyperflax.tuner.recorded import from_runs
 from hyperflax.tuner.surrogates import DeepKernelGP, MLPCost
 from tests.finetuning.micro_model import micro_model
@@ -249,6 +250,24 @@ def test_the_tuner_in_a_models_folder_is_the_default(learnt, tmp_path):
     assert tuner_of(given()).pool == tuple(POOL)
     dataclasses.replace(learnt, pool=()).save(tmp_path / "other")
     assert tuner_of(given(tuner=str(tmp_path / "other"))).pool == ()
+
+
+def test_a_tuner_is_for_the_model_whose_runs_it_has_seen(bench, unbroken, tmp_path, monkeypatch):
+    short = functools.partial(Recommender.fit, performance=DeepKernelGP(steps=5), cost=MLPCost(steps=5))
+    monkeypatch.setattr(Recommender, "fit", short)
+    assert main(["tune", "fit", "--table", str(unbroken[0] / "runs"), "--out", str(tmp_path / "tuner")]) == 0
+    fitted, data = Recommender.load(tmp_path / "tuner"), data_set("first")
+    assert fitted.model == bench.model.parts.id
+    recommend(bench, data, fitted)
+    other = dataclasses.replace(fitted, model="other@0")
+    with pytest.raises(ConfigError, match=r"expected one learnt from runs of 'micro@.*', got one from .* 'other@0'"):
+        recommend(bench, data, other)
+    with pytest.raises(ConfigError, match="got one from runs of 'other@0'"):
+        run(bench, data, other, out=tmp_path / "run", budget=1.0)
+    about = json.loads((tmp_path / "tuner" / FILE).read_text())
+    del about["model"]
+    (tmp_path / "tuner" / FILE).write_text(json.dumps({**about, "schema_version": 1}))
+    recommend(bench, data, Recommender.load(tmp_path / "tuner"))  # as one was saved when models were not noted
 
 
 def test_a_recommender_from_recorded_runs_chooses_and_recommends(bench, learnt, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import lzma
 import numpy as np
 import pytest
 
+from hyperflax.cli.main import main
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.tuner.comparison import compare, default_optimisers, draw, table
 from hyperflax.tuner.encoding import encode
@@ -19,6 +20,7 @@ from hyperflax.tuner.pipeline import FIDELITIES, default_pipeline
 from hyperflax.tuner.recommender import best_pipelines, every_part
 from hyperflax.tuner.recorded import Recorded, from_runs
 from hyperflax.tuner.replay import play, regrets
+from hyperflax.tuner.table import write
 from tests.tuner.test_table import FAILED, RUN
 
 NAN = np.nan
@@ -99,6 +101,32 @@ def test_our_own_runs_as_a_table():
     for row in range(len(queries)):
         assert queries.observed[row] in (0, queries.fidelity[row] - 1)
         assert scores[row] in (*RUN.curve, *FAILED.curve)
+
+
+def test_data_sets_of_one_name_are_kept_apart():
+    """Other examples are, and another model's facts of the same examples; a name that is alone stays as it is."""
+    others = [
+        dataclasses.replace(RUN, dataset_hash="f" * 16, meta={"log_train": 2.0}),
+        dataclasses.replace(RUN, model="strings-2", meta={"log_train": 3.0, "bare_exact": 0.5}),
+        dataclasses.replace(RUN, dataset="dates", dataset_hash="e" * 16),
+    ]
+    made = from_runs([RUN, FAILED, *others])
+    assert made.datasets == (
+        "dates",
+        "initials (0123456789abcdef, strings-1)",
+        "initials (0123456789abcdef, strings-2)",
+        "initials (ffffffffffffffff, strings-1)",
+    )
+    assert made.dataset.tolist() == [1, 1, 3, 2, 0]
+    np.testing.assert_allclose(made.meta[:, made.features.index("log_train")], [4.158, 4.158, 3.0, 2.0], rtol=1e-4)
+    np.testing.assert_array_equal(made.start, np.array([NAN, NAN, 0.5, NAN], np.float32))
+
+
+def test_a_tuner_is_learnt_from_one_models_runs(tmp_path, capsys):
+    write(tmp_path / "runs.parquet", [RUN, dataclasses.replace(RUN, model="strings-2")])
+    command = ["tune", "fit", "--table", str(tmp_path / "runs.parquet"), "--out", str(tmp_path / "tuner")]
+    assert main(command) != 0
+    assert "expected runs of one hypermodel, got some of strings-1, strings-2" in capsys.readouterr().err
 
 
 def test_the_pool_holds_every_data_sets_best_first():
