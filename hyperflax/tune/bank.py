@@ -36,7 +36,7 @@ from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group
 from hyperflax.tuner.datasets import DataSet
 from hyperflax.tuner.pipeline import Pipeline, default_pipeline
-from hyperflax.tuner.sources import fit_map, rank
+from hyperflax.tuner.sources import fit_map, rank, varying
 
 MAP = "map.safetensors"
 LABELS = 8
@@ -124,8 +124,17 @@ class Bank:
         return fingerprint({name: {"adapter": one.tree, "map": self.maps[name]} for name, one in self.adapters.items()})
 
     def ranked(self, model: Hypermodel, data: DataSet) -> list[tuple[str, float]]:
-        """Returns (source, evidence), best first, the data set itself left out. Raises ConfigError without sources."""
-        return rank(embed(model, data, None), answers(model, data), self._others(data))
+        """Returns (source, evidence), best first, the data set itself left out.
+
+        A single answer, or equal ones, speak for no source: then they come by name, with an evidence of NaN.
+
+        Raises:
+          ConfigError: no other source.
+        """
+        others, labels = self._others(data), answers(model, data)
+        if not varying(labels).shape[1]:
+            return [(name, math.nan) for name in sorted(others)]
+        return rank(embed(model, data, None), labels, others)
 
     def check(self, data: DataSet) -> None:
         """Raises ConfigError where there is no source but the data set itself."""

@@ -63,11 +63,16 @@ def log_evidence(features: np.ndarray, labels: np.ndarray) -> float:
     features, labels = np.asarray(features, np.float64), np.asarray(labels, np.float64)
     if features.ndim != 2 or labels.ndim != 2 or len(features) != len(labels) or len(features) < 2:
         raise DataError(f"log_evidence: expected [n, d] and [n, k], n > 1, got {features.shape} and {labels.shape}")
-    varying = labels[:, labels.std(axis=0) > _TINY]
-    if not varying.shape[1]:
+    labels = varying(labels)
+    if not labels.shape[1]:
         raise DataError("log_evidence: expected labels that vary, got the same for every example")
     left, singular, _ = np.linalg.svd(features, full_matrices=False)
-    return float(np.mean([_evidence(left, singular, y) for y in (varying - varying.mean(axis=0)).T]))
+    return float(np.mean([_evidence(left, singular, y) for y in (labels - labels.mean(axis=0)).T]))
+
+
+def varying(labels: np.ndarray) -> np.ndarray:
+    """Returns the columns of labels [n, k] that differ from example to example, all that evidence can come from."""
+    return labels[:, labels.std(axis=0) > _TINY]
 
 
 def _evidence(left: np.ndarray, singular: np.ndarray, y: np.ndarray) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hyperflax.checkpoints.tensors import save_tree
+from hyperflax.data.jsonl import Line
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.tune.bank import MAP, Bank, answers, build, embed
 from hyperflax.tune.bench import Bench
@@ -69,6 +70,15 @@ def test_a_data_set_is_not_its_own_source(model, folder):
     assert [name for name, _ in bank.ranked(model, again)] == ["first"]
     with pytest.raises(ConfigError, match="holds no other source"):
         Bank({"first": bank.adapters["first"]}, {"first": bank.maps["first"]}).ranked(model, data_set("first"))
+
+
+@pytest.mark.parametrize("answers", [["a"], ["a"] * 8, ["ab", "ba"] * 4], ids=["one", "equal", "equal on average"])
+def test_sources_of_which_no_answer_tells_come_by_name(model, folder, answers):
+    bank, data = Bank.load(folder, model), data_set("third")
+    train = [Line(f"{number}", f"x{number}", answer) for number, answer in enumerate(answers)]
+    data = dataclasses.replace(data, train=train)
+    assert [name for name, _ in bank.ranked(model, data)] == ["first", "second"]
+    assert bank.first(model, data, SHORT) is bank.adapters["first"]
 
 
 def test_a_pipeline_starts_from_the_source_that_ranks_first(model, folder):
