@@ -211,12 +211,16 @@ def _table(path: pathlib.Path) -> list[dict[str, str]]:
     """Rows of a csv file; an unnamed first column is a row's number and is left out."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [{name: value for name, value in row.items() if name} for row in csv.DictReader(file, strict=True)]
+            read = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: expected a csv file ({error})") from error
-    if not rows or any(None in (*row.keys(), *row.values()) for row in rows):
-        raise DataError(f"{path}: expected rows with as many cells as the first line, and at least one")
-    return rows
+    if not read:
+        raise DataError(f"{path}: expected at least one row after the first line, got none")
+    for line, row in enumerate(read, start=2):
+        # DictReader's signs of too many cells, and of too few.
+        if None in row or None in row.values():
+            raise DataError(f"{path}:{line}: expected as many cells as the first line has, got another number")
+    return [{name: value for name, value in row.items() if name} for row in read]
 
 
 def _numbers(rows: Sequence[Mapping[str, str]], where: pathlib.Path) -> np.ndarray:

@@ -164,7 +164,9 @@ def test_quick_tunes_folder(folder):
         ("curve.csv", ",1\n0,.1\n1,high\n2,.2\n", r"curve\.csv:3: column '1': expected a finite number, got 'high'"),
         ("cost.csv", ",1,2\n0,1,1\n1,1,1\n2,1,1\n", "expected 1 or 3 columns, got 2"),
         ("meta.csv", "dataset,n\na,1\nc,2\n", "expected a row for data set 'b'"),
-        ("config.csv", ",lr\n0\n", "as many cells as the first line"),
+        ("config.csv", ",lr\n0\n", r"config\.csv:2: expected as many cells as the first line"),
+        ("config.csv", ",lr\n0,1\n1,1,0\n2,1\n", r"config\.csv:3: expected as many cells as the first line"),
+        ("config.csv", ",lr\n", "expected at least one row"),
     ],
 )
 def test_broken_csv_files_are_refused_with_their_place(folder, file, text, complaint):
