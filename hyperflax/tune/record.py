@@ -17,7 +17,7 @@ from hyperflax.tuner.history import History
 from hyperflax.tuner.pipeline import Pipeline
 
 FILE = "tune.json"
-FORMAT, VERSION = "hyperflax-tuning-run", 1
+FORMAT, VERSION = "hyperflax-tuning-run", 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Record:
     Attributes:
       name, dataset: of the data set, and the hash of its examples. model: id of the hypermodel. seed: of the run.
       pool: the pipelines to choose from. expected: of each of them; empty where they are tried at random.
-      optimiser: what chooses. budget: seconds of everything.
+      optimiser: what chooses. tuner: fingerprint of what it has learnt, empty where that is nothing. starts: of the
+        adapters to start from, by start. The last two are None in a record of version 1, which did not note them.
+      budget: seconds of everything.
       history: what was run.
       choosing, elapsed: seconds that choosing and everything took so far, all calls together.
       test: test scores by condition, once the run has ended.
@@ -54,6 +56,8 @@ class Record:
     choosing: float = 0.0
     elapsed: float = 0.0
     test: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tuner: str | None = None
+    starts: Mapping[str, str] | None = None
     format: str = FORMAT
     schema_version: int = VERSION
 

@@ -133,6 +133,8 @@ def run(
         optimiser="random" if recommender is None else mode,
         budget=budget,
         history=History(size=len(pool), seed=seed),
+        tuner="" if recommender is None else recommender.fingerprint,
+        starts={name: start.fingerprint for name, start in bench.starts.items()},
     )
     with alone_in(out):
         before = time.perf_counter()
@@ -149,9 +151,10 @@ def run(
                 say("nothing is left that promises to be better")
                 break
             session.carry_out(trial)
-            session.took(choosing=chosen - before, elapsed=time.perf_counter() - before)
+            ended = time.perf_counter()
+            session.took(choosing=chosen - before, elapsed=ended - before)
             say(reports.line(session.record))
-            before = time.perf_counter()
+            before = ended  # so that writing counts as well, with the next part
         return session.finish()
 
 
@@ -170,7 +173,7 @@ class Session:
         self._save()
 
     def carry_out(self, trial: Trial) -> None:
-        """Runs a part and writes what came of it. A part that breaks down ends its pipeline."""
+        """Runs a part; `took` writes what came of it. A part that breaks down ends its pipeline."""
         history = self.record.history.asked(trial)
         begin = time.perf_counter()
         try:
@@ -185,12 +188,12 @@ class Session:
             status = table.OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else table.FAILED
             history = history.told(trial, seconds=time.perf_counter() - begin, status=status)
         self.record = dataclasses.replace(self.record, history=history)
-        self._save()
 
-    def took(self, *, choosing: float = 0.0, elapsed: float = 0.0) -> None:
-        """Adds seconds to the record, which is written with the next part or at the end."""
+    def took(self, *, choosing: float, elapsed: float) -> None:
+        """Adds the seconds of a part, and of choosing it, and writes the record: no part is there without its time."""
         sums = {"choosing": self.record.choosing + choosing, "elapsed": self.record.elapsed + elapsed}
         self.record = dataclasses.replace(self.record, **sums)
+        self._save()
 
     def finish(self) -> dict[str, Any]:
         """Writes adapter, table and report, and returns the report."""
@@ -246,9 +249,9 @@ class Session:
                 )
             return begun
         earlier = records.read(self.folder)
-        for name in ("dataset", "model", "seed", "pool"):
-            if getattr(earlier, name) != getattr(begun, name):
-                raise CheckpointError(f"{self.folder}: holds a run with another {name}; choose another folder")
+        for name in ("dataset", "model", "seed", "optimiser", "tuner", "starts", "pool"):
+            if getattr(earlier, name) not in (None, getattr(begun, name)):
+                raise CheckpointError(f"{self.folder}: holds a run that differs in its {name}; choose another folder")
         kept = {"history": earlier.history.restarted(), "choosing": earlier.choosing, "elapsed": earlier.elapsed}
         return dataclasses.replace(begun, **kept)
 

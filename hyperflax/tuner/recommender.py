@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hyperflax import configs
+from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import atomic_directory, read_schema, write_json
 from hyperflax.tuner import surrogates
@@ -120,6 +121,11 @@ class Recommender:
             pool=tuple(pool),
             model=model,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that was learnt."""
+        return fingerprint({PERFORMANCE: dataclasses.asdict(self.scores), COST: dataclasses.asdict(self.seconds)})
 
     def check_model(self, model: str) -> None:
         """Raises ConfigError where it was learnt from runs of another hypermodel than that of this id."""

@@ -18,9 +18,10 @@ from hyperflax.cli.tune import tuner_of
 from hyperflax.cli.tune_run import parse_time
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.tune.bench import Bench
-from hyperflax.tune.record import Expected, Record
+from hyperflax.tune.record import Expected, Record, read
 from hyperflax.tune.report import incumbents, markdown, of, pareto
 from hyperflax.tune.run import make_pool, recommend, run
+from hyperflax.tune.shared import Shared
 from hyperflax.tuner import table
 from hyperflax.tuner.encoding import encode
 from hyperflax.tuner.history import History, Trial
@@ -146,6 +147,23 @@ def _leaves(folder):
     return jax.tree.leaves(load_adapter(folder).tree)
 
 
+def test_a_kill_forgets_the_time_of_no_part(bench, tmp_path, monkeypatch):
+    carry_out = module.Session.carry_out
+
+    def slowly_and_killed(self, trial):
+        if self.record.history.observations:
+            raise KeyboardInterrupt
+        time.sleep(0.3)
+        carry_out(self, trial)
+
+    monkeypatch.setattr(module.Session, "carry_out", slowly_and_killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(bench, tmp_path / "run")
+    record = read(tmp_path / "run")
+    assert len(record.history.observations) == 1
+    assert record.elapsed > 0.3 + record.history.spent
+
+
 def test_the_budget_ends_a_run(bench, tmp_path):
     report = tune(bench, tmp_path / "run", budget=1e-9)
     assert report["parts"] == 1
@@ -169,11 +187,33 @@ def test_all_that_a_run_does_counts_towards_its_budget(bench, tmp_path, monkeypa
 
 
 def test_other_arguments_and_foreign_folders_are_refused(bench, unbroken, tmp_path):
-    with pytest.raises(CheckpointError, match="holds a run with another seed"):
+    with pytest.raises(CheckpointError, match="holds a run that differs in its seed"):
         tune(bench, unbroken[0], seed=2)
+    other = Bench(bench.model, {"shared": Shared({"lora": load_adapter(unbroken[0])})})
+    with pytest.raises(CheckpointError, match="holds a run that differs in its starts"):
+        tune(other, unbroken[0])
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="found something else"):
         tune(bench, tmp_path)
+
+
+def test_another_optimiser_or_tuner_is_another_run(bench, unbroken, learnt, tmp_path):
+    def tuned(recommender, **given):
+        return run(bench, data_set("first"), recommender, out=tmp_path / "run", budget=1e-9, **given)
+
+    tuned(learnt)
+    tuned(dataclasses.replace(learnt))  # read again it is the same one
+    with pytest.raises(CheckpointError, match="holds a run that differs in its optimiser"):
+        tuned(learnt, mode="condition")
+    retold = dataclasses.replace(learnt.scores, task=learnt.scores.kept)
+    for recommender, name in ((None, "optimiser"), (dataclasses.replace(learnt, scores=retold), "tuner")):
+        with pytest.raises(CheckpointError, match=f"holds a run that differs in its {name}"):
+            tuned(recommender)
+    path = tmp_path / "run" / "tune.json"
+    record = json.loads(path.read_text())
+    del record["tuner"], record["starts"]
+    path.write_text(json.dumps({**record, "schema_version": 1}))
+    tuned(learnt)  # begun when they were not noted
 
 
 def test_a_part_that_breaks_down_ends_its_pipeline(bench, tmp_path, monkeypatch):
