@@ -6,9 +6,11 @@ regret,
 
     regret = (best - incumbent) / (best - start)
 
-over the budget spent, where best is the largest final score of the pool and start the unchanged model's score, or the
-pool's smallest where that is unknown: 1 at the beginning, 0 with the best pipeline found. The incumbent is chosen by
-validation score, as a user would; with `final` scores recorded, it is judged by those.
+over the budget spent, where best is the largest score of the pool and start the unchanged model's score, or the pool's
+smallest where that is unknown: 1 at the beginning, 0 with the best found. The incumbent is chosen by validation score,
+as a user would. Where `final` scores are recorded, a run is judged by its own from its best part on, and before that
+part, of which none is known, by its validation score; best is the largest of all these, and so may be a validation
+score, too.
 
 The budget is counted in whole runs of average cost: a budget of 10 is what ten pipelines of the pool cost on average.
 
@@ -86,7 +88,7 @@ def regrets(pool: Recorded) -> np.ndarray:
     """Returns the regret of stopping at every part of every run, [run, fidelity]; NaN where there is none.
 
     `final` belongs to a run's best part, so it judges every part from there on; parts before it are judged by their
-    own score.
+    own score, which may then be the largest of the pool.
     """
     judged = np.array(pool.scores, np.float64)
     for row, final in enumerate(pool.final):

@@ -51,6 +51,10 @@ def test_regret_by_hand():
     np.testing.assert_allclose(regrets(recorded([[0.2, 0.4], [0.6, 0.8]])), [[0.75, 0.5], [0.25, 0.0]], atol=1e-6)
     judged = recorded([[0.2, 0.9, 0.5], [0.1, 0.2, 0.3]], final=[0.4, 0.8])
     np.testing.assert_allclose(regrets(judged), [[0.75, 0.5, 0.5], [0.875, 0.75, 0.0]], atol=1e-6)
+    # Before its best part a run is judged by its own score, and that may be the best of the pool.
+    np.testing.assert_allclose(
+        regrets(recorded([[0.8, 0.9], [0.2, 0.3]], final=[0.4, 0.6])), [[0, 0.5], [0.75, 0.25]], atol=1e-6
+    )
     # Without a known start the worst of the pool is a regret of 1; a pool of equals has none.
     np.testing.assert_allclose(regrets(recorded([[0.2, 0.4], [0.6, NAN]], start=NAN)), [[1, 0.5], [0, NAN]], atol=1e-6)
     assert np.all(regrets(recorded([[0.3], [0.3]], start=0.3)) == 0)
