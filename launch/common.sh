@@ -21,9 +21,10 @@ run_usage() {
   cat <<'USAGE'
 the run
   --gin_file FILE         gin file; repeat it, later ones win. hyperflax_gin_configs/runs/NAME.gin are hyperflax's own
-  --gin.NAME=VALUE        gin binding, handed on as it is. MODEL_DIR is a folder on a disk that all hosts share
+  --gin.NAME=VALUE        gin binding, handed on as it is. MODEL_DIR is a folder that all hosts share, or in a bucket
   --gin_search_paths P    folders in which the hosts look for gin files
-  --module MODULE         module of your own to import there, for its tasks; repeat it
+  --module MODULE         module of your own to import there, for its tasks; repeat it. It is not copied: --env
+                          PYTHONPATH=FOLDER says where it lies
   --command COMMAND       train (default), evaluate or infer
   --env NAME=VALUE        environment variable of the run; repeat it
 USAGE
@@ -32,7 +33,8 @@ USAGE
 install_usage() {
   cat <<USAGE
 the installation
-  --python PYTHON         Python 3.11 or newer on the hosts (default: python3.11)
+  --python PYTHON         Python 3.11 or newer, with venv, on the hosts (default: python3.11). Ubuntu 22.04 has 3.10
+                          alone: --setup may install one
   --setup COMMAND         shell command run on each host first, before a restart again: it may mount the shared disk
   --extras EXTRAS         what to install beside the core (default: $extras), for example $extras,seqio
   --folder FOLDER         folder on each host, below its home directory and its own (default: hyperflax-run)

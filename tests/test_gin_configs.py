@@ -216,7 +216,8 @@ def test_every_parameter_is_matched_by_a_rule(model: str, hypernet: str, scan_la
 def test_a_mesh_file_sets_mesh_batch_and_scanned_layers(mesh: str) -> None:
     parse("runs/natural_instructions_hart.gin", "models/t5_1_1_xl.gin", f"meshes/{mesh}")
     sizes = [gin.query_parameter(f"hyperflax.training.partitioning.make_mesh.{axis}") for axis in ("data", "fsdp")]
-    assert gin.query_parameter("BATCH_SIZE/gin.macro.value") % math.prod(sizes) == 0
+    batch, parts = (gin.query_parameter(f"{name}/gin.macro.value") for name in ("BATCH_SIZE", "MICROBATCHES"))
+    assert batch % (parts * math.prod(sizes)) == 0
     assert gin.query_parameter("hyperflax.train.HypernetworkOf.scan_layers")
 
 

@@ -198,6 +198,7 @@ NATURAL_GPU = dataclasses.replace(
     evaluation=Evaluation(tasks=119, examples=60, draws=3, conditions=FULL),
     steps=4000,
     heads=HeadsConfig(hidden=256),
+    teacher_length=512,
     window=Hyperpretraining(4000, 64, 512, 16, 256, 128, 3e-4),
     hyperpretraining=(1000, 4000, 16000),
     consistency=(1.0, 10.0, 20.0),

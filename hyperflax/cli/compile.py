@@ -26,7 +26,7 @@ DESCRIPTION = """Compile the training step of a gin run with the real TPU compil
 and report what each chip will need: memory, operations, communication, and the speed that follows from them.
 
   hyperflax compile --gin_file=hyperflax_gin_configs/runs/natural_instructions_hyper_t5_lora.gin --topology=v5e:16x16 \\
-    --gin_file=hyperflax_gin_configs/models/t5_1_1_xl.gin --gin.BATCH_SIZE=512 --gin.MICROBATCHES=1
+    --gin_file=hyperflax_gin_configs/models/t5_1_1_xl.gin --gin_file=hyperflax_gin_configs/meshes/v5e_256.gin
 
 No checkpoint, vocabulary or data is read, and no model is allocated. Ends with 3 if the program does not fit the chip.
 Needs the package libtpu: pip install 'hyperflax[tpu]'. docs/compile.md explains the figures.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """See a frozen T5 learn unseen tasks from four examples each, without back-propagation.
 
 The demo shows the small T5 that comes with hyperflax failing a text transformation it was not told about, trains a
-hypernetwork live for about three minutes (two CPU cores), scores it on held-out transformations beside the bare model,
+hypernetwork live, three to eight minutes of two cores, scores it on held-out transformations beside the bare model,
 the control with another task's examples, and the fully trained hypermodel that ships, and lets an adapter work on a few
 strings. The live hypernetwork's T5, which reads the examples, starts as that of the hypermodel that ships; its slots
 and heads, which write the adapter, start at random. So few steps go to the easier half of the tasks: names, e-mail

@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--suite", metavar="NAME", help=f"{', '.join(SUITES)}/SETTING, or a module")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the report; a killed run goes on in it")
     parser.add_argument("--split", metavar="SPLIT", help="of the mixture; default: held_out")
-    parser.add_argument("--neighbours", metavar="SPLIT", help="split whose tasks are candidates of `nearest_task`")
+    parser.add_argument(
+        "--neighbours",
+        metavar="SPLIT",
+        help="adds the condition nearest_task: of the adapters of this split's tasks, the best one on the support",
+    )
     parser.add_argument("--shared", metavar="DIR", help="adapter trained on all training tasks, for `shared`")
     parser.add_argument("--mtf", metavar="DIR", help="T5 fine-tuned on the training tasks, for `mtf`")
     parser.add_argument("--mtf_zero_shot", action="store_true", help="show that T5 no examples")

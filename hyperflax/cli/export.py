@@ -16,7 +16,9 @@ with the reason.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="from `hyperflax adapt` or `hyperflax import`")
+    parser.add_argument(
+        "adapter", metavar="ADAPTER_DIR", help="from `hyperflax adapt`, `finetune`, `tune run` or `import`"
+    )
     parser.add_argument("--format", required=True, choices=("peft", "merged"))
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; must not exist yet, or be empty")
     parser.add_argument(

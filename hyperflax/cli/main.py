@@ -18,7 +18,7 @@ from hyperflax.cli.exit_codes import exit_code
 from hyperflax.cli.host_memory import keep_freed_memory
 
 COMMANDS = {
-    "demo": "train a small hypermodel live and see it adapt a frozen T5 to unseen tasks (about 4 minutes)",
+    "demo": "train a small hypermodel live and see it adapt a frozen T5 to unseen tasks (5 to 15 minutes on two cores)",
     "train": "run a gin-configured training job",
     "compile": "compile a training job for TPUs on a machine without one: memory, operations, communication, speed",
     "evaluate": "score a hypermodel on held-out tasks beside its baselines and controls",
@@ -27,8 +27,8 @@ COMMANDS = {
     "tune": "find the fine-tuning pipeline for a data set, learnt from earlier runs on others",
     "serve": "adapt and predict over HTTP, for many callers and adapters at once",
     "predict": "run a model, with or without an adapter, on new inputs",
-    "cache": "write a seqio task or mixture as tokenised ArrayRecord shards, to train without TensorFlow",
-    "tasks": "list the registered seqio tasks and mixtures",
+    "cache": "write a task or mixture as tokenised ArrayRecord shards, to train without TensorFlow",
+    "tasks": "list what --mixture takes: registered sources, seqio Tasks and Mixtures",
     "convert": "convert a T5 between Hugging Face's form and T5X's two, and check that it is the same",
     "export": "write an adapter for PEFT, or merged into a whole model",
     "import": "read an adapter of PEFT",

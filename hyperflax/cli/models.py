@@ -11,7 +11,8 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME_OR_DIR",
-        help="a shipped hypermodel by name (strings), or a model directory, such as MODEL_DIR/model of a training run",
+        help="a shipped hypermodel by name (strings, strings_prefix), or a model directory, such as MODEL_DIR/model of "
+        "a training run",
     )
 
 

@@ -21,7 +21,11 @@ MOST_TOKENS = 2**14  # room for them is made in the decoder's cache, for every r
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
-    parser.add_argument("--adapter", metavar="ADAPTER_DIR", help="from `hyperflax adapt`; without it the model is bare")
+    parser.add_argument(
+        "--adapter",
+        metavar="ADAPTER_DIR",
+        help="from `hyperflax adapt`, `finetune`, `tune run` or `import`; without it the model is bare",
+    )
     parser.add_argument("--inputs", required=True, metavar="FILE.jsonl", help='one {"input": ...} a line; - is stdin')
     parser.add_argument("--out", metavar="FILE.jsonl", help="where to write the answers; default stdout")
     parser.add_argument("--max_length", type=int, metavar="TOKENS", help="most tokens of an answer")
