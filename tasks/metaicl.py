@@ -11,8 +11,10 @@ one JSON object a line: `{"task": ..., "input": ..., "output": ..., "options": [
 
 Rules kept here: a seed's 16 training examples are the support, its test file is scored; a test example is answered by
 ranking its options by the mean of their tokens' log-probabilities, the output is one of them; a task is a
-classification, measured by macro-F1, if all of its examples have the same options (as the official evaluation demands
-of them), else multi-choice, measured by accuracy. Tasks whose folder is not there are left out and counted.
+classification, measured by macro-F1, or multi-choice, measured by accuracy, as `config/tasks/<task>.json` says in
+`task_type`; where that is not there, it is a classification if all of its examples have the same options, as the
+official evaluation demands of one. Tasks whose folder is not there are left out and counted. A task that the official
+list has on both sides (`sick` in non_nli_to_nli) is tested and not trained on.
 
 ```
 export HYPERFLAX_METAICL=~/MetaICL HYPERFLAX_VOCABULARY=~/spiece.model
@@ -23,6 +25,7 @@ hyperflax tasks --module hyperflax_tasks.metaicl
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +39,8 @@ from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.suite import Suite
 
 from .natural_instructions import find_vocabulary
+
+_LOG = logging.getLogger("hyperflax.tasks")
 
 ROOT_VARIABLE = "HYPERFLAX_METAICL"
 K = 16
@@ -76,7 +81,7 @@ class Setting(NamedTuple):
 
 
 def read_setting(root: pathlib.Path | str, setting: str, side: str) -> Setting:
-    """The tasks that `config/<setting>.json` lists as `train` or `test`.
+    """The tasks that `config/<setting>.json` lists as `train` or `test`; those of both are for the test alone.
 
     Raises:
       DataError: no such setting or side, an absent or broken list, not one of its tasks at hand.
@@ -98,6 +103,10 @@ def read_setting(root: pathlib.Path | str, setting: str, side: str) -> Setting:
     names = lists.get(side) if isinstance(lists, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: expected a list of task names '{side}', got {names!r:.80}")
+    if side == "train" and isinstance(tested := lists.get("test"), list):
+        if both := [name for name in names if name in tested]:
+            _LOG.warning("%s: %s is also a test task and not trained on", path, ", ".join(both))
+        names = [name for name in names if name not in both]
     data = root / "data" if (root / "data").is_dir() else root
     present = tuple(data / name for name in names if (data / name).is_dir())
     if not present:
@@ -144,9 +153,25 @@ def training_examples(folder: pathlib.Path) -> list[TaskExample]:
     return [example for part in ("train", "dev", "test") for example in read_file(task_file(folder, f"{K}_100_{part}"))]
 
 
-def kind(examples: Iterable[TaskExample]) -> str:
-    """`classification` if all examples have the same options, else `multi-choice`."""
-    return CLASSIFICATION if len({example.options for example in examples}) == 1 else MULTI_CHOICE
+def kind(root: pathlib.Path | str, name: str, examples: Iterable[TaskExample]) -> str:
+    """`classification` or `multi-choice`, see the module's docstring.
+
+    A task may be multi-choice and have constant options: the official configuration counts, if it is there.
+
+    Raises:
+      DataError: a configuration that says neither.
+    """
+    path = pathlib.Path(root) / "config" / "tasks" / f"{name}.json"
+    if not path.is_file():
+        return CLASSIFICATION if len({example.options for example in examples}) == 1 else MULTI_CHOICE
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected the configuration of a MetaICL task, cannot read it ({error})") from error
+    found = config.get("task_type") if isinstance(config, dict) else None
+    if found not in (CLASSIFICATION, MULTI_CHOICE):
+        raise DataError(f"{path}: task_type: expected '{CLASSIFICATION}' or '{MULTI_CHOICE}', got {found!r:.80}")
+    return found
 
 
 def metaicl_source(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> InMemorySource:
@@ -186,7 +211,7 @@ def _stream(root: pathlib.Path | str, setting: str, split: str, vocabulary: Voca
         scored = read_file(path)
         if not all(len(example.options) > 1 for example in scored):
             raise DataError(f"{path}: expected at least two options in every line of a test task")
-        info = TaskInfo(positives=tuple(map(tokens, support)), category=kind([*support, *scored]))
+        info = TaskInfo(positives=tuple(map(tokens, support)), category=kind(root, folder.name, [*support, *scored]))
         for example in scored:
             yield StreamedExample(folder.name, tokens(example), info)
 

@@ -72,6 +72,26 @@ def test_a_test_split_holds_the_seeds_support_and_options(root: pathlib.Path) ->
     assert [source.info(task).category for task in (0, 1)] == ["classification", "multi-choice"]
 
 
+def test_a_task_of_both_sides_is_not_trained_on(root: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As `sick` of the official list of non_nli_to_nli: the suite would be refused to what was trained on it."""
+    (root / "config" / f"{SETTING}.json").write_text(json.dumps({"train": ["learn", "same"], "test": ["same"]}))
+    assert metaicl.metaicl_source(root, SETTING, "train", Bytes()).task_names == ("learn",)
+    assert "same is also a test task and not trained on" in caplog.text
+    assert metaicl.metaicl_source(root, SETTING, "test_13", Bytes()).task_names == ("same",)
+
+
+def test_the_official_configuration_says_what_kind_a_task_is(root: pathlib.Path) -> None:
+    """wiqa's options are always the same, and it is multi-choice."""
+    (root / "config" / "tasks").mkdir()
+    config = root / "config" / "tasks" / "same.json"
+    config.write_text(json.dumps({"task_type": "multi-choice", "options": ["yes", "no"]}))
+    source = metaicl.metaicl_source(root, SETTING, "test_21", Bytes())
+    assert [source.info(task).category for task in (0, 1)] == ["multi-choice", "multi-choice"]
+    config.write_text(json.dumps({"task_type": "free-form"}))
+    with pytest.raises(DataError, match="same.json: task_type: expected 'classification' or 'multi-choice', got 'free"):
+        metaicl.metaicl_source(root, SETTING, "test_21", Bytes())
+
+
 def test_training_takes_the_large_file_or_all_of_one_seed(root: pathlib.Path) -> None:
     source = metaicl.metaicl_source(root, SETTING, "train", Bytes())
     assert (source.task_names, source.sizes.tolist()) == (("learn", "much"), [6, 7])
@@ -144,7 +164,7 @@ def test_the_reference_data(materialised: pathlib.Path, data_dir: pathlib.Path) 
     for folder in sorted(path for path in root.iterdir() if path.name != "config"):
         parts = [metaicl.read_file(metaicl.task_file(folder, f"16_87_{part}")) for part in ("train", "dev", "test")]
         assert [len(part) for part in parts[:2]] == [metaicl.K, metaicl.K]
-        found[folder.name] = metaicl.kind([*parts[0], *parts[2]])
+        found[folder.name] = metaicl.kind(root, folder.name, [*parts[0], *parts[2]])
     assert found == {name: task["task_type"] for name, task in stated.items()}
 
 
