@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hyperflax.data.episode_plan import support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal
 from hyperflax.errors import DataError
@@ -157,7 +158,7 @@ def estimate(
     conditions = Conditions(model, folds, **options).pick("bare", "in_context", "generated", "refined")
     answers = {name: condition(folds.tasks) for name, condition in conditions.items()}
     if len(pairs) > 2:
-        mismatched = _folds(model, pairs, _mismatch(pairs, seed), parts, definition)
+        mismatched = _folds(model, pairs, _mismatch(pairs, seed), parts, definition, cut=True)
         generated = Conditions(model, mismatched, **options).pick("generated")["generated"]
         answers["mismatched"] = generated(mismatched.tasks)
     asked = [pairs[i] for part in parts for i in part]
@@ -182,10 +183,15 @@ def _folds(
     shown: Sequence[tuple[str, str]],
     parts: Sequence[Sequence[int]],
     definition: str | None,
+    cut: bool = False,
 ) -> HeldOut:
-    """One evaluation task for each part: it is asked, and the rest of `shown` is the support."""
+    """One evaluation task for each part: it is asked, and the rest of `shown` is the support.
+
+    With `cut`, targets are cut to what a row of the support leaves them: pairs that fit may not fit mixed.
+    """
     vocabulary = model.config.vocabulary
     info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else TaskInfo()
+    room = model.config.episodes.support_length - support_overhead(info, model.config.episodes)
     tasks, given = [], {}
     for number, part in enumerate(parts):
         support = [pair for i, pair in enumerate(shown) if i not in part]
@@ -194,6 +200,8 @@ def _folds(
         shown_tokens, asked_tokens = (
             tuple(Example.from_text(*pair, vocabulary) for pair in some) for some in (support, asked)
         )
+        if cut:
+            shown_tokens = tuple(e._replace(targets=e.targets[: max(room - len(e.inputs), 0)]) for e in shown_tokens)
         given[name] = TaskTokens(shown_tokens, asked_tokens, info)
         inputs, references = tuple(x for x, _ in asked), tuple((y,) for _, y in asked)
         tasks.append(EvaluationTask(name, inputs, references, support=tuple(support), instruction=definition or ""))

@@ -52,6 +52,15 @@ def test_targets_are_mismatched_without_exception() -> None:
     assert not set(shown) & set(PAIRS)
 
 
+def test_pairs_that_fit_need_not_fit_mixed() -> None:
+    """A long input meets the target of another one, which was short itself."""
+    model = hypermodel()
+    room = model.config.episodes.support_length - 3  # two sentinels, end of sequence
+    long = min(room - 2, model.config.episodes.inputs_length - 1)
+    pairs = [("a" * long, "b" * (room - long)), ("c", "d" * (room - 1)), ("e" * long, "f" * (room - long))]
+    assert len(estimate(model, pairs, refine_steps=1).predictions["mismatched"]) == 3
+
+
 def test_one_example_is_too_few() -> None:
     with pytest.raises(DataError, match="at least 2 examples, to leave one out, got 1"):
         estimate(hypermodel(), PAIRS[:1])
