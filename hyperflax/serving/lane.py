@@ -176,7 +176,9 @@ class Lane:
         def step(taken: Array, now: Progress) -> Progress:
             arguments = (rows.adapters, rows.source, rows.cross, now.caches, now.last, now.age)
             logits, caches = jax.vmap(one, in_axes=(*[0] * len(arguments), None))(*arguments, now.place)
-            token, log_prob = choose_each(logits, *rows.choice, now.age)
+            # A row that has ended chooses nothing: while those that go on are greedy, nothing is sorted or drawn.
+            choice = rows.choice._replace(temperature=jnp.where(now.ended, 0.0, rows.choice.temperature))
+            token, log_prob = choose_each(logits, *choice, now.age)
             token = jnp.where(now.ended, 0, token)
             age = jnp.where(now.ended, now.age, now.age + 1)
             here = (jnp.arange(self.length) == now.age[:, None]) & ~now.ended[:, None]

@@ -1,13 +1,14 @@
 """What requests and answers of the service hold: the OpenAPI schema is made of these.
 
-A request is strict: an unknown field and a number in place of a text are refused, and named.
+A request is strict: an unknown field and a number in place of a text are refused, and named. Of a list the first item
+that is wrong is: a body of the largest size may have a hundred thousand, and the event loop would stand still over them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StrictStr
 
 from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK
 
@@ -38,7 +39,7 @@ class ExamplePair(_Strict):
 class AdaptRequest(_Strict):
     """Examples of one task."""
 
-    examples: list[ExamplePair] = Field(min_length=1)
+    examples: Annotated[list[ExamplePair], FailFast()] = Field(min_length=1)
     definition: Text | None = Field(None, description="the task's instruction, for models that read one")
     refine_steps: int = Field(0, ge=0, description="gradient steps on the examples after the forward pass")
     supports: int = Field(1, ge=1, description="read the examples in so many parts")
@@ -66,7 +67,7 @@ class AdapterIds(BaseModel):
 class PredictRequest(_Strict):
     """Inputs for one adapter, or for the bare model."""
 
-    inputs: list[Text] = Field(min_length=1)
+    inputs: Annotated[list[Text], FailFast()] = Field(min_length=1)
     adapter: Text | None = Field(None, description="id; without one the base model answers bare")
     max_length: int | None = Field(None, ge=1, description="tokens of an answer at most")
     temperature: float = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="0 is greedy")

@@ -233,6 +233,25 @@ def test_rows_choose_each_in_its_own_way() -> None:
         assert np.all(np.abs(share - expected[name]) <= tolerance + 1e-6), name
 
 
+def test_a_sampled_row_that_has_ended_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all rows that go on are greedy, none is sorted or drawn, whoever had the free rows before."""
+    seen = []
+
+    def watched(logits: Any, temperature: Any, *others: Any) -> Any:
+        jax.debug.callback(lambda values: seen.append(np.asarray(values)), temperature)
+        return choose_each(logits, temperature, *others)
+
+    monkeypatch.setattr("hyperflax.serving.lane.choose_each", watched)
+    served = engine()
+    greedy = served.submit(source(5, 0), None, max_length=LENGTH)
+    served.submit(source(4, 1), None, max_length=1, temperature=1.0)
+    served.run()
+    jax.effects_barrier()
+    assert greedy.done
+    assert any(values.any() for values in seen)
+    assert not seen[-1].any()
+
+
 def test_cancelled_requests_make_room() -> None:
     served = everybody()
     requests = [served.submit(source(4, number), None) for number in range(6)]

@@ -210,6 +210,18 @@ def test_what_json_lets_through_is_refused_as_well(http: TestClient, path: str, 
     assert set(answer.json()["detail"][0]) == {"type", "loc", "msg"}
 
 
+def test_a_body_full_of_mistakes_is_answered_with_a_few(http: TestClient) -> None:
+    wrong = [
+        ("predictions", {"inputs": [1] * 100_000}, 1),
+        ("adapters", {"examples": [{}] * 50_000}, 2),  # the first one's two fields
+        ("predictions", {"inputs": ["a"], **{f"x{i}": 0 for i in range(1000)}}, 16),
+    ]
+    for path, body, count in wrong:
+        answer = http.post(f"/v1/{path}", json=body)
+        assert answer.status_code == 422
+        assert len(answer.json()["detail"]) == count
+
+
 def test_a_form_of_another_site_is_no_request(http: TestClient) -> None:
     """A browser asks before it sends JSON elsewhere, and is not allowed to; plain text it would send unasked."""
     body = json.dumps({"inputs": ["a"]}).encode()
