@@ -1,7 +1,7 @@
 """What requests and answers of the service hold: the OpenAPI schema is made of these.
 
-A request is strict: an unknown field and a number in place of a text are refused, and named. Of a list the first item
-that is wrong is: a body of the largest size may have a hundred thousand, and the event loop would stand still over them.
+A request is strict: an unknown field and a number in place of a text are refused, and named. Of a list the first wrong
+item is named: a body of the largest size may have a hundred thousand, and the event loop would stand still over them.
 """
 
 from __future__ import annotations
