@@ -34,6 +34,7 @@ from hyperflax.files import atomic_directory, read_bytes, read_schema, write_jso
 
 FORMAT, VERSION = "hyperflax-made", 1
 ID = re.compile(r"[0-9a-f]{32}")
+_REMOVED = re.compile(r"\.[0-9a-f]{32}\.old-\d+-[0-9a-f]{8}")  # what `remove` calls it before it deletes it
 _MADE = "made.json"
 
 
@@ -76,6 +77,10 @@ class AdapterStore:
     def __init__(self, folder: pathlib.Path | str):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        # What a service that was killed while it deleted has left: who asked for it was told that it is gone.
+        for entry in os.scandir(self.folder):
+            if _REMOVED.fullmatch(entry.name):
+                shutil.rmtree(entry.path, ignore_errors=True)
 
     @staticmethod
     def identify(hypermodel: str, base: str, examples: Sequence[tuple[str, str]], **options: Any) -> str:

@@ -94,6 +94,9 @@ def test_an_interrupted_removal_leaves_no_adapter_and_no_obstacle(
     assert not (tmp_path / KEY).exists()
     store.save(Made(KEY, 2), adapter)
     assert store.ids() == [KEY]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert AdapterStore(tmp_path).ids() == [KEY]  # the next service does away with the rest
+    assert [path.name for path in tmp_path.iterdir()] == [KEY]
 
 
 @pytest.mark.parametrize("removed", [True, False])
