@@ -205,7 +205,7 @@ def _category_rows(
     rows = []
     for category in sorted(set(categories.values())):
         members = [task for task, of in categories.items() if of == category]
-        metric = suite.metric_name if suite.mixed else suite.category_metrics.get(category, suite.metric)
+        metric = suite.category_metrics.get(category, suite.metric)
         found = others.get(metric, scores)
         means = {name: _round(np.mean([found[name][task] for task in members])) for name in scores}
         rows.append({"category": category, "metric": metric, "n_tasks": len(members), "scores": means})

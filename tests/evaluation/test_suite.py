@@ -84,7 +84,8 @@ def test_seeds_are_averaged_and_the_worst_is_shown() -> None:
     of_seeds = {row["run"]: row["scores"]["generated"] for row in report["per_run"]}
     assert of_seeds == pytest.approx({"seed 100": (first + 1) / 2, "seed 13": (second + 0) / 2}, abs=1e-6)
     assert report["conditions"]["generated"]["mean"] == pytest.approx(statistics.mean(of_seeds.values()), abs=1e-6)
-    assert {row["category"]: row["n_tasks"] for row in report["categories"]} == {"classification": 1, "multi-choice": 1}
+    rows = [(row["category"], row["metric"], row["n_tasks"]) for row in report["categories"]]
+    assert rows == [("classification", "macro_f1", 1), ("multi-choice", "accuracy", 1)]
     page = render_markdown(report)
     worst = next(line for line in page.splitlines() if line.startswith("| worst"))
     assert f"{(second + 0) / 2:.3f}" in worst
