@@ -9,6 +9,7 @@ of tasks are shared out, `out` is a folder that all hosts see, and the first one
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
 from hyperflax.data.examples import ExampleSource
+from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, SUPPORT_FREE, Conditions
 from hyperflax.evaluation.contamination import check_contamination, check_names
 from hyperflax.evaluation.held_out import HeldOut
@@ -87,12 +89,8 @@ def evaluate(
     episodes = model.config.episodes
     episodes = episodes if shots is None else episodes.replace(shots=shots, min_shots=None)
 
-    def held_out_tasks(draw: int) -> HeldOut:
-        return HeldOut.from_source(
-            source, episodes, examples=examples, tasks=tasks, seed=seed, draw=draw, first=first, support=support
-        )
-
-    held_out = held_out_tasks(0)
+    drawing: dict[str, Any] = {"examples": examples, "tasks": tasks, "seed": seed, "first": first, "support": support}
+    held_out = HeldOut.from_source(source, episodes, **drawing)
     systems, described = _reference_systems(model, shared, mtf, mtf_zero_shot)
     runnable = Conditions(
         model,
@@ -132,8 +130,12 @@ def evaluate(
     )
     figures = None
     if "generated" in table.scores:
-        # The positives that come with a task are one support; there is no other to compare it with.
-        figures = runnable.adapter_figures(held_out_tasks(1) if support == "examples" else None)
+        again = None
+        # The positives that come with a task are one support, and its examples may be too few for another.
+        with contextlib.suppress(DataError):
+            if support == "examples":
+                again = HeldOut.from_source(source, episodes, draw=1, apart=True, **drawing)
+        figures = runnable.adapter_figures(again)
     report = table.report(run_info(config, seconds=time.monotonic() - began), adapters=figures)
     if processes.first:
         write_report(report, out)

@@ -143,6 +143,7 @@ def evaluation_episode(
     *,
     first: bool = False,
     allow_fewer: bool = False,
+    apart: bool = False,
 ) -> EvaluationEpisode:
     """The episode of one task: scored examples fixed by (seed, task name), support drawn anew for every `draw`.
 
@@ -155,6 +156,7 @@ def evaluation_episode(
       seed, draw: of the draws.
       first: score the first `examples` of the task (Super-NaturalInstructions' rule) instead of drawn ones.
       allow_fewer: score as many as there are besides the support, if fewer than `config.examples`.
+      apart: draw the support from what draw 0 leaves, so that the two have no example in common.
 
     Raises:
       DataError: too few examples, or over-long ones under `too_long='error'`.
@@ -186,6 +188,10 @@ def evaluation_episode(
             f"{can_show.sum()} to be shown"
         )
     rest = np.setdiff1d(np.flatnonzero(can_show), scored)
+    if apart:
+        rest = np.delete(rest, stream(seed, _SUPPORT, 0, key).distinct(len(rest), config.shots))
+        if len(rest) < config.shots:
+            raise DataError(f"task '{name}': expected {config.shots} examples for another support, got {len(rest)}")
     support = rest[stream(seed, _SUPPORT, draw, key).distinct(len(rest), config.shots)].tolist()
     shown, examples = source.examples(task, support), source.examples(task, scored)
     arrays = episode_arrays(shown, examples, config, source.vocabulary, info, name)

@@ -12,6 +12,7 @@ likeliest one; they differ in what stands in its input and which adapters it car
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -198,10 +199,14 @@ class Conditions:
         """Returns figures of the adapters as generated, see `objectives.generated`.
 
         Args:
-          again: the same tasks with other supports, for the distance within tasks.
+          again: the same tasks, or some of them, with other supports, for the distance within tasks.
         """
         spec = self.model.config.spec
-        others = None if again is None else Conditions(self.model, again, supports=self.supports)
+        others, paired = None, dict[str, TaskTokens]()
+        if again is not None:
+            # A task without another support is compared with itself, which adds nothing, and is not counted.
+            paired, every = again.tokens, self.held_out.tokens | again.tokens
+            others = Conditions(self.model, dataclasses.replace(again, tokens=every), supports=self.supports)
         figures = jax.jit(lambda adapters, more: adapter_metrics(adapters, spec, more))
         totals: dict[str, list[float]] = {}
         for start in range(0, len(self.held_out.tasks), BLOCK):
@@ -210,8 +215,9 @@ class Conditions:
             for name, (total, weight) in figures(self._generate(batch, False), more).items():
                 sums = totals.setdefault(name, [0.0, 0.0])
                 sums[0] += float(total)
-                sums[1] += float(weight)
-        return {name: total / weight for name, (total, weight) in totals.items()}
+                within = name == "within_task_distance"
+                sums[1] += sum(task.name in paired for task in batch) if within else float(weight)
+        return {name: total / weight for name, (total, weight) in totals.items() if weight}
 
     # Their parts
 

@@ -62,6 +62,7 @@ class HeldOut:
         seed: int = 0,
         draw: int = 0,
         draws: int = 1,
+        apart: bool = False,
         first: bool = False,
         support: Literal["examples", "positives"] = "examples",
         ranked: Rule | None = None,
@@ -77,6 +78,7 @@ class HeldOut:
           seed, draw: which examples; `draw` changes the support alone.
           draws: how many draws of the support the evaluation takes; so many times `shots` examples are never scored, so
             that every draw is scored on the same ones.
+          apart: the support has no example of draw 0's; tasks that are too small for another one are left out.
           first: score each task's first examples, as Super-NaturalInstructions has it.
           support: drawn from the task's `examples`, or the `positives` that come with it: the first K that fit a row,
             in further draws any K. A task without any is left out, unless its definition stands in the support.
@@ -100,7 +102,14 @@ class HeldOut:
             most = max(1, min(examples or size, size - draws * config.shots))
             try:
                 episode = evaluation_episode(
-                    source, number, config.replace(examples=most), seed, draw, first=first, allow_fewer=True
+                    source,
+                    number,
+                    config.replace(examples=most),
+                    seed,
+                    draw,
+                    first=first,
+                    allow_fewer=True,
+                    apart=apart,
                 )
             except DataError as error:
                 left_out[name] = str(error)

@@ -124,3 +124,17 @@ def test_other_neighbours_are_other_results(tmp_path: pathlib.Path, monkeypatch:
     assert first == again
     assert first["num_neighbours"] == 256
     assert "neighbours" not in none
+
+
+def test_a_task_too_small_for_another_support_is_not_in_the_distance_within_tasks(tmp_path: pathlib.Path) -> None:
+    """Whose second draw would be the first again, at distance zero."""
+    small, large = source("small", pairs=PAIRS[:3]), source("large")
+    both = InMemorySource.from_strings({"small": PAIRS[:3], "large": PAIRS}, Bytes())
+    options = {"model": hypermodel(), "examples": 1, "conditions": ["generated"], "progress": False}
+    figures = [
+        evaluate(source=given, out=str(tmp_path / str(number)), **options)["adapters"]
+        for number, given in enumerate((small, large, both))
+    ]
+    assert "within_task_distance" not in figures[0]
+    assert figures[1]["within_task_distance"] > 0
+    assert figures[2]["within_task_distance"] == pytest.approx(figures[1]["within_task_distance"], rel=1e-3)

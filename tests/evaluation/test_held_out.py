@@ -62,3 +62,10 @@ def test_positives_that_fit_no_row_are_left_out_as_in_training() -> None:
     assert held_out.tasks[0].instruction == "say y"
     generated = Conditions(other, held_out).pick("generated")["generated"]
     assert len(generated(held_out.tasks)[0]) == 4
+
+
+def test_another_support_shares_no_example_with_the_first() -> None:
+    first, again = (HeldOut.from_source(letters(9, 24), CONFIG, draw=draw, apart=draw > 0) for draw in (0, 1))
+    assert not set(first.tasks[1].support) & set(again.tasks[0].support)
+    assert (again.tasks[0].name, again.tasks[0].inputs) == ("task1", first.tasks[1].inputs)
+    assert again.left_out == {"task0": "task 'task0': expected 4 examples for another support, got 0"}
