@@ -15,10 +15,9 @@ import numpy as np
 
 from hyperflax.data.draws import stream
 from hyperflax.data.episode_config import EpisodeConfig, in_support
-from hyperflax.data.episode_plan import usable_info
+from hyperflax.data.episode_plan import support_overhead, usable_info
 from hyperflax.data.episodes import EvaluationEpisode, evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo
-from hyperflax.data.rendering import SENTINELS
 from hyperflax.errors import DataError
 from hyperflax.evaluation.ranking import Rule
 from hyperflax.evaluation.runner import EvaluationTask
@@ -118,13 +117,17 @@ class HeldOut:
             usable, _ = usable_info(info, config, name)
             shown = source.examples(number, episode.support)
             if support == "positives":
-                shown = _draw([p for p in info.positives if _size(p) <= config.support_length], shots, seed, draw, name)
+                room = config.support_length - support_overhead(info, config)
+                fitting = [p for p in info.positives if len(p.inputs) + len(p.targets) <= room]
+                shown = _draw(fitting, shots, seed, draw, name)
             if not shown and not in_support(config.definition):
                 left_out[name] = f"task '{name}' has no positive example that fits {config.support_length} tokens"
                 continue
             decode = source.vocabulary.decode
             # The definition is kept whatever the config says: `instruction` reads it.
-            given = info._replace(positives=usable.positives)
+            # Positives that are the support already do not stand in it a second time.
+            twice = support == "positives" and config.positives == "support"
+            given = info._replace(positives=() if twice else usable.positives)
             tokens[episode.name] = TaskTokens(tuple(shown), episode.examples, given)
             chosen.append(
                 EvaluationTask(
@@ -164,8 +167,3 @@ def _options(episode: EvaluationEpisode, decode: Callable[[list[int]], str]) -> 
             )
         texts.append(tuple(decode(option.tolist()) for option in example.options))
     return tuple(texts)
-
-
-def _size(example: Example) -> int:
-    """Tokens of a rendered demonstration, end of sequence included."""
-    return len(example.inputs) + len(example.targets) + SENTINELS + 1

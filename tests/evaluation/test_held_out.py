@@ -69,3 +69,28 @@ def test_another_support_shares_no_example_with_the_first() -> None:
     assert not set(first.tasks[1].support) & set(again.tasks[0].support)
     assert (again.tasks[0].name, again.tasks[0].inputs) == ("task1", first.tasks[1].inputs)
     assert again.left_out == {"task0": "task 'task0': expected 4 examples for another support, got 0"}
+
+
+def test_positives_share_a_joint_row_with_the_definition() -> None:
+    """One that fits alone and not behind the definition is not shown."""
+    vocabulary = Bytes()
+    config = CONFIG.replace(support_layout="joint", definition="support", shots=2)
+    short, middle = (Example.from_text(text, "y", vocabulary) for text in ("x", "x" * 10))
+    pairs = [Example.from_text(f"{i}", "y", vocabulary) for i in range(6)]
+    info = TaskInfo(definition=np.array(vocabulary.encode("say y")), positives=(middle, short))
+    source = InMemorySource([TaskExamples("y", pairs, info)], vocabulary)
+    held_out = HeldOut.from_source(source, config, support="positives")
+    assert held_out.tasks[0].support == (("x", "y"),)
+    alone = HeldOut.from_source(source, config.replace(definition="none"), support="positives")
+    assert alone.tasks[0].support == (("x" * 10, "y"), ("x", "y"))
+
+
+def test_positives_that_are_the_support_stand_in_it_once() -> None:
+    vocabulary = Bytes()
+    shown = Example.from_text("x", "y", vocabulary)
+    pairs = [Example.from_text(f"{i}", "y", vocabulary) for i in range(6)]
+    source = InMemorySource([TaskExamples("y", pairs, TaskInfo(positives=(shown,)))], vocabulary)
+    config = CONFIG.replace(positives="support")
+    tokens = HeldOut.from_source(source, config, support="positives").tokens["y"]
+    assert (tokens.support, tokens.info.positives) == ((shown,), ())
+    assert HeldOut.from_source(source, config).tokens["y"].info.positives == (shown,)
