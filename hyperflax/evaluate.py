@@ -136,7 +136,10 @@ def evaluate(
             if support == "examples":
                 again = HeldOut.from_source(source, episodes, draw=1, apart=True, **drawing)
         figures = runnable.adapter_figures(again)
-    report = table.report(run_info(config, seconds=time.monotonic() - began), adapters=figures)
+    # Beside the configuration, whose hash names the file of finished tasks.
+    reasons = list(held_out.left_out.values())
+    told = {"left_out": {"tasks": len(reasons), "reasons": reasons[:5]}} if reasons else {}
+    report = table.report(run_info({**config, **told}, seconds=time.monotonic() - began), adapters=figures)
     if processes.first:
         write_report(report, out)
         write_plots(report, out)

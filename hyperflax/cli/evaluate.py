@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.data import registry
     from hyperflax.evaluate import evaluate, evaluate_suite
-    from hyperflax.evaluation.markdown import conditions_table, coverage
+    from hyperflax.evaluation.markdown import conditions_table, coverage, left_out
     from hyperflax.hypermodel import load
 
     _check(arguments)
@@ -120,6 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
             neighbours=source(name, arguments.neighbours) if arguments.neighbours else None,
             **common,
         )
+        if line := left_out(report):
+            print(line + "\n")
     print(conditions_table(report))
     print(f"\nwritten: {arguments.out}/report.json, report.md, report.png")
     return 0

@@ -44,6 +44,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     """The page for a valid report."""
     tasks = "1 task" if report["n_tasks"] == 1 else f"{report['n_tasks']} tasks"
     parts = [f"# {report['metric']} over {tasks}", *_suite(report), *_notes(report), conditions_table(report)]
+    if line := left_out(report):
+        parts.insert(1, line)
     if report["differences"]:
         lines = [_difference(report, row) for row in report["differences"]]
         nested = " and over runs within them" if "runs" in report["per_task"][0] else ""
@@ -72,6 +74,14 @@ def coverage(report: Mapping[str, Any]) -> str:
         f"A part of the suite {suite['name']}, {suite['evaluated']} of {suite['official']} {suite['unit']}: these "
         "figures are not the suite's score."
     )
+
+
+def left_out(report: Mapping[str, Any]) -> str:
+    """One line: how many tasks of a mixture could not be evaluated, and why the first; empty where all could."""
+    if "left_out" not in report["run"]["config"]:
+        return ""
+    told = report["run"]["config"]["left_out"]
+    return f"Left out, {told['tasks']} task{'s' * (told['tasks'] > 1)}: {told['reasons'][0]}"
 
 
 def _suite(report: Mapping[str, Any]) -> list[str]:

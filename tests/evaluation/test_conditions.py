@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from hyperflax import evaluate as evaluation
+from hyperflax.cli.main import main
+from hyperflax.data import registry
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
@@ -138,3 +140,20 @@ def test_a_task_too_small_for_another_support_is_not_in_the_distance_within_task
     assert "within_task_distance" not in figures[0]
     assert figures[1]["within_task_distance"] > 0
     assert figures[2]["within_task_distance"] == pytest.approx(figures[1]["within_task_distance"], rel=1e-3)
+
+
+def test_tasks_that_are_left_out_are_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = InMemorySource.from_strings({"few": PAIRS[:2], "fine": PAIRS}, Bytes())
+    registry.register_source("two_sizes", {"held_out": lambda _: few}, description="", replace=True)
+    hypermodel().save(tmp_path / "model")
+    arguments = ["evaluate", "--model", str(tmp_path / "model"), "--mixture", "two_sizes"]
+    try:
+        assert main([*arguments, "--out", str(tmp_path / "report"), "--conditions", "bare"]) == 0
+    finally:
+        registry.unregister_source("two_sizes")
+    told = read_report(tmp_path / "report")["run"]["config"]["left_out"]
+    assert told["tasks"] == 1
+    line = f"Left out, 1 task: {told['reasons'][0]}"
+    assert "task 'few': expected 1 scored examples besides 2 of support, got 2 examples" in line
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "report" / "report.md").read_text()
