@@ -188,8 +188,8 @@ def evaluate_suite(
       the report, see `hyperflax.evaluation.schema`.
 
     Raises:
-      DataError: `trained_on` holds a task or an example of the suite, or the model's own record of its training tasks
-        such a task; no task can be evaluated.
+      DataError: `trained_on` holds a task or an example of the suite, or the record that the model or the shared
+        adapter has of its training tasks such a task; no task can be evaluated.
     """
     began, processes = time.monotonic(), Processes.running()
     episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
@@ -216,6 +216,9 @@ def evaluate_suite(
     for name, training in (trained_on or {}).items():
         check_contamination(name, training, evaluated)
     systems, described = _reference_systems(model, shared, mtf, mtf_zero_shot)
+    if shared:
+        record = systems["shared"].metadata.provenance.get(TRAINING_TASKS, ())
+        check_names(f"what the shared adapter '{shared}' was trained on", record, evaluated)
     config = {
         "model": model.parts.id,
         "base": model.base_fingerprint,

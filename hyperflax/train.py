@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import jax
@@ -260,6 +261,8 @@ class HypernetworkOf:
         if self.scan_layers:
             params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
         base = _load_same(self.base_checkpoint, self.config.base, origin)
+        if self.start not in ("base", "random") and (seen := _training_tasks(self.start)):
+            provenance = {**provenance, TRAINING_TASKS: sorted({*seen, *provenance.get(TRAINING_TASKS, ())})}
         model = Hypermodel(self.config, base, params, name=self.name, results=results, provenance=provenance)
         model.save(directory, dtype=dtype, overwrite=True)
 
@@ -339,6 +342,14 @@ def _abstract_t5(config: T5Config) -> PyTree:
 def _hypernetwork_params(directory: str) -> PyTree:
     with fetched(directory) as folder:
         return load_model_directory(folder).hypernetwork_params
+
+
+def _training_tasks(directory: str) -> Sequence[str]:
+    """Returns the record that a model directory has of its training tasks; () of what is none or is gone."""
+    if not is_model_directory(directory):
+        return ()
+    with fetched(directory) as folder:
+        return load_model_directory(folder, hypernetwork=False).provenance.get(TRAINING_TASKS, ())
 
 
 def _trained_hypernetwork(directory: str, fresh: PyTree) -> PyTree:

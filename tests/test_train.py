@@ -25,7 +25,8 @@ from hyperflax.data.examples import InMemorySource
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.hypermodel import HypermodelConfig, load
+from hyperflax.evaluation.contamination import name_digests
+from hyperflax.hypermodel import TRAINING_TASKS, HypermodelConfig, load
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.stacking import stack_layers
@@ -118,6 +119,15 @@ def test_a_hypernetwork_starts_whole_from_a_hyperpretrained_one(base: str, hyper
     assert first.parts.name == "first"
     model = HypernetworkOf(config(WIDE), base, start=hyperpretrained)
     assert same(started_from(model), first.parts.hypernetwork_params)
+
+
+def test_a_model_records_what_its_start_was_trained_on_too(base: str, tmp_path: pathlib.Path) -> None:
+    """Else a second stage would hide the tasks of the first from the check for contamination."""
+    model = HypernetworkOf(config(), base)
+    other = InMemorySource.from_strings({"other": [(w, w) for w in WORDS]}, Bytes())
+    first = run(model, Episodes(TASKS, EPISODES), tmp_path / "first")
+    second = run(dataclasses.replace(model, start=str(first)), Episodes(other, EPISODES), tmp_path / "second")
+    assert load(second).parts.provenance[TRAINING_TASKS] == name_digests([*TASKS.task_names, "other"])
 
 
 def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyperpretrained: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.data.corruption import MixedPairs
 from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episodes import EpisodeConfig, Episodes
@@ -254,6 +255,19 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
     )
     with pytest.raises(DataError, match="what 'seen' was trained on holds the evaluated task 'copa_a'"):
         evaluate_suite(suite=toy_suite(), **options)
+
+
+def test_a_shared_adapter_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path) -> None:
+    model = hypermodel()
+    adapter = model.adapt([("a", "0"), ("b", "1")])
+    seen = dataclasses.replace(adapter.metadata, provenance={"training_tasks": name_digests(["copa_a"])})
+    save_adapter(tmp_path / "shared", adapter.tree, adapter.spec, seen)
+    with pytest.raises(
+        DataError, match=r"the shared adapter '.*shared' was trained on holds the evaluated task 'copa_a'"
+    ):
+        evaluate_suite(
+            model=model, suite=toy_suite(), out=str(tmp_path / "out"), shared=str(tmp_path / "shared"), progress=False
+        )
 
 
 def test_what_was_asked_for_is_said(tmp_path: pathlib.Path) -> None:
