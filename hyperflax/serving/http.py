@@ -38,6 +38,7 @@ from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.checkpoints.peft import write_peft
 from hyperflax.errors import HyperflaxError
 from hyperflax.serving.messages import (
+    MOST_ITEMS,
     AdapterIds,
     AdapterInfo,
     AdaptRequest,
@@ -58,14 +59,14 @@ class Limits:
 
     Attributes:
       body: bytes of a request.
-      examples, inputs: how many.
+      examples, inputs: how many, up to `MOST_ITEMS`.
       refine_steps: gradient steps.
       seconds: until an answer is given up, where a request names no deadline; and at most.
     """
 
     body: int = 1 << 20
-    examples: int = 256
-    inputs: int = 256
+    examples: int = MOST_ITEMS
+    inputs: int = MOST_ITEMS
     refine_steps: int = 200
     seconds: float = 300.0
 

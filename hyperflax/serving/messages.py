@@ -1,16 +1,20 @@
 """What requests and answers of the service hold: the OpenAPI schema is made of these.
 
 A request is strict: an unknown field and a number in place of a text are refused, and named. Of a list the first wrong
-item is named: a body of the largest size may have a hundred thousand, and the event loop would stand still over them.
+item is named, and many unknown fields are not: a body of the largest size may have a hundred thousand of either, and
+the event loop would stand still over them. For the same reason a list that is too long is not looked at to its end.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StrictStr, model_validator
 
 from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK
+
+MOST_ITEMS = 256  # examples or inputs of a request
+MOST_FIELDS = 16  # of an object that are looked at one by one
 
 
 def _encodable(text: str) -> str:
@@ -28,6 +32,13 @@ Text = Annotated[StrictStr, AfterValidator(_encodable)]
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            raise ValueError(f"expected no fields but {', '.join(cls.model_fields)}, got {len(given)}")
+        return given
+
 
 class ExamplePair(_Strict):
     """What the task does with one input."""
@@ -39,7 +50,7 @@ class ExamplePair(_Strict):
 class AdaptRequest(_Strict):
     """Examples of one task."""
 
-    examples: Annotated[list[ExamplePair], FailFast()] = Field(min_length=1)
+    examples: Annotated[list[ExamplePair], FailFast()] = Field(min_length=1, max_length=MOST_ITEMS)
     definition: Text | None = Field(None, description="the task's instruction, for models that read one")
     refine_steps: int = Field(0, ge=0, description="gradient steps on the examples after the forward pass")
     supports: int = Field(1, ge=1, description="read the examples in so many parts")
@@ -67,7 +78,7 @@ class AdapterIds(BaseModel):
 class PredictRequest(_Strict):
     """Inputs for one adapter, or for the bare model."""
 
-    inputs: Annotated[list[Text], FailFast()] = Field(min_length=1)
+    inputs: Annotated[list[Text], FailFast()] = Field(min_length=1, max_length=MOST_ITEMS)
     adapter: Text | None = Field(None, description="id; without one the base model answers bare")
     max_length: int | None = Field(None, ge=1, description="tokens of an answer at most")
     temperature: float = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="0 is greedy")

@@ -20,7 +20,6 @@ from hyperflax.serving.service import Answer, Closing, Overloaded, Service
 from hyperflax.serving.store import UnknownAdapter
 
 RETRY_SECONDS = 1
-MOST_ERRORS = 16  # of one request that are told
 
 log = logging.getLogger("hyperflax.serving")
 
@@ -158,5 +157,5 @@ async def refusal(_: Request, error: Exception) -> JSONResponse:
 
 async def wrong_request(_: Request, error: RequestValidationError) -> JSONResponse:
     """What is wrong with which field; not what came in it, which the caller knows and JSON may not be able to say."""
-    told = [{name: found[name] for name in ("type", "loc", "msg")} for found in error.errors()[:MOST_ERRORS]]
+    told = [{name: found[name] for name in ("type", "loc", "msg")} for found in error.errors()]
     return JSONResponse({"detail": told}, 422)
