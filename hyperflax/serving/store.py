@@ -30,11 +30,13 @@ from hyperflax import configs
 from hyperflax.checkpoints.artefacts import ADAPTER_FILES, Adapter, Count, load_adapter, save_adapter
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.errors import AdapterError, CheckpointError
-from hyperflax.files import atomic_directory, read_bytes, read_schema, write_json
+from hyperflax.files import atomic_directory, fsync, read_bytes, read_schema, write_json
 
 FORMAT, VERSION = "hyperflax-made", 1
 ID = re.compile(r"[0-9a-f]{32}")
-_REMOVED = re.compile(r"\.[0-9a-f]{32}\.old-\d+-[0-9a-f]{8}")  # what `remove` calls it before it deletes it
+# What `remove` calls an adapter before it deletes it, and `atomic_directory` before it is whole.
+_LEFT = re.compile(r"\.[0-9a-f]{32}\.(old|tmp)-\d+-[0-9a-f]{8}")
+_DAY = 24 * 60 * 60
 _MADE = "made.json"
 
 
@@ -77,10 +79,13 @@ class AdapterStore:
     def __init__(self, folder: pathlib.Path | str):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # What a service that was killed while it deleted has left: who asked for it was told that it is gone.
+        # What a service that was killed has left. Deleting is for anybody to finish; what is not whole yet may be
+        # another service's work, but not for a day.
         for entry in os.scandir(self.folder):
-            if _REMOVED.fullmatch(entry.name):
-                shutil.rmtree(entry.path, ignore_errors=True)
+            left = _LEFT.fullmatch(entry.name)
+            with contextlib.suppress(FileNotFoundError):  # that other service has just finished
+                if left and (left[1] == "old" or entry.stat().st_mtime < time.time() - _DAY):
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
     @staticmethod
     def identify(hypermodel: str, base: str, examples: Sequence[tuple[str, str]], **options: Any) -> str:
@@ -96,7 +101,9 @@ class AdapterStore:
         return hashlib.sha256(document.encode()).hexdigest()[:32]
 
     def __contains__(self, key: str) -> bool:
-        return ID.fullmatch(key) is not None and (self.folder / key / _MADE).is_file()
+        if ID.fullmatch(key) is None:
+            return False
+        return all((self.folder / key / name).is_file() for name in (*ADAPTER_FILES, _MADE))
 
     def ids(self) -> list[str]:
         """All ids, sorted."""
@@ -140,6 +147,7 @@ class AdapterStore:
         aside = self.folder / f".{key}.old-{os.getpid()}-{secrets.token_hex(4)}"
         with self._folder(key) as folder:
             folder.rename(aside)
+        fsync(self.folder)
         shutil.rmtree(aside, ignore_errors=True)
 
     @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
@@ -60,12 +62,42 @@ def test_an_id_leads_nowhere_else(tmp_path: pathlib.Path, key: str) -> None:
     assert store.ids() == [KEY]
 
 
-def test_half_an_adapter_is_none(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("name", ["made.json", "adapter.json", "adapter.safetensors"])
+def test_half_an_adapter_is_none(tmp_path: pathlib.Path, name: str) -> None:
     store = AdapterStore(tmp_path)
     store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
-    (tmp_path / KEY / "made.json").rename(tmp_path / "elsewhere.json")
+    (tmp_path / KEY / name).rename(tmp_path / "elsewhere")
     assert KEY not in store
     assert store.ids() == []
+
+
+def test_what_is_removed_while_it_is_described_is_gone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, adapter = AdapterStore(tmp_path), hypermodel().adapt(PAIRS)
+    store.save(Made(KEY, 2), adapter)
+    write = store._write
+
+    def late(*arguments: Any) -> None:
+        store.remove(KEY)
+        write(*arguments)
+
+    with monkeypatch.context() as raced:
+        raced.setattr(store, "_write", late)
+        store.describe(Made(KEY, 2, estimate={"advice": "use"}))
+    assert store.ids() == []
+    store.save(Made(KEY, 2), adapter)
+    assert store.about(KEY).estimate is None
+
+
+@pytest.mark.parametrize(("hours", "kept"), [(1, True), (25, False)])
+def test_what_is_not_whole_yet_goes_when_it_is_old(tmp_path: pathlib.Path, hours: int, kept: bool) -> None:
+    half, foreign = tmp_path / f".{KEY}.tmp-123-0123abcd", tmp_path / ".notes.tmp-123-0123abcd"
+    then = time.time() - hours * 3600
+    for folder in (half, foreign):
+        folder.mkdir()
+        os.utime(folder, (then, then))
+    AdapterStore(tmp_path)
+    assert half.exists() == kept
+    assert foreign.exists()
 
 
 def test_what_is_left_of_an_adapter_makes_room_for_the_next_one(tmp_path: pathlib.Path) -> None:
@@ -109,9 +141,11 @@ def test_what_goes_while_it_is_read_is_unknown_and_what_is_broken_is_damaged(
     found = files.require_file
 
     def require_file(path: pathlib.Path) -> None:
-        """Finds the file, which goes before it is read."""
+        """Finds the file, which goes or proves broken before it is read."""
         found(path)
-        AdapterStore(tmp_path).remove(KEY) if removed else path.unlink()
+        if not removed:
+            raise CheckpointError(f"{path}: cannot be read")
+        AdapterStore(tmp_path).remove(KEY)
 
     monkeypatch.setattr(files, "require_file", require_file)
     with pytest.raises(UnknownAdapter if removed else CheckpointError, match=KEY):
