@@ -250,13 +250,25 @@ class Service:
         self._admit(
             self.waiting + len(tokens) <= self.config.waiting, f"{self.waiting} inputs are waiting, {len(tokens)} more"
         )
-        self.waiting += len(tokens)
+        held = len(tokens)
+        self.waiting += held
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[Any] = asyncio.Queue()
 
+        def release() -> None:
+            nonlocal held
+            self.waiting -= held
+            held = 0
+
+        def arrive(item: Any) -> None:
+            # The engine is done with it, whether or not the caller ever reads it: others may have its place.
+            if isinstance(item, BaseException) or all(done for _, done, *_ in item):
+                release()
+            news.put_nowait(item)
+
         def tell(item: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-                loop.call_soon_threadsafe(news.put_nowait, item)
+                loop.call_soon_threadsafe(arrive, item)
 
         call = _Call([], tell, steps)
         self._inbox.put(lambda: self._begin(call, tokens, adapter, options))
@@ -272,7 +284,7 @@ class Service:
                 if all(done for _, done, *_ in item):
                     return
         finally:
-            self.waiting -= len(tokens)
+            release()
             self._inbox.put(lambda: self._end(call))
 
     async def remove(self, adapter: str) -> None:

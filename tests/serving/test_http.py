@@ -411,6 +411,22 @@ def test_too_much_at_once_is_refused_and_nothing_accepted_is_lost(tmp_path: path
     asyncio.run(run())
 
 
+def test_a_caller_who_reads_nothing_holds_no_place(tmp_path: pathlib.Path) -> None:
+    async def run() -> None:
+        async with served(tmp_path, ServiceConfig(rows=2, resident=2, hosted=2, waiting=3)) as (service, _):
+            asked = [service.predict(INPUTS, steps=True) for _ in range(3)]
+            for answers in asked:
+                await anext(answers)  # and no further
+                async with asyncio.timeout(60):
+                    while service.waiting:
+                        await asyncio.sleep(0.01)
+            for answers in asked:
+                await answers.aclose()
+            assert service.waiting == 0
+
+    asyncio.run(run())
+
+
 def test_a_deadline_ends_the_decoding(tmp_path: pathlib.Path) -> None:
     async def run() -> None:
         async with served(tmp_path) as (service, http):
