@@ -1,7 +1,7 @@
 """The HTTP face of a service: JSON in and out, an OpenAPI schema at `/openapi.json`, Prometheus figures at `/metrics`.
 
     POST   /v1/adapters                 examples -> id, and an estimate of whether to use it
-    GET    /v1/adapters                 ids
+    GET    /v1/adapters                 ids, the newest first
     GET    /v1/adapters/ID              what is known of one
     GET    /v1/adapters/ID/download     a zip; ?form=peft for PEFT
     DELETE /v1/adapters/ID
@@ -142,7 +142,7 @@ def create_app(
 
     @app.get("/v1/adapters", dependencies=known)
     async def adapters() -> AdapterIds:
-        """All adapters."""
+        """All adapters, the newest first."""
         return AdapterIds(adapters=await asyncio.to_thread(service.store.ids))
 
     @app.get("/v1/adapters/{adapter}", dependencies=known)

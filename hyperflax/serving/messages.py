@@ -70,7 +70,7 @@ class AdapterInfo(BaseModel):
 
 
 class AdapterIds(BaseModel):
-    """Ids of all adapters."""
+    """Ids of all adapters, the newest first."""
 
     adapters: list[str]
 

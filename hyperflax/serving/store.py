@@ -106,8 +106,13 @@ class AdapterStore:
         return all((self.folder / key / name).is_file() for name in (*ADAPTER_FILES, _MADE))
 
     def ids(self) -> list[str]:
-        """All ids, sorted."""
-        return sorted(entry.name for entry in os.scandir(self.folder) if entry.name in self)
+        """All ids, the newest adapter's first."""
+        found = []
+        for key in os.listdir(self.folder):
+            with contextlib.suppress(UnknownAdapter), self._folder(key) as folder:
+                # Unlike made.json, which is written anew with an estimate, this file is as old as the adapter.
+                found.append(((folder / ADAPTER_FILES[0]).stat().st_mtime_ns, key))
+        return [key for _, key in sorted(found, reverse=True)]
 
     def save(self, made: Made, adapter: Adapter) -> None:
         """Keeps an adapter, in the place of what may be left of an earlier one. When this returns it is on disk."""

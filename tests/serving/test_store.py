@@ -131,6 +131,16 @@ def test_an_interrupted_removal_leaves_no_adapter_and_no_obstacle(
     assert [path.name for path in tmp_path.iterdir()] == [KEY]
 
 
+def test_the_newest_adapter_comes_first(tmp_path: pathlib.Path) -> None:
+    store, adapter = AdapterStore(tmp_path), hypermodel().adapt(PAIRS)
+    keys = ["1" * 32, "3" * 32, "2" * 32]
+    for age, key in enumerate(keys):
+        store.save(Made(key, 2), adapter)
+        os.utime(tmp_path / key / "adapter.json", (1e9 - age, 1e9 - age))
+    store.describe(Made(keys[-1], 2, estimate={"advice": "use"}))  # which makes it no newer
+    assert store.ids() == keys
+
+
 @pytest.mark.parametrize("removed", [True, False])
 def test_what_goes_while_it_is_read_is_unknown_and_what_is_broken_is_damaged(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, removed: bool
