@@ -141,6 +141,15 @@ def test_the_newest_adapter_comes_first(tmp_path: pathlib.Path) -> None:
     assert store.ids() == keys
 
 
+def test_a_removal_is_on_disk_before_it_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AdapterStore(tmp_path)
+    store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
+    flushed = []
+    monkeypatch.setattr("hyperflax.serving.store.fsync", lambda folder: flushed.append((folder, store.ids())))
+    store.remove(KEY)
+    assert flushed == [(tmp_path, [])]
+
+
 @pytest.mark.parametrize("removed", [True, False])
 def test_what_goes_while_it_is_read_is_unknown_and_what_is_broken_is_damaged(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, removed: bool
