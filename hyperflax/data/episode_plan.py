@@ -74,9 +74,8 @@ def make_plan(source: ExampleSource, config: EpisodeConfig) -> EpisodePlan:
     cut_teacher = 0
     for task, name in enumerate(source.task_names):
         info, reason = usable_info(source.info(task), config, name)
-        indices = np.zeros(0, np.int64)
+        indices, lengths = np.zeros(0, np.int64), source.lengths(task)
         if not reason:
-            lengths = source.lengths(task)
             fits = fitting(lengths, info, config, name)
             indices = np.flatnonzero(fits)
             if missing := len(fits) - len(indices):
