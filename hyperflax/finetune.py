@@ -32,10 +32,10 @@ from hyperflax.adapters.start import start_from
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint, support_hash
 from hyperflax.checkpoints.tensors import load_tree, save_tree
-from hyperflax.data.examples import tokenise
+from hyperflax.data.episode_plan import support_overhead
+from hyperflax.data.examples import TaskInfo, tokenise
 from hyperflax.data.finetuning import PairBatches, hold_out
 from hyperflax.data.jsonl import Line, read_lines
-from hyperflax.data.rendering import SENTINELS
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
@@ -160,12 +160,12 @@ def supports_for(examples: int, shots: int) -> int:
 def readable(model: Hypermodel, lines: Sequence[Line]) -> list[tuple[str, str]]:
     """Returns the examples that fit into a row of the hypermodel's support."""
     episodes, vocabulary = model.config.episodes, model.config.vocabulary
+    room = episodes.support_length - support_overhead(TaskInfo(), episodes)
 
     def size(line: Line) -> int:
-        """Tokens of a demonstration: two sentinels and the end of sequence stand in its row as well."""
-        return len(tokenise(line.input, vocabulary)) + len(tokenise(line.target, vocabulary)) + SENTINELS + 1
+        return len(tokenise(line.input, vocabulary)) + len(tokenise(line.target, vocabulary))
 
-    return [(line.input, line.target) for line in lines if size(line) <= episodes.support_length]
+    return [(line.input, line.target) for line in lines if size(line) <= room]
 
 
 def _train(

@@ -26,7 +26,7 @@ from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
-from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
+from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory, read_provenance
 from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.tensors import StorageDtype
@@ -348,8 +348,7 @@ def _training_tasks(directory: str) -> Sequence[str]:
     """Returns the record that a model directory has of its training tasks; () of what is none or is gone."""
     if not is_model_directory(directory):
         return ()
-    with fetched(directory) as folder:
-        return load_model_directory(folder, hypernetwork=False).provenance.get(TRAINING_TASKS, ())
+    return read_provenance(directory).get(TRAINING_TASKS, ())
 
 
 def _trained_hypernetwork(directory: str, fresh: PyTree) -> PyTree:

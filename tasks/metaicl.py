@@ -92,14 +92,7 @@ def read_setting(root: pathlib.Path | str, setting: str, side: str) -> Setting:
         )
     root = pathlib.Path(root)
     path = root / "config" / f"{setting}.json"
-    try:
-        lists = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected the tasks of a MetaICL setting, cannot read it ({error.strerror})"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: expected JSON, {error.msg} at column {error.colno}") from error
+    lists = _read_json(path, "the tasks of a MetaICL setting")
     names = lists.get(side) if isinstance(lists, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: expected a list of task names '{side}', got {names!r:.80}")
@@ -112,6 +105,15 @@ def read_setting(root: pathlib.Path | str, setting: str, side: str) -> Setting:
     if not present:
         raise DataError(f"{path}: expected the folder of at least one of the {len(names)} {side} tasks in {data}")
     return Setting(present, tuple(name for name in names if not (data / name).is_dir()))
+
+
+def _read_json(path: pathlib.Path, what: str) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: expected {what}, cannot read it ({error.strerror})") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: expected JSON, {error.msg} at column {error.colno}") from error
 
 
 def read_file(path: pathlib.Path | str) -> list[TaskExample]:
@@ -164,10 +166,7 @@ def kind(root: pathlib.Path | str, name: str, examples: Iterable[TaskExample]) -
     path = pathlib.Path(root) / "config" / "tasks" / f"{name}.json"
     if not path.is_file():
         return CLASSIFICATION if len({example.options for example in examples}) == 1 else MULTI_CHOICE
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected the configuration of a MetaICL task, cannot read it ({error})") from error
+    config = _read_json(path, "the configuration of a MetaICL task")
     found = config.get("task_type") if isinstance(config, dict) else None
     if found not in (CLASSIFICATION, MULTI_CHOICE):
         raise DataError(f"{path}: task_type: expected '{CLASSIFICATION}' or '{MULTI_CHOICE}', got {found!r:.80}")

@@ -236,6 +236,16 @@ def is_model_directory(path: Location | str) -> bool:
     return (locate(path) / _JSON).is_file()
 
 
+def read_provenance(path: Location | str) -> Mapping[str, Any]:
+    """Returns `ModelParts.provenance` of a model directory; of all its files, one small one is read.
+
+    Raises:
+      CheckpointError: that file is missing, damaged or from elsewhere.
+    """
+    file = locate(path) / _JSON
+    return read_schema(file, _ModelFile, file_format=MODEL_FORMAT, version=MODEL_VERSION).provenance
+
+
 def collect_files(write: Callable[[pathlib.Path], None]) -> dict[str, bytes]:
     """Returns what `write` puts into the folder it is given: `collect_files(vocabulary.write_files)`."""
     with tempfile.TemporaryDirectory() as folder:

@@ -74,20 +74,23 @@ def make_plan(source: ExampleSource, config: EpisodeConfig) -> EpisodePlan:
     cut_teacher = 0
     for task, name in enumerate(source.task_names):
         info, reason = usable_info(source.info(task), config, name)
-        indices, lengths = np.zeros(0, np.int64), source.lengths(task)
+        indices = np.zeros(0, np.int64)
         if not reason:
+            lengths = source.lengths(task)
             fits = fitting(lengths, info, config, name)
             indices = np.flatnonzero(fits)
             if missing := len(fits) - len(indices):
                 skipped_examples[name] = missing
             reason = _shortage(len(indices), missing, config, name)
+            if not reason:
+                cut = _teacher_size(lengths[indices], info, config) > config.teacher_length
+                cut_teacher += int(np.count_nonzero(cut))
         if reason:
             skipped_tasks[name] = reason
             continue
         tasks.append(task)
         eligible.append(indices)
         infos.append(info)
-        cut_teacher += int(np.count_nonzero(_teacher_size(lengths[indices], info, config) > config.teacher_length))
     if not tasks:
         reasons = [f"'{name}': {reason}" for name, reason in list(skipped_tasks.items())[:3]]
         raise DataError(

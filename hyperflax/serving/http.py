@@ -38,7 +38,6 @@ from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.checkpoints.peft import write_peft
 from hyperflax.errors import HyperflaxError
 from hyperflax.serving.messages import (
-    MOST_ITEMS,
     AdapterIds,
     AdapterInfo,
     AdaptRequest,
@@ -55,18 +54,15 @@ from hyperflax.serving.store import Made
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one request may ask for.
+    """What one request may ask for; how many examples and inputs stands in `messages.py`.
 
     Attributes:
       body: bytes of a request.
-      examples, inputs: how many, up to `MOST_ITEMS`.
       refine_steps: gradient steps.
       seconds: until an answer is given up, where a request names no deadline; and at most.
     """
 
     body: int = 1 << 20
-    examples: int = MOST_ITEMS
-    inputs: int = MOST_ITEMS
     refine_steps: int = 200
     seconds: float = 300.0
 
@@ -126,7 +122,6 @@ def create_app(
     @app.post("/v1/adapters", status_code=201, dependencies=known)
     async def adapt(body: AdaptRequest, response: Response) -> AdapterInfo:
         """Makes an adapter; 200 instead of 201 if equal examples have been given in the same way before."""
-        _at_most(len(body.examples), limits.examples, "examples")
         _at_most(body.refine_steps, limits.refine_steps, "refine_steps")
         _at_most(body.supports, len(body.examples), "supports")
         made, new = await service.adapt(
@@ -165,7 +160,6 @@ def create_app(
     @app.post("/v1/predictions", dependencies=known, response_model=Predictions)
     async def predict(body: PredictRequest, request: Request) -> Predictions | StreamingResponse:
         """Answers every input. With `stream` every line of the answer is one changed prediction, as JSON."""
-        _at_most(len(body.inputs), limits.inputs, "inputs")
         options = body.model_dump(include={"temperature", "topk", "topp", "seed"})
         if body.max_length is not None:
             _at_most(body.max_length, service.engine.config.max_length, "max_length")

@@ -122,8 +122,8 @@ class Service:
 
     def __init__(self, model: Hypermodel, folder: pathlib.Path | str, config: ServiceConfig = ServiceConfig()):
         self.model, self.config = model, config
-        self.store = AdapterStore(folder)
         model.check_plain_inputs()
+        self.store = AdapterStore(folder)
         episodes = model.config.episodes
         sizes = EngineConfig(
             sources=tuple({max(episodes.inputs_length // 2, 1), episodes.inputs_length}),
