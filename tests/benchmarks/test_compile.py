@@ -12,7 +12,7 @@ import pytest
 from benchmarks.compile.configs import CONFIGS
 from benchmarks.compile.results import FOLDER, rendered, stale, write_result
 from hyperflax.cli import gin_jobs
-from hyperflax.cli.compile import JOB, STAND_INS
+from hyperflax.cli.compile import STAND_INS
 from hyperflax.compile.topology import parse_topology
 from hyperflax.files import read_json, write_json
 
@@ -40,7 +40,7 @@ def test_a_stale_result_is_found(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_mesh_is_made_of_whole_axes_of_its_slice(name: str) -> None:
-    gin_jobs.parse(JOB, CONFIGS[name].arguments(), STAND_INS)
+    gin_jobs.parse(gin_jobs.TRAINING, CONFIGS[name].arguments(), STAND_INS)
     sizes = [gin.query_parameter("make_mesh.data"), gin.query_parameter("make_mesh.fsdp"), 1]
     _, slice_axes = parse_topology(CONFIGS[name].topology)
     shared_out = itertools.product(range(3), repeat=len(slice_axes))  # which axis of the mesh each one belongs to
