@@ -417,8 +417,9 @@ class Hypermodel:
     def refine(
         self, adapters: PyTree, examples: Mapping[str, Any], steps: int, learning_rate: float = REFINE_LEARNING_RATE
     ) -> tuple[PyTree, np.ndarray]:
-        """Returns the adapters after `steps` Adam steps on `examples` [task, example, length], and the losses."""
-        return self._refine(self.base_params, adapters, dict(examples), learning_rate, steps=steps)
+        """Returns the adapters after `steps` Adam steps on `examples` [task, example, length], and each task's loss
+        [task] before the last of them."""
+        return self._refine(self.base_params, adapters, dict(examples), steps, learning_rate)
 
     def decode(
         self,
@@ -461,8 +462,8 @@ class Hypermodel:
 
     @functools.cached_property
     def _refine(self):
-        @functools.partial(jax.jit, static_argnames="steps")
-        def run(params, adapters, examples, learning_rate, *, steps):
+        @jax.jit
+        def run(params, adapters, examples, steps, learning_rate):
             return refine(self.model, params, adapters, examples, steps=steps, learning_rate=learning_rate)
 
         return run

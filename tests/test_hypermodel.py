@@ -85,10 +85,22 @@ def test_adapters_change_predictions_and_each_input_is_answered_alone(model: Hyp
 def test_refining_lowers_the_loss_on_the_examples(model: Hypermodel) -> None:
     arrays = model.episode(EXAMPLES, [])
     adapters = model.generate({"support_tokens": arrays["support_tokens"][None]})
-    _, losses = model.refine(adapters, own_examples(model, [EXAMPLES]), 20, 1e-2)
-    losses = np.asarray(losses)
-    assert losses.shape == (20, 1)
-    assert losses[-1, 0] < losses[0, 0]
+    examples = own_examples(model, [EXAMPLES])
+    losses = [model.refine(adapters, examples, steps, 1e-2)[1] for steps in (0, 1, 5, 20)]
+    assert all(loss.shape == (1,) for loss in losses)
+    assert sorted(losses, reverse=True) == losses
+    assert np.isinf(losses[0])
+    assert np.isfinite(losses[1])
+
+
+def test_refining_by_another_number_of_steps_compiles_nothing(model: Hypermodel) -> None:
+    adapters = model.generate({"support_tokens": model.episode(EXAMPLES, [])["support_tokens"][None]})
+    examples = own_examples(model, [EXAMPLES])
+    unrefined, _ = model.refine(adapters, examples, 0)
+    assert same(unrefined, adapters)
+    once, twice = (model.refine(adapters, examples, steps)[0] for steps in (1, 2))
+    assert not same(once, twice)
+    assert model._refine._cache_size() == 1
 
 
 def test_tasks_refined_together_are_refined_alone(model: Hypermodel) -> None:

@@ -24,10 +24,10 @@ def refine(
     adapters: PyTree,
     batch: Mapping[str, Array],
     *,
-    steps: int,
-    learning_rate: float = 1e-3,
+    steps: int | Array,
+    learning_rate: float | Array = 1e-3,
 ) -> tuple[PyTree, Array]:
-    """Takes `steps` Adam steps on each task's adapter; pure, made to be jitted with `steps` static.
+    """Takes `steps` Adam steps on each task's adapter; pure, and one compilation serves any number of steps.
 
     Args:
       model, params: the frozen base model.
@@ -38,7 +38,7 @@ def refine(
       learning_rate: constant; 1e-3 suits adapters that are already generated.
 
     Returns:
-      the refined adapters and the losses [steps, task] before each step.
+      the refined adapters and each task's loss [task] before the last step; infinite after no step.
     """
     optimizer = optax.adam(learning_rate)
 
@@ -56,11 +56,13 @@ def refine(
         losses = jax.vmap(task_loss)(adapters, dict(batch))
         return losses.sum(), losses
 
-    def step(carry: tuple[PyTree, optax.OptState], _: None) -> tuple[tuple[PyTree, optax.OptState], Array]:
-        adapters, state = carry
+    def step(_: Array, carry: tuple[PyTree, optax.OptState, Array]) -> tuple[PyTree, optax.OptState, Array]:
+        adapters, state, _ = carry
         gradients, losses = jax.grad(total_loss, has_aux=True)(adapters)
         updates, state = optimizer.update(gradients, state)
-        return (optax.apply_updates(adapters, updates), state), losses
+        return optax.apply_updates(adapters, updates), state, losses
 
-    (adapters, _), losses = jax.lax.scan(step, (adapters, optimizer.init(adapters)), length=steps)
+    tasks = batch["encoder_input_tokens"].shape[0]
+    start = (adapters, optimizer.init(adapters), jnp.full(tasks, jnp.inf))
+    adapters, _, losses = jax.lax.fori_loop(0, steps, step, start)
     return adapters, losses
