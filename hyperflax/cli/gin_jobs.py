@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import logging
 import pathlib
+import re
 import tokenize
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,7 @@ from hyperflax.processes import Processes
 
 PACKAGE = "hyperflax_gin_configs"
 TRAINING = "hyperflax.train.train"
+_USED = re.compile(r"%(\w+)")  # macros, in gin's text
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +109,7 @@ def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Call
         for binding in arguments.gin_bindings:  # one by one: gin names a line, and the command line has none
             with _told(f"gin: --gin.{binding.replace(' = ', '=', 1)}"):
                 gin.parse_config(binding)
+        _refuse_unused(arguments.gin_bindings)
         if not stand_ins:
             with _told("gin"):
                 gin.finalize()
@@ -125,6 +128,14 @@ def _told(place: str) -> Iterator[None]:
         yield
     except (OSError, SyntaxError, tokenize.TokenError, ValueError, AttributeError, ImportError) as error:
         raise ConfigError(f"{place}: {error}") from error
+
+
+def _refuse_unused(bindings: list[str]) -> None:
+    """Refuses a macro of the command line that no file uses: gin takes any name, and the job would run without it."""
+    named = {binding.partition(" = ")[0] for binding in bindings}
+    used = {*_USED.findall(gin.config_str()), "MODEL_DIR"}  # which run_job looks up by its name
+    for name in sorted(filter(str.isidentifier, named - used)):
+        raise ConfigError(f"--gin.{name}: expected a name that the gin files use, which are {', '.join(sorted(used))}")
 
 
 def _require_file(arguments: argparse.Namespace) -> None:

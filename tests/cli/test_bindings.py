@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from hyperflax.cli import gin_jobs
 from hyperflax.cli.bindings import split_bindings
 from hyperflax.errors import ConfigError
+from hyperflax.processes import Processes
 
 FILE = """
 from __gin__ import dynamic_registration
 from hyperflax import processes
-processes.Processes.index = 0
+processes.Processes.index = %INDEX
+INDEX = 0
 SEED = 1
 """
 
@@ -106,6 +108,14 @@ def test_any_other_text_arrives_as_it_is(file: pathlib.Path, text: str) -> None:
 def test_what_gin_refuses_is_told_of_its_flag(file: pathlib.Path, flag: str, told: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(told)}"):
         parse(file, "--gin.MODEL_DIR=./a", flag, "--gin.SEED=1")
+
+
+def test_a_name_that_no_file_uses_is_refused(file: pathlib.Path) -> None:
+    """Gin takes any macro, and the job would run as if it had not been given."""
+    with pytest.raises(ConfigError, match=r"^--gin.INDEXES: .* that the gin files use, which are INDEX, MODEL_DIR$"):
+        parse(file, "--gin.MODEL_DIR=./a", "--gin.INDEXES=3")
+    parse(file, "--gin.INDEX=3", "--gin.processes.Processes.count=%COUNT", "--gin.COUNT=4")
+    assert gin.get_configurable("hyperflax.processes.Processes")() == Processes(index=3, count=4)
 
 
 @pytest.mark.parametrize("flag", ["--gin.STEPS", "--gin.=3"])
