@@ -41,9 +41,16 @@ def shown(pattern: re.Pattern[str]) -> list[str]:
 
 
 def with_shipped_files(arguments: argparse.Namespace) -> bool:
-    """Whether it is a job of gin files that are here, and not of a reader's own."""
+    """Whether it is a job of gin files and modules that are here, and not of a reader's own."""
     files = getattr(arguments, "gin_file", [])
-    return bool(files) and not arguments.module and all(file.startswith(f"{gin_jobs.PACKAGE}/") for file in files)
+    return bool(files) and all(
+        name.startswith((f"{gin_jobs.PACKAGE}/", "hyperflax_tasks.")) for name in [*files, *arguments.module]
+    )
+
+
+def parse(job: str, arguments: argparse.Namespace, stand_ins: str = "") -> None:
+    arguments.module = []  # they read the data that they register
+    gin_jobs.parse(job, arguments, stand_ins)
 
 
 @pytest.mark.parametrize("command", shown(COMMAND))
@@ -59,7 +66,7 @@ def test_a_shown_command_is_taken(command: str, capsys) -> None:
     else:
         if with_shipped_files(arguments):
             compiled = arguments.command == "compile" or "..." in words  # then not every required value is shown
-            gin_jobs.parse(gin_jobs.TRAINING, arguments, STAND_INS if compiled else "")
+            parse(gin_jobs.TRAINING, arguments, STAND_INS if compiled else "")
 
 
 @pytest.mark.parametrize("command", shown(MODULE))
@@ -70,4 +77,4 @@ def test_a_shown_module_s_job_is_taken(command: str) -> None:
     gin_jobs.add_gin_arguments(parser)
     arguments = parser.parse_args(rest, argparse.Namespace(gin_bindings=bindings))
     if with_shipped_files(arguments):
-        gin_jobs.parse(f"hyperflax.{job}.{job}", arguments)
+        parse(f"hyperflax.{job}.{job}", arguments)
