@@ -309,6 +309,14 @@ def _missing(suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any
         lines.append(
             f"{short} of {len(supports)} supports have fewer than {shots} shots: the others do not fit or are not there"
         )
+    shown = [
+        (task, tuple((shot.inputs.tobytes(), shot.targets.tobytes()) for shot in tokens.support))
+        for held_out in runs.values()
+        for task, tokens in held_out.tokens.items()
+        if tokens.support
+    ]
+    if repeated := len(shown) - len(set(shown)):
+        lines.append(f"{repeated} of {len(shown)} supports are one of the same task's before: it has no others")
     left_out = {task: reason for held_out in runs.values() for task, reason in held_out.left_out.items()}
     return [*lines, *(f"left out: {reason}" for reason in left_out.values())]
 

@@ -38,7 +38,8 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
       tasks: with their scored examples.
 
     Raises:
-      DataError: a task of the same name or an example of the same content; the message names them.
+      DataError: a task of the same name or an example of the same content; the message names them. Or no training
+        example has an input: texts cannot be compared, and to pass them would say that they had been.
     """
     check_names(f"'{name}' was trained on and", name_digests(training.task_names), tasks)
     evaluated: dict[bytes, str] = {}
@@ -47,11 +48,17 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
             evaluated.update({_content(source, answer): task.name for answer in answers})
     decode = training.vocabulary.decode
     hits: collections.Counter[tuple[str, str]] = collections.Counter()
+    comparable = False
     for number, trained in enumerate(training.task_names):
         for example in training.examples(number, range(int(training.sizes[number]))):
+            comparable |= len(example.inputs) > 0
             content = _content(decode(example.inputs.tolist()), decode(example.targets.tolist()))
             if content in evaluated:
                 hits[evaluated[content], trained] += 1
+    if not comparable:
+        raise DataError(
+            f"'{name}': expected examples of an input and a target to compare with, got texts without inputs"
+        )
     if hits:
         found = [
             f"{count} example{'s' * (count > 1)} of '{a}' (in '{b}')" for (a, b), count in hits.most_common(_NAMED)

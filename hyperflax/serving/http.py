@@ -46,7 +46,7 @@ from hyperflax.serving.messages import (
     Predictions,
     PredictRequest,
 )
-from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, refusal, wrong_request
+from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, refusal, told, wrong_request
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Answer, Service
 from hyperflax.serving.store import Made
@@ -277,7 +277,7 @@ async def _lines(
     except HTTPException as error:
         yield json.dumps({"error": error.detail}) + "\n"
     except HyperflaxError as error:
-        yield json.dumps({"error": str(error)}) + "\n"
+        yield json.dumps({"error": told(error)}) + "\n"
     finally:
         await rest.aclose()
 

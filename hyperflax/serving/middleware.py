@@ -149,10 +149,17 @@ async def refusal(_: Request, error: Exception) -> JSONResponse:
         status = 429 if isinstance(error, Overloaded) else 503
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": str(RETRY_SECONDS)})
     if isinstance(error, CheckpointError):
-        # Nothing that the caller could mend, and it names files of this machine.
-        log.error("%s", error)
-        return JSONResponse({"detail": "a file of the service is damaged; its log says which"}, 500)
-    return JSONResponse({"detail": str(error)}, 404 if isinstance(error, UnknownAdapter) else 422)
+        return JSONResponse({"detail": told(error)}, 500)
+    return JSONResponse({"detail": told(error)}, 404 if isinstance(error, UnknownAdapter) else 422)
+
+
+def told(error: Exception) -> str:
+    """What a caller is told of an error on purpose."""
+    if not isinstance(error, CheckpointError):
+        return str(error)
+    # Nothing that the caller could mend, and it names files of this machine.
+    log.error("%s", error)
+    return "a file of the service is damaged; its log says which"
 
 
 async def wrong_request(_: Request, error: RequestValidationError) -> JSONResponse:

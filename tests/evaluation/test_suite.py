@@ -202,6 +202,12 @@ def test_contamination_is_found_by_name_and_by_content() -> None:
         check_contamination("mine", trained(caps=[("AB C", " abc"), ("d", "d")], id=[("Q", "q")]), tasks)
 
 
+def test_texts_are_not_called_compared() -> None:
+    texts = InMemorySource.from_strings({"text": [("", "a long text")]}, Bytes())
+    with pytest.raises(DataError, match=r"^'mine': expected examples .* got texts without inputs"):
+        check_contamination("mine", texts, [EvaluationTask("upper", ("a",), (("A",),))])
+
+
 def test_training_batches_tell_their_tasks_through_stages_and_mixtures() -> None:
     def source(*names: str) -> InMemorySource:
         return InMemorySource.from_strings({name: [(f"{name}{i}", "y") for i in range(9)] for name in names}, Bytes())
@@ -255,6 +261,17 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
     )
     with pytest.raises(DataError, match="what 'seen' was trained on holds the evaluated task 'copa_a'"):
         evaluate_suite(suite=toy_suite(), **options)
+
+
+def test_supports_that_repeat_are_told(tmp_path: pathlib.Path) -> None:
+    """Three positives give supports of two that differ; supports of three they give one."""
+    options: dict[str, Any] = {"model": hypermodel(), "conditions": ["bare"], "support": "positives", "progress": False}
+    for shots, draws, told in ((3, 3, "8 of 12 supports are one of the same task's before"), (3, 1, None)):
+        report = evaluate_suite(
+            suite=toy_suite(support="positives"), shots=shots, draws=draws, out=str(tmp_path / str(draws)), **options
+        )
+        found = [line.partition(":")[0] for line in report["suite"]["missing"] if "before" in line]
+        assert found == ([told] if told else [])
 
 
 def test_a_shared_adapter_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,48 @@
+"""What ends a stream early is told in its last line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from hyperflax.errors import CheckpointError
+from hyperflax.serving.http import _lines
+from hyperflax.serving.middleware import Figures
+from hyperflax.serving.service import Answer
+
+FIRST = {"index": 0, "text": "a", "done": False, "log_prob": 0.0}
+
+
+def read(rest: AsyncGenerator[list[Answer], None], seconds: float) -> list[dict[str, Any]]:
+    """The lines of a stream that began with "a", may take `seconds` more and was asked for with 5."""
+
+    async def lines() -> list[dict[str, Any]]:
+        service: Any = None  # what its gauges read, when they are asked
+        deadline = time.monotonic() + seconds
+        return [
+            json.loads(line) async for line in _lines([Answer("a", False, 0.0)], rest, 5.0, deadline, Figures(service))
+        ]
+
+    return asyncio.run(lines())
+
+
+def test_a_deadline_is_named_as_it_was_asked_for() -> None:
+    async def never() -> AsyncGenerator[list[Answer], None]:
+        await asyncio.sleep(60)
+        yield []
+
+    assert read(never(), 0.01) == [FIRST, {"error": "no answer within 5 s"}]
+
+
+def test_a_damaged_file_of_the_service_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def damaged() -> AsyncGenerator[list[Answer], None]:
+        raise CheckpointError("/srv/adapters/x/adapter.safetensors: damaged")
+        yield []
+
+    assert read(damaged(), 60) == [FIRST, {"error": "a file of the service is damaged; its log says which"}]
+    assert "/srv/adapters/x" in caplog.text
