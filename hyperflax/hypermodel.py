@@ -502,6 +502,14 @@ def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:
         names = sorted(p.name for p in shipped.glob("*") if (p / "hypermodel.json").is_file())
         shipping = f"one of {names}" if names else "(none ships with this version; docs/strings.md trains one)"
         raise CheckpointError(f"model '{name_or_directory}': expected a model directory or {shipping}")
+    if not (path / "hypermodel.json").is_file():
+        inside = next((p.parent for p in path.glob("*/hypermodel.json")), None)
+        hint = (
+            f"one is {inside}"
+            if inside
+            else "`hyperflax inspect` says what this is, `hyperflax train` makes one of a T5"
+        )
+        raise CheckpointError(f"model '{name_or_directory}': expected a hypermodel, with hypermodel.json; {hint}")
     return path
 
 

@@ -222,9 +222,15 @@ def test_examples_that_a_joint_row_has_no_room_for_are_told_of(model: Hypermodel
 def test_an_unknown_model_is_named(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="model 'no_such_model': expected a model directory"):
         hyperflax.load("no_such_model")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"hypermodel\.json"):
-        hyperflax.load(tmp_path / "empty")
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    with pytest.raises(
+        CheckpointError, match=r"run': expected a hypermodel, with hypermodel\.json; `hyperflax inspect`"
+    ):
+        hyperflax.load(run)
+    (run / "model" / "hypermodel.json").touch()
+    with pytest.raises(CheckpointError, match=rf"hypermodel\.json; one is {run}/model$"):
+        hyperflax.load(run)
 
 
 def test_the_nearest_task_has_the_lowest_loss_on_the_support(model: Hypermodel, monkeypatch) -> None:

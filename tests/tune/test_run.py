@@ -284,6 +284,7 @@ def test_the_tuner_in_a_models_folder_is_the_default(learnt, tmp_path):
     def given(**values):
         return argparse.Namespace(**{"model": str(tmp_path), "tuner": None, **values})
 
+    (tmp_path / "hypermodel.json").touch()
     assert tuner_of(given()) is None
     assert tuner_of(given(model="s3://bucket/model")) is None
     learnt.save(tmp_path / "tuner")
