@@ -18,7 +18,10 @@ from typing import Any, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+from optax.contrib import MuonDimensionNumbers
 
+from hyperflax import trees
 from hyperflax.errors import ConfigError
 from hyperflax.models.stacking import LAYER_AXIS
 from hyperflax.training.adafactor import scale_by_adafactor
@@ -124,7 +127,46 @@ def adafactor(
     return Optimizer(chain.init, chain.update, schedule)
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adafactor": adafactor}
+def muon(
+    learning_rate: LearningRate = 1e-3,
+    *,
+    beta: float = 0.95,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+) -> Optimizer:
+    """Muon (Jordan et al. 2024), optax's: matrices move by their orthogonalised momentum, all else by AdamW.
+
+    Matrices are the kernels of a T5's layers, scanned or not, and the maps of a hypernetwork; embeddings, the output
+    projection, biases, scales, slots and adapters are AdamW's. A matrix's update has the root mean square that AdamW's
+    would have (Liu et al. 2025, section 2.2), so one learning rate, AdamW's, serves both.
+
+    Args:
+      learning_rate: a number, or a function of the step.
+      beta: of the matrices' momentum.
+      b1, b2: of Adam, with Nesterov's momentum as well.
+      weight_decay: decoupled, multiplied by the learning rate; on every parameter.
+      clip_norm: gradients are scaled down to this global norm; None leaves them.
+    """
+    schedule = as_schedule(learning_rate)
+    chain = optax.chain(
+        *_clipping(clip_norm),
+        optax.contrib.muon(
+            schedule,
+            beta=beta,
+            adam_b1=b1,
+            adam_b2=b2,
+            weight_decay=weight_decay,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        ),
+    )
+    return Optimizer(chain.init, chain.update, schedule)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adafactor": adafactor, "muon": muon}
 
 
 def make_optimizer(name: str = "adamw", learning_rate: LearningRate = 1e-3, **options: Any) -> Optimizer:
@@ -170,6 +212,20 @@ def _clipping(clip_norm: float | None) -> list[optax.GradientTransformation]:
     if not clip_norm > 0:
         raise ConfigError(f"clip_norm: expected a positive number or None, got {clip_norm!r}")
     return [optax.clip_by_global_norm(clip_norm)]
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """The axes of each matrix that are its input and its output; None for what is none."""
+
+    def of_leaf(key_path: Any, leaf: Any) -> MuonDimensionNumbers | None:
+        *folders, name = jax.tree_util.keystr(key_path, simple=True, separator=trees.SEPARATOR).split(trees.SEPARATOR)
+        if name == "kernel" and "logits_dense" not in folders:
+            return MuonDimensionNumbers(0, leaf.ndim - 1)  # between them may stand the layers of a scanned T5
+        if "heads" in folders and name.endswith(("_in", "_out")):
+            return MuonDimensionNumbers(1, 2)  # behind the layers
+        return MuonDimensionNumbers(0, 1) if name == "feedback" else None  # HART's, of its states
+
+    return jax.tree.map_with_path(of_leaf, params)
 
 
 def _scanned_layers(path: tuple[str, ...], shape: tuple[int, ...]) -> int | None:

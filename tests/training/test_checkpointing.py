@@ -10,7 +10,7 @@ import pytest
 from hyperflax import trees
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.training.checkpointing import Checkpoints
-from hyperflax.training.optimizers import adafactor, adamw
+from hyperflax.training.optimizers import adafactor, adamw, muon
 from hyperflax.training.state import create_state, start_from
 
 PARAMS = {"encoder": {"kernel": jnp.linspace(0, 1, 12).reshape(3, 4), "scale": jnp.ones(3, jnp.bfloat16)}}
@@ -20,7 +20,9 @@ def abstract(state):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
-@pytest.mark.parametrize("optimizer", [adamw(1e-3), adafactor(1e-3, beta1=0.9)], ids=["adamw", "adafactor"])
+@pytest.mark.parametrize(
+    "optimizer", [adamw(1e-3), adafactor(1e-3, beta1=0.9), muon(1e-3)], ids=["adamw", "adafactor", "muon"]
+)
 def test_comes_back_bit_for_bit(tmp_path, optimizer):
     state = create_state(PARAMS, optimizer).replace(step=jnp.int32(7))
     host = {"seed": 3, "period": {"pairs": {"loss": [0.1 + 0.2, 1e-300]}, "steps": 2}}

@@ -1,17 +1,23 @@
-"""Adafactor against T5X's ten steps, AdamW against its formula, the factory."""
+"""Adafactor against T5X's ten steps, AdamW and Muon against their formulas, the factory."""
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hyperflax import trees
+from hyperflax.adapters import build_spec
+from hyperflax.adapters.lora import LoRA
 from hyperflax.errors import ConfigError
+from hyperflax.hypernets.hart import HART, HARTConfig
+from hyperflax.hypernets.heads import HeadsConfig
+from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.models.t5 import T5
 from hyperflax.objectives import T5Objective
-from hyperflax.training.optimizers import adafactor, adamw, make_optimizer
+from hyperflax.training.optimizers import adafactor, adamw, make_optimizer, muon
 from hyperflax.training.schedules import learning_rate_schedule
 from hyperflax.training.state import create_state
 from hyperflax.training.step import make_train_step
@@ -123,6 +129,64 @@ def test_clipping_is_by_global_norm():
     update, _ = optimizer.update({"a": jnp.asarray([30.0]), "b": jnp.asarray([40.0])}, optimizer.init(params), params)
     # b1 = b2 = 0 and eps = 1: the update is -g / (|g| + 1), which shows the clipped gradient 0.6, 0.8.
     np.testing.assert_allclose([update["a"][0], update["b"][0]], [-0.6 / 1.6, -0.8 / 1.8], rtol=1e-5)
+
+
+def orthogonalised(x):
+    """Five steps of Jordan's quintic iteration, on singular values: it leaves the singular vectors as they are."""
+    u, values, vt = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    values /= np.linalg.norm(values) + 1e-8
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return u @ np.diag(values) @ vt
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_muon_moves_matrices_by_their_orthogonalised_momentum(shape):
+    rng = np.random.default_rng(1)
+    optimizer = muon(0.1, beta=0.9, clip_norm=None)
+    params = {"mlp": {"wo": {"kernel": jnp.zeros(shape)}}}
+    state, momentum = optimizer.init(params), np.zeros(shape)
+    for step in (1, 2, 3):
+        grad = rng.normal(size=shape)
+        update, state = optimizer.update({"mlp": {"wo": {"kernel": jnp.asarray(grad, jnp.float32)}}}, state, params)
+        momentum = 0.9 * momentum + 0.1 * grad
+        # Nesterov's, each part with its own correction for having begun at 0.
+        ahead = 0.9 * momentum / (1 - 0.9 ** (step + 1)) + 0.1 * grad / (1 - 0.9**step)
+        wanted = -0.1 * 0.2 * np.sqrt(10) * orthogonalised(ahead)
+        np.testing.assert_allclose(update["mlp"]["wo"]["kernel"], wanted, rtol=2e-4, atol=2e-5)
+        # As large as AdamW's, whose steps are of some 0.2 to 0.4 of the learning rate.
+        assert 0.1 * 0.1 < np.sqrt(np.mean(wanted**2)) < 0.1 * 0.3
+
+
+def test_muon_treats_scanned_layers_like_layers_alone():
+    grad = np.random.default_rng(2).normal(size=(8, 3, 6)).astype(np.float32)
+    optimizer = muon(0.1, clip_norm=None)
+
+    def first(gradient):
+        return optimizer.update(gradient, optimizer.init(gradient), gradient)[0]
+
+    scanned = first({"encoder": {"layers": {"mlp": {"wo": {"kernel": grad}}}}})
+    for layer in range(3):
+        alone = first({"encoder": {f"layers_{layer}": {"mlp": {"wo": {"kernel": grad[:, layer]}}}}})
+        found = scanned["encoder"]["layers"]["mlp"]["wo"]["kernel"][:, layer]
+        wanted = alone["encoder"][f"layers_{layer}"]["mlp"]["wo"]["kernel"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", [HyperT5, HART])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_muon_takes_the_maps_of_a_hypernetwork(network, scan_layers):
+    """Those and no others: the first update of Adam's has entries of one size, 1 + b1 / (1 + b1) with Nesterov's."""
+    config = {HyperT5: HyperT5Config, HART: HARTConfig}[network]
+    t5 = MICRO.replace(scan_layers=scan_layers)
+    model = network(config(t5=t5, heads=HeadsConfig(hidden=8)), build_spec(LoRA(rank=2, alpha=2.0), MICRO))
+    params = nn.unbox(model.init(jax.random.key(0), {"support_tokens": jnp.ones((2, 8), jnp.int32)}))["params"]
+    optimizer = muon(1.0, clip_norm=None)
+    grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    updates = trees.flatten(optimizer.update(grads, optimizer.init(params), params)[0])
+    adams = {path for path, update in updates.items() if np.allclose(np.abs(update), 1 + 0.9 / 1.9, rtol=1e-3)}
+    assert adams == {path for path in updates if path.endswith(("embedding", "scale", "bias", "slots", ".a", ".b"))}
+    assert {path.split("/")[-1] for path in updates if path not in adams} >= {"kernel", "encoder_0_in", "decoder_0_out"}
 
 
 def test_factory_refuses_by_name():
