@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from benchmarks.claims.flops import step_flops
 from hyperflax.adapters.kind_config import KindConfig
@@ -146,7 +146,7 @@ class Experiment:
       base: the T5.
       episodes: of training; support, inputs and targets have the same lengths in evaluation.
       evaluation: see there.
-      steps, learning_rate: AdamW with warm-up and cosine, the gradient clipped at 1.
+      steps, learning_rate: of `optimizer`, with warm-up and cosine, the gradient clipped at 1.
       seeds: runs.
       adapter: what is generated or shared; None fine-tunes the T5.
       hypernetwork: None trains one shared adapter.
@@ -166,6 +166,8 @@ class Experiment:
     hyperpretraining: Hyperpretraining | None = None
     distillation: float = 0.0
     consistency: float = 0.0
+
+    optimizer: ClassVar[str] = "adamw"  # see `hyperflax.training.optimizers.make_optimizer`
 
     def __post_init__(self) -> None:
         if self.hypernetwork is not None and self.adapter is None:
@@ -210,6 +212,18 @@ class Experiment:
 
     def replace(self, **changes: Any) -> Experiment:
         return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class MuonExperiment(Experiment):
+    """An experiment that is trained with Muon."""
+
+    optimizer: ClassVar[str] = "muon"
+
+    @classmethod
+    def like(cls, experiment: Experiment) -> MuonExperiment:
+        """Returns the same experiment but for its optimizer."""
+        return cls(**{field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from benchmarks.claims.comparisons import Claim, Comparison, Curve, Side
-from benchmarks.claims.experiments import Base, Evaluation, Experiment, Tuning
+from benchmarks.claims.experiments import Base, Evaluation, Experiment, MuonExperiment, Tuning
 from benchmarks.claims.settings import Setting
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.hypernets.hart import HARTConfig
@@ -304,6 +304,7 @@ def _ablations(systems: Systems) -> Claim:
         episodes=episodes.replace(support_layout="joint", support_length=episodes.rows * episodes.support_length),
     )
     right = systems.hyperpretrained(hart, setting.hyperpretraining[1])
+    muon, hart_muon = (MuonExperiment.like(variant(one, "muon")) for one in (plain, hart))
     per_step = episodes.tasks_per_batch * episodes.examples
     scored = {
         count: variant(plain, f"scored_{count}", episodes=episodes.replace(
@@ -342,6 +343,11 @@ def _ablations(systems: Systems) -> Claim:
             f"{many} shots beat {few}", Side(plain.name, shots(many)), Side(plain.name, shots(few)), POINT,
             published="P3 with up to 16 shots [M]; no curve is known",
         ),
+        Comparison(
+            "Muon instead of AdamW helps", Side(muon.name), reference, POINT, decides=False,
+            published="not of the papers",
+        ),
+        Comparison("with Muon, HART against HyperT5", Side(hart_muon.name), Side(muon.name), POINT, decides=False),
     ]  # fmt: skip
     found += [
         Comparison(f"{label} against the reference", Side(one.name), Side(of.name), POINT, decides=False)
@@ -360,7 +366,7 @@ def _ablations(systems: Systems) -> Claim:
     return Claim(
         5,
         "What the parts of the recipe contribute.",
-        (plain, hart, right, distilled, joint, systems.hyper_t5_prefix,
+        (plain, hart, right, distilled, joint, muon, hart_muon, systems.hyper_t5_prefix,
          *scored.values(), *ranks.values(), *lengths.values(), *sites.values()),
         tuple(found),
         (

@@ -40,7 +40,7 @@ from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.text import PackedBatches
 from hyperflax.train import EXPORT, HypernetworkOf, PlainT5, SharedAdapter, train
 from hyperflax.training.loop import CHECKPOINTS
-from hyperflax.training.optimizers import Optimizer, adamw
+from hyperflax.training.optimizers import Optimizer, make_optimizer
 from hyperflax.training.prefetch import Batches
 from hyperflax.training.schedules import warmup_cosine
 
@@ -137,7 +137,7 @@ def _job(experiment: Experiment, seed: int, workspace: Workspace, folder: pathli
     """Model, data and optimizer of an experiment."""
     base, family = experiment.base, workspace.family(experiment.base)
     checkpoint = str(trained_base(base, workspace))
-    optimizer = _optimizer(experiment.learning_rate, experiment.steps)
+    optimizer = _optimizer(experiment.learning_rate, experiment.steps, experiment.optimizer)
     if experiment.system == "mtf":
         shown = mtf_episodes(experiment)
         return {
@@ -202,7 +202,7 @@ def _hyperpretrained(
                 stage.targets_length,
                 seed,
             ),
-            "optimizer": _optimizer(stage.learning_rate, stage.steps),
+            "optimizer": _optimizer(stage.learning_rate, stage.steps, experiment.optimizer),
         },
         stage.steps,
         workspace,
@@ -215,5 +215,5 @@ def _hypernetwork(experiment: Experiment, family: Family, checkpoint: str, start
     return HypernetworkOf(config, checkpoint, start=start, name=experiment.name)
 
 
-def _optimizer(peak: float, steps: int) -> Optimizer:
-    return adamw(warmup_cosine(peak, min(100, steps // 10), steps), clip_norm=1.0)
+def _optimizer(peak: float, steps: int, name: str) -> Optimizer:
+    return make_optimizer(name, warmup_cosine(peak, min(100, steps // 10), steps), clip_norm=1.0)
