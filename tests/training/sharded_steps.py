@@ -30,7 +30,7 @@ from hyperflax.models.t5 import T5  # noqa: E402
 from hyperflax.objectives import HypermodelObjective, T5Objective  # noqa: E402
 from hyperflax.objectives.protocol import mesh_batch_axes  # noqa: E402
 from hyperflax.training.evaluate import loss_evaluator  # noqa: E402
-from hyperflax.training.optimizers import adafactor, adamw  # noqa: E402
+from hyperflax.training.optimizers import adafactor, adamw, muon  # noqa: E402
 from hyperflax.training.partitioning import Partitioner, make_mesh  # noqa: E402
 from hyperflax.training.state import start_from  # noqa: E402
 from hyperflax.training.step import make_train_step  # noqa: E402
@@ -40,7 +40,11 @@ CONFIG = T5Config(
     vocab_size=32, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1
 )
 # data x fsdp x model
-MESHES = {"t5": {"fsdp": (1, 8, 1), "all": (2, 2, 2)}, "hypermodel": {"data": (8, 1, 1), "all": (2, 2, 2)}}
+MESHES = {
+    "t5": {"fsdp": (1, 8, 1), "all": (2, 2, 2)},
+    "hypermodel": {"data": (8, 1, 1), "all": (2, 2, 2)},
+    "muon": {"all": (2, 2, 2)},
+}
 
 
 def make_batch(tasks: int = 8) -> dict[str, np.ndarray]:
@@ -57,7 +61,11 @@ def make_batch(tasks: int = 8) -> dict[str, np.ndarray]:
 
 # Parameters of 16 x 16 and more are factored, so that every kind of Adafactor's slots is placed. A hypernetwork starts
 # with gradients that are nothing but rounding (b is almost zero), which a small epsilon would blow up to whole steps.
-OPTIMIZERS = {"t5": adafactor(0.05, min_dim_size_to_factor=16, beta1=0.9), "hypermodel": adamw(0.05, eps=1.0)}
+OPTIMIZERS = {
+    "t5": adafactor(0.05, min_dim_size_to_factor=16, beta1=0.9),
+    "hypermodel": adamw(0.05, eps=1.0),
+    "muon": muon(0.05),
+}
 
 
 def one_step(objective, optimizer, frozen, batch, mesh, microbatches, given=None):
@@ -115,6 +123,7 @@ def main() -> None:
     cases = {
         "t5": (base, None, given, plain, without_support(make_batch(6))),
         "hypermodel": (hyper, frozen, None, batch, batch),
+        "muon": (base, None, given, plain, without_support(make_batch(6))),
     }
     report = {}
     for name, (objective, base_params, start, data, held_out) in cases.items():

@@ -27,7 +27,7 @@ def sharded() -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["t5/fsdp", "t5/all", "hypermodel/data", "hypermodel/all"])
+@pytest.mark.parametrize("case", ["t5/fsdp", "t5/all", "hypermodel/data", "hypermodel/all", "muon/all"])
 def test_sharded_step_equals_unsharded(sharded, case):
     found = sharded[case]
     assert found["worst"] < 1e-5
