@@ -43,6 +43,7 @@ class Setting:
       ranks, prefix_lengths: ascending.
       scored: scored examples per support, for equally many examples in a step.
       sites: LoRA's, by name.
+      muon_seconds: of a step with Muon, in those of one with AdamW; measured in turns at scale `cpu` on one core.
       tuning_*: see `Tuning`.
       seeds: of every experiment.
     """
@@ -71,6 +72,7 @@ class Setting:
     prefix_lengths: tuple[int, ...] = (4, 16, 32)
     scored: tuple[int, ...] = (1, 4, 16)
     sites: tuple[tuple[str, tuple[str, ...]], ...] = SITES
+    muon_seconds: float = 1.27
     tuning_rates: tuple[float, ...] = RATES
     tuning_marks: tuple[int, ...] = (0, 1, 3, 10, 30, 100)
     seeds: tuple[int, ...] = (0, 1, 2)

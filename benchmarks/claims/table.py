@@ -305,6 +305,8 @@ def _ablations(systems: Systems) -> Claim:
     )
     right = systems.hyperpretrained(hart, setting.hyperpretraining[1])
     muon, hart_muon = (MuonExperiment.like(variant(one, "muon")) for one in (plain, hart))
+    # Muon's steps take longer: AdamW gets as many more.
+    longer = variant(plain, "longer", steps=round(plain.steps * setting.muon_seconds))
     per_step = episodes.tasks_per_batch * episodes.examples
     scored = {
         count: variant(plain, f"scored_{count}", episodes=episodes.replace(
@@ -347,6 +349,9 @@ def _ablations(systems: Systems) -> Claim:
             "Muon instead of AdamW helps", Side(muon.name), reference, POINT, decides=False,
             published="not of the papers",
         ),
+        Comparison(
+            "Muon helps against AdamW for as many seconds", Side(muon.name), Side(longer.name), POINT, decides=False
+        ),
         Comparison("with Muon, HART against HyperT5", Side(hart_muon.name), Side(muon.name), POINT, decides=False),
     ]  # fmt: skip
     found += [
@@ -366,7 +371,7 @@ def _ablations(systems: Systems) -> Claim:
     return Claim(
         5,
         "What the parts of the recipe contribute.",
-        (plain, hart, right, distilled, joint, muon, hart_muon, systems.hyper_t5_prefix,
+        (plain, hart, right, distilled, joint, muon, longer, hart_muon, systems.hyper_t5_prefix,
          *scored.values(), *ranks.values(), *lengths.values(), *sites.values()),
         tuple(found),
         (
