@@ -316,7 +316,7 @@ def _missing(suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any
         if tokens.support
     ]
     if repeated := len(shown) - len(set(shown)):
-        lines.append(f"{repeated} of {len(shown)} supports are one of the same task's before: it has no others")
+        lines.append(f"{repeated} of {len(shown)} supports are one of the same task's before: they vary nothing")
     left_out = {task: reason for held_out in runs.values() for task, reason in held_out.left_out.items()}
     return [*lines, *(f"left out: {reason}" for reason in left_out.values())]
 

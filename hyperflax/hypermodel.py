@@ -28,7 +28,13 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.fingerprint import support_hash
-from hyperflax.checkpoints.model_directory import ModelParts, collect_files, load_model_directory, save_model_directory
+from hyperflax.checkpoints.model_directory import (
+    ModelParts,
+    collect_files,
+    is_model_directory,
+    load_model_directory,
+    save_model_directory,
+)
 from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
@@ -499,11 +505,11 @@ def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:
     if not path.is_dir() and path.name == str(name_or_directory) and (shipped / path.name).is_dir():
         path = shipped / path.name
     if not path.is_dir():
-        names = sorted(p.name for p in shipped.glob("*") if (p / "hypermodel.json").is_file())
+        names = sorted(p.name for p in shipped.glob("*") if is_model_directory(p))
         shipping = f"one of {names}" if names else "(none ships with this version; docs/strings.md trains one)"
         raise CheckpointError(f"model '{name_or_directory}': expected a model directory or {shipping}")
-    if not (path / "hypermodel.json").is_file():
-        inside = next((p.parent for p in path.glob("*/hypermodel.json")), None)
+    if not is_model_directory(path):
+        inside = next(filter(is_model_directory, path.glob("*")), None)
         hint = (
             f"one is {inside}"
             if inside

@@ -57,3 +57,10 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def map_with_path(fn: Callable[[str, Any], Any], tree: Mapping[str, Any]) -> dict[str, Any]:
     """Applies `fn(path, leaf)` to every leaf and keeps the structure."""
     return unflatten({path: fn(path, leaf) for path, leaf in flatten(tree).items()})
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """Returns the path of what JAX names by keys; attributes and indices become parts of it, as dict keys do."""
+    from jax.tree_util import keystr  # here: everything else of this module does without JAX
+
+    return keystr(keys, simple=True, separator=SEPARATOR)

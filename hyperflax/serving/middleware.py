@@ -148,9 +148,8 @@ async def refusal(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Overloaded | Closing):
         status = 429 if isinstance(error, Overloaded) else 503
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": str(RETRY_SECONDS)})
-    if isinstance(error, CheckpointError):
-        return JSONResponse({"detail": told(error)}, 500)
-    return JSONResponse({"detail": told(error)}, 404 if isinstance(error, UnknownAdapter) else 422)
+    status = 500 if isinstance(error, CheckpointError) else 404 if isinstance(error, UnknownAdapter) else 422
+    return JSONResponse({"detail": told(error)}, status)
 
 
 def told(error: Exception) -> str:

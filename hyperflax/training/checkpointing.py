@@ -148,7 +148,7 @@ def check_keep(where: str, keep: int | None) -> None:
 def _named_leaves(state: PyTree) -> list[tuple[str, Any]]:
     """[(path, leaf)] in jax's order; attributes, dict keys and tuple indices alike become parts of the path."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return [(jax.tree_util.keystr(path, simple=True, separator=trees.SEPARATOR), leaf) for path, leaf in leaves]
+    return [(trees.path_of(path), leaf) for path, leaf in leaves]
 
 
 def _parameters_first(path: str) -> tuple[bool, str]:

@@ -18,8 +18,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
-from optax.contrib import MuonDimensionNumbers
+from optax import contrib
 
 from hyperflax import trees
 from hyperflax.errors import ConfigError
@@ -152,7 +151,7 @@ def muon(
     schedule = as_schedule(learning_rate)
     chain = optax.chain(
         *_clipping(clip_norm),
-        optax.contrib.muon(
+        contrib.muon(
             schedule,
             beta=beta,
             adam_b1=b1,
@@ -217,13 +216,13 @@ def _clipping(clip_norm: float | None) -> list[optax.GradientTransformation]:
 def _matrices(params: PyTree) -> PyTree:
     """The axes of each matrix that are its input and its output; None for what is none."""
 
-    def of_leaf(key_path: Any, leaf: Any) -> MuonDimensionNumbers | None:
-        *folders, name = jax.tree_util.keystr(key_path, simple=True, separator=trees.SEPARATOR).split(trees.SEPARATOR)
+    def of_leaf(key_path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
+        *folders, name = trees.path_of(key_path).split(trees.SEPARATOR)
         if name == "kernel" and "logits_dense" not in folders:
-            return MuonDimensionNumbers(0, leaf.ndim - 1)  # between them may stand the layers of a scanned T5
+            return contrib.MuonDimensionNumbers(0, leaf.ndim - 1)  # between them may stand the layers of a scanned T5
         if "heads" in folders and name.endswith(("_in", "_out")):
-            return MuonDimensionNumbers(1, 2)  # behind the layers
-        return MuonDimensionNumbers(0, 1) if name == "feedback" else None  # HART's, of its states
+            return contrib.MuonDimensionNumbers(1, 2)  # behind the layers
+        return contrib.MuonDimensionNumbers(0, 1) if name == "feedback" else None  # HART's, of its states
 
     return jax.tree.map_with_path(of_leaf, params)
 

@@ -150,7 +150,7 @@ class Partitioner:
         placed = trees.flatten(self.shardings(state.params, axes))
 
         def of_slot(key_path: Any, leaf: Any) -> NamedSharding:
-            parts = jax.tree_util.keystr(key_path, simple=True, separator=trees.SEPARATOR).split(trees.SEPARATOR)
+            parts = trees.path_of(key_path).split(trees.SEPARATOR)
             for start in range(len(parts)):
                 path = trees.SEPARATOR.join(parts[start:])
                 if path in params and tuple(params[path].shape) == tuple(leaf.shape):

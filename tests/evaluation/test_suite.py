@@ -264,7 +264,7 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
 
 
 def test_supports_that_repeat_are_told(tmp_path: pathlib.Path) -> None:
-    """Three positives give supports of two that differ; supports of three they give one."""
+    """Three positives are one support of three, whatever the draw."""
     options: dict[str, Any] = {"model": hypermodel(), "conditions": ["bare"], "support": "positives", "progress": False}
     for shots, draws, told in ((3, 3, "8 of 12 supports are one of the same task's before"), (3, 1, None)):
         report = evaluate_suite(

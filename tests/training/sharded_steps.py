@@ -123,8 +123,8 @@ def main() -> None:
     cases = {
         "t5": (base, None, given, plain, without_support(make_batch(6))),
         "hypermodel": (hyper, frozen, None, batch, batch),
-        "muon": (base, None, given, plain, without_support(make_batch(6))),
     }
+    cases["muon"] = cases["t5"]
     report = {}
     for name, (objective, base_params, start, data, held_out) in cases.items():
         alone, alone_metrics, *_ = one_step(
