@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.training import refine
 from hyperflax.types import T5Config
 
 T5 = T5Config(
@@ -101,6 +103,18 @@ def test_refining_by_another_number_of_steps_compiles_nothing(model: Hypermodel)
     once, twice = (model.refine(adapters, examples, steps)[0] for steps in (1, 2))
     assert not same(once, twice)
     assert model._refine._cache_size() == 1
+
+
+def test_refining_in_parts_is_refining_at_once(model: Hypermodel) -> None:
+    adapters = model.generate({"support_tokens": model.episode(EXAMPLES, [])["support_tokens"][None]})
+    examples = own_examples(model, [EXAMPLES])
+    step = jax.jit(functools.partial(refine.advance, model.model, learning_rate=1e-2))
+    state = refine.start(adapters)
+    for steps in (0, 1, 3):
+        state = step(model.base_params, state, examples, steps=steps)
+    refined, losses = model.refine(adapters, examples, 4, 1e-2)
+    assert same(state.adapters, refined)
+    assert np.array_equal(state.losses, losses)
 
 
 def test_tasks_refined_together_are_refined_alone(model: Hypermodel) -> None:

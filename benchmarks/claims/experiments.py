@@ -230,7 +230,8 @@ class MuonExperiment(Experiment):
 class Tuning:
     """Further tuning of adapters on held-out tasks from three starts: generated, shared and random.
 
-    The learning rate is chosen for each start and each number of training examples, on tasks that are not reported.
+    The learning rate is chosen for each start and each number of training examples, on tasks that are not reported and
+    with the systems of the first seed; all seeds take it.
 
     Attributes:
       name: unique within a table.

@@ -121,8 +121,8 @@ STRINGS_CPU = Setting(
     heads=HeadsConfig(hidden=128),
     window=Hyperpretraining(600, 16, 96, 12, 48, 32, 1e-3),
     teacher_length=64,
-    tuning_tasks=64,
-    tuning_rate_tasks=24,
+    tuning_tasks=32,
+    tuning_rate_tasks=8,
     tuning_examples=8,
     tuning_train_examples=(4, 16),
 )

@@ -27,6 +27,7 @@ from benchmarks.claims.experiments import (
     Experiment,
     Hyperpretraining,
     PrunedBase,
+    Tuning,
     described,
     digest,
 )
@@ -68,7 +69,7 @@ class Workspace:
     def family(self, base: Base) -> Family:
         return self.families[base.family]
 
-    def run(self, experiment: Experiment, seed: int) -> pathlib.Path:
+    def run(self, experiment: Experiment | Tuning, seed: int) -> pathlib.Path:
         """The folder of an experiment's run."""
         return self.out / "runs" / experiment.base.family / f"{experiment.name}-{digest(experiment)}-seed{seed}"
 

@@ -3,7 +3,8 @@
 For every task some examples are for tuning; the first of them are the support that the generated adapter was made from.
 Every start takes Adam steps on them (`hyperflax.training.refine`, full batches). Loss and score on the task's scored
 examples are taken at the marks. The rate is the one with the lowest mean loss at the last mark on other held-out tasks,
-chosen for each start and each number of examples.
+chosen for each start and each number of examples with the systems of the first seed, and used for all seeds. Rates are
+tried from the middle one outwards as long as the loss falls.
 
 `steps_to_loss` is the first mark at which a task's loss on scored examples is at most what the random start ends with
 there; the last mark where it never is. So 100 for random means that it was best at its end.
@@ -12,7 +13,9 @@ there; the last mark where it never is. So 100 for random means that it was best
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +27,19 @@ from benchmarks.claims.table import tuned
 from benchmarks.claims.training import Workspace, trained
 from hyperflax.checkpoints.artefacts import check_base, load_adapter
 from hyperflax.data.rendering import episode_arrays
+from hyperflax.errors import HyperflaxError
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.metrics import Metric, get_metric
 from hyperflax.evaluation.runner import EvaluationTask
+from hyperflax.files import atomic_file
 from hyperflax.hypermodel import Hypermodel, load
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import token_loss
+from hyperflax.training import refine
 from hyperflax.types import Array, Batch, PyTree
 
 STARTS = ("generated", "shared", "random")
-BLOCK = 16  # tasks tuned at once
+BLOCK = 8  # tasks tuned at once
 
 
 def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measures, dict[str, float]]:
@@ -41,52 +47,72 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
 
     Returns:
       measures `START_EXAMPLES_loss_STEP`, `..._score_STEP`, `..._steps_to_loss`; figures `..._rate`, and
-      `..._rate_at_end`, 1 where the best rate is the lowest or the highest of those tried.
+      `..._rate_at_end`, 1 where the best rate is the lowest or the highest of the table.
+
+    Raises:
+      HyperflaxError: another seed than the first, whose learning rates it takes, and the first was not run.
     """
-    model = load(trained(tuning.hypermodel, seed, workspace))
-    shared = load_adapter(trained(tuning.shared, seed, workspace))
-    check_base(shared, model.base_fingerprint)
-    family = workspace.family(tuning.base)
-    metric = get_metric(family.metric)
-    most = max(tuning.train_examples)
-    held_out = HeldOut.from_source(
-        family.held_out(),
-        tuning.hypermodel.episodes.replace(shots=most, min_shots=None),
-        examples=tuning.examples,
-        tasks=tuning.tasks + tuning.rate_tasks,
-        draw=seed,
-        first=family.first,
-    )
-    # Tasks of the choice are spread over the others, as those are over the family; where some tasks are too small to be
-    # tuned on, both parts lose in proportion.
-    total = len(held_out.tasks)
-    share = max(1, total * tuning.rate_tasks // (tuning.tasks + tuning.rate_tasks))
-    chosen = {i * total // share for i in range(share)}
-    rate_tasks = [task for i, task in enumerate(held_out.tasks) if i in chosen]
-    reported = [task for i, task in enumerate(held_out.tasks) if i not in chosen]
-    bench = _Bench(tuning, model, shared.tree, held_out, metric, seed)
+    rates = _rates(tuning, seed, workspace)
+    bench, _, tasks = _bench(tuning, seed, workspace)
     measures: Measures = {}
     figures: dict[str, float] = {}
     for count in tuning.train_examples:
         losses: dict[str, np.ndarray] = {}
         for start in STARTS:
-            best = lowest([bench.losses(rate_tasks, start, count, rate).mean() for rate in tuning.rates])
-            figures[tuned(start, count, "rate")] = tuning.rates[best]
-            figures[tuned(start, count, "rate_at_end")] = float(best in (0, len(tuning.rates) - 1))
-            found, scores = bench.curves(reported, start, count, tuning.rates[best])
-            losses[start] = found
+            rate = rates[tuned(start, count, "rate")]
+            figures[tuned(start, count, "rate")] = rate
+            figures[tuned(start, count, "rate_at_end")] = float(rate in (tuning.rates[0], tuning.rates[-1]))
+            losses[start], scores = bench.curves(tasks, start, count, rate)
             for at, mark in enumerate(tuning.marks):
-                for what, values in (("loss", found), ("score", scores)):
-                    measures[tuned(start, count, f"{what}_{mark}")] = _by_task(reported, values[at])
+                for what, values in (("loss", losses[start]), ("score", scores)):
+                    measures[tuned(start, count, f"{what}_{mark}")] = _by_task(tasks, values[at])
         for start in STARTS:
             steps = steps_to(losses[start], losses["random"][-1], tuning.marks)
-            measures[tuned(start, count, "steps_to_loss")] = _by_task(reported, steps)
+            measures[tuned(start, count, "steps_to_loss")] = _by_task(tasks, steps)
     return measures, figures
 
 
-def lowest(losses: Sequence[float]) -> int:
-    """Returns where the lowest loss is; one that is no number, of a rate that diverged, comes after all others."""
-    return int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
+def _rates(tuning: Tuning, seed: int, workspace: Workspace) -> dict[str, float]:
+    """Returns `{START_EXAMPLES_rate: rate}`, from `rates.json` in the tuning's folder, which the first seed writes."""
+    path = workspace.run(tuning, tuning.seeds[0]) / "rates.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    if seed != tuning.seeds[0]:
+        raise HyperflaxError(
+            f"{tuning.name}, seed {seed}: expected {path}, the learning rates that seed {tuning.seeds[0]} chooses for "
+            "all, and it is not there: run that seed first"
+        )
+    bench, tasks, _ = _bench(tuning, seed, workspace)
+    found = {}
+    for count in tuning.train_examples:
+        for start in STARTS:
+            best = descend([functools.partial(bench.loss, tasks, start, count, rate) for rate in tuning.rates])
+            found[tuned(start, count, "rate")] = tuning.rates[best]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def descend(losses: Sequence[Callable[[], float]]) -> int:
+    """Returns where the lowest of some losses is, going from the middle one to a lower neighbour until there is none.
+
+    Losses over a learning rate fall and then rise, so most of them need not be known. One that is no number, of a rate
+    that diverged, is higher than all others.
+
+    >>> descend([lambda loss=loss: loss for loss in (4.0, 2.0, 1.0, 3.0, float("nan"))])
+    2
+    """
+
+    @functools.cache
+    def loss(at: int) -> float:
+        found = losses[at]() if 0 <= at < len(losses) else math.inf
+        return math.inf if math.isnan(found) else found
+
+    at = len(losses) // 2
+    while (best := min((at, at - 1, at + 1), key=loss)) != at:
+        at = best
+    return at
 
 
 def steps_to(losses: np.ndarray, given: np.ndarray, marks: Sequence[int]) -> np.ndarray:
@@ -100,6 +126,32 @@ def steps_to(losses: np.ndarray, given: np.ndarray, marks: Sequence[int]) -> np.
     return np.asarray(marks, np.float64)[first]
 
 
+def _bench(
+    tuning: Tuning, seed: int, workspace: Workspace
+) -> tuple[_Bench, list[EvaluationTask], list[EvaluationTask]]:
+    """Returns what tunes, the tasks for the choice of the rate, and those that are reported: the same for all seeds."""
+    model = load(trained(tuning.hypermodel, seed, workspace))
+    shared = load_adapter(trained(tuning.shared, seed, workspace))
+    check_base(shared, model.base_fingerprint)
+    family = workspace.family(tuning.base)
+    held_out = HeldOut.from_source(
+        family.held_out(),
+        tuning.hypermodel.episodes.replace(shots=max(tuning.train_examples), min_shots=None),
+        examples=tuning.examples,
+        tasks=tuning.tasks + tuning.rate_tasks,
+        draw=seed,
+        first=family.first,
+    )
+    # Tasks of the choice are spread over the others, as those are over the family; where some tasks are too small to be
+    # tuned on, both parts lose in proportion.
+    total = len(held_out.tasks)
+    share = max(1, total * tuning.rate_tasks // (tuning.tasks + tuning.rate_tasks))
+    chosen = {i * total // share for i in range(share)}
+    rate_tasks = [task for i, task in enumerate(held_out.tasks) if i in chosen]
+    reported = [task for i, task in enumerate(held_out.tasks) if i not in chosen]
+    return _Bench(tuning, model, shared.tree, held_out, get_metric(family.metric), seed), rate_tasks, reported
+
+
 class _Bench:
     """Tunes blocks of tasks."""
 
@@ -107,9 +159,9 @@ class _Bench:
         self._tuning, self._model, self._shared = tuning, model, shared
         self._held_out, self._metric, self._seed = held_out, metric, seed
 
-    def losses(self, tasks: Sequence[EvaluationTask], start: str, count: int, rate: float) -> np.ndarray:
-        """Returns the losses on scored examples at the last mark, [task]."""
-        return self._run(tasks, start, count, rate, self._tuning.marks[-1:], scored=False)[0][0]
+    def loss(self, tasks: Sequence[EvaluationTask], start: str, count: int, rate: float) -> float:
+        """Returns the mean loss on scored examples at the last mark."""
+        return float(self._run(tasks, start, count, rate, self._tuning.marks[-1:], scored=False)[0].mean())
 
     def curves(
         self, tasks: Sequence[EvaluationTask], start: str, count: int, rate: float
@@ -135,11 +187,11 @@ class _Bench:
             padded = [*tokens, *tokens[:1] * (BLOCK - len(block))]
             examples = self._model.own_examples([given.support[:count] for given in padded], too_long="truncate")
             asked = self._model.own_examples([given.scored for given in padded], too_long="truncate")
-            begin = self._start(start, padded, at)
             rows = []
-            for mark in marks:
-                # From the start for every mark: the same steps again, and no optimizer state to keep.
-                adapters = self._model.refine(begin, examples, mark, rate)[0] if mark else begin
+            state = refine.start(self._start(start, padded, at))
+            for steps in np.diff(marks, prepend=0):
+                state = _advance(self._model.model, self._model.base_params, state, examples, steps, rate)
+                adapters = state.adapters
                 found = _task_losses(self._model.model, self._model.base_params, adapters, asked)
                 score = self._scores(block, asked, adapters) if scored else np.zeros(len(block))
                 rows.append((np.asarray(found)[: len(block)], score))
@@ -178,6 +230,13 @@ class _Bench:
 
 def _by_task(tasks: Sequence[EvaluationTask], values: np.ndarray) -> dict[str, list[float]]:
     return {task.name: [float(value)] for task, value in zip(tasks, values, strict=True)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(
+    model: T5, params: PyTree, state: refine.Refining, examples: Batch, steps: Array, rate: float
+) -> refine.Refining:
+    return refine.advance(model, params, state, examples, steps=steps, learning_rate=rate)
 
 
 @functools.partial(jax.jit, static_argnums=0)

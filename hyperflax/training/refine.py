@@ -3,11 +3,14 @@
 A generated adapter is a starting point that generalises; some Adam steps on its own support bring the rest
 (HyperTuning, section 5: generated parameters as initialisation). Many tasks are refined at once: the loss is the sum
 over tasks of each task's mean token loss, and Adam works element by element, so every task is refined as if alone.
+
+`refine` is all of it; who looks at the adapters in between takes `start` and, again and again, `advance`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,14 @@ import optax
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import token_loss
 from hyperflax.types import Array, PyTree
+
+
+class Refining(NamedTuple):
+    """What is carried from step to step: adapters and Adam's moments, leaves [task, ...], and losses [task]."""
+
+    adapters: PyTree
+    moments: optax.OptState
+    losses: Array
 
 
 def refine(
@@ -40,6 +51,27 @@ def refine(
     Returns:
       the refined adapters and each task's loss [task] before the last step; infinite after no step.
     """
+    done = advance(model, params, start(adapters), batch, steps=steps, learning_rate=learning_rate)
+    return done.adapters, done.losses
+
+
+def start(adapters: PyTree) -> Refining:
+    """Returns the state before the first step."""
+    tasks = jax.tree.leaves(adapters)[0].shape[0]
+    # Adam's moments are zeros at any rate.
+    return Refining(adapters, optax.adam(0.0).init(adapters), jnp.full(tasks, jnp.inf))
+
+
+def advance(
+    model: T5,
+    params: PyTree,
+    state: Refining,
+    batch: Mapping[str, Array],
+    *,
+    steps: int | Array,
+    learning_rate: float | Array,
+) -> Refining:
+    """Takes `steps` more steps; arguments as of `refine`."""
     optimizer = optax.adam(learning_rate)
 
     def task_loss(adapter: PyTree, example: Mapping[str, Array]) -> Array:
@@ -56,13 +88,9 @@ def refine(
         losses = jax.vmap(task_loss)(adapters, dict(batch))
         return losses.sum(), losses
 
-    def step(_: Array, carry: tuple[PyTree, optax.OptState, Array]) -> tuple[PyTree, optax.OptState, Array]:
-        adapters, state, _ = carry
-        gradients, losses = jax.grad(total_loss, has_aux=True)(adapters)
-        updates, state = optimizer.update(gradients, state)
-        return optax.apply_updates(adapters, updates), state, losses
+    def step(_: Array, state: Refining) -> Refining:
+        gradients, losses = jax.grad(total_loss, has_aux=True)(state.adapters)
+        updates, moments = optimizer.update(gradients, state.moments)
+        return Refining(optax.apply_updates(state.adapters, updates), moments, losses)
 
-    tasks = batch["encoder_input_tokens"].shape[0]
-    start = (adapters, optimizer.init(adapters), jnp.full(tasks, jnp.inf))
-    adapters, _, losses = jax.lax.fori_loop(0, steps, step, start)
-    return adapters, losses
+    return jax.lax.fori_loop(0, steps, step, state)

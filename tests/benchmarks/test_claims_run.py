@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 
@@ -19,7 +20,7 @@ from benchmarks.claims.pictures import write_pictures
 from benchmarks.claims.report import aggregate
 from benchmarks.claims.results import read_results, run
 from benchmarks.claims.training import Workspace, trained_base
-from benchmarks.claims.tuning import lowest, run_tuning, steps_to
+from benchmarks.claims.tuning import descend, run_tuning, steps_to
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.forms import load_base
@@ -28,7 +29,7 @@ from hyperflax.data.examples import InMemorySource
 from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.errors import ConfigError
+from hyperflax.errors import ConfigError, HyperflaxError
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.training.optimizers import adamw
@@ -168,6 +169,8 @@ def test_further_tuning_from_three_starts(workspace: Workspace):
         "tuning_lora", HYPER, SHARED, tasks=3, rate_tasks=1, examples=3,
         train_examples=(2, 4), rates=(1e-3, 1e-2), marks=(0, 2), seeds=(0, 1),
     )  # fmt: skip
+    with pytest.raises(HyperflaxError, match=r"seed 1: expected .*rates.json.* seed 0 .*run that seed first"):
+        run_tuning(tuning, 1, workspace)
     measures, numbers = run_tuning(tuning, 0, workspace)
     tasks = {task for measure in measures.values() for task in measure}
     assert len(tasks) == 3
@@ -178,6 +181,11 @@ def test_further_tuning_from_three_starts(workspace: Workspace):
     for task in tasks:
         assert measures["random_4_loss_2"][task] != measures["random_4_loss_0"][task]
         assert measures["generated_4_steps_to_loss"][task][0] in (0.0, 2.0)
+    # Other seeds tune the same tasks, from other starts, at the rates of the first.
+    others, same = run_tuning(tuning, 1, workspace)
+    assert same == numbers
+    assert {task for measure in others.values() for task in measure} == tasks
+    assert others["generated_4_loss_0"] != measures["generated_4_loss_0"]
 
 
 def test_a_hyperpretrained_hypernetwork_and_a_fine_tuned_t5_run_as_well(workspace: Workspace):
@@ -219,9 +227,26 @@ def test_a_pruned_base_has_the_shape_of_the_deeper_one_and_no_more_layers():
             PrunedBase("toy_2", "toy", SHAPE.replace(num_encoder_layers=2, **change), 1, 2, 12, 12, deeper=BASE)
 
 
-def test_a_rate_that_diverged_is_not_chosen():
-    assert lowest([1.0, 0.5, np.nan]) == 1
-    assert lowest([np.nan, np.inf, 2.0]) == 2
+@pytest.mark.parametrize(
+    ("losses", "best", "known"),
+    [
+        ([4.0, 3.0, 2.0, 1.0, 2.0, 3.0], 3, {2, 3, 4}),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 0, {0, 1, 2, 3, 4}),
+        ([6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 5, {2, 3, 4, 5}),
+        ([1.0, 0.5, np.nan], 1, {0, 1, 2}),  # a rate that diverged is not chosen
+        ([2.0, np.inf, np.nan], 0, {0, 1, 2}),
+        ([3.0], 0, {0}),
+    ],
+)
+def test_rates_are_tried_from_the_middle_outwards(losses, best, known):
+    asked = []
+
+    def loss(at: int) -> float:
+        asked.append(at)
+        return losses[at]
+
+    assert descend([functools.partial(loss, at) for at in range(len(losses))]) == best
+    assert sorted(asked) == sorted(known)  # each once
 
 
 def test_steps_to_a_given_loss():
