@@ -66,7 +66,13 @@ def compare(comparison: Comparison, results: Results, planned: Mapping[str, Sequ
     ]
     missing += _other_bases(results, comparison)
     seeds, tasks, (a, b) = matrix(*sides)
-    row: dict[str, Any] = {"says": comparison.says, "decides": comparison.decides, "published": comparison.published}
+    row: dict[str, Any] = {
+        "says": comparison.says,
+        "decides": comparison.decides,
+        "better": comparison.better,
+        "least": comparison.least,
+        "published": comparison.published,
+    }
     interval = None
     if len(seeds) > 1 and tasks:
         interval = crossed_interval(a - b)

@@ -16,7 +16,7 @@ from benchmarks.claims.comparisons import Claim, Comparison, Side
 from benchmarks.claims.evaluation import figures
 from benchmarks.claims.experiments import Base, Evaluation, Experiment, Hyperpretraining, PrunedBase, Tuning
 from benchmarks.claims.families import Family
-from benchmarks.claims.pictures import write_pictures
+from benchmarks.claims.pictures import is_curve, turned, write_pictures
 from benchmarks.claims.report import aggregate
 from benchmarks.claims.results import read_results, run
 from benchmarks.claims.training import Workspace, trained_base
@@ -162,6 +162,18 @@ def test_the_table_and_the_picture(workspace: Workspace, tmp_path: pathlib.Path)
     (path,) = write_pictures(findings, tmp_path)
     assert path.name == "toy-micro-claim1.png"
     assert path.stat().st_size > 10_000
+
+
+def test_differences_are_drawn_towards_the_claim_in_the_least_that_would_matter():
+    difference = {"low": -1.0, "mean": -0.5, "high": 0.25}
+    assert turned({"better": "lower", "least": 0.5, "difference": difference}) == (-0.5, 1.0, 2.0)
+    assert turned({"better": "higher", "least": 0.25, "difference": difference}) == (-4.0, -2.0, 1.0)
+
+
+def test_a_reference_without_its_variants_is_no_curve():
+    assert not is_curve({"lines": {"LoRA": [[8, 0.15]], "prefix": [[16, 0.1]]}})
+    assert not is_curve({"lines": {}})
+    assert is_curve({"lines": {"LoRA": [[8, 0.15], [32, 0.2]], "prefix": [[16, 0.1]]}})
 
 
 def test_further_tuning_from_three_starts(workspace: Workspace):
