@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import pathlib
@@ -35,7 +36,7 @@ REQUIRED = [
     f"{name} = 'x'"
     for name in (
         *("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "VOCABULARY_FILE"),  # of training
-        *("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "MIXTURE", "INPUTS", "OUTPUTS"),  # of the other two jobs
+        *("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "INPUTS", "OUTPUTS"),  # of the other two jobs
     )
 ]
 TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
@@ -71,15 +72,16 @@ def value_of(macro: str):
 
 
 def without_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is registered until the test ends; what packages announce is, once in a process, so it comes first."""
-    registry.register_modules()
+    """Nothing is registered until the test ends, not even what packages announce and modules bring."""
+    monkeypatch.setattr(registry, "register_modules", lambda modules=(), **_: None)
     monkeypatch.setattr(registry, "_SOURCES", {})
 
 
 def parse(*files: str) -> None:
     gin.clear_config()
     folder = "hyperflax_gin_configs"
-    gin.parse_config_files_and_bindings([f"{folder}/{file}" for file in files], REQUIRED)
+    evaluated = ["MIXTURE_OR_TASK_NAME = 'x'"] if "runs/evaluate.gin" in files else []  # training runs say which
+    gin.parse_config_files_and_bindings([f"{folder}/{file}" for file in files], [*REQUIRED, *evaluated])
 
 
 @pytest.mark.parametrize("run", shipped_runs())
@@ -122,7 +124,8 @@ def test_a_mixture_is_evaluated_by_the_shipped_job(monkeypatch: pytest.MonkeyPat
     without_sources(monkeypatch)
     registry.register_source("two", {"test": lambda _: source}, description="two tasks")
     bindings = [
-        "CHECKPOINT_PATH = 'strings'", "MIXTURE = 'two'", "METRIC = 'exact_match'", f"EVAL_OUTPUT_DIR = '{tmp_path}'",
+        "CHECKPOINT_PATH = 'strings'", "MIXTURE_OR_TASK_NAME = 'two'", "METRIC = 'exact_match'",
+        f"EVAL_OUTPUT_DIR = '{tmp_path}'",
         "hyperflax.evaluate.evaluate.conditions = ['bare', 'generated']", "hyperflax.evaluate.evaluate.examples = 1",
     ]  # fmt: skip
     gin.parse_config_files_and_bindings(["hyperflax_gin_configs/runs/evaluate.gin"], bindings)
@@ -154,6 +157,15 @@ def test_a_run_trains_and_validates_on_these_splits(name: str, monkeypatch: pyte
         gin.get_configurable("hyperflax_test_probe")()
         found.append(loaded.copy())
     assert tuple(found) == LOADED[name]
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_the_modules_that_a_run_names_are_task_modules(name: str) -> None:
+    """That they know the names of `LOADED`, the tests of each have to show: registering reads the data."""
+    parse(f"runs/{name}.gin")
+    modules = re.findall(r"(?:load_source\.module|MIXTURE_OR_TASK_MODULE) = '(.*)'", gin.config_str())
+    assert len(set(modules)) == len({mixture for part in LOADED[name] for mixture, _ in part})
+    assert all(callable(importlib.import_module(module).register) for module in modules)
 
 
 def test_a_later_model_file_changes_the_size_of_a_run() -> None:

@@ -145,8 +145,7 @@ def _import(name: str) -> ModuleType:
 @contextlib.contextmanager
 def standing_in(loader: Loader) -> Iterator[None]:
     """While it is open, `load_source` returns what `loader` does, whatever the name: where only the shapes of batches
-    are
-    of interest, no data need be there."""
+    are of interest, no data need be there."""
     _STAND_IN.append(loader)
     try:
         yield
@@ -158,8 +157,8 @@ def load_source(
     name: str,
     split: str = "train",
     *,
+    module: str | None = None,
     vocabulary: Vocabulary | None = None,
-    modules: Sequence[str] = (),
     cache_dirs: Sequence[pathlib.Path | str] = (),
     seed: int = 0,
 ) -> ExampleSource:
@@ -169,13 +168,14 @@ def load_source(
       name: a token cache's folder or address in a bucket, a registered source, or a seqio Task or Mixture; tried in
         this order.
       split: of it. A folder may be one cache, of this split, or hold one cache a split.
+      module: to register where the name is not known yet, see `register_modules`; T5X's MIXTURE_OR_TASK_MODULE.
       vocabulary: expected; registered sources tokenise with it, the others must have been made with it.
-      modules: to register first, see `register_modules`.
       cache_dirs: folders with caches as `name/split`, looked up before anything else.
       seed: for a seqio Task's preprocessors that draw, see `seqio_source.read_seqio`.
 
     Raises:
       DataError: nothing of that name, no such split, a cache of another one, or another vocabulary.
+      ConfigError: no such module, or one that cannot register: data that it needs is not named.
       MissingExtraError: only seqio may know the name, and it is not installed.
     """
     if _STAND_IN:
@@ -187,7 +187,12 @@ def load_source(
                 if place == folder and (holds := cache.manifest["origin"].get("split", split)) != split:
                     raise DataError(f"{folder}: expected a cache of the split '{split}', it was made of '{holds}'")
                 return _checked(cache, name, vocabulary)
-    register_modules(modules)
+    register_modules()
+    if module and name not in _SOURCES:
+        try:
+            register_modules([module])
+        except ConfigError as error:
+            raise ConfigError(f"'{name}', from module '{module}': {error}") from error
     if entry := _SOURCES.get(name):
         if split not in entry.splits:
             raise DataError(f"source '{name}': expected a split out of {sorted(entry.splits)}, got '{split}'")

@@ -76,6 +76,16 @@ def from_gin(*bindings: str) -> dict[str, ExampleSource]:
     return {split: reference.scoped_configurable_fn() for split, reference in references.items()}
 
 
+def test_a_shipped_run_takes_it_by_t5x_s_names(folder: pathlib.Path) -> None:
+    gin.clear_config()
+    given = ["MODEL_DIR = 'a'", "INITIAL_CHECKPOINT_PATH = 'b'", "MIXTURE_OR_TASK_MODULE = 'my_data'"]
+    vocabulary = ["VOCABULARY = None", "VOCABULARY_FILE = ''"]  # the source's own
+    run = ["hyperflax_gin_configs/runs/p3_hypermodel.gin"]
+    gin.parse_config_files_and_bindings(run, [*given, "MIXTURE_OR_TASK_NAME = 'my_data'", *vocabulary])
+    source = gin.query_parameter("episodes.Episodes.source").scoped_configurable_fn()
+    assert_same(source, registry.load_source("my_data"))
+
+
 def test_the_gin_file(folder: pathlib.Path) -> None:
     assert "my_data" not in registry.sources()
     found = from_gin()

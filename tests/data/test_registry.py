@@ -67,6 +67,14 @@ def test_without_seqio_an_unknown_name_is_answered_with_the_command(monkeypatch:
         registry.load_source("no_such_mixture")
 
 
+def test_a_module_is_registered_where_the_name_is_not_known(upper: str) -> None:
+    assert registry.load_source(upper, module="no_such_module").task_names == ("upper",)
+    with pytest.raises(
+        ConfigError, match=r"'lower', from module 'no_such_module': .* expected an importable"
+    ):
+        registry.load_source("lower", module="no_such_module")
+
+
 def test_modules_are_registered_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "once_tasks.py").write_text("calls = []\ndef register():\n    calls.append(1)\n")
     (tmp_path / "needs_seqio.py").write_text("import tensorflow_text_absent.x\n")
