@@ -69,9 +69,7 @@ def test_without_seqio_an_unknown_name_is_answered_with_the_command(monkeypatch:
 
 def test_a_module_is_registered_where_the_name_is_not_known(upper: str) -> None:
     assert registry.load_source(upper, module="no_such_module").task_names == ("upper",)
-    with pytest.raises(
-        ConfigError, match=r"'lower', from module 'no_such_module': .* expected an importable"
-    ):
+    with pytest.raises(ConfigError, match=r"'lower', from module 'no_such_module': .* expected an importable"):
         registry.load_source("lower", module="no_such_module")
 
 
