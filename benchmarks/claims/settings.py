@@ -16,7 +16,7 @@ from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.types import T5Config
 
 FULL = ("bare", "instruction", "in_context", "generated", "shuffled_support", "refined", "shuffled_support_refined")
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 QUERY_VALUE = ("*/query", "*/value")
 SITES = (
     ("query and value", QUERY_VALUE),
