@@ -13,7 +13,6 @@ there; the last mark where it never is. So 100 for random means that it was best
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -31,10 +30,9 @@ from hyperflax.errors import HyperflaxError
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.metrics import Metric, get_metric
 from hyperflax.evaluation.runner import EvaluationTask
-from hyperflax.files import atomic_file
+from hyperflax.files import read_json, write_json
 from hyperflax.hypermodel import Hypermodel, load
 from hyperflax.models.t5 import T5
-from hyperflax.objectives.token_loss import token_loss
 from hyperflax.training import refine
 from hyperflax.types import Array, Batch, PyTree
 
@@ -52,8 +50,18 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
     Raises:
       HyperflaxError: another seed than the first, whose learning rates it takes, and the first was not run.
     """
-    rates = _rates(tuning, seed, workspace)
-    bench, _, tasks = _bench(tuning, seed, workspace)
+    first = tuning.seeds[0]
+    path = workspace.run(tuning, first) / "rates.json"
+    if seed != first and not path.is_file():
+        raise HyperflaxError(
+            f"{tuning.name}, seed {seed}: expected {path}, the learning rates that seed {first} chooses for all, and "
+            "it is not there: run that seed first"
+        )
+    bench, rate_tasks, tasks = _bench(tuning, seed, workspace)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, _chosen_rates(tuning, bench, rate_tasks))
+    rates = read_json(path)
     measures: Measures = {}
     figures: dict[str, float] = {}
     for count in tuning.train_examples:
@@ -72,25 +80,13 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
     return measures, figures
 
 
-def _rates(tuning: Tuning, seed: int, workspace: Workspace) -> dict[str, float]:
-    """Returns `{START_EXAMPLES_rate: rate}`, from `rates.json` in the tuning's folder, which the first seed writes."""
-    path = workspace.run(tuning, tuning.seeds[0]) / "rates.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    if seed != tuning.seeds[0]:
-        raise HyperflaxError(
-            f"{tuning.name}, seed {seed}: expected {path}, the learning rates that seed {tuning.seeds[0]} chooses for "
-            "all, and it is not there: run that seed first"
-        )
-    bench, tasks, _ = _bench(tuning, seed, workspace)
+def _chosen_rates(tuning: Tuning, bench: _Bench, tasks: Sequence[EvaluationTask]) -> dict[str, float]:
+    """Returns `{START_EXAMPLES_rate: rate}`, the best on some tasks."""
     found = {}
     for count in tuning.train_examples:
         for start in STARTS:
             best = descend([functools.partial(bench.loss, tasks, start, count, rate) for rate in tuning.rates])
             found[tuned(start, count, "rate")] = tuning.rates[best]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
@@ -242,11 +238,4 @@ def _advance(
 @functools.partial(jax.jit, static_argnums=0)
 def _task_losses(model: T5, params: PyTree, adapters: PyTree, examples: Batch) -> Array:
     """Mean token loss of every task, [task]."""
-
-    def one(adapter: PyTree, example: Batch) -> Array:
-        names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-        logits = model.apply({"params": params, "adapters": adapter}, *(example[name] for name in names))
-        loss = token_loss(logits, example["decoder_target_tokens"], example["decoder_loss_weights"])
-        return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
-
-    return jax.vmap(one)(adapters, examples)
+    return jax.vmap(functools.partial(refine.task_loss, model, params))(adapters, examples)

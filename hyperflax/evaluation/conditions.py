@@ -32,8 +32,8 @@ from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.ranking import rank, slices
 from hyperflax.evaluation.runner import Condition, EvaluationTask
 from hyperflax.objectives.generated import adapter_metrics
-from hyperflax.objectives.token_loss import token_loss
 from hyperflax.padding import rounded_up
+from hyperflax.training.refine import task_loss
 from hyperflax.types import PyTree
 
 if TYPE_CHECKING:
@@ -321,13 +321,7 @@ class Conditions:
 
         @jax.jit
         def losses(params: PyTree, adapters: PyTree, examples: dict[str, jax.Array]) -> jax.Array:
-            def one(adapter: PyTree) -> jax.Array:
-                names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-                logits = model.apply({"params": params, "adapters": adapter}, *(examples[name] for name in names))
-                loss = token_loss(logits, examples["decoder_target_tokens"], examples["decoder_loss_weights"])
-                return loss.loss_sum / loss.weight_sum
-
-            return jax.vmap(one)(adapters)
+            return jax.vmap(functools.partial(task_loss, model, params), (0, None))(adapters, examples)
 
         return lambda adapters, examples: losses(
             self.model.base_params, adapters, {name: leaf[0] for name, leaf in examples.items()}

@@ -9,6 +9,7 @@ over tasks of each task's mean token loss, and Adam works element by element, so
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -74,18 +75,8 @@ def advance(
     """Takes `steps` more steps; arguments as of `refine`."""
     optimizer = optax.adam(learning_rate)
 
-    def task_loss(adapter: PyTree, example: Mapping[str, Array]) -> Array:
-        logits = model.apply(
-            {"params": params, "adapters": adapter},
-            example["encoder_input_tokens"],
-            example["decoder_input_tokens"],
-            example["decoder_target_tokens"],
-        )
-        loss = token_loss(logits, example["decoder_target_tokens"], example["decoder_loss_weights"])
-        return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
-
     def total_loss(adapters: PyTree) -> tuple[Array, Array]:
-        losses = jax.vmap(task_loss)(adapters, dict(batch))
+        losses = jax.vmap(functools.partial(task_loss, model, params))(adapters, dict(batch))
         return losses.sum(), losses
 
     def step(_: Array, state: Refining) -> Refining:
@@ -94,3 +85,15 @@ def advance(
         return Refining(optax.apply_updates(state.adapters, updates), moments, losses)
 
     return jax.lax.fori_loop(0, steps, step, state)
+
+
+def task_loss(model: T5, params: PyTree, adapter: PyTree, examples: Mapping[str, Array]) -> Array:
+    """Returns one task's mean token loss with an adapter; `examples` are a batch of `refine` without its task axis."""
+    logits = model.apply(
+        {"params": params, "adapters": adapter},
+        examples["encoder_input_tokens"],
+        examples["decoder_input_tokens"],
+        examples["decoder_target_tokens"],
+    )
+    loss = token_loss(logits, examples["decoder_target_tokens"], examples["decoder_loss_weights"])
+    return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
