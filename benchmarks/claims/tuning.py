@@ -33,6 +33,7 @@ from hyperflax.evaluation.runner import EvaluationTask
 from hyperflax.files import read_json, write_json
 from hyperflax.hypermodel import Hypermodel, load
 from hyperflax.models.t5 import T5
+from hyperflax.objectives.language_model import task_loss
 from hyperflax.training import refine
 from hyperflax.types import Array, Batch, PyTree
 
@@ -238,4 +239,4 @@ def _advance(
 @functools.partial(jax.jit, static_argnums=0)
 def _task_losses(model: T5, params: PyTree, adapters: PyTree, examples: Batch) -> Array:
     """Mean token loss of every task, [task]."""
-    return jax.vmap(functools.partial(refine.task_loss, model, params))(adapters, examples)
+    return jax.vmap(functools.partial(task_loss, model, params))(adapters, examples)

@@ -32,8 +32,8 @@ from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.ranking import rank, slices
 from hyperflax.evaluation.runner import Condition, EvaluationTask
 from hyperflax.objectives.generated import adapter_metrics
+from hyperflax.objectives.language_model import task_loss
 from hyperflax.padding import rounded_up
-from hyperflax.training.refine import task_loss
 from hyperflax.types import PyTree
 
 if TYPE_CHECKING:

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hyperflax.models import flops
+from hyperflax.models.t5 import T5
 from hyperflax.objectives.normalisation import target_weights
 from hyperflax.objectives.protocol import PACKING, SCORED, LossOutput, Metrics, check_batch, scored_metrics
+from hyperflax.objectives.token_loss import token_loss
 from hyperflax.types import Array, Batch, PyTree
 
 
@@ -80,6 +83,13 @@ def apply_t5(model: nn.Module, variables: Mapping[str, PyTree], batch: Mapping[s
         enable_dropout=rng is not None,
         rngs=None if rng is None else {"dropout": rng},
     )
+
+
+def task_loss(model: T5, params: PyTree, adapter: PyTree, examples: Mapping[str, Array]) -> Array:
+    """Returns the mean token loss, a scalar, of one task's examples [example, length] with its adapter."""
+    logits = apply_t5(model, {"params": params, "adapters": adapter}, examples, None)
+    loss = token_loss(logits, examples["decoder_target_tokens"], target_weights(examples))
+    return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
 
 
 def axes_of(boxed: PyTree) -> PyTree:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from hyperflax.models.t5 import T5
-from hyperflax.objectives.token_loss import token_loss
+from hyperflax.objectives.language_model import task_loss
 from hyperflax.types import Array, PyTree
 
 
@@ -85,15 +85,3 @@ def advance(
         return Refining(optax.apply_updates(state.adapters, updates), moments, losses)
 
     return jax.lax.fori_loop(0, steps, step, state)
-
-
-def task_loss(model: T5, params: PyTree, adapter: PyTree, examples: Mapping[str, Array]) -> Array:
-    """Returns one task's mean token loss with an adapter; `examples` are a batch of `refine` without its task axis."""
-    logits = model.apply(
-        {"params": params, "adapters": adapter},
-        examples["encoder_input_tokens"],
-        examples["decoder_input_tokens"],
-        examples["decoder_target_tokens"],
-    )
-    loss = token_loss(logits, examples["decoder_target_tokens"], examples["decoder_loss_weights"])
-    return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
