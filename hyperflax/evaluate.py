@@ -22,6 +22,7 @@ from hyperflax import configs
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
+from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, SUPPORT_FREE, Conditions
@@ -263,11 +264,12 @@ def evaluate_suite(
             progress=progress,
             processes=processes,
         )
+    config["inputs_cut"] = _cut(runs, episodes.inputs_length)
     report = suite_report(
         suite,
         tables,
-        run_info({**config, "inputs_cut": _cut(runs, episodes.inputs_length)}, seconds=time.monotonic() - began),
-        missing=_missing(suite, runs, config, episodes.shots),
+        run_info(config, seconds=time.monotonic() - began),
+        missing=_missing(suite, runs, config, episodes),
         checked_against=list(trained_on or {}),
     )
     if processes.first:
@@ -297,13 +299,21 @@ def _digest(source: ExampleSource) -> str:
     return hashlib.sha256(tasks.encode()).hexdigest()[:16]
 
 
-def _missing(suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], shots: int) -> list[str]:
+def _missing(
+    suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], episodes: EpisodeConfig
+) -> list[str]:
     """What this evaluation lacks of the suite's own, one line each."""
+    shots = episodes.shots
     lines = [f"only {config[name]} {name} were asked for" for name in ("tasks", "examples") if config[name] is not None]
     if suite.shots not in (None, shots):
         lines.append(f"{shots} shots, the suite shows {suite.shots}")
     if config["support"] != suite.support:
         lines.append(f"the support is taken from {config['support']}, the suite's from {suite.support}")
+    if episodes.inputs_length < suite.inputs_length and not config["inputs_cut"].startswith("0 "):
+        lines.append(
+            f"{config['inputs_cut']} inputs are cut to {episodes.inputs_length} tokens, the suite has "
+            f"{suite.inputs_length}"
+        )
     supports = [len(tokens.support) for held_out in runs.values() for tokens in held_out.tokens.values()]
     if short := sum(size < shots for size in supports):
         lines.append(

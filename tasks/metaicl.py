@@ -44,6 +44,7 @@ _LOG = logging.getLogger("hyperflax.tasks")
 
 ROOT_VARIABLE = "HYPERFLAX_METAICL"
 K = 16
+INPUTS_LENGTH = 256  # tokens of an example, `max_length_per_example` of the official commands
 SEEDS = (100, 13, 21, 42, 87)
 TRAIN_FILE = "16384_100_train"  # of a training task, in the official layout
 CLASSIFICATION, MULTI_CHOICE = "classification", "multi-choice"
@@ -248,6 +249,7 @@ def suite(setting: str, root: pathlib.Path | str | None = None) -> Suite:
         metric="accuracy",
         support="positives",
         shots=K,
+        inputs_length=INPUTS_LENGTH,
         ranked="mean",
         category_metrics={CLASSIFICATION: "macro_f1"},
         mixed=True,

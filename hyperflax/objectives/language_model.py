@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hyperflax.models import flops
@@ -88,8 +87,7 @@ def apply_t5(model: nn.Module, variables: Mapping[str, PyTree], batch: Mapping[s
 def task_loss(model: T5, params: PyTree, adapter: PyTree, examples: Mapping[str, Array]) -> Array:
     """Returns the mean token loss, a scalar, of one task's examples [example, length] with its adapter."""
     logits = apply_t5(model, {"params": params, "adapters": adapter}, examples, None)
-    loss = token_loss(logits, examples["decoder_target_tokens"], target_weights(examples))
-    return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
+    return token_loss(logits, examples["decoder_target_tokens"], target_weights(examples)).mean
 
 
 def axes_of(boxed: PyTree) -> PyTree:

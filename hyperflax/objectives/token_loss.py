@@ -5,13 +5,14 @@ T5's loss (Raffel et al. 2020, section 3.1.2; the z-loss is Mesh TensorFlow's) w
     loss = H(q, softmax(logits)) - H(q) + z_loss * log(Z)^2        per token, then weighted and summed
 
 where q is the smoothed target and Z the softmax's normaliser. The entropy constant H(q) is subtracted so that a perfect
-prediction costs nothing. Nothing is averaged here: sums of several batches or devices add up, means do not.
+prediction costs nothing. Sums of several batches or devices add up, means do not, so sums are returned; `mean` is that
+of one batch alone.
 
 Neither the one-hot target nor the log-softmax is ever stored: the backward pass rebuilds the softmax from the logits
 and one number per token, in a single elementwise sweep.
 
->>> out = token_loss(logits, targets, weights, z_loss=1e-4)
->>> mean_loss = out.loss_sum / out.weight_sum
+>>> token_loss(logits, targets, weights, z_loss=1e-4).mean
+Array(2.3, dtype=float32)
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class TokenLoss(NamedTuple):
     loss_sum: Array
     z_loss_sum: Array
     weight_sum: Array
+
+    @property
+    def mean(self) -> Array:
+        """The loss a token, 0 where no token counts; leaves may have leading axes, as after a vmap."""
+        return self.loss_sum / jnp.where(self.weight_sum > 0, self.weight_sum, 1.0)
 
 
 def token_loss(

@@ -215,23 +215,20 @@ class Trials:
         return trees.map_with_path(lambda path, leaf: jnp.float32(prompting == leaves[path]), raw)
 
     def _loss(self, raw: PyTree, params: PyTree, batch: Mapping[str, Array], key: Array) -> Array:
-        loss = self._losses(self._training_model, raw, params, batch, key)[0]
-        return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
+        return self._losses(self._training_model, raw, params, batch, key)[0].mean
 
     def _score_one(self, raw: PyTree, params: PyTree, data: Mapping[str, Array]) -> tuple[Array, Array]:
         loss, logits = self._losses(self._model, raw, params, data, None)
         right = correct_tokens(logits, data["decoder_target_tokens"]) | (data["decoder_loss_weights"] == 0)
-        return jnp.all(right, axis=-1), loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
+        return jnp.all(right, axis=-1), loss.mean
 
     def _gains_one(self, raw, params, data, objective):
         def total(raw: PyTree) -> Array:
-            loss = self._losses(self._model, raw, params, objective, None)[0]
-            return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
+            return self._losses(self._model, raw, params, objective, None)[0].mean
 
         def each(raw: PyTree) -> Array:
             logits = self._losses(self._model, raw, params, data, None)[1]
-            loss = jax.vmap(token_loss)(logits, data["decoder_target_tokens"], data["decoder_loss_weights"])
-            return loss.loss_sum / jnp.maximum(loss.weight_sum, 1.0)
+            return jax.vmap(token_loss)(logits, data["decoder_target_tokens"], data["decoder_loss_weights"]).mean
 
         # The derivative of every loss in the direction of the objective's gradient. The model has rules for reverse
         # mode alone, so it is the transpose of reverse mode: no example's gradient is ever formed.

@@ -274,6 +274,23 @@ def test_supports_that_repeat_are_told(tmp_path: pathlib.Path) -> None:
         assert found == ([told] if told else [])
 
 
+@pytest.mark.parametrize(
+    ("official", "told"), [(64, ["1 of 4 inputs are cut to 16 tokens, the suite has 64"]), (16, [])]
+)
+def test_inputs_that_are_cut_shorter_than_the_suite_cuts_them_are_told(
+    tmp_path: pathlib.Path, official: int, told: list[str]
+) -> None:
+    """With their end of sequence, 16 tokens fit."""
+    shown = [Example(tokenise(f"p{i}", Bytes()), tokenise(str(i), Bytes())) for i in range(2)]
+    rows = {"one": [(text, "0", ["0", "1"]) for text in ("a" * 15, "b" * 16, "c", "d")]}
+    source = choice_source(rows, one=TaskInfo(positives=tuple(shown)))
+    sources = {"held_out": lambda vocabulary: source}
+    suite = Suite("toy", sources, "tasks", 1, "accuracy", "positives", ranked="sum", inputs_length=official)
+    report = evaluate_suite(model=hypermodel(), suite=suite, out=str(tmp_path), conditions=["bare"], progress=False)
+    assert report["suite"]["missing"] == told
+    assert report["suite"]["complete"] is not bool(told)
+
+
 def test_a_shared_adapter_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path) -> None:
     model = hypermodel()
     adapter = model.adapt([("a", "0"), ("b", "1")])

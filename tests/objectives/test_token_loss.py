@@ -53,6 +53,18 @@ def test_equals_naive_formula(z_loss, label_smoothing):
     np.testing.assert_allclose(out, naive(logits, targets, weights, z_loss, label_smoothing), rtol=1e-5)
 
 
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 0.0], [0.25, 0.0, 0.5]])
+def test_mean_is_the_weighted_one_over_tokens(weights):
+    rng = np.random.default_rng(1)
+    logits, targets = rng.normal(0, 2, (4, 3, 11)), rng.integers(0, 11, (4, 3))
+    weights = np.array([weights, weights, weights, [0.0] * 3])
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    expected = [*np.average(losses[:3], axis=-1, weights=weights[:3]), 0.0]  # the last row has no token that counts
+    found = jax.vmap(token_loss)(jnp.asarray(logits), jnp.asarray(targets), jnp.asarray(weights)).mean
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_perfect_prediction_costs_nothing_under_smoothing():
     q = np.full(10, 0.1 / 9)
     q[3] = 0.9
