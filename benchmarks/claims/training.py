@@ -47,6 +47,7 @@ from hyperflax.training.schedules import warmup_cosine
 
 EVALUATIONS = 10  # of the validation loss, in a run
 LOGGED = 600  # rows of the training loss, in a run, at most twice as many: spikes are looked for in them
+NEIGHBOUR_HEADS = 3.0  # of a base from scratch; see `hyperflax.train.PlainT5`
 VALIDATION_SEED = 1_000_003  # episodes that no run trains on
 
 
@@ -84,7 +85,7 @@ def trained_base(base: Base, workspace: Workspace) -> pathlib.Path:
 
     def job() -> dict[str, Any]:
         pruned = str(_pruned(base, workspace, folder / "start")) if isinstance(base, PrunedBase) else None
-        heads = 0.0 if pruned else family.neighbour_heads
+        heads = 0.0 if pruned else NEIGHBOUR_HEADS
         return {
             "model": PlainT5(base.shape, family.vocabulary(), initial_checkpoint=pruned, neighbour_heads=heads),
             "batches": family.base_batches(base),
