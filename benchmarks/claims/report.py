@@ -18,6 +18,10 @@ from benchmarks.claims.results import Results
 from benchmarks.claims.verdicts import Verdict, combine, crossed_interval, judge
 
 DIGITS = 4
+MARKS = (
+    "Published figures: [P] read in the paper, [2] in a paper or review that quotes it, [M] remembered, not checked. "
+    "TAGI: Liao et al. 2024."
+)
 
 Values = dict[int, dict[str, float]]  # {seed: {task: value}}; a figure has the one task ""
 
@@ -117,7 +121,7 @@ def markdown(findings: Iterable[Mapping[str, Any]]) -> str:
     Comparisons in parentheses stand beside the claim and decide nothing.
     """
     findings = list(findings)
-    lines = ["# Verdicts", "", "| claim | family | scale | verdict | by | the papers |", "|---|---|---|---|---|---|"]
+    lines = ["# Verdicts", "", MARKS, "", "| claim | family | scale | verdict | by | the papers |", "|---|---|---|---|---|---|"]
     for found in findings:
         for claim in found["claims"]:
             lines.append(
