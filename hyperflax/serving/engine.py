@@ -199,7 +199,7 @@ class Engine:
         beam: Beam = BEAM,
         max_length: int | None = None,
     ) -> DecodeResult:
-        """Decodes a batch by beam search; leaves [input, ...]. Raises as `submit` does."""
+        """Decodes a batch by beam search; leaves [input, ...]. Raises as `submit` does, and what `fetch` raises."""
         tokens, adapters = self._batch(sources, keys)
         length = self.config.max_length if max_length is None else max_length
         settings = {"max_length": length, "method": beam, "eos_id": self.config.eos_id}
@@ -222,6 +222,9 @@ class Engine:
         tokens = np.zeros((rows, width), np.int32)
         for row, source in zip(tokens, sources, strict=False):
             row[: len(source)] = source
+        if self.fetch is not None:
+            for key in dict.fromkeys(key for key in keys if key is not None):
+                self.fetch(key)
         slots = self.pool.slots_of([*keys, *[None] * (rows - len(keys))])
         return jnp.asarray(tokens), jax.tree.map(lambda leaf: leaf[slots], self.pool.leaves)
 

@@ -329,10 +329,10 @@ class Service:
     # In the engine's thread
 
     def _run(self) -> None:
+        ending = False
         try:
             self.engine.compile()
             self._compiled = True
-            ending = False
             while True:
                 # With nothing to decode it sleeps until somebody asks.
                 while not self._inbox.empty() or (self.engine.idle and not ending):
@@ -350,8 +350,11 @@ class Service:
             self.failure = error
             for call in self._calls:
                 call.tell(Closing("the service has failed"))
-            while (task := self._inbox.get()) is not None:
-                task()  # callers who asked meanwhile: `_begin` refuses them
+            while not (ending and self._inbox.empty()):
+                if (task := self._inbox.get()) is None:
+                    ending = True
+                else:
+                    task()  # callers who asked meanwhile: `_begin` refuses them
 
     def _begin(self, call: _Call, tokens: list[list[int]], adapter: str | None, options: dict[str, Any]) -> None:
         self._calls.append(call)  # before all else: should the engine fail here, its caller is told as well

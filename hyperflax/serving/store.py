@@ -30,7 +30,7 @@ from hyperflax import configs
 from hyperflax.checkpoints.artefacts import ADAPTER_FILES, Adapter, Count, load_adapter, save_adapter
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.errors import AdapterError, CheckpointError
-from hyperflax.files import atomic_directory, fsync, read_bytes, read_schema, write_json
+from hyperflax.files import atomic_directory, fsync, local_folder, read_bytes, read_schema, write_json
 
 FORMAT, VERSION = "hyperflax-made", 1
 ID = re.compile(r"[0-9a-f]{32}")
@@ -77,7 +77,7 @@ class AdapterStore:
     """Adapters by id in one folder, which is made if it is not there."""
 
     def __init__(self, folder: pathlib.Path | str):
-        self.folder = pathlib.Path(folder)
+        self.folder = local_folder(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         # What a service that was killed has left. Deleting is for anybody to finish; what is not whole yet may be
         # another service's work, but not for a day.

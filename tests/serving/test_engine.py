@@ -312,6 +312,26 @@ def test_an_adapter_is_fetched_when_its_row_is_free() -> None:
             check(request, seed)
 
 
+def test_beams_and_options_fetch_their_adapters() -> None:
+    def fetch(key: Hashable) -> None:
+        if key == "broken":
+            raise OSError("no such disk")
+        if key not in served.pool:
+            served.add(key, *adapter("lora", int(str(key))))
+
+    served = Engine(MODEL, params(), LORA, SIZES, fetch)
+    keys: list[Hashable | None] = [None, "1", "2", "1"]
+    sources = [source(length, length) for length in (3, 5, 6, 4)]
+    options = np.random.default_rng(0).integers(2, 60, (4, 2, 4)).astype(np.int32)
+    scores = served.score(sources, keys, options)
+    for number, (tokens, key) in enumerate(zip(sources, keys, strict=True)):
+        tree = None if key is None else adapter("lora", int(str(key)))[0]
+        own = score_options(MODEL, params(), tokens[None], options[number][None], tree)
+        np.testing.assert_allclose(scores[number], own[0], rtol=1e-4)
+    with pytest.raises(OSError, match="no such disk"):
+        served.search(sources[:1], ["broken"], Beam(num_decodes=2), max_length=2)
+
+
 def test_beams_and_options_of_a_mixed_batch() -> None:
     served = everybody()
     keys: list[Hashable | None] = [None, "several", "soft prompt"]

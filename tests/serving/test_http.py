@@ -483,6 +483,32 @@ def test_an_end_waits_no_longer_than_it_may(tmp_path: pathlib.Path, monkeypatch:
     asyncio.run(run())
 
 
+def test_an_engine_that_breaks_at_the_end_ends(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call to end is taken already, and no other will come."""
+
+    async def run() -> None:
+        async with served(tmp_path) as (service, http):
+            ended = threading.Event()
+
+            def turn() -> None:
+                ended.wait()
+                raise RuntimeError("device lost")
+
+            monkeypatch.setattr(service.engine, "turn", turn)
+            asked = asyncio.ensure_future(http.post("/v1/predictions", json={"inputs": INPUTS}))
+            while not service.waiting:
+                await asyncio.sleep(0)
+            ending = asyncio.ensure_future(asyncio.to_thread(service.stop, 60))
+            while not service._closing:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.2)
+            ended.set()
+            assert await ending
+            assert (await asked).status_code == 503
+
+    asyncio.run(run())
+
+
 def test_a_broken_engine_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with served(tmp_path) as (service, http):

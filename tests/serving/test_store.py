@@ -185,3 +185,8 @@ def test_damage_is_named(tmp_path: pathlib.Path) -> None:
         file.write_text(text.replace(old, new, 1))
         with pytest.raises(CheckpointError, match=told):
             store.about(KEY)
+
+
+def test_a_store_is_in_no_bucket() -> None:
+    with pytest.raises(CheckpointError, match="gs://bucket/adapters: this is not written to a bucket"):
+        AdapterStore("gs://bucket/adapters")
