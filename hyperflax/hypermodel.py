@@ -59,6 +59,7 @@ HYPERNETWORKS: Mapping[str, tuple[type, type]] = {
     "HART": (HARTConfig, HART),
 }
 REFINE_LEARNING_RATE = 1e-3
+REFINED_TOKENS = 1 << 15  # of all tasks' examples that are refined at once, or else one task
 TRAINING_TASKS = "training_tasks"  # in a model's provenance: hashes of their names, see evaluation/contamination.py
 ROWS = 64  # rows decoded at once
 _LOG = logging.getLogger("hyperflax")
@@ -294,6 +295,7 @@ class Hypermodel:
         *,
         method: Method | None = None,
         max_length: int | None = None,
+        rng: Array | None = None,
     ) -> list[str]:
         """Runs the T5 on texts, with an adapter or bare.
 
@@ -302,13 +304,14 @@ class Hypermodel:
           adapter: made for this base model; None runs the bare model.
           method: how to decode; greedy by default.
           max_length: most tokens of a prediction; by default what the model was trained for.
+          rng: key of the draws, for `Sample`.
 
         Raises:
           DataError: one text instead of several, or an input that is too long; names its number.
           AdapterError: the adapter belongs to another base model.
-          ConfigError: a model with context before its inputs.
+          ConfigError: a model with context before its inputs; `Sample` without a key.
         """
-        return list(self.answers(inputs, adapter, method=method, max_length=max_length))
+        return list(self.answers(inputs, adapter, method=method, max_length=max_length, rng=rng))
 
     def answers(
         self,
@@ -318,11 +321,12 @@ class Hypermodel:
         names: Sequence[str] | None = None,
         method: Method | None = None,
         max_length: int | None = None,
+        rng: Array | None = None,
     ) -> Iterator[str]:
         """Yields what `predict` returns as batches are done; all inputs are looked at before the first is decoded.
 
         Args:
-          inputs, adapter, method, max_length: see `predict`.
+          inputs, adapter, method, max_length, rng: see `predict`.
           names: what to call the inputs in an error; by default their numbers.
 
         Raises (when the first answer is asked for):
@@ -346,7 +350,8 @@ class Hypermodel:
         for start in range(0, len(tokens), ROWS):
             rows = tokens[start : start + ROWS]
             padded = np.pad(rows, ((0, rounded_up(len(rows)) - len(rows)), (0, 0)))
-            out = self.decode(padded[None], tree, method=method, max_length=max_length)[0]
+            key = None if rng is None else jax.random.fold_in(rng, start)
+            out = self.decode(padded[None], tree, method=method, max_length=max_length, rng=key)[0]
             yield from (vocabulary.decode(row.tolist()) for row in out[: len(rows)])
 
     # Arrays in, arrays out
@@ -424,8 +429,18 @@ class Hypermodel:
         self, adapters: PyTree, examples: Mapping[str, Any], steps: int, learning_rate: float = REFINE_LEARNING_RATE
     ) -> tuple[PyTree, np.ndarray]:
         """Returns the adapters after `steps` Adam steps on `examples` [task, example, length], and each task's loss
-        [task] before the last of them."""
-        return self._refine(self.base_params, adapters, dict(examples), steps, learning_rate)
+        [task] before the last of them. Of many long examples, few tasks are refined at once."""
+        tasks = len(examples["encoder_input_tokens"])
+        tokens = sum(np.size(leaf) for name, leaf in examples.items() if name.endswith("input_tokens"))
+        blocks = min(tasks, -(-tokens // REFINED_TOKENS))
+        size = -(-tasks // blocks)
+        parts = []
+        for start in range(0, tasks, size):
+            rows = np.arange(start, start + size) % tasks  # the last block is filled up with tasks from the front
+            taken = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (adapters, dict(examples)))
+            part = self._refine(self.base_params, *taken, steps, learning_rate)
+            parts.append(jax.tree.map(lambda leaf, start=start: leaf[: tasks - start], part))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if blocks > 1 else parts[0]
 
     def decode(
         self,
@@ -434,11 +449,12 @@ class Hypermodel:
         *,
         method: Method | None = None,
         max_length: int | None = None,
+        rng: Array | None = None,
     ) -> np.ndarray:
         """Returns tokens [task, example, length] for encoder inputs [task, example, length]; best decode of each."""
         length = max_length or self.config.episodes.targets_length
         return np.asarray(
-            self._decode(self.base_params, inputs, adapters, method=method or Greedy(), max_length=length)
+            self._decode(self.base_params, inputs, adapters, rng, method=method or Greedy(), max_length=length)
         )
 
     @functools.cached_property
@@ -477,8 +493,8 @@ class Hypermodel:
     @functools.cached_property
     def _decode(self):
         @functools.partial(jax.jit, static_argnames=("method", "max_length"))
-        def run(params, inputs, adapters, *, method, max_length):
-            out = decode(self.model, params, inputs, adapters=adapters, method=method, max_length=max_length)
+        def run(params, inputs, adapters, rng, *, method, max_length):
+            out = decode(self.model, params, inputs, adapters=adapters, rng=rng, method=method, max_length=max_length)
             return out.tokens
 
         return run

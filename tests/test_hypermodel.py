@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 import hyperflax
+from hyperflax import hypermodel as module
 from hyperflax import trees
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
@@ -26,6 +27,7 @@ from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.models.decoding import Sample
 from hyperflax.training import refine
 from hyperflax.types import T5Config
 
@@ -115,6 +117,38 @@ def test_refining_in_parts_is_refining_at_once(model: Hypermodel) -> None:
     refined, losses = model.refine(adapters, examples, 4, 1e-2)
     assert same(state.adapters, refined)
     assert np.array_equal(state.losses, losses)
+
+
+def test_many_long_examples_are_refined_a_few_tasks_at_once(model: Hypermodel, monkeypatch: pytest.MonkeyPatch) -> None:
+    supports = [[(a, b), ("q", "r"), ("s", "t")] for a, b in zip("abcde", "vwxyz", strict=True)]
+    tokens = np.stack([model.episode(support, [])["support_tokens"] for support in supports])
+    adapters, examples = model.generate({"support_tokens": tokens}), own_examples(model, supports)
+    together, losses = model.refine(adapters, examples, 3, 1e-2)
+    length = examples["encoder_input_tokens"].shape[2] + examples["decoder_input_tokens"].shape[2]
+    for at_once in (2, 1):
+        monkeypatch.setattr(module, "REFINED_TOKENS", at_once * examples["encoder_input_tokens"].shape[1] * length)
+        sizes = []
+
+        def watched(params, adapters, examples, *given, whole=model._refine, sizes=sizes):
+            sizes.append(len(examples["encoder_input_tokens"]))
+            return whole(params, adapters, examples, *given)
+
+        with monkeypatch.context() as patch:
+            patch.setitem(vars(model), "_refine", watched)
+            found, found_losses = model.refine(adapters, examples, 3, 1e-2)
+        assert set(sizes) == {at_once}
+        np.testing.assert_allclose(found_losses, losses, rtol=1e-5)
+        for path, leaf in trees.flatten(found).items():
+            np.testing.assert_allclose(leaf, trees.flatten(together)[path], rtol=2e-3, atol=2e-4)
+
+
+def test_sampling_takes_a_key(model: Hypermodel) -> None:
+    inputs = ["a", "b", "c"]
+    drawn = [model.predict(inputs, method=Sample(), max_length=4, rng=jax.random.key(seed)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    with pytest.raises(ConfigError, match="Sample needs a key"):
+        model.predict(inputs, method=Sample())
 
 
 def test_tasks_refined_together_are_refined_alone(model: Hypermodel) -> None:

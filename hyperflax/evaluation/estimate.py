@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Advice = Literal["use", "refine", "give more examples", "fine-tune"]
 
+CONTEXT = 1024  # tokens of examples in a base model's input: attention over more of them would need gigabytes
 FOLDS = 8  # so many adapters are made at most, whatever the number of examples
 GOOD = 0.75  # a score that one can work with
 MANY = 16  # examples from which fine-tuning promises more than a few further examples
@@ -140,7 +141,7 @@ def estimate(
     Args:
       model: the hypermodel.
       examples: (input, target) pairs, at least two.
-      definition, supports: as in `Hypermodel.adapt`.
+      definition, supports: as in `Hypermodel.adapt`. In context stand as many of the rest as fit `CONTEXT` tokens.
       metric: how a prediction is scored against its target.
       refine_steps: of the condition `refined`; 0, for an adapter that is not refined, shows what `REFINE_STEPS` give.
       seed: of the mismatched pairs.
@@ -155,7 +156,13 @@ def estimate(
     parts = deal(range(len(pairs)), min(len(pairs), FOLDS))
     folds = _folds(model, pairs, pairs, parts, definition)
     options: dict[str, Any] = {"refine_steps": refine_steps, "supports": min(supports, len(pairs) - len(parts[0]))}
-    conditions = Conditions(model, folds, **options).pick("bare", "in_context", "generated", "refined")
+    runnable = Conditions(model, folds, **options)
+    few = Conditions(model, _folds(model, pairs, pairs, parts, definition, most=CONTEXT))
+    conditions = {
+        **runnable.pick("bare"),
+        **few.pick("in_context"),
+        **runnable.pick("generated", "refined"),
+    }
     answers = {name: condition(folds.tasks) for name, condition in conditions.items()}
     if len(pairs) > 2:
         mismatched = _folds(model, pairs, _mismatch(pairs, seed), parts, definition, cut=True)
@@ -184,10 +191,12 @@ def _folds(
     parts: Sequence[Sequence[int]],
     definition: str | None,
     cut: bool = False,
+    most: int | None = None,
 ) -> HeldOut:
     """One evaluation task for each part: it is asked, and the rest of `shown` is the support.
 
-    With `cut`, targets are cut to what a row of the support leaves them: pairs that fit may not fit mixed.
+    With `cut`, targets are cut to what a row of the support leaves them: pairs that fit may not fit mixed. `most` is
+    how many tokens the support may have in all; the first example stays.
     """
     vocabulary = model.config.vocabulary
     info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else TaskInfo()
@@ -202,6 +211,9 @@ def _folds(
         )
         if cut:
             shown_tokens = tuple(e._replace(targets=e.targets[: max(room - len(e.inputs), 0)]) for e in shown_tokens)
+        if most is not None:
+            sizes = np.cumsum([len(e.inputs) + len(e.targets) for e in shown_tokens])
+            shown_tokens = shown_tokens[: max(1, int(np.searchsorted(sizes, most, side="right")))]
         given[name] = TaskTokens(shown_tokens, asked_tokens, info)
         inputs, references = tuple(x for x, _ in asked), tuple((y,) for _, y in asked)
         tasks.append(EvaluationTask(name, inputs, references, support=tuple(support), instruction=definition or ""))

@@ -35,7 +35,7 @@ from hyperflax.adapters.kinds import kind_of
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
 from hyperflax.models.t5 import T5
-from hyperflax.objectives.token_loss import correct_tokens, token_loss
+from hyperflax.objectives.token_loss import TokenLoss, correct_tokens, token_loss
 from hyperflax.padding import rounded_up
 from hyperflax.training.adafactor import scale_by_adafactor
 from hyperflax.types import Array, PyTree
@@ -44,6 +44,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 CLIP_NORM = 1.0
 PROMPT = "soft_prompt"
+ROWS = 1024  # runs x examples that are scored at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,8 @@ class Trials:
     def score(self, raw: PyTree, data: Mapping[str, Array]) -> tuple[np.ndarray, np.ndarray]:
         """Scores raw adapters [run, ...] on examples; the last row of `data`, padding, is left out.
 
-        Rows are padded to one of few numbers, so that data sets of other sizes share what is compiled.
+        Rows are padded to one of few numbers, so that data sets of other sizes share what is compiled, and many of them
+        are scored in blocks, so that their number does not decide whether they fit into memory.
 
         Returns:
           whether greedy decoding gives an example's target, bool [run, example]; the loss per token, in nats, [run].
@@ -161,11 +163,19 @@ class Trials:
         No decoding is needed: greedy decoding gives the target exactly if every token of it is the most likely one
         after the tokens before it.
         """
-        examples = len(data["encoder_input_tokens"][0]) - 1
-        more = [(0, 0), (0, rounded_up(examples) - examples), (0, 0)]
+        runs, rows = data["encoder_input_tokens"].shape[:2]
+        examples = rows - 1
+        block = min(rounded_up(examples), max(1, ROWS // runs))
+        more = [(0, 0), (0, -examples % block), (0, 0)]
         padded = {name: np.pad(np.asarray(array)[:, :-1], more[: array.ndim]) for name, array in data.items()}
-        exact, loss = self._score(raw, self.params, padded)
-        return np.asarray(exact)[:, :examples], np.asarray(loss)
+        exact, losses = [], []
+        for at in range(0, examples, block):
+            part = {name: array[:, at : at + block] for name, array in padded.items()}
+            right, loss = jax.device_get(self._score(raw, self.params, part))
+            exact.append(right)
+            losses.append(loss)
+        loss = jax.tree.map(lambda *parts: sum(parts), *losses)
+        return np.concatenate(exact, axis=1)[:, :examples], np.asarray(loss.mean)
 
     def gains(self, raw: PyTree, data: Mapping[str, Array], objective: Mapping[str, Array]) -> np.ndarray:
         """Returns the inner product of each example's gradient and the objective's, [example], without dropout.
@@ -217,10 +227,10 @@ class Trials:
     def _loss(self, raw: PyTree, params: PyTree, batch: Mapping[str, Array], key: Array) -> Array:
         return self._losses(self._training_model, raw, params, batch, key)[0].mean
 
-    def _score_one(self, raw: PyTree, params: PyTree, data: Mapping[str, Array]) -> tuple[Array, Array]:
+    def _score_one(self, raw: PyTree, params: PyTree, data: Mapping[str, Array]) -> tuple[Array, TokenLoss]:
         loss, logits = self._losses(self._model, raw, params, data, None)
         right = correct_tokens(logits, data["decoder_target_tokens"]) | (data["decoder_loss_weights"] == 0)
-        return jnp.all(right, axis=-1), loss.mean
+        return jnp.all(right, axis=-1), loss
 
     def _gains_one(self, raw, params, data, objective):
         def total(raw: PyTree) -> Array:

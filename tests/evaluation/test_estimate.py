@@ -34,6 +34,22 @@ def test_with_many_examples_a_part_is_left_out_at_a_time(monkeypatch: pytest.Mon
     assert found.predictions["generated"][3:] == model.predict(["cd", "gh"], model.adapt(PAIRS[::2]))
 
 
+def test_in_context_stand_as_many_of_the_rest_as_fit() -> None:
+    model, parts = hypermodel(), [[0], [3]]
+    folds = module._folds(model, PAIRS, PAIRS, parts, None, most=9)  # four tokens each
+    shown = [[model.config.vocabulary.decode(e.inputs) for e in tokens.support] for tokens in folds.tokens.values()]
+    assert shown == [["cd", "ef"], ["ab", "cd"]]
+    folds = module._folds(model, PAIRS, PAIRS, parts, None, most=1)
+    assert [len(tokens.support) for tokens in folds.tokens.values()] == [1, 1]
+
+
+def test_in_context_alone_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = estimate(hypermodel(), PAIRS, refine_steps=1).predictions
+    monkeypatch.setattr(module, "CONTEXT", 1)
+    found = estimate(hypermodel(), PAIRS, refine_steps=1).predictions
+    assert [name for name in whole if found[name] != whole[name]] == ["in_context"]
+
+
 def test_scores_are_those_of_the_predictions() -> None:
     found = estimate(hypermodel(), [("a", "b"), ("c", "d")], metric="rouge_1", refine_steps=1)
     assert "mismatched" not in found.scores, "two examples leave one, and one has no other's target"

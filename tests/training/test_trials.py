@@ -16,6 +16,7 @@ from hyperflax.errors import ConfigError
 from hyperflax.models.decoding import decode
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import token_loss
+from hyperflax.training import trials as module
 from hyperflax.training.information_gain import informative
 from hyperflax.training.trials import Hyper, Recipe, Trials, epoch_rows, learning_rate
 from hyperflax.types import T5Config
@@ -183,6 +184,17 @@ def test_padding_to_a_number_of_rows_that_others_share_changes_no_score(model):
     assert exact.shape == (1, 5)
     raw = jax.tree.map(lambda leaf: leaf[0], starts(SPEC, 1))
     np.testing.assert_allclose(loss[0], mean_loss(model, raw, examples), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 6])
+def test_scores_in_blocks_are_those_at_once(model, monkeypatch, rows):
+    trials, (a, b) = Trials(*model, Recipe(SPEC)), (data(7), data(7, seed=1))
+    both = starts(SPEC, 2)
+    exact, loss = trials.score(both, stacked(a, b))
+    monkeypatch.setattr(module, "ROWS", rows)
+    in_blocks, loss_in_blocks = trials.score(both, stacked(a, b))
+    np.testing.assert_array_equal(in_blocks, exact)
+    np.testing.assert_allclose(loss_in_blocks, loss, rtol=1e-6)
 
 
 def mean_loss(model, raw, examples):
