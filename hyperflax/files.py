@@ -1,7 +1,8 @@
 """Writing files so that an interruption leaves nothing that looks complete, and reading json that nobody vouches for.
 
 A file or directory is written under a temporary name beside its final one, flushed to the disk, and renamed. A reader
-sees the old content, the new one, or none. What a killed process leaves behind is called `.NAME.tmp-PID-RANDOM`.
+sees the old content, the new one, or none. What a killed process leaves behind is called `.NAME.tmp-PID-RANDOM`, or
+`.NAME.old-PID-RANDOM` where it was about to take the place of a directory that this was.
 
 All of it takes the address of a bucket as well, where nothing can be renamed: a file is written on this machine and put
 there as one object, a directory likewise, file by file, and last the one without which nobody takes it for whole.
@@ -189,11 +190,23 @@ def require_directory_place(
       in_bucket: whether this kind is written to buckets, having a `marker`.
     """
     final = locate(path)
-    if isinstance(final, BucketPath) and not in_bucket:
-        raise _local_only(final)
+    if not in_bucket:
+        final = local_folder(final)
     _require_free(final, overwrite, owned)
     if isinstance(final, pathlib.Path):
         _require_writable(final)
+
+
+def local_folder(path: BucketPath | os.PathLike[str] | str) -> pathlib.Path:
+    """Returns a folder that is read and renamed in as it grows, which no bucket can be.
+
+    Raises:
+      CheckpointError: an address.
+    """
+    found = locate(str(path))
+    if isinstance(found, BucketPath):
+        raise _local_only(found)
+    return found
 
 
 def _require_no_directory(path: pathlib.Path) -> None:
@@ -243,12 +256,12 @@ def _move_into_place(temporary: pathlib.Path, final: pathlib.Path) -> None:
         os.rename(temporary, final)  # over an empty directory, rename is atomic as well
         return
     old = _beside(final, "old")
-    os.rename(final, old)
     try:
+        os.rename(final, old)
         os.rename(temporary, final)
-    except OSError:
-        os.rename(old, final)
-        raise
+    finally:  # however it was left, by Ctrl-C as well
+        if not final.exists():
+            os.rename(old, final)
     shutil.rmtree(old, ignore_errors=True)
 
 

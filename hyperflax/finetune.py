@@ -39,7 +39,7 @@ from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
-from hyperflax.files import read_json, write_json
+from hyperflax.files import local_folder, read_json, write_json
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.hypernets.table import Table
 from hyperflax.locks import alone_in
@@ -93,7 +93,7 @@ def finetune(
     """
     if isinstance(init, str) and init not in (GENERATED, RANDOM):
         raise ConfigError(f"finetune.init: expected '{GENERATED}', '{RANDOM}' or an adapter, got '{init}'")
-    settings, folder = settings or FineTuning(), pathlib.Path(out)
+    settings, folder = settings or FineTuning(), local_folder(out)
     spec = build_spec(tuple(kinds), model.config.base)
     lines, held = read_lines(examples), None if validation is None else read_lines(validation)
     if held is None:
@@ -148,13 +148,13 @@ def generate(model: Hypermodel, lines: Sequence[Line]) -> Adapter | None:
 
     None if every example is longer than a row of its support.
     """
-    shown, shots = readable(model, lines), model.config.episodes.shots
+    shown, shots = readable(model, lines), max(1, model.config.episodes.shots)
     return model.adapt(shown[: SUPPORTS * shots], supports=supports_for(len(shown), shots)) if shown else None
 
 
 def supports_for(examples: int, shots: int) -> int:
-    """Returns in how many supports of `shots` the hypernetwork reads so many examples."""
-    return min(SUPPORTS, math.ceil(examples / shots))
+    """Returns in how many supports of `shots` the hypernetwork reads so many examples; 0 shots count as one."""
+    return min(SUPPORTS, math.ceil(examples / max(1, shots)))
 
 
 def readable(model: Hypermodel, lines: Sequence[Line]) -> list[tuple[str, str]]:

@@ -135,6 +135,36 @@ def test_asking_for_a_place_leaves_no_trace(tmp_path, monkeypatch):
     assert names(tmp_path) == ["empty", "file"]
 
 
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_interrupt_between_two_renames(tmp_path, monkeypatch, after):
+    """Ctrl-C just after a rename: the old content is there, or the new one."""
+    with files.atomic_directory(tmp_path / "folder") as temporary:
+        write_two(temporary, "old")
+    real, renames = os.rename, 0
+
+    def rename(*args):
+        nonlocal renames
+        real(*args)
+        renames += 1
+        if renames == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", rename)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        files.atomic_directory(tmp_path / "folder", overwrite=True, owned=("one", "two")) as temporary,
+    ):
+        write_two(temporary, "new")
+    assert set(content(tmp_path / "folder").values()) == {"old" if after == 1 else "new"}
+    assert [name for name in names(tmp_path) if ".tmp-" in name] == []
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run"])
+def test_a_folder_that_grows_is_in_no_bucket(place):
+    with pytest.raises(CheckpointError, match=r"bucket/run: this is not written to a bucket; write it to a local"):
+        files.local_folder(place)
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_full_disk_at_any_moment(tmp_path, monkeypatch, existing):
     """Every flush and every rename fails once: the old content stays, or the new one is complete."""

@@ -9,6 +9,7 @@ import os
 from hyperflax.cli.models import add_model_argument
 from hyperflax.cli.tune import WHOLE, add_start_arguments, bench_of, parse_shard
 from hyperflax.errors import ConfigError
+from hyperflax.files import local_folder
 
 DESCRIPTION = """Run many fine-tuning pipelines on many data sets and record scores and seconds.
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     shard = parse_shard(arguments.shard)
     data = [datasets.read(path) for path in arguments.data]
     names = ("structures", "variants", "solo", "seed")
-    given = {name: getattr(arguments, name) for name in names} | {"out": os.path.abspath(arguments.out)}
+    given = {name: getattr(arguments, name) for name in names} | {"out": str(local_folder(arguments.out).absolute())}
     if arguments.workers is None:
         if arguments.ray_address is not None:
             raise ConfigError("--ray_address: expected --workers beside it, got none")

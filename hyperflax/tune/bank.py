@@ -29,12 +29,12 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.tensors import load_tree, save_tree
-from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import atomic_directory
+from hyperflax.errors import CheckpointError, ConfigError, DataError
+from hyperflax.files import atomic_directory, local_folder
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group
-from hyperflax.tuner.datasets import DataSet
+from hyperflax.tuner.datasets import DataSet, check_distinct
 from hyperflax.tuner.pipeline import Pipeline, default_pipeline
 from hyperflax.tuner.sources import fit_map, rank, varying
 
@@ -61,12 +61,17 @@ def build(
 
     Raises:
       ConfigError: a name that is no plain folder name.
+      DataError: two sources of one name or content, or a source that is there already with other examples.
     """
-    pipeline, out = pipeline or default_pipeline(), pathlib.Path(out)
+    check_distinct(datasets)
+    pipeline, out = pipeline or default_pipeline(), local_folder(out)
     for data in tqdm(datasets, unit="source", disable=not progress):
         if pathlib.PurePath(data.name).name != data.name or data.name.startswith("."):
             raise ConfigError(f"bank: expected a plain folder name, got '{data.name}'")
         if (out / data.name).is_dir():
+            there = load_adapter(out / data.name).metadata.provenance.get("dataset_hash")
+            if there != data.hash:
+                raise DataError(f"{out / data.name}: expected the source of data set {data.hash}, found {there}'s")
             continue
         group = Group(bench, data, [pipeline], [seed])
         group.finish()

@@ -26,14 +26,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.errors import ConfigError
 from hyperflax.evaluation.contamination import check_names
 from hyperflax.evaluation.runner import EvaluationTask
+from hyperflax.files import local_folder
 from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group, row
 from hyperflax.tuner import table
-from hyperflax.tuner.datasets import DataSet
+from hyperflax.tuner.datasets import DataSet, check_distinct
 from hyperflax.tuner.pipeline import TUNE, Pipeline
 from hyperflax.tuner.space import PipelineSpace
 
@@ -110,7 +111,7 @@ class Collection:
         check_unseen(bench.model, datasets)
         for data in datasets:
             bench.check(data)
-        self.bench, self.datasets, self.out = bench, list(datasets), pathlib.Path(out)
+        self.bench, self.datasets, self.out = bench, list(datasets), local_folder(out)
         self.variants, self.solo, self.seed = variants, solo, seed
         self.structures = bench.space.sample(structures, seed)
 
@@ -184,12 +185,7 @@ def check_unseen(model: Hypermodel, datasets: Sequence[DataSet]) -> None:
     Raises:
       DataError: names the data sets.
     """
-    for key in ("name", "hash"):
-        seen: dict[str, str] = {}
-        for data in datasets:
-            if (value := getattr(data, key)) in seen:
-                raise DataError(f"data sets: '{seen[value]}' and '{data.name}' have the same {key}")
-            seen[value] = data.name
+    check_distinct(datasets)
     tasks = [EvaluationTask(data.task, (), ()) for data in datasets if data.task]
     trained = model.parts.provenance.get(TRAINING_TASKS, ())
     check_names(f"the hypermodel '{model.parts.name}' was trained on and", trained, tasks)

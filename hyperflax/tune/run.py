@@ -28,6 +28,7 @@ import numpy as np
 
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.files import local_folder
 from hyperflax.locks import alone_in
 from hyperflax.tune import record as records
 from hyperflax.tune import report as reports
@@ -120,6 +121,7 @@ def run(
     """
     if not budget > 0:
         raise ConfigError(f"budget: expected a positive number of seconds, got {budget}")
+    out = local_folder(out)
     bench.check(data)
     if recommender is not None:
         recommender.check_model(bench.model.parts.id)
@@ -143,7 +145,7 @@ def run(
             surrogate = recommender.on(encode(pool), bench.facts(data).meta)
             begun = dataclasses.replace(begun, expected=whole_runs(surrogate, len(pool)))
             optimiser = GreyBox(surrogate, mode)
-        session = Session(bench, data, pathlib.Path(out), begun)
+        session = Session(bench, data, out, begun)
         while session.record.elapsed < budget or not session.record.history.observations:
             trial = optimiser.choose(session.record.history)
             chosen = time.perf_counter()

@@ -25,12 +25,12 @@ from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter, s
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import atomic_directory
+from hyperflax.files import atomic_directory, local_folder
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.training.finetuning import LEARNING_RATE, LEARNING_RATES
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group
-from hyperflax.tuner.datasets import SPLITS, DataSet
+from hyperflax.tuner.datasets import SPLITS, DataSet, check_distinct
 from hyperflax.tuner.pipeline import FIDELITIES, Pipeline, default_pipeline
 from hyperflax.tuner.space import KINDS, WITH_PROMPT
 
@@ -62,8 +62,10 @@ def build(
 
     Raises:
       ConfigError: an unknown kind, or another number of epochs.
+      DataError: two sources of one name or content.
     """
-    out, data = pathlib.Path(out), pool(sources)
+    check_distinct(sources)
+    out, data = local_folder(out), pool(sources)
     for kind in kinds:
         bench.space.check(pipeline_of(kind, epochs))
     provenance = {"sources": {source.name: source.hash for source in sources}}

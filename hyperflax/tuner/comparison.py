@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.intervals import bootstrap_mean
-from hyperflax.files import read_json, write_json
+from hyperflax.files import local_folder, read_json, write_json
 from hyperflax.tuner.optimisers import GreyBox, Only, Optimiser, RandomSearch, SuccessiveHalving
 from hyperflax.tuner.packages import DEHB, SMAC
 from hyperflax.tuner.recommender import Recommender
@@ -115,10 +115,11 @@ def compare(
         raise ConfigError(f"compare: expected a positive budget and at least 1 seed, got {budget}, {seeds}")
     if not 0 <= shard[0] < shard[1]:
         raise ConfigError(f"compare: expected a shard (i, n) with i < n, got {shard}")
+    out = local_folder(out)
     groups = sorted({recorded.groups[number] for number in recorded.dataset.tolist()})
     settings = json.dumps([sorted(optimisers), budget, list(shares), None if solo is None else solo.tolist()])
     files = {
-        (group, number): pathlib.Path(out) / "plays" / f"{_digest(recorded, settings, group, number)}.json"
+        (group, number): out / "plays" / f"{_digest(recorded, settings, group, number)}.json"
         for number in range(seed, seed + seeds)
         # Another group is first with every seed, so that no shard gets the largest one every time.
         for group in np.roll(groups, number).tolist()

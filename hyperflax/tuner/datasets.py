@@ -178,6 +178,16 @@ def check(data: DataSet) -> DataSet:
     return data
 
 
+def check_distinct(datasets: Sequence[DataSet]) -> None:
+    """Raises DataError where two data sets have one name, or one content."""
+    for key in ("name", "hash"):
+        seen: dict[str, str] = {}
+        for data in datasets:
+            if (value := getattr(data, key)) in seen:
+                raise DataError(f"data sets: '{seen[value]}' and '{data.name}' have the same {key}")
+            seen[value] = data.name
+
+
 def _shortened(limit: int, texts: Iterable[np.ndarray]) -> int:
     """The limit, or half or a quarter of it, rounded up, if that holds the longest text and its end."""
     longest = max(map(len, texts)) + 1

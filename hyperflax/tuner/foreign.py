@@ -145,6 +145,10 @@ def _recorded(
     datasets = tuple(sorted(set(names)))
     columns, pipelines = _encode(config)
     features, values = _meta(meta, datasets, where)
+    if len({row.tobytes() for row in values}) < len(datasets):
+        # Surrogates take rows of equal meta-features for one data set.
+        features = (*features, DATASET)
+        values = np.concatenate([values, np.arange(len(datasets), dtype=np.float32)[:, None]], axis=1)
     return Recorded(
         datasets=datasets,
         groups=datasets,
@@ -200,11 +204,17 @@ def _meta(
     by_name = {row[key]: row for row in rows} if len(rows) > 1 or len(datasets) > 1 else {datasets[0]: rows[0]}
     if missing := [name for name in datasets if name not in by_name]:
         raise DataError(f"{where}/meta.csv: expected a row for data set '{missing[0]}', found none")
-    features = tuple(name for name in rows[0] if name not in (key, "") and _as_number(rows[0][name]) is not None)
+    features = tuple(name for name in rows[0] if name != key and _all_numbers(row[name] for row in rows))
     values = [[_as_number(by_name[name][feature]) for feature in features] for name in datasets]
     return features, np.array([[np.nan if x is None else x for x in row] for row in values], np.float32).reshape(
         len(datasets), len(features)
     )
+
+
+def _all_numbers(cells: Iterable[str]) -> bool:
+    """Whether all cells but the empty ones hold a number, and one does."""
+    given = [cell for cell in cells if cell.strip()]
+    return bool(given) and all(_as_number(cell) is not None for cell in given)
 
 
 def _table(path: pathlib.Path) -> list[dict[str, str]]:

@@ -103,8 +103,12 @@ class Recommender:
           model: id of the hypermodel that all runs are of, if they are one's. seed: of all that is random.
 
         Raises:
-          DataError: no run with solo timings.
+          DataError: no run with solo timings, or data sets of equal meta-features, by which they are told apart.
         """
+        known: dict[bytes, str] = {}
+        for name, row in zip(recorded.datasets, recorded.meta, strict=True):
+            if (other := known.setdefault(row.tobytes(), name)) != name:
+                raise DataError(f"recorded runs: data sets '{other}' and '{name}' have equal meta-features")
         performance, cost = performance or DeepKernelGP(), cost or MLPCost()
         queries, scores, _ = every_part(recorded)
         timed = recorded if solo is None else recorded.rows(np.flatnonzero(solo))

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import hyperflax
+from hyperflax import trees
 from hyperflax.adapters import KINDS, Full, LoRA, ParallelMLP, Prefix, SoftPrompt, build_spec, merge
 from hyperflax.checkpoints.artefacts import Adapter, load_adapter, save_adapter
 from hyperflax.cli.finetune import choose_kinds, load_start
 from hyperflax.cli.main import main
 from hyperflax.data.finetuning import hold_out
-from hyperflax.data.jsonl import read_lines
+from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.finetune import finetune, generate
 from hyperflax.hypermodel import Hypermodel
@@ -150,6 +151,25 @@ def test_what_cannot_be_is_refused_before_anything_is_written(model, task, tmp_p
     (tmp_path / "full" / "mine.txt").write_text("x")
     with pytest.raises(CheckpointError, match="expected nothing, an empty folder or a run of finetune"):
         finetune(model=model, examples=task, out=tmp_path / "full", kinds=(LORA,), progress=False)
+    with pytest.raises(CheckpointError, match="gs://bucket/run: this is not written to a bucket"):
+        finetune(model=model, examples=task, out="gs://bucket/run", kinds=(LORA,), progress=False)
+
+
+def test_a_model_that_is_shown_no_examples_generates_from_them_all_the_same(model):
+    """One after the other, as a model of one shot does."""
+    episodes = model.config.episodes
+    lines = [Line(f"a:{number}", letter, letter.upper()) for number, letter in enumerate("abc")]
+    told = [
+        Hypermodel(
+            dataclasses.replace(model.config, episodes=episodes.replace(shots=shots)),
+            model.parts.base,
+            model.parts.hypernetwork_params,
+        )
+        for shots in (0, 1)
+    ]
+    none, one = (trees.flatten(generate(other, lines).tree) for other in told)
+    for path, leaf in none.items():
+        np.testing.assert_allclose(leaf, one[path], rtol=1e-5, atol=1e-6)
 
 
 def test_the_command(model, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from hyperflax.checkpoints.tensors import save_tree
 from hyperflax.data.jsonl import Line
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.tune.bank import MAP, Bank, answers, build, embed
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group
@@ -39,6 +39,18 @@ def test_a_bank_is_read_as_it_was_made_and_made_once(model, folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     build(Bench(model), [data_set("first"), data_set("second", 1)], folder, pipeline=SHORT, progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_source_is_never_another_one_of_its_name(model, folder, tmp_path):
+    """Neither one given beside it nor one that stood there before."""
+    first, other = data_set("first"), data_set("first", 1)
+    with pytest.raises(DataError, match="'first' and 'first' have the same name"):
+        build(Bench(model), [first, other], tmp_path, pipeline=SHORT, progress=False)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="gs://bucket/bank: this is not written to a bucket"):
+        build(Bench(model), [first], "gs://bucket/bank", pipeline=SHORT, progress=False)
+    with pytest.raises(DataError, match=f"first: expected the source of data set {other.hash}, found {first.hash}'s"):
+        build(Bench(model), [other], folder, pipeline=SHORT, progress=False)
 
 
 def test_embeddings_are_means_over_real_tokens_and_maps_bring_them_closer(model, folder):

@@ -195,6 +195,8 @@ def test_other_arguments_and_foreign_folders_are_refused(bench, unbroken, tmp_pa
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="found something else"):
         tune(bench, tmp_path)
+    with pytest.raises(CheckpointError, match="gs://bucket/run: this is not written to a bucket"):
+        tune(bench, "gs://bucket/run")
 
 
 def test_another_optimiser_or_tuner_is_another_run(bench, unbroken, learnt, tmp_path):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from hyperflax.checkpoints.artefacts import load_adapter
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection
 from hyperflax.tune.shared import Shared, build, pipeline_of, pool
@@ -47,6 +47,14 @@ def test_every_source_gives_equally_many_examples():
     assert made.validation == (*long.validation[:3], *short.validation)
     with pytest.raises(ConfigError, match="expected at least one source, got none"):
         pool([])
+
+
+def test_sources_of_one_name_or_content_are_refused(model, tmp_path):
+    for sources, key in (([data_set("a"), data_set("a", 1)], "name"), ([data_set("a"), data_set("b")], "hash")):
+        with pytest.raises(DataError, match=f"have the same {key}"):
+            build(Bench(model), sources, tmp_path, kinds=("lora",), epochs=4, progress=False)
+    with pytest.raises(CheckpointError, match="gs://bucket/shared: this is not written to a bucket"):
+        build(Bench(model), [data_set("a")], "gs://bucket/shared", kinds=("lora",), progress=False)
 
 
 def test_every_kind_has_a_pipeline_that_its_space_takes(model):

@@ -17,7 +17,7 @@ from hyperflax.tuner.foreign import peft_comparison, quick_tune, scaling_law
 from hyperflax.tuner.optimisers import Only, RandomSearch
 from hyperflax.tuner.packages import DEHB, SMAC
 from hyperflax.tuner.pipeline import FIDELITIES, default_pipeline
-from hyperflax.tuner.recommender import best_pipelines, every_part
+from hyperflax.tuner.recommender import Recommender, best_pipelines, every_part
 from hyperflax.tuner.recorded import Recorded, from_runs
 from hyperflax.tuner.replay import play, regrets
 from hyperflax.tuner.table import write
@@ -159,6 +159,27 @@ def test_quick_tunes_folder(folder):
     np.testing.assert_allclose(read.cost[:, 0], [10, 20, 30])
     assert read.features == ("num_classes",)
     np.testing.assert_allclose(read.meta, [[10], [2]])
+
+
+@pytest.mark.parametrize("rows", [["a,,10", "b,5,20"], ["b,5,20", "a,,10"]])
+def test_an_unknown_meta_feature_is_unknown_in_any_row(folder, rows):
+    (folder / "meta.csv").write_text("\n".join(["dataset,classes,n", *rows, ""]))
+    read = quick_tune(folder)
+    assert read.features == ("classes", "n")
+    np.testing.assert_array_equal(read.meta, np.array([[np.nan, 10], [5, 20]], np.float32))
+
+
+@pytest.mark.parametrize("meta", [None, "dataset,n\na,3\nb,3\n"])
+def test_data_sets_that_nothing_tells_apart_are_not_one(folder, meta):
+    (folder / "meta.csv").unlink()
+    if meta:
+        (folder / "meta.csv").write_text(meta)
+    read = quick_tune(folder)
+    assert read.features[-1] == "dataset"
+    np.testing.assert_array_equal(every_part(read)[0].tasks[:8], [0, 0, 0, 0, 0, 1, 1, 1])
+    alike = dataclasses.replace(read, meta=np.zeros_like(read.meta))
+    with pytest.raises(DataError, match="data sets 'a' and 'b' have equal meta-features"):
+        Recommender.fit(alike)
 
 
 @pytest.mark.parametrize(
