@@ -41,7 +41,7 @@ from hyperflax.checkpoints.t5_directory import load_t5
 from hyperflax.checkpoints.t5x import look_at_t5x_state, read_t5x_checkpoint, read_t5x_state
 from hyperflax.checkpoints.t5x_index import find_checkpoint
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
-from hyperflax.checkpoints.zarr import dtype_of
+from hyperflax.checkpoints.zarr import floating_dtype
 from hyperflax.data import vocabularies
 from hyperflax.errors import CheckpointError
 from hyperflax.files import fetched
@@ -172,10 +172,7 @@ def read_model(
             params, config = parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder))
             vocabulary = vocabularies.from_json(parts.vocabulary, local)
         if dtype is not None:
-            target = dtype_of(dtype)
-            if target is None or target.kind in "iub":
-                raise CheckpointError(f"{folder}: dtype: expected a floating dtype such as 'float32', got {dtype!r}")
-            _cast(params, target)
+            _cast(params, floating_dtype(dtype, folder))
         return Model(form, params, config, files=vocabulary_files(vocabulary))
 
 

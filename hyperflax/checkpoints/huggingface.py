@@ -31,7 +31,7 @@ from hyperflax.checkpoints.hf_config import from_hf, to_hf
 from hyperflax.checkpoints.hf_names import HEAD, SHARED, Weight, weights
 from hyperflax.checkpoints.safetensors_files import OpenTensors, Tensor, open_tensors, write_tensors
 from hyperflax.checkpoints.shapes import check_shapes
-from hyperflax.checkpoints.zarr import dtype_of
+from hyperflax.checkpoints.zarr import floating_dtype
 from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_directory, read_json, write_json
 from hyperflax.models.stacking import unstack_layers
@@ -85,7 +85,7 @@ def read_huggingface(
         every missing, unexpected and wrongly shaped one is listed.
     """
     folder = locate(path)
-    target = None if dtype is None else dtype_of(dtype)
+    target = None if dtype is None else floating_dtype(dtype, path)
     config = read_config(folder)
     with contextlib.ExitStack() as stack:
         where = _locate(folder, stack)
@@ -131,7 +131,7 @@ def write_huggingface(
     """
     check_shapes(params, config, where=f"{directory}: parameters")
     flat = trees.flatten(unstack_layers(params, config) if config.scan_layers else params)
-    target = None if dtype is None else dtype_of(dtype)
+    target = None if dtype is None else floating_dtype(dtype, directory)
     tensors = [_tensor(weight, flat[weight.path], target, progress) for weight in weights(config)]
     document = to_hf(config, dtype=_common_dtype(tensors))
     shards = _shards(tensors, shard_bytes)

@@ -40,7 +40,8 @@ MODEL_VERSION = 1
 _JSON, _BASE, _HYPERNETWORK = "hypermodel.json", "base.safetensors", "hypernetwork.safetensors"
 _OWN = (_JSON, _BASE, _HYPERNETWORK)
 
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+# A vocabulary's file keeps its name, whatever it is, but for what would lead to another folder or hide it.
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]{0,127}\Z")]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 

@@ -26,7 +26,7 @@ from hyperflax import trees
 from hyperflax.buckets import Location, kvstore, locate
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.lazy import LazyArray
-from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, chunk_size, dtype_of, read_arrays, unreadable
+from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, chunk_size, floating_dtype, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
 from hyperflax.files import atomic_directory, read_json
 from hyperflax.types import PyTree
@@ -80,7 +80,7 @@ def read_orbax(
     Raises:
       CheckpointError: no such checkpoint, or a damaged or hostile one; names the directory and the leaf.
     """
-    return _read(_found(path, step), "target", None if dtype is None else dtype_of(dtype), progress)
+    return _read(_found(path, step), "target", None if dtype is None else floating_dtype(dtype, path), progress)
 
 
 def read_orbax_state(
@@ -120,7 +120,7 @@ def write_orbax(
 
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
-    target = None if dtype is None else dtype_of(dtype)
+    target = None if dtype is None else floating_dtype(dtype, directory)
 
     slots = {path: _lazy(path, value, None) for path, value in trees.flatten(state or {}).items() if path != "step"}
     tree = {

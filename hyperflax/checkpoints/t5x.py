@@ -19,7 +19,7 @@ import numpy as np
 from hyperflax import trees
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.t5x_index import Stored, T5XIndex, read_index
-from hyperflax.checkpoints.zarr import ZarrArray, dtype_of, inspect_array, read_arrays
+from hyperflax.checkpoints.zarr import ZarrArray, floating_dtype, inspect_array, is_floating, read_arrays
 from hyperflax.errors import CheckpointError
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -48,9 +48,7 @@ def read_t5x_checkpoint(
     Raises:
       CheckpointError: no such checkpoint, or a damaged, incomplete or hostile one; names the file and the leaf.
     """
-    target = None if dtype is None else dtype_of(str(dtype))
-    if dtype is not None and (target is None or not _is_floating(target)):
-        raise CheckpointError(f"{path}: dtype: expected a floating dtype such as 'float32', got {dtype!r}")
+    target = None if dtype is None else floating_dtype(dtype, path)
     return trees.unflatten(_read(read_index(path, step), ("target",), target, progress))
 
 
@@ -132,10 +130,6 @@ def as_asked(index: T5XIndex, where: str, array: np.ndarray, target: np.dtype | 
         if index.version >= 3:
             raise CheckpointError(f"{index.file}: leaf '{where}': expected a floating dtype, got uint16")
         array = array.view(_BFLOAT16)
-    if target is None or target == array.dtype or not _is_floating(array.dtype):
+    if target is None or target == array.dtype or not is_floating(array.dtype):
         return array
     return array.astype(target)
-
-
-def _is_floating(dtype: np.dtype) -> bool:
-    return dtype.kind == "f" or dtype == _BFLOAT16

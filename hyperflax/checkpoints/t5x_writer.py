@@ -21,7 +21,7 @@ import numpy as np
 from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.t5x_index import NEWEST_VERSION
-from hyperflax.checkpoints.zarr import chunk_size, dtype_of, in_flight_bytes
+from hyperflax.checkpoints.zarr import chunk_size, floating_dtype, in_flight_bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_directory
 from hyperflax.types import PyTree
@@ -58,7 +58,7 @@ def write_t5x_checkpoint(
     """
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
-    target = None if dtype is None else dtype_of(dtype)
+    target = None if dtype is None else floating_dtype(dtype, directory)
     slots = {path: leaf for path, leaf in trees.flatten(state or {}).items() if path != "step"}
     name, flat = f"checkpoint_{step}", trees.flatten(params)
     total = sum(getattr(leaf, "nbytes", 0) for leaf in (*flat.values(), *slots.values()))

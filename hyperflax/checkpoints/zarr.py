@@ -200,6 +200,19 @@ def dtype_of(name: Any) -> np.dtype | None:
     return dtype.newbyteorder("=") if dtype.kind in "biuf" and dtype.itemsize <= 8 else None
 
 
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether numbers of this dtype are weights, and not counts; bfloat16 is no kind of numpy's own."""
+    return dtype.kind == "f" or dtype == np.dtype(ml_dtypes.bfloat16)
+
+
+def floating_dtype(name: Any, where: object) -> np.dtype:
+    """Returns the dtype that weights are to be cast to. Raises CheckpointError for a name of no floating dtype."""
+    dtype = dtype_of(str(name))
+    if dtype is None or not is_floating(dtype):
+        raise CheckpointError(f"{where}: dtype: expected a floating dtype such as 'float32', got {name!r}")
+    return dtype
+
+
 def spec_of(array: ZarrArray) -> dict[str, Any]:
     """Returns TensorStore's name of an array; a missing chunk is an error, not zeros."""
     return {

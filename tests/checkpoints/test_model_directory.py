@@ -92,6 +92,19 @@ def test_overwriting_takes_the_old_files_away_but_nobody_elses(saved):
     load_model_directory(saved)
 
 
+@pytest.mark.parametrize("name", ["my vocab.model", "_spm.model", "vocabulaire-é.model"])
+def test_a_vocabulary_keeps_its_files_name(tmp_path, name):
+    save_model_directory(tmp_path / "model", model_parts(files={name: b"x"}))
+    assert load_model_directory(tmp_path / "model").files == {name: b"x"}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", ".hidden", "", "a\nb", "C:x"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
+    with pytest.raises(CheckpointError, match="files"):
+        save_model_directory(tmp_path / "model", model_parts(files={name: b"x"}))
+    assert not (tmp_path / "model").exists()
+
+
 def test_saving_what_could_not_be_loaded(tmp_path):
     flat = trees.flatten(base())
     del flat["encoder/encoder_norm/scale"]

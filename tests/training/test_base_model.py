@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.checkpoints.forms import Model, load_base, write_model
+from hyperflax.checkpoints.forms import Model, load_base, read_model, write_model
 from hyperflax.checkpoints.shapes import expected_shapes
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.vocabularies import Bytes
@@ -32,6 +32,13 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     for form in ("huggingface", "t5x", "orbax"):
         write_model(folder / form, Model("t5", params, SHAPE), form)
     return {name: folder / name for name in ("t5", "huggingface", "t5x", "orbax")}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int32", "float33"])
+@pytest.mark.parametrize("form", ["t5", "huggingface", "t5x", "orbax"])
+def test_weights_are_cast_to_fractions_alone(form: str, dtype: str, stored) -> None:
+    with pytest.raises(CheckpointError, match=f"dtype: expected a floating dtype such as 'float32', got '{dtype}'"):
+        read_model(stored[form], dtype=dtype)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
