@@ -45,7 +45,7 @@ def _stream(root: pathlib.Path, split: str, vocabulary: Vocabulary) -> Iterator[
         raise DataError(f"{root}: expected *.jsonl shards of documents, found none")
     nothing, info, number = tokenise("", vocabulary), TaskInfo(), 0
     for shard in shards:
-        with open(shard, encoding="utf-8") as lines:
+        with open(shard, "rb") as lines:
             for line, row in read_rows(lines, str(shard)):
                 number += 1
                 if not isinstance(row.get("text"), str):

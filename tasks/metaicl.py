@@ -124,7 +124,7 @@ def read_file(path: pathlib.Path | str) -> list[TaskExample]:
       DataError: an absent or empty file, a broken line or one whose output is none of its options (with its number).
     """
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, "rb") as lines:
             examples = [_example(row, f"{path}:{number}") for number, row in read_rows(lines, str(path))]
     except OSError as error:
         raise DataError(f"{path}: expected a file of MetaICL examples, cannot read it ({error.strerror})") from error

@@ -192,7 +192,7 @@ def read_file(path: pathlib.Path | str, *, choices: bool) -> Iterator[PromptExam
       DataError: an absent file, an empty one, or a broken line (with its number).
     """
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, "rb") as lines:
             number = 0
             for number, row in read_rows(lines, str(path)):
                 yield _example(row, f"{path}:{number}", choices)

@@ -6,11 +6,11 @@
 ```
 
 `input` and `target` are required in examples, `input` alone in inputs for prediction. `task` (several tasks in one
-file), `definition`, `references` (further accepted answers) and `options` (answer choices) are optional; other keys are
-left alone.
+file), `definition` (on the task's first line, the others may repeat it), `references` (further accepted answers) and
+`options` (answer choices) are optional; other keys are left alone.
 
 >>> import io
->>> list(read_rows(io.StringIO('{"input": "a", "target": "b"}'), name="mine.jsonl"))
+>>> list(read_rows(io.BytesIO(b'{"input": "a", "target": "b"}'), name="mine.jsonl"))
 [(1, {'input': 'a', 'target': 'b'})]
 """
 
@@ -43,15 +43,16 @@ class Input(NamedTuple):
     input: str
 
 
-def read_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object) of every line that is not blank.
 
     Raises:
-      DataError: a line that is no JSON object, named `file:line`.
+      DataError: a line that is no JSON object, or no UTF-8, named `file:line`.
     """
     number = 0
     try:
-        for number, line in enumerate(lines, start=1):
+        for number, raw in enumerate(lines, start=1):  # bytes: text would be decoded ahead, many lines at once
+            line = raw.decode("utf-8")
             if not line.strip():
                 continue
             try:
@@ -64,7 +65,7 @@ def read_rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, 
                 raise DataError(f"{name}:{number}: expected a JSON object, got {type(row).__name__}")
             yield number, row
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}:{number + 1}: expected UTF-8 text ({error})") from error
+        raise DataError(f"{name}:{number}: expected UTF-8 text ({error})") from error
 
 
 def read_examples(path: pathlib.Path | str) -> list[tuple[str, str]]:
@@ -98,6 +99,7 @@ def read_inputs(path: pathlib.Path | str) -> list[Input]:
 
 def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
     """The tokenised examples of files; a line without `task` belongs to the task named as its file (without suffix)."""
+    definitions: dict[str, str] = {}
     for path in paths:
         for at, row in _rows_of(path):
             task = _text(row, "task", at) if "task" in row else pathlib.Path(path).stem
@@ -110,6 +112,12 @@ def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) ->
                 references if not references or target in references else (target, *references),
             )
             definition = _text(row, "definition", at) if "definition" in row else ""
+            first = definitions.setdefault(task, definition)
+            if definition not in ("", first):
+                raise DataError(
+                    f"{at}: expected the 'definition' of task '{task}' as on its first line, {first!r:.60}, got "
+                    f"{definition!r:.60}"
+                )
             yield StreamedExample(task, example, TaskInfo(definition=tokenise(definition, vocabulary)))
 
 
@@ -125,11 +133,11 @@ def jsonl_source(*paths: pathlib.Path | str, vocabulary: Vocabulary) -> InMemory
 def _rows_of(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (`file:line`, object)."""
     if str(path) == "-":
-        for number, row in read_rows(sys.stdin, "standard input"):
+        for number, row in read_rows(sys.stdin.buffer, "standard input"):
             yield f"standard input:{number}", row
         return
     try:
-        with pathlib.Path(path).open(encoding="utf-8") as file:
+        with pathlib.Path(path).open("rb") as file:
             for number, row in read_rows(file, str(path)):
                 yield f"{path}:{number}", row
     except OSError as error:

@@ -83,12 +83,12 @@ class Induction:
     _drawer: _Drawer = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        config = self.config.replace(definition="inputs", demonstrations="inputs")
+        config = self.config.replace(definition="none", demonstrations="inputs")
         object.__setattr__(self, "_drawer", _Drawer(self.source, config))
-        for task, info in zip(self._drawer.plan.tasks, self._drawer.plan.infos, strict=True):
-            size = len(info.definition)
+        for task in self._drawer.plan.tasks.tolist():
+            size = len(self.source.info(task).definition)
             if not 1 <= size < self.config.targets_length:
-                name = self.source.task_names[int(task)]
+                name = self.source.task_names[task]
                 raise DataError(
                     f"task '{name}': expected a definition of 1 to {self.config.targets_length - 1} tokens, got {size}"
                 )
@@ -104,7 +104,8 @@ class Induction:
                 used += len(tokens)
         if not pieces:
             return []
-        return [(np.concatenate(pieces), self._drawer.plan.infos[position].definition)]
+        definition = self.source.info(int(self._drawer.plan.tasks[position])).definition
+        return [(np.concatenate(pieces), definition)]
 
 
 def _content(row: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ def fill_episode(
             raise DataError(f"task '{name}': expected at most {most} {what} examples, got {len(given)}")
     sentinels, positives, shots = _rendered(support, config, vocabulary, info)
     shown = _demonstrations(positives, shots, config, in_support)
-    _fill_support(arrays["support_tokens"][at], support_definition(info, config), shown, config, name)
+    _fill_support(arrays["support_tokens"][at], support_definition(info, config, shown), shown, config, name)
     context = _demonstrations(positives, shots, config, in_inputs)
     definition = info.definition if in_inputs(config.definition) else None
     for row, example in enumerate(scored):
@@ -122,7 +122,7 @@ def fill_support(
     """Writes what a hypernetwork reads into `rows` [rows, support_length]; see `episode_arrays`."""
     _, positives, shots = _rendered(support, config, vocabulary, info)
     shown = _demonstrations(positives, shots, config, in_support)
-    _fill_support(rows, support_definition(info, config), shown, config, name)
+    _fill_support(rows, support_definition(info, config, shown), shown, config, name)
 
 
 def _rendered(support: Sequence[Example], config: EpisodeConfig, vocabulary: Vocabulary, info: TaskInfo):
@@ -132,17 +132,21 @@ def _rendered(support: Sequence[Example], config: EpisodeConfig, vocabulary: Voc
     return sentinels, positives, [render(example, sentinels) for example in support]
 
 
-def support_definition(info: TaskInfo, config: EpisodeConfig) -> np.ndarray | None:
+def support_definition(
+    info: TaskInfo, config: EpisodeConfig, shown: Sequence[np.ndarray] | None = None
+) -> np.ndarray | None:
     """The definition as it stands in the support; None if it does not.
 
-    Where definitions may be cut, one that shares its row with demonstrations gets at most half of it.
+    Where definitions may be cut, one that shares its row with demonstrations gets half of it, and what those that are
+    `shown` leave if that is more; None plans for as many as there can be.
     """
     if not in_support(config.definition):
         return None
     shared = config.support_layout == "joint" and (in_support(config.demonstrations) or in_support(config.positives))
     if config.too_long != "truncate" or not shared:
         return info.definition
-    return info.definition[: config.support_length // 2]
+    left = 0 if shown is None else config.support_length - 1 - sum(map(len, shown))
+    return info.definition[: max(config.support_length // 2, left)]
 
 
 def deal(examples: Sequence[Any], supports: int) -> list[Sequence[Any]]:

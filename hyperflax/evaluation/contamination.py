@@ -12,6 +12,10 @@ through. One hit is enough: a figure on tasks that were trained on says nothing.
 >>> check_contamination("mine", seen, tasks)
 Traceback (most recent call last):
 hyperflax.errors.DataError: 'mine' was trained on and holds what is evaluated: 1 example of 'upper' (in 'capitals')
+
+Training data is there as tokens, and what a vocabulary makes of a text need not be the text: evaluated examples are
+taken through the training data's vocabulary first. Inputs with characters that it does not know are not compared: it
+makes one and the same of all of them.
 """
 
 from __future__ import annotations
@@ -42,11 +46,14 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
         example has an input: texts cannot be compared, and to pass them would say that they had been.
     """
     check_names(f"'{name}' was trained on and", name_digests(training.task_names), tasks)
+    vocabulary, decode = training.vocabulary, training.vocabulary.decode
     evaluated: dict[bytes, str] = {}
     for task in tasks:
         for source, answers in zip(task.inputs, task.references, strict=True):
-            evaluated.update({_content(source, answer): task.name for answer in answers})
-    decode = training.vocabulary.decode
+            tokens = vocabulary.encode(source)
+            if vocabulary.unk_id not in tokens:
+                seen = {_content(decode(tokens), decode(vocabulary.encode(answer))) for answer in answers}
+                evaluated.update(dict.fromkeys(seen, task.name))
     hits: collections.Counter[tuple[str, str]] = collections.Counter()
     comparable = False
     for number, trained in enumerate(training.task_names):

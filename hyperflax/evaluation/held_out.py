@@ -120,7 +120,8 @@ class HeldOut:
                 room = config.support_length - support_overhead(info, config)
                 fitting = [p for p in info.positives if len(p.inputs) + len(p.targets) <= room]
                 shown = _draw(fitting, shots, seed, draw, name)
-            if not shown and not in_support(config.definition):
+            others = in_support(config.definition) or (in_support(config.positives) and usable.positives)
+            if not shown and not others:
                 left_out[name] = f"task '{name}' has no positive example that fits {config.support_length} tokens"
                 continue
             decode = source.vocabulary.decode

@@ -132,6 +132,10 @@ def test_joint_row_packs_whole_demonstrations_up_to_the_budget() -> None:
     assert arrays["support_tokens"].tolist() == [[70, 71, S0, 50, S1, 60, 1, 0, 0, 0, 0]]
 
 
+def rows_of(config: EpisodeConfig, support: list[Example], info: TaskInfo) -> list[list[int]]:
+    return episode_arrays(support, [PAIR], config, Bytes(), info)["support_tokens"].tolist()
+
+
 def test_a_definition_in_the_same_row_counts() -> None:
     config = layout(support_layout="joint", definition="support", support_length=7)
     with pytest.raises(DataError, match=r"demonstration 1: expected at most 7 tokens.* got 8"):
@@ -140,7 +144,14 @@ def test_a_definition_in_the_same_row_counts() -> None:
     with pytest.raises(DataError, match="task 'a', example 2: does not fit, it takes 8 of support_length=7"):
         make_plan(source, config)
     assert make_plan(source, config.replace(too_long="skip")).eligible[0].tolist() == [0, 1, 3]
-    # With definitions cut, half of the row is left to demonstrations.
+    # With definitions cut, half of the row is left to demonstrations, and nothing is cut that fits.
+    assert rows_of(config.replace(too_long="truncate", support_length=14), [PAIR, OTHER], INFO) == rows_of(
+        config.replace(support_length=14), [PAIR, OTHER], INFO
+    )
+    seven = INFO._replace(definition=np.arange(70, 77))
+    assert rows_of(config.replace(too_long="truncate", support_length=12), [PAIR], seven) == [
+        [*range(70, 77), S0, 50, S1, 60, 1]
+    ]
     long = INFO._replace(definition=np.arange(70, 90))
     cut = config.replace(too_long="truncate", support_length=10)
     assert episode_arrays([PAIR], [PAIR], cut, Bytes(), long)["support_tokens"].tolist() == [

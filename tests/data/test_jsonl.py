@@ -26,7 +26,7 @@ def test_examples_and_inputs(tmp_path: pathlib.Path) -> None:
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"input": "a"}\n{"input": 3}\n'))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"input": "a"}\n{"input": 3}\n')))
     with pytest.raises(DataError, match=r"^standard input:2: expected a string 'input', got int 3"):
         read_inputs("-")
 
@@ -79,6 +79,19 @@ def test_bad_files_are_named(tmp_path: pathlib.Path) -> None:
         read_examples(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match=r"empty\.jsonl: expected at least one example, got none"):
         read_examples(write(tmp_path / "empty.jsonl", ""))
-    (tmp_path / "latin.jsonl").write_bytes('{"input": "a"}\n{"input": "é"}\n'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.jsonl:\d: expected UTF-8 text"):
-        read_inputs(tmp_path / "latin.jsonl")
+    for before in (0, 1, 2000):
+        (tmp_path / "latin.jsonl").write_bytes((before * '{"input": "a"}\n' + '{"input": "é"}\n').encode("latin-1"))
+        with pytest.raises(DataError, match=rf"latin\.jsonl:{before + 1}: expected UTF-8 text"):
+            read_inputs(tmp_path / "latin.jsonl")
+
+
+def test_a_definition_stands_on_the_first_line_of_its_task(tmp_path: pathlib.Path) -> None:
+    told, plain = ({"task": "up", "input": "a", "target": "A", **more} for more in ({"definition": "capitals"}, {}))
+    path = write(tmp_path / "mine.jsonl", told, plain, told)
+    assert Bytes().decode(jsonl_source(path, vocabulary=Bytes()).info(0).definition) == "capitals"
+    for lines, first in (((plain, told), "''"), (({**told, "definition": "large"}, told), "'large'")):
+        path = write(tmp_path / "mine.jsonl", *lines)
+        with pytest.raises(
+            DataError, match=rf"mine\.jsonl:2: .* task 'up' as on its first line, {first}, got 'capitals'"
+        ):
+            jsonl_source(path, vocabulary=Bytes())

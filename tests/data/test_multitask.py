@@ -60,6 +60,19 @@ def test_induction_asks_for_the_definition(source: InMemorySource) -> None:
     assert seen == {"in capitals", "twice"}
 
 
+def test_induction_gives_the_whole_input_to_examples() -> None:
+    """The definition stands in the target: however long it is, it takes no room from them."""
+    definition = "d" * 30
+    tasks = {"upper": [(w, w.upper()) for w in ("ab", "cd", "ef", "gh")]}
+    source = InMemorySource.from_strings(tasks, Bytes(), definitions={"upper": definition})
+    config = EpisodeConfig(shots=2, examples=1, support_length=32, inputs_length=32, targets_length=32)
+    for too_long in ("error", "skip"):
+        induction = Induction(source, config.replace(too_long=too_long))
+        ((inputs, targets),) = induction(np.random.default_rng(0))
+        assert text(source, targets) == definition
+        assert len(text(source, inputs).split("<")) == 3
+
+
 def test_induction_refuses_a_task_without_definition() -> None:
     source = InMemorySource.from_strings({"upper": [(w, w.upper()) for w in "abcdef"]}, Bytes())
     with pytest.raises(DataError, match="'upper': expected a definition"):

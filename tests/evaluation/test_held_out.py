@@ -64,6 +64,19 @@ def test_positives_that_fit_no_row_are_left_out_as_in_training() -> None:
     assert len(generated(held_out.tasks)[0]) == 4
 
 
+def test_positives_alone_are_a_support() -> None:
+    """Of a model that is shown no drawn examples, and no definition."""
+    vocabulary = Bytes()
+    config = CONFIG.replace(shots=0, demonstrations="none", positives="support", num_positives=2, support_length=128)
+    pairs = [Example.from_text(f"{i}", "y", vocabulary) for i in range(6)]
+    info = TaskInfo(positives=(Example.from_text("a", "b", vocabulary),))
+    held_out = HeldOut.from_source(InMemorySource([TaskExamples("y", pairs, info)], vocabulary), config)
+    assert held_out.tokens["y"].support == ()
+    assert held_out.tokens["y"].info.positives == info.positives
+    with pytest.raises(DataError, match="has no positive example that fits"):
+        HeldOut.from_source(InMemorySource([TaskExamples("y", pairs)], vocabulary), config)
+
+
 def test_another_support_shares_no_example_with_the_first() -> None:
     first, again = (HeldOut.from_source(letters(9, 24), CONFIG, draw=draw, apart=draw > 0) for draw in (0, 1))
     assert not set(first.tasks[1].support) & set(again.tasks[0].support)

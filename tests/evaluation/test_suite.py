@@ -20,7 +20,7 @@ from hyperflax.data.examples import Example, InMemorySource, TaskInfo, tokenise
 from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.prefetch import PrefetchedBatches
 from hyperflax.data.text import PackedBatches
-from hyperflax.data.vocabularies import Bytes
+from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
 from hyperflax.evaluate import evaluate_suite
 from hyperflax.evaluation.contamination import check_contamination, check_names, name_digests, task_names
@@ -200,6 +200,22 @@ def test_contamination_is_found_by_name_and_by_content() -> None:
         DataError, match=r"evaluated: 2 examples of 'upper' \(in 'caps'\), 1 example of 'last' \(in 'id'\)"
     ):
         check_contamination("mine", trained(caps=[("AB C", " abc"), ("d", "d")], id=[("Q", "q")]), tasks)
+
+
+def test_what_a_vocabulary_loses_hides_no_example(data_dir: pathlib.Path) -> None:
+    """T5's has no braces and no fractions: as it writes them, training data is not the text that is evaluated."""
+    vocabulary = SentencePiece(data_dir / "vocab" / "spiece.model")
+
+    def trained(*examples: tuple[str, str]) -> InMemorySource:
+        return InMemorySource.from_strings({"mine": list(examples)}, vocabulary)
+
+    for answer in ("{x}", "½ cup"):
+        tasks = [EvaluationTask("asked", ("what is it?",), ((answer,),))]
+        with pytest.raises(DataError, match=r"1 example of 'asked' \(in 'mine'\)"):
+            check_contamination("seen", trained(("what is it?", answer)), tasks)
+    # Of inputs in letters that it does not know nothing is left to compare.
+    other = [EvaluationTask("other", ("你好吗",), (("yes",),))]
+    check_contamination("seen", trained(("元気ですか", "yes")), other)
 
 
 def test_texts_are_not_called_compared() -> None:
