@@ -121,7 +121,8 @@ def markdown(findings: Iterable[Mapping[str, Any]]) -> str:
     Comparisons in parentheses stand beside the claim and decide nothing.
     """
     findings = list(findings)
-    lines = ["# Verdicts", "", MARKS, "", "| claim | family | scale | verdict | by | the papers |", "|---|---|---|---|---|---|"]
+    lines = ["# Verdicts", "", MARKS, ""]
+    lines += ["| claim | family | scale | verdict | by | the papers |", "|---|---|---|---|---|---|"]
     for found in findings:
         for claim in found["claims"]:
             lines.append(
