@@ -141,8 +141,8 @@ STRINGS_GPU = dataclasses.replace(
     tuning_rate_tasks=64,
 )
 
-# Small enough that two cores pretrain it in three quarters of an hour, and that one of them takes twenty minutes for a
-# run: 4 M parameters, 10 M with the embedding, half of models/t5_mini.gin.
+# Small enough that two cores pretrain it in an hour, and that one of them takes twenty minutes for a run: 4 M parameters,
+# 10 M with the embedding, half of models/t5_mini.gin.
 _TINY = T5Config(
     vocab_size=32128,
     emb_dim=192,
@@ -174,18 +174,18 @@ def _natural_base(shape: T5Config, layers: int, steps: int, batch_size: int) -> 
     return Base(name, "natural_instructions", _deep(shape, layers), steps, batch_size, 256, 64)
 
 
-_NATURAL_CPU_BASE = _natural_base(_TINY, 4, 1400, 16)
+_NATURAL_CPU_BASE = _natural_base(_TINY, 4, 2400, 16)
 
 NATURAL_CPU = Setting(
     name="cpu",
-    bases=(_NATURAL_CPU_BASE, _pruned(_NATURAL_CPU_BASE, "natural_instructions_192_2", 2, 500)),
+    bases=(_NATURAL_CPU_BASE, _pruned(_NATURAL_CPU_BASE, "natural_instructions_192_2", 2, 800)),
     episodes=_NATURAL_EPISODES,
     evaluation=Evaluation(tasks=119, examples=16, draws=2, conditions=FULL),
-    learning_rate=1e-3,
+    learning_rate=5e-4,
     lora=LoRA(rank=8, alpha=8.0, sites=("*",)),
     prefix=Prefix(length=16),
     heads=HeadsConfig(hidden=128),
-    window=Hyperpretraining(400, 8, 256, 16, 128, 64, 1e-3),
+    window=Hyperpretraining(400, 8, 256, 16, 128, 64, 5e-4),
     teacher_length=256,
     tuning_tasks=32,
     tuning_rate_tasks=8,
