@@ -141,8 +141,8 @@ STRINGS_GPU = dataclasses.replace(
     tuning_rate_tasks=64,
 )
 
-# Small enough that two cores pretrain it in an hour, and that one of them takes twenty minutes for a run: 4 M parameters,
-# 10 M with the embedding, half of models/t5_mini.gin.
+# Small enough that two cores pretrain it in an hour, and that one of them takes twenty minutes for a run: 4 M
+# parameters, 10 M with the embedding, half of models/t5_mini.gin.
 _TINY = T5Config(
     vocab_size=32128,
     emb_dim=192,
