@@ -116,9 +116,10 @@ def evaluate(
         "learning_rate": learning_rate,
         "seed": seed,
         "supports": supports,
-        **({} if neighbours is None else {"neighbours": _digest(neighbours), "num_neighbours": NEIGHBOURS}),
         **described,
     }
+    if neighbours is not None:
+        config |= {"neighbours": _digest(neighbours, model.config.episodes), "num_neighbours": NEIGHBOURS}
     table = evaluate_conditions(
         held_out.tasks,
         runnable.pick(*conditions),
@@ -293,10 +294,13 @@ def _reference_systems(
     return systems, described
 
 
-def _digest(source: ExampleSource) -> str:
-    """Of a source's tasks, by their names and sizes; 16 hexadecimal digits."""
-    tasks = json.dumps([list(source.task_names), source.sizes.tolist()])
-    return hashlib.sha256(tasks.encode()).hexdigest()[:16]
+def _digest(neighbours: ExampleSource, episodes: EpisodeConfig) -> str:
+    """Of what the stored adapters of `nearest_task` are generated from; 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, given in HeldOut.from_source(neighbours, episodes, examples=1, tasks=NEIGHBOURS).tokens.items():
+        pieces = [given.info.definition, *(tokens for shot in given.support for tokens in (shot.inputs, shot.targets))]
+        digest.update(json.dumps([name, *(piece.tolist() for piece in pieces)]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _missing(

@@ -50,8 +50,10 @@ def fsync(path: pathlib.Path | str) -> None:
 def atomic_file(path: Location | str) -> Iterator[pathlib.Path]:
     """Yields a temporary path; on leaving without an exception it becomes `path`, replacing a file of that name.
 
+    A link stays, and what it leads to is replaced.
+
     Raises:
-      CheckpointError: `path` is a directory. Nothing has been written then.
+      CheckpointError: `path` is a directory, a device or a pipe. Nothing has been written then.
     """
     path = locate_file(path)
     if isinstance(path, BucketPath):
@@ -60,7 +62,7 @@ def atomic_file(path: Location | str) -> Iterator[pathlib.Path]:
             yield temporary
             path.write_bytes(temporary.read_bytes())
         return
-    _require_no_directory(path)
+    path = _ordinary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path, "tmp")
     try:
@@ -176,7 +178,7 @@ def require_file_place(path: Location | str) -> None:
     """Raises CheckpointError unless `atomic_file` can write `path`: for commands to ask before their work."""
     path = locate_file(path)
     if isinstance(path, pathlib.Path):
-        _require_no_directory(path)
+        _ordinary(path)
         _require_writable(path)
 
 
@@ -209,9 +211,13 @@ def local_folder(path: BucketPath | os.PathLike[str] | str) -> pathlib.Path:
     return found
 
 
-def _require_no_directory(path: pathlib.Path) -> None:
-    if os.path.isdir(path):
-        raise CheckpointError(f"{path}: expected a file or nothing, found a directory")
+def _ordinary(path: pathlib.Path) -> pathlib.Path:
+    """Returns where a path leads; a rename would put a file in the place of a device, a pipe or a link."""
+    found = pathlib.Path(os.path.realpath(path))
+    if os.path.exists(found) and not os.path.isfile(found):
+        kind = "directory" if os.path.isdir(found) else "device or a pipe"
+        raise CheckpointError(f"{path}: expected a file or nothing, found a {kind}")
+    return found
 
 
 def _require_writable(path: pathlib.Path) -> None:

@@ -452,7 +452,7 @@ class Hypermodel:
         rng: Array | None = None,
     ) -> np.ndarray:
         """Returns tokens [task, example, length] for encoder inputs [task, example, length]; best decode of each."""
-        length = max_length or self.config.episodes.targets_length
+        length = self.config.episodes.targets_length if max_length is None else max_length
         return np.asarray(
             self._decode(self.base_params, inputs, adapters, rng, method=method or Greedy(), max_length=length)
         )

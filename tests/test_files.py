@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import stat
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -133,6 +134,22 @@ def test_asking_for_a_place_leaves_no_trace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "empty")
     files.require_directory_place(".")
     assert names(tmp_path) == ["empty", "file"]
+
+
+def test_a_file_is_written_through_a_link_and_never_over_a_pipe(tmp_path):
+    (tmp_path / "target").write_text("old")
+    os.symlink(tmp_path / "target", tmp_path / "link")
+    files.require_file_place(tmp_path / "link")
+    files.write_json(tmp_path / "link", {"a": 1})
+    assert os.path.islink(tmp_path / "link")
+    assert files.read_json(tmp_path / "target") == {"a": 1}
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", "/dev/null"):
+        for write in (files.require_file_place, lambda path: files.write_json(path, [1])):
+            with pytest.raises(CheckpointError, match="expected a file or nothing, found a device or a pipe"):
+                write(place)
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    assert names(tmp_path) == ["link", "pipe", "target"]
 
 
 @pytest.mark.parametrize("after", [1, 2])

@@ -56,6 +56,7 @@ def save_tree(path: Location | str, tree: PyTree, *, dtype: StorageDtype | None 
     Raises:
       CheckpointError: a leaf is no array, the tree is empty, or safetensors cannot hold a leaf's dtype.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     _check_dtype(dtype)
@@ -73,7 +74,7 @@ def save_tree(path: Location | str, tree: PyTree, *, dtype: StorageDtype | None 
         )  # what the user's umask gives; safetensors writes files that nobody else may read
         try:
             save_file(arrays, temporary, metadata=metadata)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, SafetensorError) as error:  # the last for a full disk, among others
             raise CheckpointError(f"{path}: not written, {error}") from error
         temporary.chmod(mode)
 

@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.files import require_directory_place
     from hyperflax.hypermodel import load
 
-    get_metric(arguments.metric)  # a misspelt one is refused before anything is made
+    # Before anything is made.
+    if not get_metric(arguments.metric).per_example:
+        raise ConfigError(f"--metric: expected one that scores an example alone, got '{arguments.metric}'")
     if not 0 <= arguments.refine <= MOST_STEPS:
         raise ConfigError(f"--refine: expected 0 to {MOST_STEPS}, got {arguments.refine}")
     require_directory_place(arguments.out, in_bucket=True)

@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = evaluate(
             source=source(name, split),
             metric=arguments.metric or "exact_match",
-            examples=arguments.examples or 12,
+            examples=12 if arguments.examples is None else arguments.examples,
             support=arguments.support or "examples",
             first=arguments.first,
             neighbours=source(name, arguments.neighbours) if arguments.neighbours else None,
@@ -148,8 +148,14 @@ def load_suite(name: str) -> Suite:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuses arguments that what is evaluated has no use for."""
+    """Refuses arguments that what is evaluated has no use for, and numbers that mean nothing."""
     beside, other = ("mixture", "suite") if arguments.mixture else ("suite", "mixture")
     defaults = SUITE_ONLY if arguments.mixture else dict.fromkeys(MIXTURE_ONLY)
     if given := [name for name, default in defaults.items() if (getattr(arguments, name) or default) != default]:
         raise ConfigError(f"--{given[0]} goes with --{other}, got it beside --{beside}")
+    for name, least in {"examples": 1, "tasks": 1, "draws": 1, "supports": 1, "refine": 0, "shots": 0}.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name}: expected at least {least}, got {value}")
+    if arguments.mtf_zero_shot and not arguments.mtf:
+        raise ConfigError("--mtf_zero_shot: expected --mtf beside it, got none")

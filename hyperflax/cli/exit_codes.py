@@ -26,7 +26,9 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno is None:  # raised by a library: the operating system has said nothing
+        # Without a number a library has raised it, and the operating system has said nothing; gin's own form of an
+        # error has lost it, and keeps the text.
+        if error.errno is None and not str(error).startswith("[Errno "):
             raise
         print(f"{command}: {error}", file=sys.stderr)
         return 2

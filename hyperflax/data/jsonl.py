@@ -52,7 +52,7 @@ def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str
     number = 0
     try:
         for number, raw in enumerate(lines, start=1):  # bytes: text would be decoded ahead, many lines at once
-            line = raw.decode("utf-8")
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")  # Windows may put a mark before the first
             if not line.strip():
                 continue
             try:

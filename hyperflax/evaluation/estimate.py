@@ -25,7 +25,7 @@ import numpy as np
 from hyperflax.data.episode_plan import support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.controls import derangement
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
@@ -148,7 +148,11 @@ def estimate(
 
     Raises:
       DataError: fewer than two examples, or one that is too long for the model.
+      ConfigError: an unknown metric, or one that is no mean over examples.
     """
+    scored_by = get_metric(metric)
+    if not scored_by.per_example:
+        raise ConfigError(f"estimate: metric: expected one that scores an example alone, got '{metric}'")
     pairs = list(examples)
     if len(pairs) < 2:
         raise DataError(f"estimate: expected at least 2 examples, to leave one out, got {len(pairs)}")
@@ -170,7 +174,7 @@ def estimate(
         answers["mismatched"] = generated(mismatched.tasks)
     asked = [pairs[i] for part in parts for i in part]
     predictions = {name: [text for fold in given for text in fold] for name, given in answers.items()}
-    score = get_metric(metric).score
+    score = scored_by.score
     scores = {
         name: [score([text], [[target]]) for text, (_, target) in zip(given, asked, strict=True)]
         for name, given in predictions.items()

@@ -106,11 +106,15 @@ def macro_f1(predictions: Sequence[str], references: References) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A named score. `fn(predictions, references)` gets lists of equal, non-zero length and returns a float in 0..1."""
+    """A named score. `fn(predictions, references)` gets lists of equal, non-zero length and returns a float in 0..1.
+
+    `per_example` says that it is the mean of its values for every example alone.
+    """
 
     name: str
     description: str
     fn: Callable[[Sequence[str], References], float]
+    per_example: bool = True
 
     def score(self, predictions: Sequence[str], references: References) -> float:
         """The task's score.
@@ -150,7 +154,7 @@ METRICS: dict[str, Metric] = {
             "rouge_1", "ROUGE-1 F-measure with stemming, best reference", _mean(functools.partial(rouge, kind="rouge1"))
         ),
         Metric("accuracy", "share of chosen labels that are right", _mean(_label_match)),
-        Metric("macro_f1", "F1 averaged over the classes of a task (MetaICL)", macro_f1),
+        Metric("macro_f1", "F1 averaged over the classes of a task (MetaICL)", macro_f1, per_example=False),
     )
 }
 

@@ -97,3 +97,22 @@ def test_what_the_system_refuses_is_one_line_and_a_defect_keeps_its_traceback(
     assert capsys.readouterr().err == "hyperflax it: [Errno 28] No space left on device: 'there'\n"
     with pytest.raises(TimeoutError):
         exit_code("hyperflax it", lambda: refuse(TimeoutError("a library's own")))
+    # gin raises an error of its own, of that class and text, and without the number.
+    assert exit_code("hyperflax it", lambda: refuse(OSError("[Errno 28] No space left on device: 'there'"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--examples", "0"], "--examples: expected at least 1, got 0"),
+        (["--tasks", "-1"], "--tasks: expected at least 1, got -1"),
+        (["--supports", "0"], "--supports: expected at least 1, got 0"),
+        (["--refine", "-1"], "--refine: expected at least 0, got -1"),
+        (["--mtf_zero_shot"], "--mtf_zero_shot: expected --mtf beside it, got none"),
+    ],
+)
+def test_numbers_of_an_evaluation_that_mean_nothing(
+    given: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--model", "m", "--mixture", "mine", "--out", "out", *given]) == 2
+    assert capsys.readouterr().err == f"hyperflax evaluate: {told}\n"

@@ -25,6 +25,13 @@ def test_examples_and_inputs(tmp_path: pathlib.Path) -> None:
     assert read_inputs(path) == [(f"{path}:1", "é"), (f"{path}:3", "b")]
 
 
+def test_a_mark_before_the_first_line_is_none_of_it(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"input": "a", "target": "b"}\r\n{"input": "c", "target": "d"}\r\n'
+    )
+    assert read_examples(tmp_path / "a.jsonl") == [("a", "b"), ("c", "d")]
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"input": "a"}\n{"input": 3}\n')))
     with pytest.raises(DataError, match=r"^standard input:2: expected a string 'input', got int 3"):

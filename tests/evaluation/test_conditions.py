@@ -118,11 +118,13 @@ def test_other_neighbours_are_other_results(tmp_path: pathlib.Path, monkeypatch:
         raise InterruptedError
 
     monkeypatch.setattr(evaluation, "evaluate_conditions", stop)
-    for neighbours in (source("x"), source("y"), source("x", pairs=PAIRS[:4]), source("x"), None):
+    swapped = [(letter, PAIRS[number - 1][1]) for number, (letter, _) in enumerate(PAIRS)]
+    given = (source("x"), source("y"), source("x", pairs=PAIRS[:4]), source("x", pairs=swapped), source("x"), None)
+    for neighbours in given:
         with pytest.raises(InterruptedError):
             evaluate(model=hypermodel(), source=source("a", "b"), out=str(tmp_path), neighbours=neighbours)
-    first, second, third, again, none = configs
-    assert len({config["neighbours"] for config in (first, second, third)}) == 3
+    first, second, third, fourth, again, none = configs
+    assert len({config["neighbours"] for config in (first, second, third, fourth)}) == 4
     assert first == again
     assert first["num_neighbours"] == 256
     assert "neighbours" not in none

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation import estimate as module
 from hyperflax.evaluation.estimate import Estimate, estimate
 from tests.evaluation.micro import hypermodel
@@ -75,6 +75,11 @@ def test_pairs_that_fit_need_not_fit_mixed() -> None:
     long = min(room - 2, model.config.episodes.inputs_length - 1)
     pairs = [("a" * long, "b" * (room - long)), ("c", "d" * (room - 1)), ("e" * long, "f" * (room - long))]
     assert len(estimate(model, pairs, refine_steps=1).predictions["mismatched"]) == 3
+
+
+def test_a_metric_that_is_no_mean_over_examples_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected one that scores an example alone, got 'macro_f1'"):
+        estimate(hypermodel(), PAIRS, metric="macro_f1")
 
 
 def test_one_example_is_too_few() -> None:
