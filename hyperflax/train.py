@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -399,10 +400,14 @@ def train(
     Raises:
       CheckpointError: the run in `model_dir` began with another base, or what the base was read from has changed since;
         that run is saved, and exported once the base is there again.
+      ConfigError: an unknown option.
       HyperflaxError: as `hyperflax.training.loop.train`.
     """
     if not model_dir:
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
+    known = inspect.signature(loop.train).parameters
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"train.{unknown[0]}: expected one of {', '.join(sorted(known))}, got another name")
     partitioner = partitioner or Partitioner()
     evaluator = None
     if validation is not None:

@@ -12,6 +12,7 @@ the sums of the log period that was under way.
 
 from __future__ import annotations
 
+import numbers
 import os
 import signal
 import sys
@@ -115,8 +116,8 @@ def train(
     """
     for name, value, least in (("total_steps", total_steps, 1), ("log_period", log_period, 1),
                                ("save_period", save_period, 0), ("eval_period", eval_period, 0)):  # fmt: skip
-        if value < least:
-            raise ConfigError(f"train.{name}: expected at least {least}, got {value!r}")
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise ConfigError(f"train.{name}: expected a whole number of at least {least}, got {value!r}")
     check_keep("train", keep)
     if early_stopping is not None and evaluator is None:
         raise ConfigError("train.early_stopping: expected an evaluator, got None")

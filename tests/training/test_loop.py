@@ -218,8 +218,10 @@ def test_initial_parameters_survive_the_run(tmp_path, table, copy_batches, table
 
 
 def test_settings_are_checked(tmp_path, table, copy_batches):
-    for name, value in (("total_steps", 0), ("log_period", 0), ("save_period", -1), ("keep", 0), ("keep", -1)):
-        with pytest.raises(ConfigError, match=f"train.{name}: expected at least .*, got {value}"):
+    wrong = [("total_steps", 0), ("log_period", 0), ("save_period", -1), ("keep", 0), ("keep", -1)]
+    wrong += [("total_steps", "two"), ("total_steps", 3.0), ("eval_period", None)]
+    for name, value in wrong:
+        with pytest.raises(ConfigError, match=f"train.{name}: expected .*at least .*, got {value!r}"):
             run(table, copy_batches, tmp_path, **{name: value})
     assert not list(tmp_path.iterdir())
 
