@@ -119,7 +119,7 @@ def evaluate(
         **described,
     }
     if neighbours is not None:
-        config |= {"neighbours": _digest(neighbours, model.config.episodes), "num_neighbours": NEIGHBOURS}
+        config |= {"neighbours": _digest(runnable.neighbours), "num_neighbours": NEIGHBOURS}
     table = evaluate_conditions(
         held_out.tasks,
         runnable.pick(*conditions),
@@ -265,12 +265,13 @@ def evaluate_suite(
             progress=progress,
             processes=processes,
         )
-    config["inputs_cut"] = _cut(runs, episodes.inputs_length)
+    cut, inputs = _cut(runs, episodes.inputs_length)
+    config["inputs_cut"] = f"{cut} of {inputs}"
     report = suite_report(
         suite,
         tables,
         run_info(config, seconds=time.monotonic() - began),
-        missing=_missing(suite, runs, config, episodes),
+        missing=_missing(suite, runs, config, episodes, cut),
         checked_against=list(trained_on or {}),
     )
     if processes.first:
@@ -294,17 +295,17 @@ def _reference_systems(
     return systems, described
 
 
-def _digest(neighbours: ExampleSource, episodes: EpisodeConfig) -> str:
+def _digest(neighbours: HeldOut) -> str:
     """Of what the stored adapters of `nearest_task` are generated from; 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, given in HeldOut.from_source(neighbours, episodes, examples=1, tasks=NEIGHBOURS).tokens.items():
+    for name, given in neighbours.tokens.items():
         pieces = [given.info.definition, *(tokens for shot in given.support for tokens in (shot.inputs, shot.targets))]
         digest.update(json.dumps([name, *(piece.tolist() for piece in pieces)]).encode())
     return digest.hexdigest()[:16]
 
 
 def _missing(
-    suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], episodes: EpisodeConfig
+    suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], episodes: EpisodeConfig, cut: int
 ) -> list[str]:
     """What this evaluation lacks of the suite's own, one line each."""
     shots = episodes.shots
@@ -313,7 +314,7 @@ def _missing(
         lines.append(f"{shots} shots, the suite shows {suite.shots}")
     if config["support"] != suite.support:
         lines.append(f"the support is taken from {config['support']}, the suite's from {suite.support}")
-    if episodes.inputs_length < suite.inputs_length and not config["inputs_cut"].startswith("0 "):
+    if cut and episodes.inputs_length < suite.inputs_length:
         lines.append(
             f"{config['inputs_cut']} inputs are cut to {episodes.inputs_length} tokens, the suite has "
             f"{suite.inputs_length}"
@@ -335,12 +336,12 @@ def _missing(
     return [*lines, *(f"left out: {reason}" for reason in left_out.values())]
 
 
-def _cut(runs: Mapping[str, HeldOut], length: int) -> str:
-    """How many inputs are cut, end of sequence included."""
+def _cut(runs: Mapping[str, HeldOut], length: int) -> tuple[int, int]:
+    """How many inputs are cut, end of sequence included, of how many."""
     sizes = [
         len(e.inputs) + 1 for held_out in runs.values() for tokens in held_out.tokens.values() for e in tokens.scored
     ]
-    return f"{sum(size > length for size in sizes)} of {len(sizes)}"
+    return sum(size > length for size in sizes), len(sizes)
 
 
 def _repeat(table: ScoreTable, condition: str) -> Condition:

@@ -433,14 +433,15 @@ class Hypermodel:
         tasks = len(examples["encoder_input_tokens"])
         tokens = sum(np.size(leaf) for name, leaf in examples.items() if name.endswith("input_tokens"))
         blocks = min(tasks, -(-tokens // REFINED_TOKENS))
-        size = -(-tasks // blocks)
-        parts = []
+        if blocks <= 1:
+            return self._refine(self.base_params, adapters, dict(examples), steps, learning_rate)
+        size, parts = -(-tasks // blocks), []
         for start in range(0, tasks, size):
             rows = np.arange(start, start + size) % tasks  # the last block is filled up with tasks from the front
             taken = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (adapters, dict(examples)))
             part = self._refine(self.base_params, *taken, steps, learning_rate)
             parts.append(jax.tree.map(lambda leaf, start=start: leaf[: tasks - start], part))
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if blocks > 1 else parts[0]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
     def decode(
         self,

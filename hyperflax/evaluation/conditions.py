@@ -304,15 +304,17 @@ class Conditions:
         return self.model.own_examples(supports, infos, too_long="truncate")
 
     @functools.cached_property
-    def _stored(self) -> list[PyTree]:
-        """Adapters generated for training tasks, `BLOCK` at a time; the last block may have fewer."""
+    def neighbours(self) -> HeldOut:
+        """The training tasks whose adapters are stored. Raises ConfigError where no source of them was given."""
         if self._neighbours is None:
             raise ConfigError("condition nearest_task: expected neighbours, got None")
-        neighbours = HeldOut.from_source(
-            self._neighbours, self.model.config.episodes, examples=1, tasks=self._num_neighbours
-        )
-        others = Conditions(self.model, neighbours)
-        tasks = neighbours.tasks
+        return HeldOut.from_source(self._neighbours, self.model.config.episodes, examples=1, tasks=self._num_neighbours)
+
+    @functools.cached_property
+    def _stored(self) -> list[PyTree]:
+        """Adapters generated for training tasks, `BLOCK` at a time; the last block may have fewer."""
+        others = Conditions(self.model, self.neighbours)
+        tasks = self.neighbours.tasks
         return [others._generate(tasks[i : i + BLOCK], False) for i in range(0, len(tasks), BLOCK)]
 
     @functools.cached_property

@@ -28,6 +28,7 @@ import numpy as np
 
 from hyperflax.errors import DataError
 from hyperflax.tuner.recorded import Recorded
+from hyperflax.tuner.surrogates.queries import groups
 
 DATASET = "dataset"
 _VERSIONS = ("peft_version",)
@@ -145,7 +146,7 @@ def _recorded(
     datasets = tuple(sorted(set(names)))
     columns, pipelines = _encode(config)
     features, values = _meta(meta, datasets, where)
-    if len({row.tobytes() for row in values}) < len(datasets):
+    if len(set(groups(values).tolist())) < len(datasets):
         # Surrogates take rows of equal meta-features for one data set.
         features = (*features, DATASET)
         values = np.concatenate([values, np.arange(len(datasets), dtype=np.float32)[:, None]], axis=1)

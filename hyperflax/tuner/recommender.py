@@ -38,6 +38,7 @@ from hyperflax.tuner.surrogates import (
     Queries,
     in_seconds,
 )
+from hyperflax.tuner.surrogates.queries import groups
 
 FORMAT, VERSION = "hyperflax-recommender", 2
 FILE, PERFORMANCE, COST = "recommender.json", "performance", "cost"
@@ -105,9 +106,9 @@ class Recommender:
         Raises:
           DataError: no run with solo timings, or data sets of equal meta-features, by which they are told apart.
         """
-        known: dict[bytes, str] = {}
-        for name, row in zip(recorded.datasets, recorded.meta, strict=True):
-            if (other := known.setdefault(row.tobytes(), name)) != name:
+        known: dict[int, str] = {}
+        for name, task in zip(recorded.datasets, groups(recorded.meta).tolist(), strict=True):
+            if (other := known.setdefault(task, name)) != name:
                 raise DataError(f"recorded runs: data sets '{other}' and '{name}' have equal meta-features")
         performance, cost = performance or DeepKernelGP(), cost or MLPCost()
         queries, scores, _ = every_part(recorded)
