@@ -290,7 +290,8 @@ def _reference_systems(
         systems["shared"] = load_adapter(shared)
         described["shared"] = fingerprint(systems["shared"].tree)
     if mtf:
-        systems |= {"mtf": model.with_base(load_base(mtf, model.config.base)), "mtf_zero_shot": mtf_zero_shot}
+        base = load_base(mtf, model.config.base, model.config.vocabulary)
+        systems |= {"mtf": model.with_base(base), "mtf_zero_shot": mtf_zero_shot}
         described |= {"mtf": systems["mtf"].base_fingerprint, "mtf_zero_shot": mtf_zero_shot}
     return systems, described
 

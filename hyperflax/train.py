@@ -31,6 +31,7 @@ from hyperflax.checkpoints.model_directory import is_model_directory, load_model
 from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.tensors import StorageDtype
+from hyperflax.data.examples import sources_of
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import name_digests, task_names
@@ -64,6 +65,11 @@ class Trainable(Protocol):
 
     @property
     def objective(self) -> Objective: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Returns the vocabulary that its batches are in."""
+        ...
 
     @property
     def base_checkpoint(self) -> str | None:
@@ -121,6 +127,7 @@ class PlainT5:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_vocabulary("PlainT5.config", self.config, self.vocabulary)
         if self.neighbour_heads and self.initial_checkpoint:
             raise ConfigError("PlainT5.neighbour_heads: expected 0 beside an initial_checkpoint, which has its own")
         if self.config.scan_layers:
@@ -147,7 +154,7 @@ class PlainT5:
 
     def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         if self.initial_checkpoint:
-            return read_base(self.initial_checkpoint, self.config, partitioner)
+            return read_base(self.initial_checkpoint, self.config, partitioner, vocabulary=self.vocabulary)
         return start_neighbour_heads(fresh, self.config, self.neighbour_heads) if self.neighbour_heads else fresh
 
     def export(
@@ -200,6 +207,10 @@ class HypernetworkOf:
     scan_layers: bool = False
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        return self.config.vocabulary
+
+    @property
     def objective(self) -> HypermodelObjective:
         base, hypernetwork = self.config.build(scan_layers=self.scan_layers)
         return HypermodelObjective(
@@ -218,7 +229,10 @@ class HypernetworkOf:
 
     def read_frozen(self, partitioner: Partitioner) -> PyTree:
         config = self.config.base.replace(scan_layers=self.scan_layers)
-        return read_base(self.base_checkpoint, config, partitioner, compute_dtype=self._read_in_compute_dtype)
+        in_compute_dtype = self._read_in_compute_dtype
+        return read_base(
+            self.base_checkpoint, config, partitioner, vocabulary=self.vocabulary, compute_dtype=in_compute_dtype
+        )
 
     @property
     def abstract_frozen(self) -> PyTree:
@@ -248,7 +262,8 @@ class HypernetworkOf:
             t5 = _hypernetwork_params(self.start)["t5"]
             return initialise_from_t5(fresh, stack_layers(t5, trunk) if self.scan_layers else t5)
         path, shape = (self.base_checkpoint, self.config.base) if self.start == "base" else (self.start, trunk)
-        return initialise_from_t5(fresh, read_base(path, shape.replace(scan_layers=self.scan_layers), partitioner))
+        shape = shape.replace(scan_layers=self.scan_layers)
+        return initialise_from_t5(fresh, read_base(path, shape, partitioner, vocabulary=self.vocabulary))
 
     def export(
         self,
@@ -261,7 +276,7 @@ class HypernetworkOf:
     ) -> None:
         if self.scan_layers:
             params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
-        base = _load_same(self.base_checkpoint, self.config.base, origin)
+        base = _load_same(self.base_checkpoint, self.config.base, self.vocabulary, origin)
         if self.start not in ("base", "random") and (seen := _training_tasks(self.start)):
             provenance = {**provenance, TRAINING_TASKS: sorted({*seen, *provenance.get(TRAINING_TASKS, ())})}
         model = Hypermodel(self.config, base, params, name=self.name, results=results, provenance=provenance)
@@ -277,6 +292,7 @@ class SharedAdapter:
     Attributes:
       base: shape of the frozen T5.
       spec: what is trained for it.
+      vocabulary: of the frozen T5.
       base_checkpoint: the frozen T5, see `HypernetworkOf`. The adapter fits this base alone, so to be compared with a
         hypermodel that was exported in bfloat16, it is trained on the base in that model directory.
       z_loss, label_smoothing: of the token loss.
@@ -284,12 +300,14 @@ class SharedAdapter:
 
     base: T5Config
     spec: AdapterSpec
+    vocabulary: Vocabulary
     base_checkpoint: str
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_spec(self.spec, self.base)
+        _check_vocabulary("SharedAdapter.base", self.base, self.vocabulary)
 
     @property
     def objective(self) -> HypermodelObjective:
@@ -301,7 +319,7 @@ class SharedAdapter:
         return self.objective
 
     def read_frozen(self, partitioner: Partitioner) -> PyTree:
-        return read_base(self.base_checkpoint, self.base, partitioner)
+        return read_base(self.base_checkpoint, self.base, partitioner, vocabulary=self.vocabulary)
 
     @property
     def abstract_frozen(self) -> PyTree:
@@ -321,14 +339,22 @@ class SharedAdapter:
     ) -> None:
         adapters = Table(self.spec, shared=True).apply({"params": params}, {})
         provenance = {**provenance, "results": results}
-        base = fingerprint(_load_same(self.base_checkpoint, self.base, origin))
+        base = fingerprint(_load_same(self.base_checkpoint, self.base, self.vocabulary, origin))
         metadata = AdapterMetadata(base_fingerprint=base, provenance=provenance)
         save_adapter(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
 
 
-def _load_same(path: str, config: T5Config, origin: Origin | None) -> PyTree:
+def _check_vocabulary(name: str, config: T5Config, vocabulary: Vocabulary) -> None:
+    """Raises ConfigError if the T5 has no embedding for some id: it would take another one's, in silence."""
+    if config.vocab_size < vocabulary.vocab_size:
+        raise ConfigError(
+            f"{name}.vocab_size: expected at least the vocabulary's {vocabulary.vocab_size}, got {config.vocab_size}"
+        )
+
+
+def _load_same(path: str, config: T5Config, vocabulary: Vocabulary, origin: Origin | None) -> PyTree:
     """Returns a base as `load_base` does. Raises CheckpointError if it is another one than that of `origin`."""
-    base = load_base(path, config)
+    base = load_base(path, config, vocabulary)
     if origin is not None:
         origin.check(path, path, digest(base))
     return base
@@ -400,7 +426,7 @@ def train(
     Raises:
       CheckpointError: the run in `model_dir` began with another base, or what the base was read from has changed since;
         that run is saved, and exported once the base is there again.
-      ConfigError: an unknown option.
+      ConfigError: an unknown option, or batches in another vocabulary than the model's.
       HyperflaxError: as `hyperflax.training.loop.train`.
     """
     if not model_dir:
@@ -408,6 +434,12 @@ def train(
     known = inspect.signature(loop.train).parameters
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(f"train.{unknown[0]}: expected one of {', '.join(sorted(known))}, got another name")
+    for name, given in (("batches", batches), ("validation", validation)):
+        for source in sources_of(given):
+            if source.vocabulary != model.vocabulary:
+                raise ConfigError(
+                    f"train.{name}: expected tokens of the model's {model.vocabulary!r}, got {source.vocabulary!r}"
+                )
     partitioner = partitioner or Partitioner()
     evaluator = None
     if validation is not None:

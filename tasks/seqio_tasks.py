@@ -9,15 +9,23 @@
   say where checkout and vocabulary are.
 - `p3_train`, `p3_held_out`: features inputs, targets, the strings task and category, and options (empty in training).
   `HYPERFLAX_P3` says where the prompt-tasks are.
+
+With `shuffle=True` their examples come in one random order over all tasks, a new one in every epoch, which the seed
+decides: a shuffle buffer alone would see the few tasks that happen to be next to each other in the files.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from hyperflax.data.examples import tokenise
 from hyperflax.data.seqio_source import import_seqio
@@ -146,7 +154,8 @@ def add_text_task(
     Args:
       name: of the Task; one that is registered already is replaced.
       split: its only split.
-      rows: `() -> iterator` of dicts with the strings inputs and targets and the other features.
+      rows: `() -> iterator` of dicts with the strings inputs and targets and the other features. To be shuffled, they
+        are written to a temporary file first.
       count: `() -> examples`, called when somebody asks.
       vocabulary: of inputs and targets.
       text_features: further string features. list_features: string lists.
@@ -162,20 +171,24 @@ def add_text_task(
     signature |= {key: tf.TensorSpec((), tf.string) for key in (*(f"{n}_pretokenized" for n in names), *text_features)}
     signature |= {key: tf.TensorSpec((None,), tf.string) for key in list_features}
 
-    def tokenised() -> Iterator[dict[str, Any]]:
-        for row in rows():
-            texts = {f"{key}_pretokenized": row[key] for key in names}
-            yield {**row, **texts, **{key: tokenise(row[key], vocabulary) for key in names}}
+    def tokenised(row: Mapping[str, Any]) -> dict[str, Any]:
+        texts = {f"{key}_pretokenized": row[key] for key in names}
+        return {**row, **texts, **{key: tokenise(row[key], vocabulary) for key in names}}
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
-        del split, shuffle_files, seed  # one split, one order
-        return tf.data.Dataset.from_generator(tokenised, output_signature=signature)
+        del split  # there is one
+        if shuffle_files:
+            spooled, rng = spool(), np.random.default_rng(seed)
+            order = lambda: spooled.shuffled(rng)  # noqa: E731
+        else:
+            order = rows
+        return tf.data.Dataset.from_generator(lambda: map(tokenised, order()), output_signature=signature)
 
     class Counted(seqio.FunctionDataSource):
         def num_input_examples(self, split: str) -> int:
             return counted()
 
-    counted = functools.cache(count)
+    counted, spool = functools.cache(count), functools.cache(lambda: _Spool(rows()))
     feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary), add_eos=True)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
@@ -185,3 +198,20 @@ def add_text_task(
         preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos_after_trim],
         output_features={"inputs": feature, "targets": feature},
     )
+
+
+class _Spool:
+    """Rows in a temporary file, to be read in any order: the whole of P3 is more than a host's memory."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]):
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
+        self._ends = array("Q", [0])
+        for row in rows:
+            self._ends.append(self._ends[-1] + self._file.write(json.dumps(row).encode()))
+        self._file.flush()
+
+    def shuffled(self, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+        """All rows, each once, in an order that `rng` draws."""
+        for number in rng.permutation(len(self._ends) - 1):
+            start = self._ends[number]
+            yield json.loads(os.pread(self._file.fileno(), self._ends[number + 1] - start, start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -31,7 +32,7 @@ from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
-from hyperflax.train import HypernetworkOf, SharedAdapter, train
+from hyperflax.train import HypernetworkOf, PlainT5, SharedAdapter, train
 from hyperflax.training.optimizers import Optimizer, adamw
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.run_log import read_rows
@@ -175,7 +176,7 @@ def test_adapters_of_an_untied_hypernetwork_fit_the_base(hyperpretrained: str) -
 
 
 def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_path: pathlib.Path) -> None:
-    model = SharedAdapter(BASE, config().spec, base)
+    model = SharedAdapter(BASE, config().spec, Bytes(), base)
     episodes = EPISODES.replace(shots=0, demonstrations="none")
     adapter = load_adapter(run(model, Episodes(TASKS, episodes), tmp_path, steps=2))
     assert adapter.spec == config().spec
@@ -186,11 +187,33 @@ def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_
     assert 0.04 * 0.9 < min(moved) <= max(moved) < 0.08 * 1.01
 
 
+def test_a_model_and_its_batches_have_one_vocabulary(base: str, tmp_path: pathlib.Path) -> None:
+    """Ids beyond the embedding would be clipped to the last one, and targets beyond the logits make the loss NaN."""
+    shape = BASE.replace(vocab_size=64)
+    for build, named in (
+        (lambda: PlainT5(shape, Bytes()), "PlainT5.config"),
+        (lambda: SharedAdapter(shape, config().spec, Bytes(), base), "SharedAdapter.base"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{named}\.vocab_size: expected at least the vocabulary's 384, got 64"):
+            build()
+    batches = Episodes(TASKS, EPISODES.replace(shots=0, demonstrations="none"))
+    for model in (
+        PlainT5(BASE, Bytes(extra_ids=100), initial_checkpoint=base),
+        SharedAdapter(BASE, config().spec, Bytes(extra_ids=100), base),
+        HypernetworkOf(dataclasses.replace(config(), vocabulary=Bytes(extra_ids=100)), base),
+    ):
+        with pytest.raises(ConfigError, match=r"train\.batches: expected tokens of the model's Bytes\(extra_ids=100\)"):
+            run(model, batches, tmp_path)
+        read = model.read_frozen if model.base_checkpoint else functools.partial(model.initial_params, {})
+        with pytest.raises(CheckpointError, match=r"vocabulary: expected Bytes\(extra_ids=100\), found"):
+            read(PARTITIONER)
+
+
 def test_a_job_that_is_done_and_started_again_keeps_its_validation(base: str, tmp_path: pathlib.Path) -> None:
     """Its log knows what the call that took the steps has found; the row of the last step is what is reported."""
     episodes = Episodes(TASKS, EPISODES.replace(shots=0, demonstrations="none"))
     options = {
-        "model": SharedAdapter(BASE, config().spec, base),
+        "model": SharedAdapter(BASE, config().spec, Bytes(), base),
         "batches": episodes,
         "optimizer": adamw(1e-2),
         "model_dir": str(tmp_path),
@@ -231,7 +254,7 @@ def test_a_run_whose_base_changed_neither_goes_on_nor_is_exported(
 
     def start(path: str, steps: int, **options: Any) -> pathlib.Path:
         return train(
-            model=SharedAdapter(BASE, config().spec, path),
+            model=SharedAdapter(BASE, config().spec, Bytes(), path),
             batches=Episodes(TASKS, EPISODES.replace(shots=0, demonstrations="none")),
             optimizer=adamw(1e-2),
             total_steps=steps,

@@ -161,7 +161,8 @@ def _job(experiment: Experiment, seed: int, workspace: Workspace, folder: pathli
         "validation": Episodes(family.held_out(), watched, VALIDATION_SEED),
     }
     if experiment.system == "shared":
-        return {"model": SharedAdapter(base.shape, experiment.spec, checkpoint), "optimizer": optimizer, **data}
+        shared = SharedAdapter(base.shape, experiment.spec, family.vocabulary(), checkpoint)
+        return {"model": shared, "optimizer": optimizer, **data}
     start = "base"
     if experiment.hyperpretraining is not None:
         start = str(_hyperpretrained(experiment, experiment.hyperpretraining, seed, workspace, folder, checkpoint))

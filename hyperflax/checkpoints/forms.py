@@ -84,6 +84,7 @@ class Model:
         larger than they are.
       scalable: whether it had scalable_t5's layout; its state has it too.
       files: the vocabulary's files, by name.
+      vocabulary: the one that hyperflax recorded beside it; None in the forms of other software.
     """
 
     form: Form
@@ -93,6 +94,7 @@ class Model:
     read_state: Callable[[Progress], PyTree] | None = None
     scalable: bool = False
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    vocabulary: vocabularies.Vocabulary | None = None
 
 
 def form_of(path: Location | str) -> Form:
@@ -173,21 +175,26 @@ def read_model(
             vocabulary = vocabularies.from_json(parts.vocabulary, local)
         if dtype is not None:
             _cast(params, floating_dtype(dtype, folder))
-        return Model(form, params, config, files=vocabulary_files(vocabulary))
+        return Model(form, params, config, files=vocabulary_files(vocabulary), vocabulary=vocabulary)
 
 
-def load_base(path: Location | str, config: T5Config) -> dict[str, Any]:
+def load_base(
+    path: Location | str, config: T5Config, vocabulary: vocabularies.Vocabulary | None = None
+) -> dict[str, Any]:
     """Returns the parameters of the T5 at `path`, numpy arrays in unrolled layers.
 
     Args:
       path: whatever `read_model` takes; of a folder of T5X's checkpoints the latest counts.
       config: the shape that is expected; compute settings (dtype, dropout, scanning) are free.
+      vocabulary: the one that is expected, None for any; compared where the form records one.
 
     Raises:
       CheckpointError: nothing of the kind is there, its shapes differ (every leaf that does is listed), or it says that
-        it computes otherwise.
+        it computes otherwise or reads another vocabulary.
     """
     model = read_model(path)
+    if None not in (vocabulary, model.vocabulary) and model.vocabulary != vocabulary:
+        raise CheckpointError(f"{path}: vocabulary: expected {vocabulary!r}, found {model.vocabulary!r}")
     # What shapes do not show; T5X's checkpoints do not tell it at all.
     for name in () if model.form in ("t5x", "orbax") else ("mlp_activations", "max_distance"):
         expected, found = getattr(config, name), getattr(model.config, name)

@@ -8,7 +8,7 @@ they take more than 2 GiB, the next command deletes the oldest. (JAX can do so i
 each program and a write for each reading; and once a process has died between two files, it keeps nothing any more.)
 `JAX_COMPILATION_CACHE_DIR` puts them elsewhere, `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
 
->>> keep_compiled_programs()    # once, before JAX is imported
+>>> keep_compiled_programs()    # once, before anything is compiled
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import sys
 
 MOST = 2 << 30  # bytes of all of them; of more, the newest half as much is kept
 WORTH_KEEPING = 0.1  # seconds of compiling; reading a program takes a few milliseconds
 
 
 def keep_compiled_programs() -> None:
-    """Turns JAX's compilation cache on, by its environment variables; what the user has set stays as it is."""
+    """Turns JAX's compilation cache on, for this process and those it starts; what the user has set stays as it is."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = pathlib.Path(home) / "hyperflax" / "jax"
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         with contextlib.suppress(OSError):  # JAX warns of a folder that it cannot use, and compiles
             prune(folder, MOST)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(WORTH_KEEPING))
+    least = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(WORTH_KEEPING))
+    if jax := sys.modules.get("jax"):  # it has read its environment: `python -m hyperflax.train` imports it on the way
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float(least))
 
 
 def prune(folder: pathlib.Path, most: int) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -100,6 +100,16 @@ class ExampleSource(Protocol):
 
 
 _NO_INFO = TaskInfo()
+_PARTS = ("source", "sources", "stages", "batches", "pairs")  # where batches keep what they are made of
+
+
+def sources_of(batches: Any) -> list[ExampleSource]:
+    """The sources that training batches are drawn from, through stages and mixtures; [] if they tell nothing."""
+    if getattr(batches, "task_names", None):
+        return [batches]
+    parts = [getattr(batches, name, ()) for name in _PARTS]
+    flat = [part for given in parts for part in (given if isinstance(given, list | tuple) else (given,))]
+    return [source for part in flat for source in sources_of(part)]
 
 
 @dataclasses.dataclass

@@ -25,12 +25,11 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hyperflax.data.examples import ExampleSource
+from hyperflax.data.examples import ExampleSource, sources_of
 from hyperflax.errors import DataError
 from hyperflax.evaluation.runner import EvaluationTask
 
 _NAMED = 5  # offenders in the message
-_PARTS = ("source", "sources", "stages", "batches", "pairs")  # where batches keep what they are made of
 
 
 def check_contamination(name: str, training: ExampleSource, tasks: Sequence[EvaluationTask]) -> None:
@@ -95,11 +94,7 @@ def name_digests(names: Iterable[str]) -> list[str]:
 
 def task_names(batches: Any) -> set[str]:
     """The tasks that training batches are drawn from, through stages and mixtures; empty if they tell nothing."""
-    if names := getattr(batches, "task_names", None):
-        return set(names)
-    parts = [getattr(batches, name, ()) for name in _PARTS]
-    flat = [part for given in parts for part in (given if isinstance(given, list | tuple) else (given,))]
-    return {name for part in flat for name in task_names(part)}
+    return {name for source in sources_of(batches) for name in source.task_names}
 
 
 def _content(source: str, target: str) -> bytes:

@@ -7,7 +7,8 @@
 The Task needs a string feature `task`, by which its examples are grouped; a window is complete as soon as the stream
 has brought its last example. So tasks come in proportion to their examples, in the Task's own shuffled order: the draws
 of `data.episodes` need to know the whole source, which a stream does not. A window's first examples are the support.
-Tokens become rows in the same numpy function as everywhere, `data.rendering.episode_arrays`.
+A window in which an example comes twice, as it does where one epoch ends and the next begins, is left out: the support
+would hold what is scored. Tokens become rows in the same numpy function as everywhere, `data.rendering.episode_arrays`.
 
 >>> converter = EpisodeFeatureConverter(config=EpisodeConfig(shots=2, examples=2), vocabulary=Bytes())
 >>> converter(dataset, {"inputs": 1024, "targets": 512}).element_spec["support_tokens"].shape
@@ -34,6 +35,7 @@ seqio = import_seqio()  # keeps TensorFlow off the accelerator
 
 TOKENS = ("inputs", "targets")
 OF_TASK = ("definition", "category", "positive_inputs", "positive_targets")
+_TRIED = 4  # windows that repeat an example, and none that does not, until a task counts as too small
 
 
 class EpisodeFeatureConverter(seqio.FeatureConverter):
@@ -70,6 +72,8 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
                 raise ConfigError(f"EpisodeConfig.{name}: expected {plain!r} for episodes of a stream, got {found!r}")
         self._config, self._vocabulary = config, vocabulary
         self._infos: dict[str, tuple[TaskInfo, str]] = {}
+        self._left_out: dict[str, int] = {}  # of each task, windows before the first one of K + Q different examples
+        self._enough: set[str] = set()  # tasks that had one
         self._empty = finish(empty_arrays(config, ()))
         spec = seqio.FeatureConverter.FeatureSpec
         self.MODEL_FEATURES = {
@@ -107,6 +111,10 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
             given = [row[name] for name in names]
             return tf.ensure_shape(tf.numpy_function(named(self._fits), given, tf.bool, stateful=False), ())
 
+        def distinct(rows: Mapping[str, Any]) -> Any:
+            given = [rows[name] for name in names]
+            return tf.ensure_shape(tf.numpy_function(named(self._distinct), given, tf.bool), ())
+
         def episode(rows: Mapping[str, Any]) -> dict[str, Any]:
             given = [rows[name] for name in names]
             dtypes = [tf.as_dtype(array.dtype) for array in self._empty.values()]
@@ -125,6 +133,7 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
                 lambda _, rows: rows.padded_batch(window, drop_remainder=True),
                 window_size=window,
             )
+            .filter(distinct)
             .map(episode)
         )
 
@@ -135,6 +144,23 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
             return np.bool_(False)
         lengths = np.asarray([[len(_ids(row[name])) for name in TOKENS]])
         return np.bool_(fitting(lengths, info, self._config, _name(row))[0])
+
+    def _distinct(self, rows: dict[str, np.ndarray]) -> np.bool_:
+        """Whether no example of a window comes twice; DataError where the task has too few for any such window."""
+        name, needed = rows["task"][0].decode("utf-8"), self._config.needed
+        pairs = zip(*(rows[key] for key in TOKENS), strict=True)
+        if len({tuple(_ids(tokens).tobytes() for tokens in pair) for pair in pairs}) == needed:
+            self._enough.add(name)
+            return np.bool_(True)
+        if self._config.too_few == "error" and name not in self._enough:
+            self._left_out[name] = self._left_out.get(name, 0) + 1
+            if self._left_out[name] == _TRIED:
+                raise DataError(
+                    f"task '{name}': expected at least {needed} examples (K={self._config.shots} + "
+                    f"Q={self._config.examples}), got fewer: {_TRIED} times {needed} of them, one came twice "
+                    "(too_few='skip' leaves such tasks out)"
+                )
+        return np.bool_(False)
 
     def _episode(self, rows: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The arrays of one window."""

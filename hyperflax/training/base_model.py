@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from hyperflax import trees
 from hyperflax.checkpoints.forms import form_of, load_base
 from hyperflax.checkpoints.onto_mesh import read_onto_mesh
+from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError
 from hyperflax.models.session import cast_kernels, kernel_dtype
 from hyperflax.models.stacking import LAYER_AXIS, stack_layers
@@ -49,7 +50,14 @@ class Origin:
             )
 
 
-def read_base(path: str, config: T5Config, partitioner: Partitioner, *, compute_dtype: bool = False) -> PyTree:
+def read_base(
+    path: str,
+    config: T5Config,
+    partitioner: Partitioner,
+    *,
+    vocabulary: Vocabulary | None = None,
+    compute_dtype: bool = False,
+) -> PyTree:
     """Reads a T5's parameters.
 
     Of a checkpoint of T5X every process reads the parts that its own devices hold, and no host ever holds the tree.
@@ -59,6 +67,7 @@ def read_base(path: str, config: T5Config, partitioner: Partitioner, *, compute_
       path: see `load_base`.
       config: the shape that is expected; `scan_layers` says which layout is returned, whichever is stored.
       partitioner: whose mesh.
+      vocabulary: see `load_base`; the forms that are read onto the mesh record none.
       compute_dtype: cast what the layers would cast in every step, see `cast_kernels`: half of the memory in bfloat16,
         and no bit of a result changes. Not for adapters that `changes_parameters`: their sum with what is rounded here
         is another one.
@@ -72,7 +81,7 @@ def read_base(path: str, config: T5Config, partitioner: Partitioner, *, compute_
     if form_of(path) in ("t5x", "orbax"):
         dtype = (lambda name: kernel_dtype(name, config)) if compute_dtype else None
         return read_onto_mesh(path, config, partitioner.t5_sharding, dtype=dtype)
-    params = load_base(path, config)
+    params = load_base(path, config, vocabulary)
     params = cast_kernels(params, config) if compute_dtype else params
     return stack_layers(params, config) if config.scan_layers else params
 

@@ -1,8 +1,8 @@
 """One training step, a pure function: (state, frozen, batch, rng) -> (state, metrics).
 
 Gradient accumulation sums losses and gradients over microbatches and divides once, by the whole batch's divisor, so a
-split step equals the unsplit one up to the order of summation. A step whose gradient or update is not finite changes
-nothing but the step number, and its metrics do not count.
+split step equals the unsplit one up to the order of summation. A step whose loss, gradient or update is not finite
+changes nothing but the step number, and its metrics do not count.
 
 >>> step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
 >>> state, metrics = step(state, frozen, batch, rng)
@@ -68,7 +68,7 @@ def make_train_step(
         weights, divisor = normalise(factor, batch)
         if factor == PER_SEQUENCE:
             batch = {**batch, "decoder_loss_weights": weights}
-        grads, weight_sum, metrics = accumulate(objective, state.params, frozen, batch, rng, microbatches)
+        grads, (loss_sum, weight_sum), metrics = accumulate(objective, state.params, frozen, batch, rng, microbatches)
         if factor in (REAL_TOKENS, PER_SEQUENCE):
             # The objective's own weights: one that does not score target tokens still gets a mean.
             divisor = weight_sum
@@ -76,8 +76,9 @@ def make_train_step(
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, at_step(state.opt_state, state.step), state.params)
-        # An optimizer can make NaN of finite gradients, too.
-        finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        # Where a loss is NaN, gradients can be finite: not everything in it is derived. An optimizer can make NaN of
+        # finite gradients, too.
+        finite = jnp.isfinite(loss_sum) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         kept = dataclasses.replace(state, step=state.step + 1)
         new = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, kept)
@@ -94,16 +95,16 @@ def make_train_step(
 
 def accumulate(
     objective: Objective, params: PyTree, frozen: PyTree, batch: Batch, rng: Array, microbatches: int
-) -> tuple[PyTree, Array, Metrics]:
-    """Returns (gradient of the loss sum, weight sum, metrics) over all microbatches."""
+) -> tuple[PyTree, tuple[Array, Array], Metrics]:
+    """Returns (gradient of the loss sum, (loss sum, weight sum), metrics) over all microbatches."""
 
     def loss(params: PyTree, part: Batch, key: Array | None) -> tuple[Array, tuple[Array, Metrics]]:
         loss_sum, weight_sum, metrics = objective.loss(params, frozen, part, key)
         return loss_sum, (weight_sum, metrics)
 
-    def one(part: Batch, key: Array | None) -> tuple[PyTree, Array, Metrics]:
-        grads, (weight_sum, metrics) = jax.grad(loss, has_aux=True)(params, part, key)
-        return grads, weight_sum, metrics
+    def one(part: Batch, key: Array | None) -> tuple[PyTree, tuple[Array, Array], Metrics]:
+        (loss_sum, (weight_sum, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, part, key)
+        return grads, (loss_sum, weight_sum), metrics
 
     return sum_over_microbatches(one, batch, rng, microbatches)
 

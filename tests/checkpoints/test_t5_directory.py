@@ -47,6 +47,18 @@ def test_another_shape_lists_the_leaves_that_differ(params, tmp_path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_another_vocabulary_is_refused(params, tmp_path) -> None:
+    """The shapes are the same, and every id means something else."""
+    save_t5(tmp_path / "t5", params, CONFIG, Bytes(extra_ids=100))
+    load_base(tmp_path / "t5", CONFIG, Bytes(extra_ids=100))
+    with pytest.raises(
+        CheckpointError, match=r"t5: vocabulary: expected Bytes\(extra_ids=125\), found Bytes\(extra_ids=100\)"
+    ):
+        load_base(tmp_path / "t5", CONFIG, Bytes())
+    write_model(tmp_path / "orbax", read_model(tmp_path / "t5"), "orbax")
+    load_base(tmp_path / "orbax", CONFIG, Bytes())  # which tells nothing of it
+
+
 def test_damaged_weights_are_refused(params, tmp_path) -> None:
     save_t5(tmp_path / "t5", params, CONFIG, Bytes())
     file = tmp_path / "t5" / "t5.safetensors"

@@ -6,7 +6,9 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import jax
 import pytest
 
 from hyperflax.cli import compiled_programs
@@ -25,11 +27,20 @@ print(hits.count("cache_hits"))
 """
 
 
-def hits(home: pathlib.Path, **variables: str) -> int:
+@pytest.fixture(autouse=True)
+def settings_of_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1.0")  # what JAX has by default
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def hits(home: pathlib.Path, *, first: str = "", **variables: str) -> int:
     environment = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
     environment |= {"XDG_CACHE_HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **variables}
     out = subprocess.run(
-        [sys.executable, "-c", COMPILE], check=True, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", first + COMPILE], check=True, stdout=subprocess.PIPE, text=True, env=environment
     )
     return int(out.stdout)
 
@@ -39,6 +50,14 @@ def test_the_next_process_compiles_nothing_again(tmp_path: pathlib.Path) -> None
     assert any((tmp_path / "hyperflax" / "jax").iterdir())
     assert hits(tmp_path) > 0
     assert hits(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == 0
+
+
+def test_a_process_that_has_imported_jax_already_reads_them_too(tmp_path: pathlib.Path) -> None:
+    """As `python -m hyperflax.train` does before its `main` runs."""
+    assert hits(tmp_path, first="import hyperflax.train") == 0
+    assert hits(tmp_path, first="import hyperflax.train") > 0
+    assert hits(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"), first="import jax") == 0
+    assert any((tmp_path / "mine").iterdir())
 
 
 def test_the_oldest_half_goes_where_the_folder_has_grown_too_large(tmp_path: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from hyperflax.integrations.t5x_episodes import EpisodeFeatureConverter
 VOCABULARY = Bytes(extra_ids=5)
 FIRST, SECOND = VOCABULARY.sentinel(0), VOCABULARY.sentinel(1)
 CONFIG = EpisodeConfig(shots=1, examples=1, support_length=8, inputs_length=4, targets_length=4)
+SKIPS = CONFIG.replace(too_few="skip")
 LENGTHS = {"inputs": 32, "targets": 32}
 
 
@@ -79,6 +80,23 @@ def test_an_example_that_does_not_fit_is_named_or_left_out():
     (episode,) = convert(dataset(*rows), CONFIG.replace(too_long="skip"))
     assert episode["support_tokens"][0, 1] == 11
     assert episode["encoder_input_tokens"][0, 0] == 12
+
+
+def test_no_episode_shows_what_it_scores():
+    """Three epochs of three examples of a and one of b: a's second window runs over the end of the first."""
+    a = [("a", [10 + number], [20 + number]) for number in range(3)]
+    epochs = [*a, ("b", [11], [21]), a[2], a[0], a[1], ("b", [11], [21]), *a]
+    windows = [(e["support_tokens"][0, 1], e["encoder_input_tokens"][0, 0]) for e in convert(dataset(*epochs), SKIPS)]
+    assert windows == [(10, 11), (10, 11), (10, 11)]  # and not (12, 12)
+
+
+def test_a_task_that_repeats_itself_before_it_has_enough_examples_is_named():
+    rows = [("a", [10], [20]), ("a", [11], [21]), *4 * [("b", [11], [21]), ("b", [11], [21])]]
+    with pytest.raises(Exception, match=r"task 'b': expected at least 2 examples \(K=1 \+ Q=1\), got fewer: 4 times 2"):
+        convert(dataset(*rows))
+    assert len(convert(dataset(*rows), SKIPS)) == 1
+    repeated = [*3 * [("b", [11], [21]), ("b", [11], [21])], ("b", [11], [21]), ("b", [12], [21])]
+    assert len(convert(dataset(*repeated, *8 * [("b", [11], [21])]))) == 1  # that one had enough
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,31 @@ def test_the_seqio_tasks_hold_the_same_examples():
             seqio.TaskRegistry.remove(f"strings_{split}")
 
 
+def test_a_shuffled_seqio_task_mixes_all_its_tasks():
+    """In its files' order seqio's shuffle buffer of 1,000 examples would hold 50 tasks of 20 examples each."""
+    seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
+    seqio_tasks.register_strings(examples=20)
+    try:
+        source = seqio.TaskRegistry.get("strings_held_out").source
+        rows = len(load_split().held_out) * 20
+
+        def read(seed: int, epochs: int = 1) -> list[bytes]:
+            dataset = source.get_dataset("held_out", shuffle=True, seed=seed).repeat(epochs)
+            return [row["task"] + row["inputs_pretokenized"] for row in dataset.as_numpy_iterator()]
+
+        first = read(0, epochs=2)
+        names = {program.instruction.encode() for program in load_split().held_out}
+        met = {name for name in names if any(row.startswith(name) for row in first[:256])}
+        assert len(met) > 150  # of 600; 256 draws meet 208
+        once, again = first[:rows], first[rows:]
+        assert sorted(once) == sorted(again) == sorted(read(1))
+        assert once != again
+        assert once == read(0)
+    finally:
+        for split in ("train", "held_out"):
+            seqio.TaskRegistry.remove(f"strings_{split}")
+
+
 @pytest.mark.usefixtures("registered")
 def test_hand_written_tasks_keep_their_support_apart():
     source = registry.load_source("strings_handwritten", "test")

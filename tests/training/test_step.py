@@ -129,6 +129,20 @@ def test_a_step_without_finite_gradient_changes_nothing(table, table_params, cop
     assert all(float(total) == 0 and float(weight) == 0 for total, weight in metrics.values())
 
 
+def test_a_step_without_finite_loss_is_skipped_though_its_gradient_is_finite(table, table_params, copy_batches):
+    """As that of a target that the logits do not have: the loss is NaN, and no part of it is derived."""
+
+    class Broken:
+        def loss(self, params, frozen, batch, rng):
+            loss_sum, weight_sum, metrics = table.loss(params, frozen, batch, rng)
+            return loss_sum + jnp.nan, weight_sum, metrics
+
+    step = jax.jit(make_train_step(Broken(), adamw(1e-3)))
+    after, metrics = step(create_state(table_params, adamw(1e-3)), None, copy_batches.batch(0), KEY)
+    assert metrics["skipped_steps"] == (1.0, 1.0)
+    assert_trees_close(trees.flatten(after.params), trees.flatten(table_params), rtol=0)
+
+
 def test_a_step_without_finite_update_is_skipped_too(table, table_params, copy_batches):
     def update(grads, opt_state, params):
         return jax.tree.map(lambda grad: grad * jnp.nan, grads), opt_state
