@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from hyperflax import configs
 from hyperflax.buckets import BucketPath, Location, locate, locate_file
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import CheckpointError, ConfigError, HyperflaxError
 
 Schema = TypeVar("Schema")
 
@@ -72,6 +72,22 @@ def atomic_file(path: Location | str) -> Iterator[pathlib.Path]:
     finally:
         temporary.unlink(missing_ok=True)
     fsync(path.parent)
+
+
+@contextlib.contextmanager
+def array_writing(place: Location | str) -> Iterator[None]:
+    """Turns what TensorStore raises for the operating system, as of a full disk, into an error that names `place`.
+
+    Raises:
+      CheckpointError: the system refused a file.
+    """
+    try:
+        yield
+    except ValueError as error:
+        # TensorStore's own type of error; that it was the system is in its text alone.
+        if isinstance(error, HyperflaxError) or "os_error_code" not in str(error):
+            raise
+        raise CheckpointError(f"{place}: not written, {error}") from error
 
 
 @contextlib.contextmanager

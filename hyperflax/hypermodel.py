@@ -16,7 +16,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,9 @@ from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.batches import text_batch
 from hyperflax.data.episode_config import EpisodeConfig, in_inputs, in_support
+from hyperflax.data.episode_plan import fitting_support, support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
+from hyperflax.data.jsonl import Line
 from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import fetched
@@ -64,7 +66,7 @@ TRAINING_TASKS = "training_tasks"  # in a model's provenance: hashes of their na
 ROWS = 64  # rows decoded at once
 _LOG = logging.getLogger("hyperflax")
 
-TextPair = tuple[str, str] | Mapping[str, str]
+TextPair = tuple[str, str] | Mapping[str, str] | Line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,21 +244,25 @@ class Hypermodel:
         """Generates an adapter from examples in one forward pass.
 
         Args:
-          examples: (input, target) pairs, or mappings with `input` and `target`; at least one. Those that a joint row
-            has no room for are not read, which is logged.
-          refine_steps: Adam steps on the same examples afterwards.
+          examples: (input, target) pairs, mappings with `input` and `target`, or lines of `read_lines`; at least one.
+            Those that a joint row has no room for are not read, which is logged.
+          refine_steps: Adam steps on the same examples afterwards; those that are longer than the rows of training are
+            cut for them, which is logged.
           definition: the task's instruction, for models whose episodes have one.
           supports: the examples are dealt out to so many supports, each is read alone, and the adapter is written from
             the mean of their slot states: for more examples than one support holds, or than training showed at once.
           learning_rate: of the refining steps.
 
         Raises:
-          DataError: no example, one that is no pair of strings, or one that is too long; names its number.
+          DataError: no example, one that is no pair of strings, or one that is too long for the support; names its
+            number, or its line.
           ConfigError: a number out of its range, a definition for a model that reads none, or a model with context
             before its inputs.
         """
         self.check_plain_inputs()
-        pairs = [_pair(example, number) for number, example in enumerate(examples)]
+        given = list(examples)
+        names = [one.at if isinstance(one, Line) else f"example {number}" for number, one in enumerate(given)]
+        pairs = [_pair(example, name) for example, name in zip(given, names, strict=True)]
         if not pairs:
             raise DataError("examples: expected at least one (input, target) pair, got none")
         if refine_steps < 0:
@@ -265,6 +271,8 @@ class Hypermodel:
             raise ConfigError(f"supports: expected 1 to {len(pairs)}, the number of examples, got {supports}")
         if definition and not in_support(self.config.episodes.definition):
             raise ConfigError(f"definition: expected none, which this model was trained with, got {definition!r:.80}")
+        shown = [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
+        self._check_support(shown, definition, names)
         dealt = deal(pairs, supports)
         rows = [self.episode(part, [], definition, shots=len(dealt[0]))["support_tokens"] for part in dealt]
         sentinel = self.config.vocabulary.sentinel(self.config.episodes.input_sentinel)
@@ -277,7 +285,7 @@ class Hypermodel:
             )
         adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
         if refine_steps:
-            shown = [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
+            self._tell_what_is_cut(shown)
             adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)
         tree = jax.tree.map(lambda leaf: leaf[0], jax.device_get(adapters))
         metadata = AdapterMetadata(
@@ -287,6 +295,32 @@ class Hypermodel:
             refine_steps=refine_steps,
         )
         return Adapter(tree, self.config.spec, metadata)
+
+    def _check_support(self, shown: Sequence[Example], definition: str | None, names: Sequence[str]) -> None:
+        """Raises DataError if an example fits no row of a support, even alone."""
+        config = self.config.episodes
+        info = TaskInfo(definition=tokenise(definition, self.config.vocabulary)) if definition else TaskInfo()
+        lengths = np.asarray([(len(example.inputs), len(example.targets)) for example in shown])
+        fits = fitting_support(lengths, info, config)
+        if not fits.all():
+            first = int(np.argmin(fits))
+            raise DataError(
+                f"{names[first]}: expected at most {config.support_length} tokens, sentinels, end of sequence and a "
+                f"definition in the same row included, got {lengths[first].sum() + support_overhead(info, config)}; "
+                "demonstrations are never truncated"
+            )
+
+    def _tell_what_is_cut(self, shown: Sequence[Example]) -> None:
+        """Logs how many examples refining does not see whole."""
+        config = self.config.episodes
+        room = config.inputs_length, config.targets_length
+        if cut := sum(len(e.inputs) >= room[0] or len(e.targets) >= room[1] for e in shown):
+            _LOG.warning(
+                "%d of %d examples are cut for refining, to %d tokens of input and %d of target",
+                cut,
+                len(shown),
+                *room,
+            )
 
     def predict(
         self,
@@ -376,19 +410,13 @@ class Hypermodel:
         return episode_arrays(shown, asked, config, vocabulary, info, "examples")
 
     def own_examples(
-        self,
-        supports: Sequence[Sequence[Example]],
-        infos: Sequence[TaskInfo] | None = None,
-        too_long: Literal["error", "truncate"] = "error",
+        self, supports: Sequence[Sequence[Example]], infos: Sequence[TaskInfo] | None = None
     ) -> dict[str, np.ndarray]:
         """Returns every task's support as inputs and targets [task, example, length], what refining trains on.
 
         Definitions and positives, given as `infos`, stand before the inputs where they stood in training; the support
-        never does, it would show its own targets. Rows of padding, of weight 0, fill up to one of few numbers of
-        examples.
-
-        Raises:
-          DataError: an example that is too long, unless it may be cut.
+        never does, it would show its own targets. What is too long is cut. Rows of padding, of weight 0, fill up to one
+        of few numbers of examples.
         """
         episodes = self.config.episodes
         config = episodes.replace(
@@ -397,7 +425,7 @@ class Hypermodel:
             positives="inputs" if in_inputs(episodes.positives) else "none",
             demonstrations="none",
             teacher="none",
-            too_long=too_long,
+            too_long="truncate",
         )
         infos = infos or len(supports) * [TaskInfo()]
         rows = [
@@ -536,14 +564,16 @@ def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:
     return path
 
 
-def _pair(example: TextPair, number: int) -> tuple[str, str]:
+def _pair(example: TextPair, name: str) -> tuple[str, str]:
+    if isinstance(example, Line):
+        return example.input, example.target
     if isinstance(example, Mapping):
         missing = [key for key in ("input", "target") if key not in example]
         if missing:
-            raise DataError(f"example {number}: expected keys 'input' and 'target', got {sorted(example)}")
+            raise DataError(f"{name}: expected keys 'input' and 'target', got {sorted(example)}")
         example = (example["input"], example["target"])
     # A string of two characters is a sequence of two strings, too.
     pair = () if isinstance(example, str) or not isinstance(example, Sequence) else tuple(example)
     if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-        raise DataError(f"example {number}: expected an (input, target) pair of strings, got {example!r:.80}")
+        raise DataError(f"{name}: expected an (input, target) pair of strings, got {example!r:.80}")
     return pair

@@ -18,6 +18,7 @@ from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter, save_adapter
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, InMemorySource, tokenise
+from hyperflax.data.jsonl import Line
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.evaluation import conditions
@@ -232,6 +233,18 @@ def test_an_adapter_of_another_base_is_refused(model: Hypermodel) -> None:
         other.predict(["ab"], model.adapt(EXAMPLES))
 
 
+def test_refining_cuts_what_is_longer_than_its_rows_and_says_so(
+    model: Hypermodel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the conditions of an evaluation do: the support holds it whole."""
+    long = [("abcdefgh", "xy"), ("a", "b")]  # with end of sequence 9 tokens, of 8
+    model.adapt([("abcdefg", "xy"), ("a", "b")], refine_steps=1)
+    assert not caplog.messages
+    refined = model.adapt(long, refine_steps=1)
+    assert caplog.messages == ["1 of 2 examples are cut for refining, to 8 tokens of input and 8 of target"]
+    assert refined.metadata.refine_steps == 1
+
+
 def test_bad_examples_are_named(model: Hypermodel) -> None:
     with pytest.raises(DataError, match="at least one"):
         model.adapt([])
@@ -244,8 +257,10 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
         model.predict("grace")
     with pytest.raises(DataError, match="example 0: expected an"):
         model.adapt([("a", 3)])
-    with pytest.raises(DataError, match="demonstration 0: expected at most 16 tokens"):
-        model.adapt([("a" * 20, "b")])
+    with pytest.raises(DataError, match=r"^example 1: expected at most 16 tokens.* got 24; .*never truncated"):
+        model.adapt([("a", "b"), ("a" * 20, "b")])
+    with pytest.raises(DataError, match=r"^names.jsonl:3: expected at most 16 tokens"):
+        model.adapt([Line("names.jsonl:1", "a", "b"), Line("names.jsonl:3", "a" * 20, "b")])
     with pytest.raises(DataError, match="input 1: inputs: expected at most 8 tokens"):
         model.predict(["a", "b" * 20])
     with pytest.raises(ConfigError, match="refine_steps"):

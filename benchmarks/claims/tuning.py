@@ -182,8 +182,8 @@ class _Bench:
             tokens = [self._held_out.tokens[task.name] for task in block]
             # Without padding, the last block would be compiled for itself.
             padded = [*tokens, *tokens[:1] * (BLOCK - len(block))]
-            examples = self._model.own_examples([given.support[:count] for given in padded], too_long="truncate")
-            asked = self._model.own_examples([given.scored for given in padded], too_long="truncate")
+            examples = self._model.own_examples([given.support[:count] for given in padded])
+            asked = self._model.own_examples([given.scored for given in padded])
             rows = []
             state = refine.start(self._start(start, padded, at))
             for steps in np.diff(marks, prepend=0):

@@ -135,12 +135,15 @@ def read_model(
       progress: called with the number of bytes read, array by array.
 
     Raises:
-      CheckpointError: nothing of the kind, an adapter (which is no T5), or damaged files.
+      CheckpointError: nothing of the kind, an adapter (which is no T5), a step of a form that holds one T5, or damaged
+        files.
     """
     folder = locate(path)
     form = form_of(folder)
     if form in ("adapter", "peft"):
         raise CheckpointError(f"{folder}: expected a T5, found an adapter; `hyperflax export` and `import` take those")
+    if step is not None and form not in ("t5x", "orbax"):
+        raise CheckpointError(f"{folder}: step: expected none, {form} holds one T5, got {step}")
     if form in ("t5x", "orbax"):
         read, look_at_state, read_state = (
             (read_t5x_checkpoint, look_at_t5x_state, read_t5x_state)
@@ -229,13 +232,15 @@ def write_model(
       model: as read.
       form: `huggingface`, or T5X's `t5x` and `orbax`.
       state: the optimizer's, in T5X's names and in the layout that is written; for T5X's forms only.
-      scalable: write scalable_t5's layout instead of the minimal T5's.
+      scalable: write scalable_t5's layout instead of the minimal T5's; for T5X's forms only.
       progress: called with the number of bytes written, array by array.
 
     Raises:
       CheckpointError: that form cannot hold this model; says why.
     """
     if form == "huggingface":
+        if scalable:
+            raise CheckpointError(f"{directory}: scalable: expected t5x or orbax, which have such a layout, got {form}")
         huggingface.write_huggingface(directory, model.params, model.config, files=model.files, progress=progress)
         return
     for name, value in _T5X_BIAS.items():

@@ -28,7 +28,7 @@ from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.lazy import LazyArray
 from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, chunk_size, floating_dtype, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
-from hyperflax.files import atomic_directory, read_json
+from hyperflax.files import array_writing, atomic_directory, read_json
 from hyperflax.types import PyTree
 
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"
@@ -135,7 +135,7 @@ def write_orbax(
     with atomic_directory(directory) as folder:
         (folder / name / "dataset").mkdir(parents=True)
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, type_handler_registry=registry)
-        with ocp.Checkpointer(handler) as checkpointer:
+        with array_writing(directory), ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save((folder / name / _ITEM).resolve(), tree)
         handlers = {"state": "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"}
         (folder / name / _METADATA).write_text(json.dumps({"item_handlers": handlers, "metrics": {}}))

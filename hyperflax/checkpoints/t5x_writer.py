@@ -23,7 +23,7 @@ from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.t5x_index import NEWEST_VERSION
 from hyperflax.checkpoints.zarr import chunk_size, floating_dtype, in_flight_bytes
 from hyperflax.errors import CheckpointError
-from hyperflax.files import atomic_directory
+from hyperflax.files import array_writing, atomic_directory
 from hyperflax.types import PyTree
 
 _COMPRESSOR = {"id": "gzip", "level": 1}  # what T5X writes
@@ -64,13 +64,12 @@ def write_t5x_checkpoint(
     total = sum(getattr(leaf, "nbytes", 0) for leaf in (*flat.values(), *slots.values()))
     with atomic_directory(directory) as folder:
         (folder / name).mkdir()
-        writer = _Writer(folder / name, total, progress)
-        tree = {
-            "target": writer.write("target", flat, target),
-            "state": {"step": np.asarray(step, np.int32), **writer.write("state", slots, None)},
-        }
+        with array_writing(directory), _Writer(folder / name, total, progress) as writer:
+            tree = {
+                "target": writer.write("target", flat, target),
+                "state": {"step": np.asarray(step, np.int32), **writer.write("state", slots, None)},
+            }
         tree["state"].setdefault("param_states", {})
-        writer.finish()
         (folder / name / "checkpoint").write_bytes(_packed(tree))
     return pathlib.Path(directory) / name
 
@@ -82,17 +81,24 @@ class _Writer:
         self._folder = folder
         self._limit, self._chunk = in_flight_bytes(total), chunk_size(total)
         self._progress = progress
-        self._writing: collections.deque[tuple[str, int, Any]] = collections.deque()
+        self._writing: collections.deque[tuple[int, Any]] = collections.deque()
         self._in_flight = 0
 
     def write(self, branch: str, flat: Mapping[str, Any], target: np.dtype | None) -> dict[str, Any]:
         """Starts to write all leaves; returns the branch of the msgpack tree that says where they are."""
         return trees.unflatten({path: self._leaf(branch, path, leaf, target) for path, leaf in flat.items()})
 
-    def finish(self) -> None:
-        """Waits for what is still being written."""
-        while self._writing:
-            self._wait()
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Waits for all that is being written; after an error too, or it would come back into a deleted folder."""
+        try:
+            while self._writing and kind is None:
+                self._wait()
+        finally:
+            for _, writing in self._writing:
+                writing.exception()  # waits for it
 
     def _leaf(self, branch: str, path: str, leaf: Any, target: np.dtype | None) -> np.ndarray | dict[str, Any]:
         nbytes = getattr(leaf, "nbytes", 0)
@@ -117,18 +123,18 @@ class _Writer:
         }
         there = {**spec, "kvstore": {"driver": "file", "path": f"{self._folder / name}/"}}
         store = ts.open(there, create=True).result()
-        # Nobody changes the array, so TensorStore needs no copy of it.
-        writing = store.write(array, can_reference_source_data_indefinitely=True)
-        self._writing.append((name, array.nbytes, writing))
-        self._in_flight += array.nbytes
+        # Chunk by chunk: a write of several is over with the first that fails, while the others go on.
+        for first in range(0, array.shape[0], chunks[0]):
+            part = array[first : first + chunks[0]]
+            # Nobody changes the array, so TensorStore needs no copy of it.
+            writing = store[first : first + len(part)].write(part, can_reference_source_data_indefinitely=True)
+            self._writing.append((part.nbytes, writing))
+            self._in_flight += part.nbytes
         return spec
 
     def _wait(self) -> None:
-        name, nbytes, future = self._writing.popleft()
-        try:
-            future.result()
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{self._folder / name}: not written, {error}") from error
+        nbytes, future = self._writing.popleft()
+        future.result()
         self._in_flight -= nbytes
         self._progress(nbytes)
 

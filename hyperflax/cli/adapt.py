@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.artefacts import save_adapter
-    from hyperflax.data.jsonl import read_examples
+    from hyperflax.data.jsonl import read_lines
     from hyperflax.errors import ConfigError
     from hyperflax.evaluation.metrics import get_metric
     from hyperflax.files import require_directory_place
@@ -62,23 +62,23 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.refine <= MOST_STEPS:
         raise ConfigError(f"--refine: expected 0 to {MOST_STEPS}, got {arguments.refine}")
     require_directory_place(arguments.out, in_bucket=True)
-    examples = read_examples(arguments.examples)
+    lines = read_lines(arguments.examples)
     model = load(arguments.model)
     adapter = model.adapt(
-        examples, refine_steps=arguments.refine, definition=arguments.definition, supports=arguments.supports
+        lines, refine_steps=arguments.refine, definition=arguments.definition, supports=arguments.supports
     )
     save_adapter(arguments.out, adapter.tree, adapter.spec, adapter.metadata)
     values = adapter.spec.num_parameters
     print(
-        f"{arguments.out}: adapter of {values:,} values from {len(examples)} examples, for model {model.parts.id}",
+        f"{arguments.out}: adapter of {values:,} values from {len(lines)} examples, for model {model.parts.id}",
         flush=True,
     )
-    if arguments.estimate and len(examples) > 1:
+    if arguments.estimate and len(lines) > 1:
         from hyperflax.evaluation.estimate import estimate
 
         found = estimate(
             model,
-            examples,
+            [(line.input, line.target) for line in lines],
             definition=arguments.definition,
             metric=arguments.metric,
             refine_steps=arguments.refine,

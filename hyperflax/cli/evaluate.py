@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from hyperflax.cli.models import add_model_argument, add_module_argument
@@ -140,11 +139,12 @@ def load_suite(name: str) -> Suite:
         from hyperflax_tasks.metaicl import SETTINGS
 
         raise ConfigError(f"--suite metaicl/SETTING: expected a setting out of {', '.join(SETTINGS)}, got none")
-    try:
-        make = importlib.import_module(f"hyperflax_tasks.{module}" if module in SUITES else module).suite
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"--suite {name}: expected a module with a function suite() ({error})") from error
-    return make(setting) if slash else make()
+    from hyperflax.data.registry import import_module
+
+    loaded = import_module(f"hyperflax_tasks.{module}" if module in SUITES else module)
+    if not hasattr(loaded, "suite"):
+        raise ConfigError(f"--suite {name}: expected a module with a function suite(), '{loaded.__name__}' has none")
+    return loaded.suite(setting) if slash else loaded.suite()
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -68,17 +68,12 @@ def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str
         raise DataError(f"{name}:{number}: expected UTF-8 text ({error})") from error
 
 
-def read_examples(path: pathlib.Path | str) -> list[tuple[str, str]]:
-    """The (input, target) pairs of a file, `-` for standard input.
+def read_lines(path: str | os.PathLike[str]) -> list[Line]:
+    """The examples of a file with their places, `-` for standard input.
 
     Raises:
       DataError: no such file, no line, or a line without the strings `input` and `target`.
     """
-    return [(line.input, line.target) for line in read_lines(path)]
-
-
-def read_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """The examples of a file with their places, for whoever has more to say about one; otherwise as `read_examples`."""
     rows = [Line(at, _text(row, "input", at), _text(row, "target", at)) for at, row in _rows_of(path)]
     if not rows:
         raise DataError(f"{path}: expected at least one example, got none")

@@ -22,6 +22,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import pathlib
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 
@@ -104,7 +105,7 @@ def register_modules(modules: Iterable[str | ModuleType] = (), *, entry_points: 
         warning.
 
     Raises:
-      ConfigError: no such module.
+      ConfigError: no such module, or one that cannot be imported.
       MissingExtraError: a named module needs seqio or TensorFlow, which is not installed.
     """
     if entry_points:
@@ -114,7 +115,7 @@ def register_modules(modules: Iterable[str | ModuleType] = (), *, entry_points: 
             try:
                 target = point.load()
                 (target.register if isinstance(target, ModuleType) else target)()
-            except ImportError as error:
+            except (ImportError, SyntaxError) as error:
                 _LOG.warning("entry point %s = %s of %s is left out: %s", point.name, point.value, ENTRY_POINTS, error)
                 continue
             _REGISTERED.add(point.value)
@@ -122,13 +123,14 @@ def register_modules(modules: Iterable[str | ModuleType] = (), *, entry_points: 
         name = module if isinstance(module, str) else module.__name__
         if name in _REGISTERED:
             continue
-        loaded = _import(module) if isinstance(module, str) else module
+        loaded = import_module(module) if isinstance(module, str) else module
         if register := getattr(loaded, "register", None):
             register()
         _REGISTERED.add(name)
 
 
-def _import(name: str) -> ModuleType:
+def import_module(name: str) -> ModuleType:
+    """Imports a module of tasks. Raises as `register_modules` where it cannot."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -139,7 +141,19 @@ def _import(name: str) -> ModuleType:
             raise ConfigError(
                 f"module '{name}': expected an importable Python module, there is none of that name"
             ) from error
-        raise
+        raise _broken(name, error) from error
+    except (ImportError, SyntaxError) as error:
+        raise _broken(name, error) from error
+
+
+def _broken(name: str, error: ImportError | SyntaxError) -> ConfigError:
+    """What to say of a module that is there and cannot be imported: where it says what Python does not take."""
+    if isinstance(error, SyntaxError):
+        place, told = f"{error.filename}:{error.lineno}", error.msg
+    else:
+        frames = [at for at in traceback.extract_tb(error.__traceback__) if not at.filename.startswith("<frozen ")]
+        place, told = f"{frames[-1].filename}:{frames[-1].lineno}", str(error)
+    return ConfigError(f"module '{name}': expected an importable Python module, {place}: {told}")
 
 
 @contextlib.contextmanager

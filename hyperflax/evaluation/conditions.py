@@ -301,7 +301,7 @@ class Conditions:
 
     def _as_examples(self, given: Sequence[TaskTokens]) -> dict[str, np.ndarray]:
         supports, infos = [tokens.support for tokens in given], [tokens.info for tokens in given]
-        return self.model.own_examples(supports, infos, too_long="truncate")
+        return self.model.own_examples(supports, infos)
 
     @functools.cached_property
     def neighbours(self) -> HeldOut:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from hyperflax import trees
 from hyperflax.errors import CheckpointError
+from hyperflax.files import array_writing
 from hyperflax.types import Array
 
 PREFIX = "checkpoint"
@@ -35,7 +36,7 @@ class OrbaxStore:
         # Imported late: Orbax takes seconds, and who only adapts or predicts comes past this module.
         import orbax.checkpoint as ocp
 
-        self._args = ocp.args
+        self._args, self._directory = ocp.args, directory
         self._asynchronous = asynchronous and not read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
@@ -63,7 +64,8 @@ class OrbaxStore:
         items = self._args.Composite(
             state=self._args.StandardSave(trees.unflatten(dict(leaves))), host=self._args.JsonSave(dict(host))
         )
-        self._manager.save(step, args=items, force=True)
+        with array_writing(self._directory):  # which may be what was refused of the save before
+            self._manager.save(step, args=items, force=True)
 
     def read(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
         items = self._args.Composite(state=self._args.StandardRestore(trees.unflatten(dict(wanted))))
@@ -73,5 +75,6 @@ class OrbaxStore:
         return dict(self._manager.restore(step, args=self._args.Composite(host=self._args.JsonRestore()))["host"])
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with array_writing(self._directory):
+            self._manager.wait_until_finished()
+            self._manager.close()

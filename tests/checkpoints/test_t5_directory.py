@@ -59,6 +59,15 @@ def test_another_vocabulary_is_refused(params, tmp_path) -> None:
     load_base(tmp_path / "orbax", CONFIG, Bytes())  # which tells nothing of it
 
 
+def test_a_form_refuses_what_it_does_not_have(params, tmp_path) -> None:
+    save_t5(tmp_path / "t5", params, CONFIG, Bytes())
+    with pytest.raises(CheckpointError, match="t5: step: expected none, t5 holds one T5, got 7"):
+        read_model(tmp_path / "t5", step=7)
+    with pytest.raises(CheckpointError, match="scalable: expected t5x or orbax, which have such a layout, got hugging"):
+        write_model(tmp_path / "hf", read_model(tmp_path / "t5"), "huggingface", scalable=True)
+    assert not (tmp_path / "hf").exists()
+
+
 def test_damaged_weights_are_refused(params, tmp_path) -> None:
     save_t5(tmp_path / "t5", params, CONFIG, Bytes())
     file = tmp_path / "t5" / "t5.safetensors"

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from hyperflax.data.jsonl import jsonl_source, read_examples, read_inputs
+from hyperflax.data.jsonl import jsonl_source, read_inputs, read_lines
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import DataError
 
@@ -21,7 +21,7 @@ def write(path: pathlib.Path, *rows: object) -> pathlib.Path:
 
 def test_examples_and_inputs(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "a.jsonl", {"input": "é", "target": "E"}, "", {"input": "b", "target": "", "note": 1})
-    assert read_examples(path) == [("é", "E"), ("b", "")]
+    assert read_lines(path) == [(f"{path}:1", "é", "E"), (f"{path}:3", "b", "")]
     assert read_inputs(path) == [(f"{path}:1", "é"), (f"{path}:3", "b")]
 
 
@@ -29,7 +29,7 @@ def test_a_mark_before_the_first_line_is_none_of_it(tmp_path: pathlib.Path) -> N
     (tmp_path / "a.jsonl").write_bytes(
         b'\xef\xbb\xbf{"input": "a", "target": "b"}\r\n{"input": "c", "target": "d"}\r\n'
     )
-    assert read_examples(tmp_path / "a.jsonl") == [("a", "b"), ("c", "d")]
+    assert [line[1:] for line in read_lines(tmp_path / "a.jsonl")] == [("a", "b"), ("c", "d")]
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,9 +83,9 @@ def test_whole_surrogate_pairs_are_text(tmp_path: pathlib.Path) -> None:
 
 def test_bad_files_are_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl: expected a file of JSON lines, cannot read it \(No such file"):
-        read_examples(tmp_path / "absent.jsonl")
+        read_lines(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match=r"empty\.jsonl: expected at least one example, got none"):
-        read_examples(write(tmp_path / "empty.jsonl", ""))
+        read_lines(write(tmp_path / "empty.jsonl", ""))
     for before in (0, 1, 2000):
         (tmp_path / "latin.jsonl").write_bytes((before * '{"input": "a"}\n' + '{"input": "é"}\n').encode("latin-1"))
         with pytest.raises(DataError, match=rf"latin\.jsonl:{before + 1}: expected UTF-8 text"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -75,15 +76,30 @@ def test_a_module_is_registered_where_the_name_is_not_known(upper: str) -> None:
 
 def test_modules_are_registered_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "once_tasks.py").write_text("calls = []\ndef register():\n    calls.append(1)\n")
-    (tmp_path / "needs_seqio.py").write_text("import tensorflow_text_absent.x\n")
     monkeypatch.syspath_prepend(tmp_path)
     registry.register_modules(["once_tasks"])
     registry.register_modules(["once_tasks"])
     assert sys.modules["once_tasks"].calls == [1]
     with pytest.raises(ConfigError, match="module 'no_such_module': expected an importable Python module"):
         registry.register_modules(["no_such_module"])
-    with pytest.raises(ModuleNotFoundError, match="tensorflow_text_absent"):  # the module's own business
-        registry.register_modules(["needs_seqio"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ("import os\nimport tensorflow_text_absent.x\n", 2, "No module named 'tensorflow_text_absent'"),
+        ("from os import absent\n", 1, "cannot import name 'absent' from 'os'"),
+        ("x = 1\ndef register(:\n", 2, "invalid syntax"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_by_the_place(
+    text: str, line: int, told: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_tasks.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    place = re.escape(f"{tmp_path / 'broken_tasks.py'}:{line}: {told}")
+    with pytest.raises(ConfigError, match=f"^module 'broken_tasks': expected an importable Python module, {place}"):
+        registry.register_modules(["broken_tasks"])
 
 
 def test_a_module_that_needs_seqio_is_answered_with_the_command(

@@ -42,7 +42,7 @@ def test_the_shipped_suites_are_found_by_name(materialised: pathlib.Path, monkey
     [
         ("t0", "expected one of natural_instructions, p3, metaicl/SETTING or a module, got 't0'"),
         ("metaicl", "expected a setting out of hr_to_lr, class_to_class, .*, got none"),
-        ("no_such.module", "expected a module with a function suite()"),
+        ("no_such.module", "module 'no_such.module': expected an importable Python module"),
         ("hyperflax.errors", "expected a module with a function suite()"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hyperflax.data.jsonl import read_examples
+from hyperflax.data.jsonl import read_lines
 from hyperflax.errors import CheckpointError, DataError
 from hyperflax.tuner.questions import Extraction, Fact, Pair, Rules, Text, generate, read_text
 from hyperflax.tuner.questions.facts import digest, normalise
@@ -67,7 +67,8 @@ def test_files_and_what_they_say(tmp_path: pathlib.Path) -> None:
         found = rows(tmp_path / "out", split)
         assert {row["fact"] for row in found} == set(report["facts"])
         # The files are what `hyperflax finetune` reads.
-        assert read_examples(tmp_path / f"out/{split}.jsonl") == [(row["input"], row["target"]) for row in found]
+        lines = read_lines(tmp_path / f"out/{split}.jsonl")
+        assert [line[1:] for line in lines] == [(row["input"], row["target"]) for row in found]
     by_fact = {row["fact"]: row["target"] for row in rows(tmp_path / "out", "test")}
     assert by_fact[Fact("Pluto was discovered in 1930.", "sky").id] == "1930"
 
