@@ -124,6 +124,7 @@ def scalars(folder: pathlib.Path) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
+    sys.path.append(os.environ["HYPERFLAX_T5X"])
     with tempfile.TemporaryDirectory() as folder:
         arrays = run(pathlib.Path(folder))
     GOLDENS.parent.mkdir(exist_ok=True)

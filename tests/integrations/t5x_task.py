@@ -1,4 +1,4 @@
-"""A small seqio Task with a feature `task`, in the order in which a shuffled one would come: tasks take turns."""
+"""A small seqio Task with a feature `task`, whose tasks take turns where it is not shuffled."""
 
 from __future__ import annotations
 
