@@ -61,7 +61,7 @@ HYPERNETWORKS: Mapping[str, tuple[type, type]] = {
     "HART": (HARTConfig, HART),
 }
 REFINE_LEARNING_RATE = 1e-3
-REFINED_TOKENS = 1 << 15  # of all tasks' examples that are refined at once, or else one task
+REFINED_TOKENS = 1 << 15  # of examples that refining works on at once: those of some tasks, or a part of one task's
 TRAINING_TASKS = "training_tasks"  # in a model's provenance: hashes of their names, see evaluation/contamination.py
 ROWS = 64  # rows decoded at once
 _LOG = logging.getLogger("hyperflax")
@@ -457,17 +457,21 @@ class Hypermodel:
         self, adapters: PyTree, examples: Mapping[str, Any], steps: int, learning_rate: float = REFINE_LEARNING_RATE
     ) -> tuple[PyTree, np.ndarray]:
         """Returns the adapters after `steps` Adam steps on `examples` [task, example, length], and each task's loss
-        [task] before the last of them. Of many long examples, few tasks are refined at once."""
-        tasks = len(examples["encoder_input_tokens"])
+        [task] before the last of them. Of many long examples, few tasks are refined at once, or few of one task's."""
+        tasks, count = examples["encoder_input_tokens"].shape[:2]
         tokens = sum(np.size(leaf) for name, leaf in examples.items() if name.endswith("input_tokens"))
-        blocks = min(tasks, -(-tokens // REFINED_TOKENS))
+        microbatches = 1
+        while tokens > microbatches * tasks * REFINED_TOKENS and count % (2 * microbatches) == 0:
+            microbatches *= 2
+        run = functools.partial(self._refine, microbatches=microbatches)
+        blocks = min(tasks, -(-tokens // (microbatches * REFINED_TOKENS)))
         if blocks <= 1:
-            return self._refine(self.base_params, adapters, dict(examples), steps, learning_rate)
+            return run(self.base_params, adapters, dict(examples), steps, learning_rate)
         size, parts = -(-tasks // blocks), []
         for start in range(0, tasks, size):
             rows = np.arange(start, start + size) % tasks  # the last block is filled up with tasks from the front
             taken = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (adapters, dict(examples)))
-            part = self._refine(self.base_params, *taken, steps, learning_rate)
+            part = run(self.base_params, *taken, steps, learning_rate)
             parts.append(jax.tree.map(lambda leaf, start=start: leaf[: tasks - start], part))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
@@ -513,9 +517,17 @@ class Hypermodel:
 
     @functools.cached_property
     def _refine(self):
-        @jax.jit
-        def run(params, adapters, examples, steps, learning_rate):
-            return refine(self.model, params, adapters, examples, steps=steps, learning_rate=learning_rate)
+        @functools.partial(jax.jit, static_argnames="microbatches")
+        def run(params, adapters, examples, steps, learning_rate, *, microbatches):
+            return refine(
+                self.model,
+                params,
+                adapters,
+                examples,
+                steps=steps,
+                learning_rate=learning_rate,
+                microbatches=microbatches,
+            )
 
         return run
 

@@ -130,9 +130,10 @@ def test_many_long_examples_are_refined_a_few_tasks_at_once(model: Hypermodel, m
         monkeypatch.setattr(module, "REFINED_TOKENS", at_once * examples["encoder_input_tokens"].shape[1] * length)
         sizes = []
 
-        def watched(params, adapters, examples, *given, whole=model._refine, sizes=sizes):
+        def watched(params, adapters, examples, *given, microbatches, whole=model._refine, sizes=sizes):
             sizes.append(len(examples["encoder_input_tokens"]))
-            return whole(params, adapters, examples, *given)
+            assert microbatches == 1
+            return whole(params, adapters, examples, *given, microbatches=microbatches)
 
         with monkeypatch.context() as patch:
             patch.setitem(vars(model), "_refine", watched)
@@ -141,6 +142,27 @@ def test_many_long_examples_are_refined_a_few_tasks_at_once(model: Hypermodel, m
         np.testing.assert_allclose(found_losses, losses, rtol=1e-5)
         for path, leaf in trees.flatten(found).items():
             np.testing.assert_allclose(leaf, trees.flatten(together)[path], rtol=2e-3, atol=2e-4)
+
+
+def test_a_task_of_many_examples_is_refined_a_few_at_once(model: Hypermodel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight examples in parts of two, of unlike lengths: the loss stays the mean over the tokens of all of them."""
+    support = [(a, a * size) for a, size in zip("abcdefgh", (1, 2, 3, 4, 5, 1, 1, 1), strict=True)]
+    adapters = model.generate({"support_tokens": model.episode(support, [])["support_tokens"][None]})
+    examples = own_examples(model, [support])
+    # Adam's first moment is a tenth of the gradient.
+    step = functools.partial(refine.advance, model.model, model.base_params, refine.start(adapters), examples)
+    whole, parts = (jax.jit(functools.partial(step, steps=1, learning_rate=0.0, microbatches=n))() for n in (1, 4))
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-6)
+    moments = [trees.flatten(state.moments[0].mu) for state in (whole, parts)]
+    for path, leaf in moments[0].items():
+        np.testing.assert_allclose(moments[1][path], leaf, rtol=1e-4, atol=1e-6, err_msg=path)
+    taken = []
+    monkeypatch.setitem(vars(model), "_refine", lambda *given, microbatches: taken.append(microbatches))
+    tokens = sum(examples[name].size for name in ("encoder_input_tokens", "decoder_input_tokens"))
+    for most in (tokens, tokens - 1, tokens // 4, 1):
+        monkeypatch.setattr(module, "REFINED_TOKENS", most)
+        model.refine(adapters, examples, 3)
+    assert taken == [1, 2, 4, 8]  # and no more than there are examples
 
 
 def test_sampling_takes_a_key(model: Hypermodel) -> None:

@@ -19,7 +19,9 @@ import optax
 
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import task_loss
-from hyperflax.types import Array, PyTree
+from hyperflax.objectives.normalisation import target_weights
+from hyperflax.training.step import sum_over_microbatches
+from hyperflax.types import Array, Batch, PyTree
 
 
 class Refining(NamedTuple):
@@ -38,6 +40,7 @@ def refine(
     *,
     steps: int | Array,
     learning_rate: float | Array = 1e-3,
+    microbatches: int = 1,
 ) -> tuple[PyTree, Array]:
     """Takes `steps` Adam steps on each task's adapter; pure, and one compilation serves any number of steps.
 
@@ -48,11 +51,16 @@ def refine(
         [task, example, length]: the support as inputs and targets.
       steps: number of steps.
       learning_rate: constant; 1e-3 suits adapters that are already generated.
+      microbatches: parts that a task's examples are worked through in, one after the other; must divide their number.
 
     Returns:
       the refined adapters and each task's loss [task] before the last step; infinite after no step.
+
+    Raises:
+      ConfigError: `microbatches` does not divide the examples.
     """
-    done = advance(model, params, start(adapters), batch, steps=steps, learning_rate=learning_rate)
+    state = start(adapters)
+    done = advance(model, params, state, batch, steps=steps, learning_rate=learning_rate, microbatches=microbatches)
     return done.adapters, done.losses
 
 
@@ -71,17 +79,29 @@ def advance(
     *,
     steps: int | Array,
     learning_rate: float | Array,
+    microbatches: int = 1,
 ) -> Refining:
     """Takes `steps` more steps; arguments as of `refine`."""
     optimizer = optax.adam(learning_rate)
+    by_example = {name: jnp.swapaxes(feature, 0, 1) for name, feature in batch.items()}
+    total = _weight(by_example)
+    total = jnp.where(total > 0, total, 1.0)
 
-    def total_loss(adapters: PyTree) -> tuple[Array, Array]:
-        losses = jax.vmap(functools.partial(task_loss, model, params))(adapters, dict(batch))
+    def total_loss(adapters: PyTree, part: Batch) -> tuple[Array, Array]:
+        """Of a part of every task's examples, its share in the mean over all of them."""
+        losses = jax.vmap(functools.partial(task_loss, model, params), (0, 1))(adapters, part)
+        losses *= _weight(part) / total
         return losses.sum(), losses
 
     def step(_: Array, state: Refining) -> Refining:
-        gradients, losses = jax.grad(total_loss, has_aux=True)(state.adapters)
+        gradient = functools.partial(jax.grad(total_loss, has_aux=True), state.adapters)
+        gradients, losses = sum_over_microbatches(lambda part, _: gradient(part), by_example, None, microbatches)
         updates, moments = optimizer.update(gradients, state.moments)
         return Refining(optax.apply_updates(state.adapters, updates), moments, losses)
 
     return jax.lax.fori_loop(0, steps, step, state)
+
+
+def _weight(examples: Batch) -> Array:
+    """The sum [task] of each task's target weights, of examples [example, task, length]."""
+    return target_weights(examples).sum((0, 2))
