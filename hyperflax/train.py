@@ -1,9 +1,10 @@
 """Training jobs: `python -m hyperflax.train --gin_file=F --gin.MODEL_DIR="'runs/x'"`, as T5X users type it.
 
-A run file binds the arguments of `train`. What is trained is one of three: `PlainT5`, a T5 that learns from (inputs,
+A run file binds the arguments of `train`. What is trained is one of four: `PlainT5`, a T5 that learns from (inputs,
 targets) pairs; `HypernetworkOf`, a hypernetwork that learns to write adapters for a frozen T5; `SharedAdapter`, one
-adapter for all tasks. All go through the same loop and leave a directory `MODEL_DIR/model` that the next job,
-`hyperflax.load` or `hyperflax adapt` takes. On several hosts MODEL_DIR lies on a disk that they share, or in a bucket.
+adapter for all tasks; `TaskAdapters`, one for each. All go through the same loop and leave a directory
+`MODEL_DIR/model` that the next job, `hyperflax.load` or `hyperflax adapt` takes. On several hosts MODEL_DIR lies on a
+disk that they share, or in a bucket.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from hyperflax.checkpoints.forms import load_base
 from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory, read_provenance
 from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.t5_directory import save_t5
+from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, save_task_adapters
 from hyperflax.checkpoints.tensors import StorageDtype
-from hyperflax.data.examples import sources_of
+from hyperflax.data.examples import ExampleSource, sources_of
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import name_digests, task_names
@@ -54,6 +56,7 @@ from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Batches
 from hyperflax.training.run_log import METRICS_FILE, read_rows
+from hyperflax.training.task_adapters import WithTaskAdapters
 from hyperflax.types import PyTree, T5Config
 
 EXPORT = "model"
@@ -190,6 +193,8 @@ class HypernetworkOf:
       consistency: weight of the distance between what is generated from several supports of a task; the training
         episodes need `supports` of at least 2.
       consistency_of: what is compared, slot `states` or `adapters`.
+      reconstruction: weight of the distance from each task's own adapter; the batches are `WithTaskAdapters`, of
+        adapters that `TaskAdapters` trained for the same base.
       scan_layers: the layers of both networks are loops while they are trained, so that they compile in a time that
         does not grow with their number. What is exported has its layers apart again.
     """
@@ -204,6 +209,7 @@ class HypernetworkOf:
     distillation: float = 0.0
     consistency: float = 0.0
     consistency_of: Literal["states", "adapters"] = "states"
+    reconstruction: float = 0.0
     scan_layers: bool = False
 
     @property
@@ -221,11 +227,12 @@ class HypernetworkOf:
             distillation=self.distillation,
             consistency=self.consistency,
             consistency_of=self.consistency_of,
+            reconstruction=self.reconstruction,
         )
 
     @property
     def validation_objective(self) -> HypermodelObjective:
-        return dataclasses.replace(self.objective, distillation=0.0, consistency=0.0)
+        return dataclasses.replace(self.objective, distillation=0.0, consistency=0.0, reconstruction=0.0)
 
     def read_frozen(self, partitioner: Partitioner) -> PyTree:
         config = self.config.base.replace(scan_layers=self.scan_layers)
@@ -284,17 +291,15 @@ class HypernetworkOf:
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedAdapter:
-    """One adapter for a frozen T5, trained on the examples of all tasks: the baseline that reads no support.
-
-    What is exported is an adapter directory, for `hyperflax evaluate --shared` and `hyperflax predict --adapter`.
+class _AdaptersOf:
+    """Adapters for a frozen T5 that are trained as they are: no hypernetwork writes them.
 
     Attributes:
       base: shape of the frozen T5.
       spec: what is trained for it.
       vocabulary: of the frozen T5.
-      base_checkpoint: the frozen T5, see `HypernetworkOf`. The adapter fits this base alone, so to be compared with a
-        hypermodel that was exported in bfloat16, it is trained on the base in that model directory.
+      base_checkpoint: the frozen T5, see `HypernetworkOf`. Adapters fit this base alone, so to be compared with a
+        hypermodel that was exported in bfloat16, they are trained on the base in that model directory.
       z_loss, label_smoothing: of the token loss.
     """
 
@@ -307,12 +312,15 @@ class SharedAdapter:
 
     def __post_init__(self) -> None:
         check_spec(self.spec, self.base)
-        _check_vocabulary("SharedAdapter.base", self.base, self.vocabulary)
+        _check_vocabulary(f"{type(self).__name__}.base", self.base, self.vocabulary)
+
+    @property
+    def table(self) -> Table:
+        raise NotImplementedError
 
     @property
     def objective(self) -> HypermodelObjective:
-        table = Table(self.spec, shared=True)
-        return HypermodelObjective(T5(self.base), table, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+        return HypermodelObjective(T5(self.base), self.table, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
 
     @property
     def validation_objective(self) -> HypermodelObjective:
@@ -328,6 +336,19 @@ class SharedAdapter:
     def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         return fresh
 
+
+@dataclasses.dataclass(frozen=True)
+class SharedAdapter(_AdaptersOf):
+    """One adapter for a frozen T5, trained on the examples of all tasks: the baseline that reads no support.
+
+    What is exported is an adapter directory, for `hyperflax evaluate --shared` and `hyperflax predict --adapter`.
+    Attributes as of `_AdaptersOf`.
+    """
+
+    @property
+    def table(self) -> Table:
+        return Table(self.spec, shared=True)
+
     def export(
         self,
         directory: Location,
@@ -337,11 +358,54 @@ class SharedAdapter:
         dtype: StorageDtype | None,
         origin: Origin | None,
     ) -> None:
-        adapters = Table(self.spec, shared=True).apply({"params": params}, {})
+        adapters = self.table.apply({"params": params}, {})
         provenance = {**provenance, "results": results}
         base = fingerprint(_load_same(self.base_checkpoint, self.base, self.vocabulary, origin))
         metadata = AdapterMetadata(base_fingerprint=base, provenance=provenance)
         save_adapter(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskAdapters(_AdaptersOf):
+    """An adapter for each training task, all trained in one run: what `HypernetworkOf.reconstruction` comes near to.
+
+    What is exported is a directory of task adapters, see `checkpoints.task_adapters`. An adapter learns where its task
+    is drawn: with 800 tasks and batches of eight, in one step of a hundred. All start from the same draw, so that what
+    tells two of them apart is what their tasks taught them.
+
+    Attributes:
+      source: whose tasks; the batches are episodes of it.
+      base, spec, vocabulary, base_checkpoint, z_loss, label_smoothing: as of `SharedAdapter`.
+    """
+
+    source: ExampleSource
+
+    @property
+    def table(self) -> Table:
+        return Table(self.spec, num_tasks=len(self.source.task_names))
+
+    def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
+        return jax.tree.map(lambda rows: jnp.broadcast_to(rows[:1], rows.shape), fresh)
+
+    def export(
+        self,
+        directory: Location,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
+        origin: Origin | None,
+    ) -> None:
+        raw = {path.replace(".", "/"): rows for path, rows in params.items()}
+        adapters = self.spec.materialise(self.spec.unflatten(raw))
+        base = _load_same(self.base_checkpoint, self.base, self.vocabulary, origin)
+        metadata = TaskAdaptersMetadata(
+            tasks=tuple(self.source.task_names),
+            base_fingerprint=fingerprint(base),
+            base_digest=digest(base),
+            provenance={**provenance, "results": results},
+        )
+        save_task_adapters(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
 
 
 def _check_vocabulary(name: str, config: T5Config, vocabulary: Vocabulary) -> None:
@@ -408,7 +472,7 @@ def train(
     """Runs a training job and exports the result; a job whose `model_dir` has a checkpoint goes on from there.
 
     Args:
-      model: `PlainT5`, `HypernetworkOf` or `SharedAdapter`.
+      model: `PlainT5`, `HypernetworkOf`, `SharedAdapter` or `TaskAdapters`.
       batches: of training data, `.batch(step)`.
       optimizer: see `make_optimizer`.
       total_steps: length of the whole run.
@@ -446,6 +510,13 @@ def train(
         evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
     path, frozen = model.base_checkpoint, model.read_frozen(partitioner)
     origin = None if path is None else Origin(path, digest(frozen))
+    if isinstance(batches, WithTaskAdapters) and origin is not None:
+        made_for = batches.stored.metadata.base_digest
+        if made_for != origin.digest:
+            raise CheckpointError(
+                f"{batches.directory}: expected task adapters of the base model {origin.digest} in {path}, got those "
+                f"of {made_for}"
+            )
     state = loop.train(
         objective=model.objective,
         optimizer=optimizer,

@@ -35,7 +35,7 @@ ADAPTERS = sorted(path.name for path in shipped_folder().glob("adapters/*.gin"))
 REQUIRED = [
     f"{name} = 'x'"
     for name in (
-        *("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "VOCABULARY_FILE"),  # of training
+        *("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "VOCABULARY_FILE", "TASK_ADAPTERS"),  # of training
         *("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "INPUTS", "OUTPUTS"),  # of the other two jobs
     )
 ]
@@ -53,6 +53,7 @@ LOADED = {
     "natural_instructions_hypermodel": ([INSTRUCTIONS], []),
     "natural_instructions_mtf": ([INSTRUCTIONS], []),
     "natural_instructions_shared": ([INSTRUCTIONS], []),
+    "natural_instructions_task_adapters": ([INSTRUCTIONS], []),
     "p3_hypermodel": ([("p3", "train")], []),
 }
 
@@ -231,6 +232,25 @@ def test_a_mesh_file_sets_mesh_batch_and_scanned_layers(mesh: str) -> None:
     batch, parts = (gin.query_parameter(f"{name}/gin.macro.value") for name in ("BATCH_SIZE", "MICROBATCHES"))
     assert batch % (parts * math.prod(sizes)) == 0
     assert gin.query_parameter("hyperflax.train.HypernetworkOf.scan_layers")
+
+
+def test_a_run_reads_its_tasks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapters of tasks are named by the source that the episodes are drawn from."""
+    source = InMemorySource([TaskExamples("task", [Example.from_text("a", "b", Bytes())] * 8, TaskInfo())], Bytes())
+    without_sources(monkeypatch)
+    monkeypatch.setattr(seqio_source, "load_seqio", lambda *_, **__: source)
+    parse("runs/natural_instructions_task_adapters.gin")
+    with gin.unlock_config():
+        gin.bind_parameter("hyperflax.data.registry.load_source.vocabulary", None)
+    assert value_of("SOURCE") is value_of("SOURCE") is source
+
+
+def test_reconstruction_is_a_file_after_a_run() -> None:
+    parse("runs/natural_instructions_hart.gin", "objectives/reconstruction.gin")
+    assert gin.query_parameter("hyperflax.train.HypernetworkOf.reconstruction") == 0.2
+    batches = gin.get_bindings("hyperflax.training.task_adapters.WithTaskAdapters", resolve_references=False)
+    assert str(batches["batches"]) == "@training/episodes.Episodes()"
+    assert "WithTaskAdapters" in str(gin.query_parameter("hyperflax.train.train.batches"))
 
 
 @pytest.mark.parametrize("hypernet", HYPERNETS)

@@ -20,22 +20,24 @@ from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import Model, load_base, write_model
 from hyperflax.checkpoints.t5_directory import save_t5
+from hyperflax.checkpoints.task_adapters import load_task_adapters
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.evaluation.contamination import name_digests
 from hyperflax.hypermodel import TRAINING_TASKS, HypermodelConfig, load
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
-from hyperflax.train import HypernetworkOf, PlainT5, SharedAdapter, train
+from hyperflax.train import HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, train
 from hyperflax.training.optimizers import Optimizer, adamw
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.run_log import read_rows
+from hyperflax.training.task_adapters import WithTaskAdapters
 from hyperflax.types import PyTree, T5Config
 
 BASE = T5Config(
@@ -185,6 +187,56 @@ def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_
     # `b` starts at zero and moves by at most 0.01 in each of two Adam steps; alpha / rank = 4 is in what layers read.
     moved = [np.abs(leaf).max() for path, leaf in trees.flatten(adapter.tree).items() if path.endswith("/b")]
     assert 0.04 * 0.9 < min(moved) <= max(moved) < 0.08 * 1.01
+
+
+@pytest.fixture(scope="module")
+def task_adapters(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of `upper` and `double`, of which two steps of one task each draw the second alone."""
+    source = InMemorySource.from_strings({"never": [("a", "b")], "double": [(w, w + w) for w in WORDS]}, Bytes())
+    episodes = Episodes(source, EPISODES.replace(shots=0, demonstrations="none", too_few="skip"))
+    model = TaskAdapters(BASE, config().spec, Bytes(), base, source=source)
+    return str(run(model, episodes, tmp_path_factory.mktemp("tasks"), steps=2, optimizer=adamw(0.3)))
+
+
+def test_task_adapters_are_one_for_each_task_from_one_start(base: str, task_adapters: str) -> None:
+    stored = load_task_adapters(task_adapters)
+    assert stored.metadata.tasks == ("never", "double")
+    assert stored.metadata.base_fingerprint == fingerprint(load_base(base, BASE))
+    assert stored.metadata.provenance["results"]["steps"] == 2
+    for path, (never, double) in stored.spec.flatten(stored.tree).items():
+        moved = np.abs(double - never).max()
+        # As of a shared adapter: two steps of 0.3, times alpha / rank; `a` has no gradient in the first of them.
+        assert 1.2 * 0.9 < moved < 2.4 * 1.01 if path.endswith("/b") else 0 < moved < 0.3 * 1.01, path
+        assert path.endswith("/a") or not never.any()
+
+
+def test_a_hypernetwork_comes_near_to_the_adapters_of_its_tasks(
+    base: str, task_adapters: str, tmp_path: pathlib.Path
+) -> None:
+    model = HypernetworkOf(config(), base, reconstruction=1.0)
+    batches = WithTaskAdapters(Episodes(TASKS, EPISODES), task_adapters)
+    train(
+        model=model,
+        batches=batches,
+        optimizer=adamw(3e-2),
+        total_steps=40,
+        model_dir=str(tmp_path / "near"),
+        log_period=1,
+        progress=False,
+    )
+    rows = [row for row in read_rows(tmp_path / "near" / "metrics.jsonl") if row["kind"] == "train"]
+    away = [row["reconstruction"] for row in rows if "reconstruction" in row]  # not where both are `upper`
+    assert away[0] == pytest.approx(1.0, abs=0.01)  # a fresh generator writes next to nothing
+    assert min(away) < 0.9
+    with pytest.raises(DataError, match="expected 'task_adapters/' of 12 leaves"):
+        run(model, Episodes(TASKS, EPISODES), tmp_path / "without")
+
+
+def test_task_adapters_of_another_base_are_refused(wide: str, task_adapters: str, tmp_path: pathlib.Path) -> None:
+    other = t5_directory(tmp_path / "other", BASE, 5)
+    batches = WithTaskAdapters(Episodes(TASKS, EPISODES), task_adapters)
+    with pytest.raises(CheckpointError, match=r"expected task adapters of the base model \w{16} in .*other, got those"):
+        run(HypernetworkOf(config(), other, reconstruction=0.2), batches, tmp_path / "run")
 
 
 def test_a_model_and_its_batches_have_one_vocabulary(base: str, tmp_path: pathlib.Path) -> None:

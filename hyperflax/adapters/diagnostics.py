@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters.kinds import groups, kind_of
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.errors import AdapterError
 from hyperflax.types import Array, PyTree
 
 
@@ -42,11 +43,7 @@ def diagnostics(adapters: PyTree, spec: AdapterSpec) -> dict[str, LayerDiagnosti
     Raises:
       AdapterError: the tree does not fit the spec.
     """
-    spec.validate(adapters)
-    slots: dict[str, dict[str, Array]] = {}
-    for path, value in spec.flatten(adapters).items():
-        slot, _, name = path.rpartition("/")
-        slots.setdefault(slot, {})[name] = value
+    slots = _slots(adapters, spec)
     sums: dict[str, list[tuple[Array, Array]]] = {}
     for path, leaves in groups(spec).items():
         layer = f"{leaves[0].stack}_{leaves[0].layer}"
@@ -59,6 +56,50 @@ def diagnostics(adapters: PyTree, spec: AdapterSpec) -> dict[str, LayerDiagnosti
         )
         for layer, found in sums.items()
     }
+
+
+def squared_norm(adapters: PyTree, spec: AdapterSpec) -> Array:
+    """Returns the squared Frobenius norm of everything that one task's adapters stand for, a float32 scalar.
+
+    Raises:
+      AdapterError: the tree does not fit the spec.
+    """
+    slots = _slots(adapters, spec)
+    grams = (kind_of(leaves[0]).gram(slots[path]) for path, leaves in groups(spec).items())
+    return sum(map(jnp.trace, grams), jnp.float32(0.0))
+
+
+def squared_distance(first: PyTree, second: PyTree, spec: AdapterSpec) -> Array:
+    """Returns the squared Frobenius norm of the difference between what two adapters stand for, a float32 scalar.
+
+    Of LoRA that is `||a b - a' b'||^2`: it does not see by which factors a product is written. It is computed from
+    matrices of twice the rank.
+
+    Raises:
+      AdapterError: a tree that does not fit the spec, or has optional leaves (masks).
+    """
+    ours, theirs = _slots(first, spec), _slots(second, spec)
+    total = jnp.float32(0.0)
+    for path, leaves in groups(spec).items():
+        kind, pair = kind_of(leaves[0]), (ours[path], theirs[path])
+        if any(len(slot) > len(leaves) for slot in pair):
+            raise AdapterError(f"adapters at '{path}': expected no masks to compare, got some")
+        if "interpolate" in kind.refuses:  # what it stands for is its leaves
+            difference = {name: value.astype(jnp.float32) - pair[1][name] for name, value in pair[0].items()}
+        else:
+            difference = kind.mix_slots(pair, (1.0, -1.0))
+        total += jnp.trace(kind.gram(difference))
+    return total
+
+
+def _slots(adapters: PyTree, spec: AdapterSpec) -> dict[str, dict[str, Array]]:
+    """The leaves of each slot by their names. Raises AdapterError where the tree does not fit the spec."""
+    spec.validate(adapters)
+    slots: dict[str, dict[str, Array]] = {}
+    for path, value in spec.flatten(adapters).items():
+        slot, _, name = path.rpartition("/")
+        slots.setdefault(slot, {})[name] = value
+    return slots
 
 
 def effective_rank(squares: Array, fourths: Array) -> Array:

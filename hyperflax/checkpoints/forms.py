@@ -7,6 +7,7 @@
     t5            t5.json                                     a T5 directory of hyperflax
     hypermodel    hypermodel.json                             a model directory; its base model
     adapter       adapter.json                                an adapter directory, no T5
+    task_adapters task_adapters.json                          adapters of many tasks, no T5
     peft          adapter_config.json                         an adapter as PEFT keeps it, no T5
 
 All are read from buckets as well, `gs://...` and `s3://...`.
@@ -47,12 +48,13 @@ from hyperflax.errors import CheckpointError
 from hyperflax.files import fetched
 from hyperflax.types import PyTree, T5Config
 
-Form = Literal["huggingface", "t5x", "orbax", "t5", "hypermodel", "adapter", "peft"]
+Form = Literal["huggingface", "t5x", "orbax", "t5", "hypermodel", "adapter", "task_adapters", "peft"]
 Target = Literal["t5x", "orbax", "huggingface"]
 Progress: TypeAlias = Callable[[int], None]
 
 _MARKS: dict[str, Form] = {
     "adapter.json": "adapter",
+    "task_adapters.json": "task_adapters",
     "adapter_config.json": "peft",
     "hypermodel.json": "hypermodel",
     "t5.json": "t5",
@@ -140,7 +142,7 @@ def read_model(
     """
     folder = locate(path)
     form = form_of(folder)
-    if form in ("adapter", "peft"):
+    if form in ("adapter", "task_adapters", "peft"):
         raise CheckpointError(f"{folder}: expected a T5, found an adapter; `hyperflax export` and `import` take those")
     if step is not None and form not in ("t5x", "orbax"):
         raise CheckpointError(f"{folder}: step: expected none, {form} holds one T5, got {step}")

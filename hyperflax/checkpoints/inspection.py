@@ -27,6 +27,7 @@ from hyperflax.files import read_json
 # What a json file of each form tells of where the thing comes from.
 _ORIGIN = {
     "adapter": ("adapter.json", ("base_fingerprint", "hypermodel", "support_hash", "refine_steps", "created_with")),
+    "task_adapters": ("task_adapters.json", ("base_fingerprint",)),
     "hypermodel": ("hypermodel.json", ("name", "base_fingerprint", "hypernetwork_fingerprint", "created_with")),
     "t5": ("t5.json", ("fingerprint",)),
     "huggingface": (huggingface.CONFIG, ("model_type", "architectures", "transformers_version")),
@@ -34,6 +35,7 @@ _ORIGIN = {
 }
 _WEIGHTS = {
     "adapter": ("adapter.safetensors",),
+    "task_adapters": ("task_adapters.safetensors",),
     "hypermodel": ("base.safetensors", "hypernetwork.safetensors"),
     "t5": ("t5.safetensors",),
     "peft": (peft.WEIGHTS,),

@@ -41,11 +41,14 @@ from hyperflax.objectives.protocol import (
     mesh_batch_axes,
     scored_metrics,
 )
+from hyperflax.objectives.reconstruction import reconstruction
 from hyperflax.types import Array, Batch, PyTree
 
 EPISODE = ("support_tokens", "task_index")
 TEACHER = "teacher_input_tokens"
 OTHERS = "other_support_tokens"
+TASK_ADAPTERS = "task_adapters/"  # and the path of a leaf
+TASK_ADAPTERS_KNOWN = "task_adapters_known"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,9 @@ class HypermodelObjective:
         `other_support_tokens`, a mean over target tokens like the token loss beside it; see `objectives.consistency`
         and `EpisodeConfig.supports`.
       consistency_of: `states` of the slots, each at a mean square of one, or the `adapters`.
+      reconstruction: weight of the distance from the adapters that training on each task itself has found, the batch's
+        `task_adapters/...`, a mean over target tokens as well; see `objectives.reconstruction` and
+        `training.task_adapters.WithTaskAdapters`.
       base_dropout: dropout inside the frozen model, too; by default only the hypernetwork's.
     """
 
@@ -72,6 +78,7 @@ class HypermodelObjective:
     distillation: float = 0.0
     consistency: float = 0.0
     consistency_of: Literal["states", "adapters"] = "states"
+    reconstruction: float = 0.0
     base_dropout: bool = False
 
     def __post_init__(self) -> None:
@@ -99,9 +106,10 @@ class HypermodelObjective:
     def loss(self, params: PyTree, frozen: PyTree, batch: Batch, rng: Array | None) -> LossOutput:
         """Returns (loss sum, weight sum, metrics) of a batch [task, example, length].
 
-        The metric `loss` is the token loss alone. Beside it stand `divergence` with distillation, and with consistency
-        `within_task_distance` and, if there are two tasks or more, `between_task_distance`. A microbatch has neighbours
-        of its own: where a step is split, the latter is the mean over other pairs of tasks.
+        The metric `loss` is the token loss alone. Beside it stand `divergence` with distillation, `reconstruction` with
+        that (of the tasks that have an adapter), and with consistency `within_task_distance` and, if there are two
+        tasks or more, `between_task_distance`. A microbatch has neighbours of its own: where a step is split, the
+        latter is the mean over other pairs of tasks.
 
         Raises:
           DataError: a feature is missing or has the wrong number of dimensions.
@@ -109,24 +117,29 @@ class HypermodelObjective:
         check_batch(batch, SCORED, 3)
         episodes = episodes_of(batch)
 
-        def one_task(episode: Batch, others: Array | None, scored: Batch, key: Array | None) -> tuple[Array, Any]:
+        def one_task(
+            episode: Batch, others: Array | None, trained: PyTree, scored: Batch, key: Array | None
+        ) -> tuple[Array, Any, Array | None]:
             generated, adapters = self._generated(params, episode, key)
+            away = None if trained is None else reconstruction(adapters, trained, self.hypernetwork.spec)
             arranged = arrange(adapters, self.hypernetwork.spec, self.model.config)
             base_key = _fold(key, 1) if self.base_dropout else None
             logits = apply_t5(self.model, {"params": frozen, "adapters": arranged}, scored, base_key)
             if others is None:
-                return logits, None
+                return logits, None, away
             again = [
                 self._generated(params, {**episode, "support_tokens": tokens}, _fold(key, 2 + number))[0]
                 for number, tokens in enumerate(others)
             ]
-            return logits, (generated, distance(generated, jax.tree.map(lambda *leaves: jnp.stack(leaves), *again)))
+            within = distance(generated, jax.tree.map(lambda *leaves: jnp.stack(leaves), *again))
+            return logits, (generated, within), away
 
         scored = {name: batch[name] for name in SCORED}
         if self.consistency:
             check_batch(batch, (OTHERS,), 4)
         others = batch[OTHERS] if self.consistency else None
-        logits, compared = self._over_tasks(one_task)(episodes, others, scored, _keys(rng, episodes))
+        trained = self._trained(batch) if self.reconstruction else None
+        logits, compared, away = self._over_tasks(one_task)(episodes, others, trained, scored, _keys(rng, episodes))
         loss_sum, weight_sum, metrics = self._score(logits, batch)
         if self.distillation:
             check_batch(batch, (*SCORED, TEACHER), 3)
@@ -134,10 +147,15 @@ class HypermodelObjective:
             divergence = token_divergence(teacher, logits, target_weights(batch))
             loss_sum += self.distillation * divergence
             metrics["divergence"] = (divergence, weight_sum)
+        # A task counts by its own tokens: a mean over the tasks at hand would be another one in each microbatch.
+        tokens = jnp.sum(target_weights(batch), axis=(1, 2))
+        if self.reconstruction:
+            known = batch[TASK_ADAPTERS_KNOWN]
+            loss_sum += self.reconstruction * jnp.sum(away * known * tokens)
+            metrics["reconstruction"] = (jnp.sum(away * known), jnp.sum(known))
         if self.consistency:
             generated, within = compared
-            # A task counts by its own tokens: a mean over the tasks at hand would be another one in each microbatch.
-            loss_sum += self.consistency * jnp.sum(within * jnp.sum(target_weights(batch), axis=(1, 2)))
+            loss_sum += self.consistency * jnp.sum(within * tokens)
             tasks = jnp.float32(within.size)
             metrics["within_task_distance"] = (jnp.sum(within), tasks)
             if within.size > 1:
@@ -211,6 +229,17 @@ class HypermodelObjective:
             # model axis and got the gradient of the heads wrong (jax 0.10, one task per shard).
             adapters = jax.lax.with_sharding_constraint(adapters, jax.sharding.PartitionSpec())
         return adapters
+
+    def _trained(self, batch: Batch) -> PyTree:
+        """The batch's `task_adapters/...` as the spec's tree; DataError where they are not of these leaves."""
+        leaves = {leaf.path: leaf.shape for leaf in self.hypernetwork.spec.leaves}
+        found = {name.removeprefix(TASK_ADAPTERS): value for name, value in batch.items() if TASK_ADAPTERS in name}
+        if wrong := sorted({path for path in leaves.keys() ^ found.keys()}):
+            raise DataError(
+                f"batch: expected '{TASK_ADAPTERS}' of {len(leaves)} leaves, which the hypernetwork writes, got "
+                f"{len(found)}: '{wrong[0]}' is {'missing' if wrong[0] in leaves else 'none of them'}"
+            )
+        return self.hypernetwork.spec.unflatten(found)
 
     def _without_adapters(self, frozen: PyTree, batch: Batch) -> Array:
         """Logits [task, example, length, vocab] of the base model."""

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.adapters.diagnostics import diagnostics, effective_rank
+from hyperflax.adapters.diagnostics import diagnostics, effective_rank, squared_distance, squared_norm
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
+from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import AdapterError
 from tests.adapters.micro import CONFIG, KINDS, random_tree
 
@@ -53,6 +54,56 @@ def test_a_prefix_has_the_singular_values_of_its_unmasked_positions() -> None:
 def test_effective_rank_in_closed_form(values: list[float], wanted: float) -> None:
     powers = [jnp.sum(jnp.array(values) ** power) for power in (2, 4)]
     assert float(effective_rank(*powers)) == pytest.approx(wanted, rel=1e-6)
+
+
+def dense(slot: dict[str, np.ndarray]) -> np.ndarray:
+    """What a slot stands for, as one vector."""
+    first, *rest = (np.asarray(slot[name], np.float64) for name in sorted(slot))  # a, b; down, up; key, value
+    if set(slot) in ({"a", "b"}, {"down", "up"}):
+        return (first @ rest[0]).ravel()
+    if set(slot) in ({"key", "value"}, {"embedding"}):
+        return np.concatenate([leaf.ravel() for leaf in (first, *rest)])
+    assert not rest  # full: a sum of terms
+    return first.sum(axis=0).ravel()
+
+
+def slots_of(tree: dict, spec: AdapterSpec) -> dict[str, dict[str, np.ndarray]]:
+    slots: dict[str, dict[str, np.ndarray]] = {}
+    for path, value in spec.flatten(tree).items():
+        slots.setdefault(path.rpartition("/")[0], {})[path.rpartition("/")[2]] = value
+    return slots
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_distance_is_that_of_what_adapters_stand_for(name: str) -> None:
+    spec = build_spec(KINDS[name], CONFIG)
+    first, second = random_tree(spec, 0), random_tree(spec, 1)
+    ours, theirs = slots_of(first, spec), slots_of(second, spec)
+    wanted = sum(np.sum((dense(ours[slot]) - dense(theirs[slot])) ** 2) for slot in ours)
+    np.testing.assert_allclose(jax.jit(squared_distance, static_argnums=2)(first, second, spec), wanted, rtol=1e-4)
+    sizes = sum(np.sum(dense(slot) ** 2) for slot in ours.values())
+    np.testing.assert_allclose(squared_norm(first, spec), sizes, rtol=1e-4)
+    np.testing.assert_allclose(squared_distance(first, first, spec), 0, atol=1e-5 * sizes)
+    np.testing.assert_allclose(squared_distance(first, spec.unflatten(
+        {path: 0 * value for path, value in spec.flatten(first).items()}), spec), sizes, rtol=1e-4)  # fmt: skip
+
+
+def test_the_distance_does_not_see_by_which_factors_a_product_is_written() -> None:
+    spec = build_spec(LoRA(rank=2), CONFIG)
+    tree = spec.flatten(random_tree(spec, 0))
+    turn = np.array([[2.0, 1.0], [1.0, 1.0]], np.float32)
+    turned = {path: leaf @ turn if path.endswith("/a") else np.linalg.inv(turn) @ leaf for path, leaf in tree.items()}
+    other, same = spec.unflatten(turned), spec.unflatten(tree)
+    assert float(squared_distance(same, other, spec)) < 1e-5 * float(squared_norm(same, spec))
+    plain = sum(np.sum((turned[path] - tree[path]) ** 2) for path in tree)
+    assert plain > 1.0
+
+
+def test_a_distance_between_masked_prefixes_is_refused() -> None:
+    spec = build_spec(Prefix(length=2), CONFIG)
+    tree = random_tree(spec, 0)
+    with pytest.raises(AdapterError, match="expected no masks to compare"):
+        squared_distance(tree, spec.identity(), spec)
 
 
 def test_layers_are_told_apart() -> None:

@@ -31,6 +31,7 @@ from hyperflax.checkpoints.orbax_form import write_orbax
 from hyperflax.checkpoints.peft import read_peft, write_peft
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
+from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, load_task_adapters, save_task_adapters
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import HyperflaxError
 from tests.adapters.micro import random_tree
@@ -41,6 +42,11 @@ from tests.checkpoints.t5x_writer import write_msgpack
 def peft(*kinds) -> Callable[[pathlib.Path], None]:
     own = build_spec(kinds, CONFIG)
     return lambda folder: write_peft(folder, Adapter(random_tree(own, 0), own, AdapterMetadata(None)))
+
+
+def save_two_tasks(folder: pathlib.Path) -> None:
+    of_two = TaskAdaptersMetadata(("a", "b"), base_fingerprint=metadata().base_fingerprint, base_digest=16 * "0")
+    save_task_adapters(folder, random_tree(spec(), 0, (2,)), spec(), of_two)
 
 
 def read_t5x(folder: pathlib.Path) -> Any:
@@ -65,6 +71,7 @@ FORMS: dict[str, tuple[Callable[[pathlib.Path], Any], Callable[[pathlib.Path], A
     "t5": (lambda folder: save_t5(folder, base(), CONFIG, Bytes(extra_ids=0)), read_model),
     "hypermodel": (lambda folder: save_model_directory(folder, model_parts()), read_model),
     "adapter": (lambda folder: save_adapter(folder, adapter_tree(), spec(), metadata()), load_adapter),
+    "task_adapters": (save_two_tasks, load_task_adapters),
     "peft_lora": (peft(LoRA(rank=2)), read_peft),
     "peft_prefix": (peft(PRECEDING), read_peft),
     "peft_prompt": (peft(SoftPrompt(length=3)), read_peft),

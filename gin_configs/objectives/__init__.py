@@ -1,0 +1,1 @@
+"""Gin files; an `__init__.py` lets gin find them wherever hyperflax is installed."""

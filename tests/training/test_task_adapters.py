@@ -1,0 +1,96 @@
+"""Task adapters on disk and in batches: rows by name, and what does not belong together."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.lora import LoRA
+from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, load_task_adapters, save_task_adapters
+from hyperflax.data.episodes import EpisodeConfig, Episodes
+from hyperflax.data.examples import InMemorySource
+from hyperflax.data.prefetch import PrefetchedBatches
+from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import AdapterError, CheckpointError, DataError
+from hyperflax.training.task_adapters import WithTaskAdapters
+from tests.adapters.micro import CONFIG, random_tree
+
+SPEC = build_spec(LoRA(rank=2), CONFIG)
+TREE = random_tree(SPEC, 0, (2,))
+METADATA = TaskAdaptersMetadata(tasks=("b", "a"), base_fingerprint="sha256:" + 64 * "0", base_digest=16 * "1")
+SHAPE = EpisodeConfig(tasks_per_batch=6, shots=1, examples=1, support_length=16, inputs_length=8, targets_length=8)
+
+
+def source(*names: str) -> InMemorySource:
+    return InMemorySource.from_strings({name: [(f"{name}{i}", "y") for i in range(5)] for name in names}, Bytes())
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    save_task_adapters(tmp_path / "tasks", TREE, SPEC, METADATA)
+    return tmp_path / "tasks"
+
+
+def test_what_is_saved_is_loaded(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    stored = load_task_adapters(folder)
+    assert (stored.spec, stored.metadata) == (SPEC, METADATA)
+    for path, leaf in SPEC.flatten(TREE).items():
+        np.testing.assert_array_equal(SPEC.flatten(stored.tree)[path], leaf)
+    with pytest.raises(CheckpointError, match="tasks"):
+        save_task_adapters(folder, TREE, SPEC, METADATA)
+    save_task_adapters(folder, TREE, SPEC, METADATA, dtype="bfloat16", overwrite=True)
+    narrow = SPEC.flatten(load_task_adapters(folder).tree)
+    for path, leaf in SPEC.flatten(TREE).items():
+        np.testing.assert_allclose(narrow[path], leaf, rtol=2**-8)
+
+
+def test_what_does_not_belong_together_is_refused(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    three = TaskAdaptersMetadata(("a", "b", "c"), METADATA.base_fingerprint, METADATA.base_digest)
+    with pytest.raises(CheckpointError, match="new: expected an adapter for each of 3 tasks, got 2"):
+        save_task_adapters(tmp_path / "new", TREE, SPEC, three)
+    with pytest.raises(AdapterError):
+        save_task_adapters(tmp_path / "new", random_tree(SPEC, 0), SPEC, METADATA)
+    assert not (tmp_path / "new").exists()
+    document = json.loads((folder / "task_adapters.json").read_text())
+    for change, told in (
+        ({"tasks": ["a"]}, "expected an adapter for each of 1 tasks, got 2"),
+        ({"tasks": ["a", "a"]}, "expected an adapter for each of 1 tasks, got 2"),
+        ({"fingerprint": "sha256:" + 64 * "2"}, "holds other values than task_adapters.json was written with"),
+        ({"spec": build_spec(LoRA(rank=3), CONFIG).to_json()}, r"does not fit the spec in task_adapters\.json"),
+        ({"format": "hyperflax-adapter"}, "format"),
+    ):
+        (folder / "task_adapters.json").write_text(json.dumps({**document, **change}))
+        with pytest.raises(CheckpointError, match=told):
+            load_task_adapters(folder)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_each_episode_gets_the_adapter_of_its_task(folder: pathlib.Path, ahead: bool) -> None:
+    episodes = Episodes(source("a", "b", "new"), SHAPE)
+    batches = WithTaskAdapters(PrefetchedBatches(episodes) if ahead else episodes, str(folder))
+    batch = batches.batch(3)
+    plain = episodes.batch(3)
+    assert {"a", "b", "new"} == {episodes.source.task_names[i] for i in plain["task_index"]}
+    for name, feature in plain.items():
+        np.testing.assert_array_equal(batch[name], feature)
+    row = {"a": 1, "b": 0}
+    for at, task in enumerate(plain["task_index"]):
+        name = episodes.source.task_names[task]
+        assert batch["task_adapters_known"][at] == (name in row)
+        for path, leaf in SPEC.flatten(TREE).items():
+            wanted = leaf[row[name]] if name in row else np.zeros_like(leaf[0])
+            np.testing.assert_array_equal(batch[f"task_adapters/{path}"][at], wanted)
+
+
+def test_adapters_of_other_tasks_are_refused(folder: pathlib.Path) -> None:
+    batches = WithTaskAdapters(Episodes(source("c", "d"), SHAPE), str(folder))
+    with pytest.raises(DataError, match="expected adapters of the tasks that are trained on, of 'c' and 1 others; got"):
+        batches.batch(0)
+    with pytest.raises(DataError, match="expected episodes of one source, got 0 sources"):
+        WithTaskAdapters(
+            type("Bare", (), {"batch": lambda self, step: {"task_index": np.zeros(1, int)}})(), str(folder)
+        ).batch(0)
