@@ -227,6 +227,40 @@ class MuonExperiment(Experiment):
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskTraining:
+    """A stage that trains an adapter for each of some training tasks, once for all seeds; see `train.TaskAdapters`.
+
+    Attributes:
+      tasks: how many, evenly spaced among the training tasks; all where there are no more.
+      tasks_per_batch, steps, learning_rate: of the stage.
+    """
+
+    tasks: int
+    tasks_per_batch: int
+    steps: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReconstructionExperiment(Experiment):
+    """An experiment in which the hypernetwork comes near to adapters of the tasks' own as well.
+
+    Attributes:
+      task_adapters: how those are trained.
+      reconstruction: its weight; see `hyperflax.train.HypernetworkOf`.
+    """
+
+    task_adapters: TaskTraining
+    reconstruction: float
+
+    @classmethod
+    def like(cls, experiment: Experiment, stage: TaskTraining, weight: float) -> ReconstructionExperiment:
+        """Returns the same experiment with that."""
+        fields = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
+        return cls(**fields, task_adapters=stage, reconstruction=weight)
+
+
+@dataclasses.dataclass(frozen=True)
 class Tuning:
     """Further tuning of adapters on held-out tasks from three starts: generated, shared and random.
 

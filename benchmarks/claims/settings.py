@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.claims.experiments import Base, Evaluation, Hyperpretraining, PrunedBase
+from benchmarks.claims.experiments import Base, Evaluation, Hyperpretraining, PrunedBase, TaskTraining
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.data.episode_config import EpisodeConfig
@@ -25,6 +25,8 @@ SITES = (
     ("all of the decoder", ("decoder/*",)),
 )
 
+OWN_ADAPTERS = TaskTraining(tasks=1024, tasks_per_batch=64, steps=480, learning_rate=5e-3)
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -39,6 +41,7 @@ class Setting:
       hyperpretraining: three lengths in steps, ascending: too short, right, too long.
       consistency: weights, ascending; the first is the one that decides.
       distillation: its weight. teacher_length: tokens that the teacher reads.
+      reconstruction: its weight. task_adapters: how the adapters that it wants are trained.
       shots: of the curve over shots, ascending.
       ranks, prefix_lengths: ascending.
       scored: scored examples per support, for equally many examples in a step.
@@ -67,6 +70,8 @@ class Setting:
     hyperpretraining: tuple[int, int, int] = (150, 600, 2400)
     consistency: tuple[float, ...] = (1.0, 10.0)
     distillation: float = 0.5
+    reconstruction: float = 0.2
+    task_adapters: TaskTraining = OWN_ADAPTERS
     shots: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     ranks: tuple[int, ...] = (2, 8, 32)
     prefix_lengths: tuple[int, ...] = (4, 16, 32)

@@ -14,7 +14,14 @@ import dataclasses
 from collections.abc import Iterable
 
 from benchmarks.claims.comparisons import Claim, Comparison, Curve, Side
-from benchmarks.claims.experiments import Base, Evaluation, Experiment, MuonExperiment, Tuning
+from benchmarks.claims.experiments import (
+    Base,
+    Evaluation,
+    Experiment,
+    MuonExperiment,
+    ReconstructionExperiment,
+    Tuning,
+)
 from benchmarks.claims.settings import Setting
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.hypernets.hart import HARTConfig
@@ -296,6 +303,9 @@ def _ablations(systems: Systems) -> Claim:
         episodes=plain.episodes.replace(teacher="definition", teacher_length=setting.teacher_length),
         distillation=setting.distillation,
     )
+    near = ReconstructionExperiment.like(
+        variant(plain, "reconstruction"), setting.task_adapters, setting.reconstruction
+    )
     # All examples in one row that is as long as their rows together.
     episodes = plain.episodes
     joint = variant(
@@ -338,6 +348,10 @@ def _ablations(systems: Systems) -> Claim:
             published="without it TAGI loses 2 to 3 points [2]",
         ),
         Comparison(
+            "nearness to adapters of the tasks' own helps", Side(near.name), reference, POINT, decides=False,
+            published="HyperLoRA's weight of 0.2, 1.2 diverges [P]; TAGI aligns parameters, too; no figure at hand",
+        ),
+        Comparison(
             "fusion in decoder beats one joint row", reference, Side(joint.name), POINT,
             published="no figure is known",
         ),
@@ -371,7 +385,7 @@ def _ablations(systems: Systems) -> Claim:
     return Claim(
         5,
         "What the parts of the recipe contribute.",
-        (plain, hart, right, distilled, joint, muon, longer, hart_muon, systems.hyper_t5_prefix,
+        (plain, hart, right, distilled, near, joint, muon, longer, hart_muon, systems.hyper_t5_prefix,
          *scored.values(), *ranks.values(), *lengths.values(), *sites.values()),
         tuple(found),
         (

@@ -4,6 +4,7 @@
     OUT/bases/NAME-HASH/start                        the layers of a deeper base that it starts from
     OUT/runs/FAMILY/NAME-HASH-seedN/model            an experiment's system
     OUT/runs/FAMILY/NAME-HASH-seedN/before/model     its hypernetwork after hyperpretraining
+    OUT/runs/FAMILY/NAME-HASH-tasks/model            adapters of the training tasks' own, for all seeds
 
 A run that was stopped goes on from its last checkpoint; a changed configuration has another hash and another folder.
 Checkpoints are removed once the model is there.
@@ -27,6 +28,8 @@ from benchmarks.claims.experiments import (
     Experiment,
     Hyperpretraining,
     PrunedBase,
+    ReconstructionExperiment,
+    TaskTraining,
     Tuning,
     described,
     digest,
@@ -36,14 +39,16 @@ from hyperflax.checkpoints.forms import load_base
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
+from hyperflax.data.examples import ExampleSource, InMemorySource, TaskExamples
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.text import PackedBatches
-from hyperflax.train import EXPORT, HypernetworkOf, PlainT5, SharedAdapter, train
+from hyperflax.train import EXPORT, HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, train
 from hyperflax.training.loop import CHECKPOINTS
 from hyperflax.training.optimizers import Optimizer, make_optimizer
 from hyperflax.training.prefetch import Batches
 from hyperflax.training.schedules import warmup_cosine
+from hyperflax.training.task_adapters import WithTaskAdapters
 
 EVALUATIONS = 10  # of the validation loss, in a run
 LOGGED = 600  # rows of the training loss, in a run, at most twice as many: spikes are looked for in them
@@ -168,6 +173,10 @@ def _job(experiment: Experiment, seed: int, workspace: Workspace, folder: pathli
         start = str(_hyperpretrained(experiment, experiment.hyperpretraining, seed, workspace, folder, checkpoint))
     model = _hypernetwork(experiment, family, checkpoint, start)
     model = dataclasses.replace(model, distillation=experiment.distillation, consistency=experiment.consistency)
+    if isinstance(experiment, ReconstructionExperiment):
+        adapters = _task_adapters(experiment, experiment.task_adapters, workspace, checkpoint)
+        data["batches"] = WithTaskAdapters(data["batches"], str(adapters))
+        model = dataclasses.replace(model, reconstruction=experiment.reconstruction)
     return {"model": model, "optimizer": optimizer, **data}
 
 
@@ -210,6 +219,47 @@ def _hyperpretrained(
         stage.steps,
         workspace,
         seed,
+    )
+
+
+def _task_adapters(experiment: Experiment, stage: TaskTraining, workspace: Workspace, checkpoint: str) -> pathlib.Path:
+    """Returns the directory of the training tasks' own adapters, which are trained if they are not there."""
+    family, base = workspace.family(experiment.base), experiment.base
+    alone = experiment.episodes.replace(
+        supports=1,
+        shots=0,
+        demonstrations="none",
+        teacher="none",
+        definition="none",
+        tasks_per_batch=stage.tasks_per_batch,
+    )
+
+    def job() -> dict[str, Any]:
+        source = _some_tasks(family.training(), stage.tasks)
+        return {
+            "model": TaskAdapters(base.shape, experiment.spec, family.vocabulary(), checkpoint, source=source),
+            "batches": Episodes(source, alone, seed=0),
+            "optimizer": _optimizer(stage.learning_rate, stage.steps, "adamw"),
+        }
+
+    folder = workspace.run(experiment, 0)
+    return _train(folder.with_name(f"{folder.name.removesuffix('-seed0')}-tasks"), job, stage.steps, workspace)
+
+
+def _some_tasks(source: ExampleSource, most: int) -> ExampleSource:
+    """Evenly spaced tasks of a source, the first among them; the source itself if it has no more."""
+    total = len(source.task_names)
+    if total <= most:
+        return source
+    taken = [number * total // most for number in range(most)]
+    return InMemorySource(
+        [
+            TaskExamples(
+                source.task_names[task], source.examples(task, range(int(source.sizes[task]))), source.info(task)
+            )
+            for task in taken
+        ],
+        source.vocabulary,
     )
 
 

@@ -14,7 +14,17 @@ from benchmarks.claims import results as results_module
 from benchmarks.claims.__main__ import main, run_all
 from benchmarks.claims.comparisons import Claim, Comparison, Side
 from benchmarks.claims.evaluation import figures
-from benchmarks.claims.experiments import Base, Evaluation, Experiment, Hyperpretraining, PrunedBase, Tuning
+from benchmarks.claims.experiments import (
+    Base,
+    Evaluation,
+    Experiment,
+    Hyperpretraining,
+    PrunedBase,
+    ReconstructionExperiment,
+    TaskTraining,
+    Tuning,
+    digest,
+)
 from benchmarks.claims.families import Family
 from benchmarks.claims.pictures import is_curve, turned, write_pictures
 from benchmarks.claims.report import aggregate
@@ -24,6 +34,7 @@ from benchmarks.claims.tuning import descend, run_tuning, steps_to
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.forms import load_base
+from hyperflax.checkpoints.task_adapters import load_task_adapters
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.multitask import TaskPairs
@@ -208,6 +219,20 @@ def test_a_hyperpretrained_hypernetwork_and_a_fine_tuned_t5_run_as_well(workspac
     assert (workspace.run(before, 0) / "before" / "model").is_dir()
     mtf = SHARED.replace(name="mtf", adapter=None, steps=1, evaluation=Evaluation(4, 3, 1, ("mtf",)))
     assert set(run(mtf, 0, workspace, "micro")["measures"]) == {"mtf"}
+
+
+def test_a_hypernetwork_comes_near_to_adapters_of_some_tasks_own(workspace: Workspace):
+    stage = TaskTraining(tasks=3, tasks_per_batch=2, steps=2, learning_rate=1e-2)
+    near = ReconstructionExperiment.like(HYPER.replace(name="near"), stage, 0.2)
+    assert digest(near) != digest(HYPER.replace(name="near"))
+    for seed in (0, 1):  # once for both
+        assert set(run(near, seed, workspace, "micro")["measures"]) >= {"generated"}
+    (folder,) = workspace.run(near, 0).parent.glob("near-*-tasks")
+    stored = load_task_adapters(folder / "model")
+    assert stored.metadata.tasks == ("upper", "double", "first")  # evenly spaced: 0, 1 and 2 of 4
+    plain = HYPER.replace(name="far")
+    losses = [run(one, 0, workspace, "micro")["validation"][-1] for one in (near, plain)]
+    assert losses[0] != losses[1]
 
 
 def test_a_base_that_is_there_is_not_trained(tmp_path: pathlib.Path):
