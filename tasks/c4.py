@@ -9,8 +9,8 @@ One task, `c4`, whose examples have an empty input and a document as target; spl
 with text name it by `MIXTURE_OR_TASK_NAME` and `MIXTURE_OR_TASK_MODULE`, or name the cache, which needs no TensorFlow.
 
 `HYPERFLAX_C4` is the data set, by default `c4/en:3.1.0`; any of TFDS with a feature `text` will do.
-`HYPERFLAX_C4_TRAIN` is the part of its training split, as TFDS writes it, by default `train[:1%]`: 3.6 million documents,
-which are more text than 100,000 steps of 32 windows of 512 tokens read. Documents as files, without TFDS:
+`HYPERFLAX_C4_TRAIN` is the part of its training split, as TFDS writes it, by default `train[:1%]`: 3.6 million
+documents, which are more text than 100,000 steps of 32 windows of 512 tokens read. Documents as files, without TFDS:
 `hyperflax_tasks.corpus`.
 """
 
