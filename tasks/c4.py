@@ -46,15 +46,15 @@ def register(tfds_name: str | None = None, train: str | None = None, vocabulary:
     seqio = import_seqio()
     tfds_name = tfds_name or os.environ.get("HYPERFLAX_C4", "c4/en:3.1.0")
     train = train or os.environ.get("HYPERFLAX_C4_TRAIN", "train[:1%]")
-    vocabulary = find_vocabulary(vocabulary)
-    feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary), add_eos=True)
+    ours = find_vocabulary(vocabulary)
+    feature = seqio.Feature(vocabulary=seqio_vocabulary(ours), add_eos=True)
     if NAME in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(NAME)
     seqio.TaskRegistry.add(
         NAME,
         source=seqio.TfdsDataSource(tfds_name, splits={"train": train, "validation": "validation"}),
         preprocessors=[
-            functools.partial(_documents, vocabulary=vocabulary),
+            functools.partial(_documents, vocabulary=ours),
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ],
