@@ -195,25 +195,51 @@ def splits() -> tuple[str, ...]:
     return ("train", *(f"test_{seed}" for seed in SEEDS))
 
 
-def _stream(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
-    def tokens(example: TaskExample) -> Example:
-        return Example.from_text(example.inputs, example.target, vocabulary, options=example.options)
+class TaskOfSplit(NamedTuple):
+    """What a split has of one task.
 
+    Attributes:
+      name: of the task.
+      examples: to learn from, without options, or scored.
+      support: the 16 shots; none of a training task.
+      kind: `classification` or `multi-choice`; '' of a training task.
+    """
+
+    name: str
+    examples: list[TaskExample]
+    support: list[TaskExample]
+    kind: str
+
+
+def read_split(root: pathlib.Path | str, setting: str, split: str) -> Iterator[TaskOfSplit]:
+    """The tasks of one of `splits()`, one after the other.
+
+    Raises:
+      DataError: as `metaicl_source`.
+    """
     if split not in splits():
         raise DataError(f"MetaICL: expected a split out of {splits()}, got '{split}'")
     side, _, seed = split.partition("_")
     for folder in read_setting(root, setting, side).present:
         if side == "train":
-            for example in training_examples(folder):
-                yield StreamedExample(folder.name, tokens(example._replace(options=())))
+            examples = [example._replace(options=()) for example in training_examples(folder)]
+            yield TaskOfSplit(folder.name, examples, [], "")
             continue
         support, path = read_file(task_file(folder, f"{K}_{seed}_train")), task_file(folder, f"{K}_{seed}_test")
         scored = read_file(path)
         if not all(len(example.options) > 1 for example in scored):
             raise DataError(f"{path}: expected at least two options in every line of a test task")
-        info = TaskInfo(positives=tuple(map(tokens, support)), category=kind(root, folder.name, [*support, *scored]))
-        for example in scored:
-            yield StreamedExample(folder.name, tokens(example), info)
+        yield TaskOfSplit(folder.name, scored, support, kind(root, folder.name, [*support, *scored]))
+
+
+def _stream(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
+    def tokens(example: TaskExample) -> Example:
+        return Example.from_text(example.inputs, example.target, vocabulary, options=example.options)
+
+    for task in read_split(root, setting, split):
+        info = TaskInfo(positives=tuple(map(tokens, task.support)), category=task.kind)
+        for example in task.examples:
+            yield StreamedExample(task.name, tokens(example), info)
 
 
 def find_root(root: pathlib.Path | str | None = None) -> pathlib.Path:

@@ -7,6 +7,9 @@
 - `natural_instructions_train`, `natural_instructions_test`: features inputs, targets and the strings task, definition,
   category, positive_inputs, positive_targets, references. `HYPERFLAX_NATURAL_INSTRUCTIONS` and `HYPERFLAX_VOCABULARY`
   say where checkout and vocabulary are.
+- `metaicl_SETTING_train`, `metaicl_SETTING_test_SEED`: features inputs, targets, the strings task and category,
+  positive_inputs, positive_targets and options (all three empty in training). `HYPERFLAX_METAICL` says where the tasks
+  are; a setting none of whose tasks is there is left out.
 - `p3_train`, `p3_held_out`: features inputs, targets, the strings task and category, and options (empty in training).
   `HYPERFLAX_P3` says where the prompt-tasks are.
 
@@ -17,6 +20,7 @@ decides: a shuffle buffer alone would see the few tasks that happen to be next t
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -30,9 +34,9 @@ import numpy as np
 from hyperflax.data.examples import tokenise
 from hyperflax.data.seqio_source import import_seqio
 from hyperflax.data.vocabularies import Bytes, SentencePiece, Vocabulary
-from hyperflax.errors import ConfigError
+from hyperflax.errors import ConfigError, DataError
+from hyperflax_tasks import metaicl, p3
 from hyperflax_tasks import natural_instructions as ni
-from hyperflax_tasks import p3
 from hyperflax_tasks.strings import load_split, make_examples
 
 
@@ -43,6 +47,8 @@ def register() -> None:
         register_natural_instructions()
     if os.environ.get(p3.ROOT_VARIABLE):
         register_p3()
+    if os.environ.get(metaicl.ROOT_VARIABLE):
+        register_metaicl()
 
 
 def register_strings(examples: int = 40) -> None:
@@ -134,6 +140,40 @@ def register_p3(root: pathlib.Path | str | None = None, vocabulary: Vocabulary |
             return sum(1 for _ in p3.read_split(found, split))
 
         add_text_task(f"p3_{split}", split, rows, count, vocabulary, ("task", "category"), ("options",))
+
+
+def register_metaicl(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
+    """Registers a Task for each split of each setting of MetaICL; arguments as `metaicl.register`.
+
+    Raises:
+      ConfigError: no root, no vocabulary.
+      MissingExtraError: seqio is not installed.
+    """
+    found, vocabulary = metaicl.find_root(root), ni.find_vocabulary(vocabulary)
+    text, texts = ("task", "category"), ("positive_inputs", "positive_targets", "options")
+    for setting, split in itertools.product(metaicl.SETTINGS, metaicl.splits()):
+        try:
+            metaicl.read_setting(found, setting, split.partition("_")[0])
+        except DataError:  # no list, or none of its tasks
+            continue
+
+        def rows(setting: str = setting, split: str = split) -> Iterator[dict[str, Any]]:
+            for task in metaicl.read_split(found, setting, split):
+                of_task = {
+                    "task": task.name,
+                    "category": task.kind,
+                    "positive_inputs": [example.inputs for example in task.support],
+                    "positive_targets": [example.target for example in task.support],
+                }
+                for example in task.examples:
+                    yield {
+                        "inputs": example.inputs, "targets": example.target, "options": list(example.options), **of_task
+                    }  # fmt: skip
+
+        def count(setting: str = setting, split: str = split) -> int:
+            return sum(len(task.examples) for task in metaicl.read_split(found, setting, split))
+
+        add_text_task(f"metaicl_{setting}_{split}", split, rows, count, vocabulary, text, texts)
 
 
 def add_text_task(
