@@ -41,15 +41,15 @@ REQUIRED = [
 ]
 TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
 
-# What each run that loads data by name trains on, and what it validates on.
+# What each run that loads data by name loads to train on, and what more to validate on.
 INSTRUCTIONS, TEXT = ("natural_instructions_train", "train"), ("text", "train")
 LOADED = {
     "hyperpretraining": ([TEXT], [("text", "validation")]),
     "metaicl_hypermodel": ([("metaicl_hr_to_lr", "train")], []),
     "natural_instructions_base": ([TEXT, INSTRUCTIONS], [("text", "validation")]),
-    "natural_instructions_hart": ([INSTRUCTIONS], [INSTRUCTIONS]),
-    "natural_instructions_hyper_t5_lora": ([INSTRUCTIONS], [INSTRUCTIONS]),
-    "natural_instructions_hyper_t5_prefix": ([INSTRUCTIONS], [INSTRUCTIONS]),
+    "natural_instructions_hart": ([INSTRUCTIONS], []),
+    "natural_instructions_hyper_t5_lora": ([INSTRUCTIONS], []),
+    "natural_instructions_hyper_t5_prefix": ([INSTRUCTIONS], []),
     "natural_instructions_hypermodel": ([INSTRUCTIONS], []),
     "natural_instructions_mtf": ([INSTRUCTIONS], []),
     "natural_instructions_shared": ([INSTRUCTIONS], []),
@@ -234,12 +234,13 @@ def test_a_mesh_file_sets_mesh_batch_and_scanned_layers(mesh: str) -> None:
     assert gin.query_parameter("hyperflax.train.HypernetworkOf.scan_layers")
 
 
-def test_a_run_reads_its_tasks_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The adapters of tasks are named by the source that the episodes are drawn from."""
+@pytest.mark.parametrize("run", ["task_adapters", "hart", "hyper_t5_lora", "hyper_t5_prefix"])
+def test_a_run_reads_its_tasks_once(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For training and validation; and adapters of tasks are named by the source that the episodes are drawn from."""
     source = InMemorySource([TaskExamples("task", [Example.from_text("a", "b", Bytes())] * 8, TaskInfo())], Bytes())
     without_sources(monkeypatch)
     monkeypatch.setattr(seqio_source, "load_seqio", lambda *_, **__: source)
-    parse("runs/natural_instructions_task_adapters.gin")
+    parse(f"runs/natural_instructions_{run}.gin")
     with gin.unlock_config():
         gin.bind_parameter("hyperflax.data.registry.load_source.vocabulary", None)
     assert value_of("SOURCE") is value_of("SOURCE") is source
