@@ -33,7 +33,8 @@ from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, save_task_adapters
 from hyperflax.checkpoints.tensors import StorageDtype
-from hyperflax.data.examples import ExampleSource, sources_of
+from hyperflax.data import vocabularies
+from hyperflax.data.examples import ExampleSource, parts_of, sources_of
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import name_digests, task_names
@@ -263,10 +264,10 @@ class HypernetworkOf:
             raise ConfigError(f"HypernetworkOf.fresh_heads: expected a model directory as start, got '{self.start}'")
         if trained and not self.fresh_heads:
             flat = {**fresh, "t5": unstack_layers(fresh["t5"], trunk)} if self.scan_layers else fresh
-            params = _trained_hypernetwork(self.start, flat)
+            params = _trained_hypernetwork(self.start, flat, self.vocabulary)
             return {**params, "t5": stack_layers(params["t5"], trunk)} if self.scan_layers else params
         if trained:
-            t5 = _hypernetwork_params(self.start)["t5"]
+            t5 = _hypernetwork_params(self.start, self.vocabulary)["t5"]
             return initialise_from_t5(fresh, stack_layers(t5, trunk) if self.scan_layers else t5)
         path, shape = (self.base_checkpoint, self.config.base) if self.start == "base" else (self.start, trunk)
         shape = shape.replace(scan_layers=self.scan_layers)
@@ -369,9 +370,10 @@ class SharedAdapter(_AdaptersOf):
 class TaskAdapters(_AdaptersOf):
     """An adapter for each training task, all trained in one run: what `HypernetworkOf.reconstruction` comes near to.
 
-    What is exported is a directory of task adapters, see `checkpoints.task_adapters`. An adapter learns where its task
-    is drawn: with 800 tasks and batches of eight, in one step of a hundred. All start from the same draw, so that what
-    tells two of them apart is what their tasks taught them.
+    What is exported is a directory of task adapters, see `checkpoints.task_adapters`. An adapter has a gradient where
+    its task is drawn: with 800 tasks and batches of eight, in one step of a hundred; an optimizer with momentum would
+    move it in the others as well (`runs/natural_instructions_task_adapters.gin` has none). All start from the same draw,
+    so that what tells two of them apart is what their tasks taught them.
 
     Attributes:
       source: whose tasks; the batches are episodes of it.
@@ -385,7 +387,12 @@ class TaskAdapters(_AdaptersOf):
         return Table(self.spec, num_tasks=len(self.source.task_names))
 
     def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
-        return jax.tree.map(lambda rows: jnp.broadcast_to(rows[:1], rows.shape), fresh)
+        def alike(rows: Any) -> Any:
+            # Placed as it was: every device makes its own rows.
+            placed = {"out_shardings": rows.sharding} if isinstance(rows, jax.Array) else {}
+            return jax.jit(lambda x: jnp.broadcast_to(x[:1], x.shape), **placed)(rows)
+
+        return jax.tree.map(alike, fresh)
 
     def export(
         self,
@@ -396,8 +403,9 @@ class TaskAdapters(_AdaptersOf):
         dtype: StorageDtype | None,
         origin: Origin | None,
     ) -> None:
-        raw = {path.replace(".", "/"): rows for path, rows in params.items()}
-        adapters = self.spec.materialise(self.spec.unflatten(raw))
+        scales = {leaf.path: np.float32(leaf.scale) for leaf in self.spec.leaves}
+        raw = {path.replace(".", "/"): np.asarray(rows) for path, rows in params.items()}
+        adapters = self.spec.unflatten({path: rows * scales[path] for path, rows in raw.items()})
         base = _load_same(self.base_checkpoint, self.base, self.vocabulary, origin)
         metadata = TaskAdaptersMetadata(
             tasks=tuple(self.source.task_names),
@@ -430,9 +438,12 @@ def _abstract_t5(config: T5Config) -> PyTree:
     return jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)["params"]
 
 
-def _hypernetwork_params(directory: str) -> PyTree:
+def _hypernetwork_params(directory: str, vocabulary: Vocabulary) -> PyTree:
     with fetched(directory) as folder:
-        return load_model_directory(folder).hypernetwork_params
+        parts = load_model_directory(folder)
+        if (found := vocabularies.from_json(parts.vocabulary, folder)) != vocabulary:
+            raise CheckpointError(f"{directory}: vocabulary: expected {vocabulary!r}, found {found!r}")
+        return parts.hypernetwork_params
 
 
 def _training_tasks(directory: str) -> Sequence[str]:
@@ -442,13 +453,14 @@ def _training_tasks(directory: str) -> Sequence[str]:
     return read_provenance(directory).get(TRAINING_TASKS, ())
 
 
-def _trained_hypernetwork(directory: str, fresh: PyTree) -> PyTree:
+def _trained_hypernetwork(directory: str, fresh: PyTree, vocabulary: Vocabulary) -> PyTree:
     """Returns the parameters of the hypernetwork in a model directory.
 
     Raises:
       CheckpointError: they are not those of `fresh`; lists every leaf that is missing, too much or of another shape.
+        Or they were trained with another vocabulary.
     """
-    params = _hypernetwork_params(directory)
+    params = _hypernetwork_params(directory, vocabulary)
     expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
     if problems := leaf_problems(params, expected):
         raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))
@@ -504,17 +516,22 @@ def train(
                 raise ConfigError(
                     f"train.{name}: expected tokens of the model's {model.vocabulary!r}, got {source.vocabulary!r}"
                 )
+            if isinstance(model, TaskAdapters) and source.task_names != model.source.task_names:
+                raise ConfigError(
+                    f"train.{name}: expected episodes of TaskAdapters.source, '{model.source.task_names[0]}' ..., got "
+                    f"those of '{source.task_names[0]}' ..."
+                )
     partitioner = partitioner or Partitioner()
     evaluator = None
     if validation is not None:
         evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
     path, frozen = model.base_checkpoint, model.read_frozen(partitioner)
     origin = None if path is None else Origin(path, digest(frozen))
-    if isinstance(batches, WithTaskAdapters) and origin is not None:
-        made_for = batches.stored.metadata.base_digest
-        if made_for != origin.digest:
+    for wanted in parts_of(batches, WithTaskAdapters):
+        made_for = wanted.stored.metadata.base_digest
+        if origin is not None and made_for != origin.digest:
             raise CheckpointError(
-                f"{batches.directory}: expected task adapters of the base model {origin.digest} in {path}, got those "
+                f"{wanted.directory}: expected task adapters of the base model {origin.digest} in {path}, got those "
                 f"of {made_for}"
             )
     state = loop.train(

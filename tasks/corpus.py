@@ -1,4 +1,4 @@
-"""Plain text for pretraining: jsonl shards of `{"text": ...}`, as C4's json files are laid out.
+"""Plain text for pretraining: shards of `{"text": ...}` a line, `.jsonl`, `.json` or either with `.gz`, as C4's are.
 
 One task `text` whose examples have an empty input and a document as target; `hyperflax.data.corruption` cuts windows
 out of them. Every hundredth document is for validation.
@@ -11,6 +11,7 @@ hyperflax cache --module hyperflax_tasks.corpus --mixture text --out caches/text
 
 from __future__ import annotations
 
+import gzip
 import os
 import pathlib
 from collections.abc import Iterator
@@ -40,12 +41,12 @@ def text_source(root: pathlib.Path | str, split: str, vocabulary: Vocabulary) ->
 def _stream(root: pathlib.Path, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
     if split not in SPLITS:
         raise DataError(f"text: expected a split out of {SPLITS}, got '{split}'")
-    shards = sorted(root.glob("*.jsonl"))
+    shards = sorted(path for path in root.glob("*") if path.name.removesuffix(".gz").endswith((".jsonl", ".json")))
     if not shards:
-        raise DataError(f"{root}: expected *.jsonl shards of documents, found none")
+        raise DataError(f"{root}: expected shards of documents, *.jsonl or *.json or these with .gz, found none")
     nothing, info, number = tokenise("", vocabulary), TaskInfo(), 0
     for shard in shards:
-        with open(shard, "rb") as lines:
+        with gzip.open(shard) if shard.suffix == ".gz" else open(shard, "rb") as lines:
             for line, row in read_rows(lines, str(shard)):
                 number += 1
                 if not isinstance(row.get("text"), str):

@@ -13,8 +13,9 @@
 - `p3_train`, `p3_held_out`: features inputs, targets, the strings task and category, and options (empty in training).
   `HYPERFLAX_P3` says where the prompt-tasks are.
 
-With `shuffle=True` their examples come in one random order over all tasks, a new one in every epoch, which the seed
-decides: a shuffle buffer alone would see the few tasks that happen to be next to each other in the files.
+With `shuffle=True` their examples come in one random order over all tasks, which the seed decides: a shuffle buffer
+alone would see the few tasks that happen to be next to each other in the files. They are written to a temporary file
+for that (in `TMPDIR`), definitions and positives with every example. Hosts that share a Task want one seed.
 """
 
 from __future__ import annotations

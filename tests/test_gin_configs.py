@@ -45,6 +45,7 @@ TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
 INSTRUCTIONS, TEXT = ("natural_instructions_train", "train"), ("text", "train")
 LOADED = {
     "hyperpretraining": ([TEXT], [("text", "validation")]),
+    "lm_adaptation": ([TEXT], [("text", "validation")]),
     "metaicl_hypermodel": ([("metaicl_hr_to_lr", "train")], []),
     "natural_instructions_base": ([TEXT, INSTRUCTIONS], [("text", "validation")]),
     "natural_instructions_hart": ([INSTRUCTIONS], []),
@@ -92,6 +93,9 @@ def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
     assert f"--gin_file={run}" in header
     assert re.search("cores|H200", header)
     assert "hour" in header
+    assert re.search(
+        r"not run\s(# )?here|docs/\w+\.md|thousand inputs|validation loss|expected", header
+    )  # or its figures
     parse(run.removeprefix("hyperflax_gin_configs/"))
     if "train" in header:
         assert gin.query_parameter("TRAIN_STEPS/gin.macro.value") > 0
@@ -139,7 +143,7 @@ def test_a_run_trains_and_validates_on_these_splits(name: str, monkeypatch: pyte
     """Names, splits and scopes in gin files are only tried out when what they configure is called."""
     loaded: list[tuple[str, str]] = []
     example = Example.from_text("short", "a text from which windows can be cut, and a support row holds it", Bytes())
-    source = InMemorySource([TaskExamples("task", [example] * 32, TaskInfo())], Bytes())
+    source = InMemorySource([TaskExamples("task", [example] * 40, TaskInfo())], Bytes())
 
     def load(name: str, split: str, **options: Any) -> InMemorySource:
         loaded.append((name, split))
@@ -203,6 +207,15 @@ def built(*files: str) -> tuple[T5, Any, Any]:
 def test_every_model_is_built(model: str) -> None:
     base, params, _ = built(f"models/{model}", "adapters/lora_qv.gin", "hypernets/hyper_t5.gin")
     assert params["token_embedder"]["embedding"].shape == (base.config.vocab_size, base.config.emb_dim)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "xl", "xxl"])
+@pytest.mark.parametrize("run", ["hart", "hyper_t5_lora", "hyper_t5_prefix"])
+def test_the_papers_systems_are_built_in_every_size(run: str, size: str) -> None:
+    """With all that the run file says of adapters, heads and dtypes."""
+    base, params, adapters = built(f"runs/natural_instructions_{run}.gin", f"models/t5_1_1_{size}.gin")
+    logits = jax.eval_shape(base.apply, {"params": params, "adapters": adapters}, TOKENS, TOKENS)
+    assert logits.shape == (*TOKENS.shape, base.config.vocab_size)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -191,7 +191,7 @@ def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_
 
 @pytest.fixture(scope="module")
 def task_adapters(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of `upper` and `double`, of which two steps of one task each draw the second alone."""
+    """Of `never`, which has too few examples to be drawn, and `double`, after two steps."""
     source = InMemorySource.from_strings({"never": [("a", "b")], "double": [(w, w + w) for w in WORDS]}, Bytes())
     episodes = Episodes(source, EPISODES.replace(shots=0, demonstrations="none", too_few="skip"))
     model = TaskAdapters(BASE, config().spec, Bytes(), base, source=source)

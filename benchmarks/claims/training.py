@@ -45,7 +45,7 @@ from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.text import PackedBatches
 from hyperflax.train import EXPORT, HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, train
 from hyperflax.training.loop import CHECKPOINTS
-from hyperflax.training.optimizers import Optimizer, make_optimizer
+from hyperflax.training.optimizers import Optimizer, Schedule, adamw, make_optimizer
 from hyperflax.training.prefetch import Batches
 from hyperflax.training.schedules import warmup_cosine
 from hyperflax.training.task_adapters import WithTaskAdapters
@@ -239,7 +239,8 @@ def _task_adapters(experiment: Experiment, stage: TaskTraining, workspace: Works
         return {
             "model": TaskAdapters(base.shape, experiment.spec, family.vocabulary(), checkpoint, source=source),
             "batches": Episodes(source, alone, seed=0),
-            "optimizer": _optimizer(stage.learning_rate, stage.steps, "adamw"),
+            # Without memory: momentum would move adapters whose tasks are not drawn.
+            "optimizer": adamw(_schedule(stage.learning_rate, stage.steps), b1=0.0, b2=0.0, clip_norm=None),
         }
 
     folder = workspace.run(experiment, 0)
@@ -269,4 +270,8 @@ def _hypernetwork(experiment: Experiment, family: Family, checkpoint: str, start
 
 
 def _optimizer(peak: float, steps: int, name: str) -> Optimizer:
-    return make_optimizer(name, warmup_cosine(peak, min(100, steps // 10), steps), clip_norm=1.0)
+    return make_optimizer(name, _schedule(peak, steps), clip_norm=1.0)
+
+
+def _schedule(peak: float, steps: int) -> Schedule:
+    return warmup_cosine(peak, min(100, steps // 10), steps)

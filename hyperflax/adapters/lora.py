@@ -13,10 +13,12 @@ Slots: rank index r owns column r of every `a` and row r of every `b` of its lay
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -123,7 +125,9 @@ class LoRA(KindConfig):
 def product_gram(a: Array, b: Array) -> Array:
     """Returns `a.T a b b.T` [rank, rank] for a [in, rank] and b [rank, out]; `a b` itself is never computed."""
     a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
-    return (a.T @ a) @ (b @ b.T)
+    # In full precision on a TPU, too: distances are small differences of such products.
+    times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return times(times(a.T, a), times(b, b.T))
 
 
 def lora_spec(config: LoRA, t5: T5Config) -> AdapterSpec:

@@ -16,11 +16,13 @@ from hyperflax.compile.programs import PROGRAMS, Program, decoding_program, gene
 from hyperflax.compile.report import compile_program, fits, table
 from hyperflax.compile.topology import topology_devices
 from hyperflax.data import registry
-from hyperflax.data.examples import ExampleSource, InMemorySource
+from hyperflax.data.examples import ExampleSource, InMemorySource, parts_of
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import ConfigError
 from hyperflax.files import atomic_file, write_json
+from hyperflax.train import TaskAdapters
 from hyperflax.training.partitioning import Partitioner, make_mesh
+from hyperflax.training.task_adapters import WithTaskAdapters
 
 DESCRIPTION = """Compile the training step of a gin run with the real TPU compiler, for a slice that need not be there,
 and report what each chip will need: memory, operations, communication, and the speed that follows from them.
@@ -95,12 +97,15 @@ def program(name: str, arguments: argparse.Namespace, devices: list[jax.Device])
 
     logging.getLogger("hyperflax.data").setLevel(logging.ERROR)  # that examples are left out is of no interest here
     with registry.standing_in(stand_in):
-        batch = dict(value("batches").batch(0))
+        model, batches = value("model"), value("batches")
+    if isinstance(model, TaskAdapters) or parts_of(batches, WithTaskAdapters):
+        raise ConfigError("compile: expected a run without adapters of tasks, whose number only the data tells")
+    batch = dict(batches.batch(0))
     partitioner = value("partitioner") if bound.get("partitioner") else Partitioner(make_mesh(devices=devices))
     make = {"train": training_program, "generate": generation_program, "decode": decoding_program}[name]
     options = ("microbatches", "loss_normalizing_factor") if name == "train" else ()
     chosen = {key: value(key) for key in options if key in bound}
-    return make(value("model"), batch, value("optimizer"), partitioner=partitioner, **chosen)
+    return make(model, batch, value("optimizer"), partitioner=partitioner, **chosen)
 
 
 class _Uncopied(list):

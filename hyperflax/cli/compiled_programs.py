@@ -42,8 +42,9 @@ def prune(folder: pathlib.Path, most: int) -> None:
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # another command deletes as well
-                status = entry.stat(follow_symlinks=False)
-                found.append((status.st_mtime_ns, status.st_size, entry.path))
+                if entry.is_file(follow_symlinks=False):  # XLA keeps a folder of its own there on GPUs
+                    status = entry.stat(follow_symlinks=False)
+                    found.append((status.st_mtime_ns, status.st_size, entry.path))
     total = sum(size for _, size, _ in found)
     if total <= most:
         return

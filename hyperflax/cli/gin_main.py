@@ -19,8 +19,10 @@ def main(function: str, argv: Sequence[str]) -> int:
 
     def run() -> None:
         rest, bindings = split_bindings(argv)
+        arguments = parser.parse_args(rest, argparse.Namespace(gin_bindings=bindings))
         keep_freed_memory()
-        keep_compiled_programs()
-        gin_jobs.run_job(function, parser.parse_args(rest, argparse.Namespace(gin_bindings=bindings)))
+        if not arguments.multiprocess:  # of several processes only the first keeps what it compiles
+            keep_compiled_programs()
+        gin_jobs.run_job(function, arguments)
 
     return exit_code(parser.prog, run)

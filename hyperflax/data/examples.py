@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
 
 _EMPTY = np.zeros(0, np.int32)
+_Kind = TypeVar("_Kind")
 
 
 class Example(NamedTuple):
@@ -107,9 +108,18 @@ def sources_of(batches: Any) -> list[ExampleSource]:
     """The sources that training batches are drawn from, through stages and mixtures; [] if they tell nothing."""
     if getattr(batches, "task_names", None):
         return [batches]
-    parts = [getattr(batches, name, ()) for name in _PARTS]
-    flat = [part for given in parts for part in (given if isinstance(given, list | tuple) else (given,))]
-    return [source for part in flat for source in sources_of(part)]
+    return [source for part in _parts(batches) for source in sources_of(part)]
+
+
+def parts_of(batches: Any, kind: type[_Kind]) -> list[_Kind]:
+    """What is of this class among training batches and all that they are made of."""
+    own = [batches] if isinstance(batches, kind) else []
+    return [*own, *(found for part in _parts(batches) for found in parts_of(part, kind))]
+
+
+def _parts(batches: Any) -> list[Any]:
+    given = [getattr(batches, name, ()) for name in _PARTS]
+    return [part for one in given for part in (one if isinstance(one, list | tuple) else (one,))]
 
 
 @dataclasses.dataclass

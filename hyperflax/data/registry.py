@@ -142,6 +142,8 @@ def import_module(name: str) -> ModuleType:
                 f"module '{name}': expected an importable Python module, there is none of that name"
             ) from error
         raise _broken(name, error) from error
+    except MissingExtraError:
+        raise
     except (ImportError, SyntaxError) as error:
         raise _broken(name, error) from error
 

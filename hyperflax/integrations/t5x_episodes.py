@@ -35,7 +35,8 @@ seqio = import_seqio()  # keeps TensorFlow off the accelerator
 
 TOKENS = ("inputs", "targets")
 OF_TASK = ("definition", "category", "positive_inputs", "positive_targets")
-_TRIED = 4  # windows that repeat an example, and none that does not, until a task counts as too small
+_TRIED = 4  # windows of a task that repeat an example before it may count as too small
+_PATIENCE = 100_000  # windows that repeat an example, and no other, before the stream is given up
 
 
 class EpisodeFeatureConverter(seqio.FeatureConverter):
@@ -72,8 +73,8 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
                 raise ConfigError(f"EpisodeConfig.{name}: expected {plain!r} for episodes of a stream, got {found!r}")
         self._config, self._vocabulary = config, vocabulary
         self._infos: dict[str, tuple[TaskInfo, str]] = {}
-        self._left_out: dict[str, int] = {}  # of each task, windows before the first one of K + Q different examples
-        self._enough: set[str] = set()  # tasks that had one
+        self._left_out = 0  # windows that repeat an example, and no episode was made yet
+        self._seen: dict[str, tuple[int, set[int]]] = {}  # of a task: such windows, and different examples in them
         self._empty = finish(empty_arrays(config, ()))
         spec = seqio.FeatureConverter.FeatureSpec
         self.MODEL_FEATURES = {
@@ -149,17 +150,23 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
         """Whether no example of a window comes twice; DataError where the task has too few for any such window."""
         name, needed = rows["task"][0].decode("utf-8"), self._config.needed
         pairs = zip(*(rows[key] for key in TOKENS), strict=True)
-        if len({tuple(_ids(tokens).tobytes() for tokens in pair) for pair in pairs}) == needed:
-            self._enough.add(name)
+        contents = {hash(tuple(_ids(tokens).tobytes() for tokens in pair)) for pair in pairs}
+        if len(contents) == needed:
+            self._left_out = -1
             return np.bool_(True)
-        if self._config.too_few == "error" and name not in self._enough:
-            self._left_out[name] = self._left_out.get(name, 0) + 1
-            if self._left_out[name] == _TRIED:
-                raise DataError(
-                    f"task '{name}': expected at least {needed} examples (K={self._config.shots} + "
-                    f"Q={self._config.examples}), got fewer: {_TRIED} times {needed} of them, one came twice "
-                    "(too_few='skip' leaves such tasks out)"
-                )
+        windows, seen = self._seen.get(name, (0, set()))
+        self._seen[name] = windows + 1, seen | contents if len(seen) < needed else seen
+        sizes = f"K={self._config.shots} + Q={self._config.examples}"
+        told = f"expected at least {needed} different examples of a task ({sizes})"
+        if self._config.too_few == "error" and windows + 1 >= _TRIED and len(self._seen[name][1]) < needed:
+            raise DataError(
+                f"task '{name}': {told}, got {len(self._seen[name][1])} again and again, of those that this host reads "
+                "(too_few='skip' leaves such tasks out)"
+            )
+        if self._left_out >= 0:
+            self._left_out += 1
+            if self._left_out == _PATIENCE:
+                raise DataError(f"{told}, got none in {_PATIENCE} times {needed} examples of {len(self._seen)} tasks")
         return np.bool_(False)
 
     def _episode(self, rows: dict[str, np.ndarray]) -> list[np.ndarray]:

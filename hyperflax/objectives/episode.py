@@ -232,9 +232,11 @@ class HypermodelObjective:
 
     def _trained(self, batch: Batch) -> PyTree:
         """The batch's `task_adapters/...` as the spec's tree; DataError where they are not of these leaves."""
-        leaves = {leaf.path: leaf.shape for leaf in self.hypernetwork.spec.leaves}
-        found = {name.removeprefix(TASK_ADAPTERS): value for name, value in batch.items() if TASK_ADAPTERS in name}
-        if wrong := sorted({path for path in leaves.keys() ^ found.keys()}):
+        leaves = {leaf.path for leaf in self.hypernetwork.spec.leaves}
+        found = {
+            name.removeprefix(TASK_ADAPTERS): value for name, value in batch.items() if name.startswith(TASK_ADAPTERS)
+        }
+        if wrong := sorted(leaves ^ found.keys()):
             raise DataError(
                 f"batch: expected '{TASK_ADAPTERS}' of {len(leaves)} leaves, which the hypernetwork writes, got "
                 f"{len(found)}: '{wrong[0]}' is {'missing' if wrong[0] in leaves else 'none of them'}"

@@ -110,7 +110,7 @@ def train(
       CheckpointError: the folder's run has another seed, model, optimizer or origin.
       BusyError: another process trains in the folder.
       HyperflaxError: when a log period ends, its last `GIVE_UP_AFTER` steps or more, those of periods before it
-        included, had no finite gradient and update; the run is saved.
+        included, had no finite loss, gradient and update; the run is saved.
       SystemExit: with `RESUME_EXIT_CODE` (75) after a SIGTERM, once the run is saved.
       KeyboardInterrupt: after Ctrl-C, once the run is saved; at once after a second one.
     """
@@ -180,8 +180,9 @@ def train(
                     run.save()
                 if diverged:
                     raise HyperflaxError(
-                        f"training: none of the last {run.skipped} steps, up to step {run.step}, had a finite gradient "
-                        "and update; a lower learning rate or float32 computation may help"
+                        f"training: none of the last {run.skipped} steps, up to step {run.step}, had a finite loss, "
+                        "gradient and update; a lower learning rate or float32 computation may help, and ids that the "
+                        "model has no embedding for make every loss NaN"
                     )
                 if stopping:
                     break

@@ -92,11 +92,19 @@ def test_no_episode_shows_what_it_scores():
 
 def test_a_task_that_repeats_itself_before_it_has_enough_examples_is_named():
     rows = [("a", [10], [20]), ("a", [11], [21]), *4 * [("b", [11], [21]), ("b", [11], [21])]]
-    with pytest.raises(Exception, match=r"task 'b': expected at least 2 examples \(K=1 \+ Q=1\), got fewer: 4 times 2"):
+    told = r"task 'b': expected at least 2 different examples of a task \(K=1 \+ Q=1\), got 1 again and again"
+    with pytest.raises(Exception, match=told):
         convert(dataset(*rows))
     assert len(convert(dataset(*rows), SKIPS)) == 1
-    repeated = [*3 * [("b", [11], [21]), ("b", [11], [21])], ("b", [11], [21]), ("b", [12], [21])]
-    assert len(convert(dataset(*repeated, *8 * [("b", [11], [21])]))) == 1  # that one had enough
+    twice = [*2 * [("b", [11], [21])], *2 * [("b", [12], [21])]]
+    assert convert(dataset(*8 * twice)) == []  # there are two, though never next to each other
+
+
+def test_a_stream_that_never_makes_an_episode_ends(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hyperflax.integrations.t5x_episodes._PATIENCE", 5)
+    endless = dataset(("a", [10], [20]), ("b", [11], [21])).repeat()
+    with pytest.raises(Exception, match=r"got none in 5 times 2 examples of 2 tasks"):
+        convert(endless, SKIPS)
 
 
 @pytest.mark.parametrize(

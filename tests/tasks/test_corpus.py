@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -31,6 +32,19 @@ def test_every_hundredth_document_is_for_validation(shards) -> None:
     assert texts == ["document 99", "document 199", "document 299"]
     assert train.sizes.tolist() == [297]
     assert all(len(train.example(0, i).inputs) == 0 for i in range(297))
+
+
+def test_shards_may_be_compressed_and_called_json(shards) -> None:
+    whole = corpus.text_source(shards, "train", Bytes())
+    first, second = sorted(shards.glob("*.jsonl"))
+    with gzip.open(shards / f"{first.stem}.json.gz", "wb") as file:  # c4-train.00000-of-01024.json.gz
+        file.write(first.read_bytes())
+    first.unlink()
+    second.rename(second.with_suffix(".json"))
+    found = corpus.text_source(shards, "train", Bytes())
+    assert found.sizes.tolist() == whole.sizes.tolist()
+    for number in (0, 100, 296):
+        assert found.example(0, number).targets.tolist() == whole.example(0, number).targets.tolist()
 
 
 def test_bad_text_is_named(shards, tmp_path, monkeypatch) -> None:

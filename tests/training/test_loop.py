@@ -179,7 +179,7 @@ def test_a_skipped_step_ends_no_run(tmp_path, table, copy_batches, log_period, s
 def test_a_run_that_diverged_says_so_and_is_saved(tmp_path, table, copy_batches):
     """The steps from the third on fail: the tenth of them is in the third log period, which ends at step 12."""
     spoilt = Spoilt(copy_batches, range(2, 100))
-    with pytest.raises(HyperflaxError, match="none of the last 10 steps, up to step 12, had a finite gradient"):
+    with pytest.raises(HyperflaxError, match="none of the last 10 steps, up to step 12, had a finite loss, gradient"):
         run(table, spoilt, tmp_path, total_steps=20, save_period=0)
     assert [row["skipped_steps"] for row in rows_of(tmp_path) if row["kind"] == "train"] == [2, 4, 4]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint_12"]
