@@ -372,8 +372,8 @@ class TaskAdapters(_AdaptersOf):
 
     What is exported is a directory of task adapters, see `checkpoints.task_adapters`. An adapter has a gradient where
     its task is drawn: with 800 tasks and batches of eight, in one step of a hundred; an optimizer with momentum would
-    move it in the others as well (`runs/natural_instructions_task_adapters.gin` has none). All start from the same draw,
-    so that what tells two of them apart is what their tasks taught them.
+    move it in the others as well (`runs/natural_instructions_task_adapters.gin` has none). All start from the same
+    draw, so that what tells two of them apart is what their tasks taught them.
 
     Attributes:
       source: whose tasks; the batches are episodes of it.
