@@ -389,8 +389,8 @@ class TaskAdapters(_AdaptersOf):
     def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         def alike(rows: Any) -> Any:
             # Placed as it was: every device makes its own rows.
-            placed = {"out_shardings": rows.sharding} if isinstance(rows, jax.Array) else {}
-            return jax.jit(lambda x: jnp.broadcast_to(x[:1], x.shape), **placed)(rows)
+            place = rows.sharding if isinstance(rows, jax.Array) else None
+            return jax.jit(lambda x: jnp.broadcast_to(x[:1], x.shape), out_shardings=place)(rows)
 
         return jax.tree.map(alike, fresh)
 
@@ -405,7 +405,7 @@ class TaskAdapters(_AdaptersOf):
     ) -> None:
         scales = {leaf.path: np.float32(leaf.scale) for leaf in self.spec.leaves}
         raw = {path.replace(".", "/"): np.asarray(rows) for path, rows in params.items()}
-        adapters = self.spec.unflatten({path: rows * scales[path] for path, rows in raw.items()})
+        adapters = trees.unflatten({path: rows * scales[path] for path, rows in raw.items()})
         base = _load_same(self.base_checkpoint, self.base, self.vocabulary, origin)
         metadata = TaskAdaptersMetadata(
             tasks=tuple(self.source.task_names),
