@@ -22,12 +22,13 @@ from hyperflax import configs
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
+from hyperflax.checkpoints.t5_directory import read_t5_provenance
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, SUPPORT_FREE, Conditions
 from hyperflax.evaluation.contamination import check_contamination, check_names
-from hyperflax.evaluation.held_out import HeldOut
+from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.report import write_report
@@ -190,8 +191,8 @@ def evaluate_suite(
       the report, see `hyperflax.evaluation.schema`.
 
     Raises:
-      DataError: `trained_on` holds a task or an example of the suite, or the record that the model or the shared
-        adapter has of its training tasks such a task; no task can be evaluated.
+      DataError: `trained_on` holds a task or an example of the suite, or the record that the model, the shared adapter
+        or the fine-tuned T5 has of its training tasks such a task; no task can be evaluated.
     """
     began, processes = time.monotonic(), Processes.running()
     episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
@@ -221,6 +222,9 @@ def evaluate_suite(
     if shared:
         record = systems["shared"].metadata.provenance.get(TRAINING_TASKS, ())
         check_names(f"what the shared adapter '{shared}' was trained on", record, evaluated)
+    if mtf:
+        record = read_t5_provenance(mtf).get(TRAINING_TASKS, ())
+        check_names(f"what the fine-tuned T5 '{mtf}' was trained on", record, evaluated)
     config = {
         "model": model.parts.id,
         "base": model.base_fingerprint,
@@ -238,8 +242,10 @@ def evaluate_suite(
         **described,
     }
     tables: dict[str, ScoreTable] = {}
-    for name, held_out in _common(runs).items():
-        runnable = Conditions(
+    figures: dict[str, float] = {}
+    common = _common(runs)
+    for name, held_out in common.items():
+        everything = Conditions(
             model,
             held_out,
             refine_steps=refine_steps,
@@ -248,7 +254,8 @@ def evaluate_suite(
             supports=supports,
             unlike=suite.grouped,
             **systems,
-        ).pick(*conditions)
+        )
+        runnable = everything.pick(*conditions)
         if not conditions and not any(task.instruction for task in held_out.tasks):
             del runnable["instruction"]
         first = next(iter(tables.values()), None)
@@ -265,6 +272,8 @@ def evaluate_suite(
             progress=progress,
             processes=processes,
         )
+        if not figures and "generated" in runnable:
+            figures = everything.adapter_figures(_others(*list(common.values())[:2]))
     cut, inputs = _cut(runs, episodes.inputs_length)
     config["inputs_cut"] = f"{cut} of {inputs}"
     report = suite_report(
@@ -273,6 +282,7 @@ def evaluate_suite(
         run_info(config, seconds=time.monotonic() - began),
         missing=_missing(suite, runs, config, episodes, cut),
         checked_against=list(trained_on or {}),
+        adapters=figures or None,
     )
     if processes.first:
         write_report(report, out)
@@ -294,6 +304,18 @@ def _reference_systems(
         systems |= {"mtf": model.with_base(base), "mtf_zero_shot": mtf_zero_shot}
         described |= {"mtf": systems["mtf"].base_fingerprint, "mtf_zero_shot": mtf_zero_shot}
     return systems, described
+
+
+def _others(first: HeldOut, second: HeldOut | None = None) -> HeldOut | None:
+    """The second run's tasks whose support is another than in the first; None if there are none."""
+
+    def content(given: TaskTokens) -> list[tuple[bytes, bytes]]:
+        return [(shot.inputs.tobytes(), shot.targets.tobytes()) for shot in given.support]
+
+    if second is None:
+        return None
+    others = {name: given for name, given in second.tokens.items() if content(given) != content(first.tokens[name])}
+    return dataclasses.replace(second, tokens=others) if others else None
 
 
 def _digest(neighbours: HeldOut) -> str:

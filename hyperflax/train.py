@@ -170,8 +170,9 @@ class PlainT5:
         dtype: StorageDtype | None,
         origin: Origin | None,
     ) -> None:
-        del provenance, origin  # a T5 directory has no place for the one, and there is no base
-        save_t5(directory, params, self.config, self.vocabulary, results=results, dtype=dtype, overwrite=True)
+        del origin  # there is no base
+        told = {"results": results, "provenance": provenance}
+        save_t5(directory, params, self.config, self.vocabulary, **told, dtype=dtype, overwrite=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hyperflax import configs
-from hyperflax.buckets import Location
+from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.model_directory import collect_files
@@ -43,6 +43,7 @@ class _T5File:
     results: dict[str, Any]
     t5: dict[str, Any]
     vocabulary: dict[str, Any]
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def save_t5(
@@ -52,6 +53,7 @@ def save_t5(
     vocabulary: Vocabulary,
     *,
     results: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     dtype: StorageDtype | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -71,6 +73,7 @@ def save_t5(
         "results": dict(results or {}),
         "t5": configs.to_json(config),
         "vocabulary": dict(vocabulary.to_json()),
+        "provenance": dict(provenance or {}),
     }
     checked_json(_T5File, document, str(directory))
     with atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS, *files), marker=_JSON) as folder:
@@ -78,6 +81,14 @@ def save_t5(
         for name, content in files.items():
             (folder / name).write_bytes(content)
         write_json(folder / _JSON, document)
+
+
+def read_t5_provenance(directory: Location | str) -> dict[str, Any]:
+    """Returns what a T5 directory records of its training; {} of what is none. Raises CheckpointError if damaged."""
+    file = locate(directory) / _JSON
+    if not file.is_file():
+        return {}
+    return read_schema(file, _T5File, file_format=T5_FORMAT, version=T5_VERSION).provenance
 
 
 def load_t5(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from hyperflax.cli.models import add_model_argument
 
@@ -53,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 0
     for row in predictions(model, read_inputs(arguments.inputs), arguments.adapter, arguments.max_length):
-        sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        print(json.dumps(row, ensure_ascii=False), flush=True)  # who reads a pipe has it while the next are made
     return 0

@@ -32,6 +32,7 @@ It listens on this machine alone. On another --host it asks for a token, which c
 """
 
 TOKEN = "HYPERFLAX_TOKEN"
+CONNECTIONS = 4096  # at once; one more is answered with 503
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -98,6 +99,7 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
             port=arguments.port,
             timeout_graceful_shutdown=arguments.grace,
             access_log=False,
+            limit_concurrency=CONNECTIONS,
         )
     )
     return service, server

@@ -52,6 +52,7 @@ class Estimate:
     Attributes:
       metric: name of the metric.
       refine_steps: of the condition `refined`.
+      made: the condition of the adapter that the estimate is for.
       asked: the examples in the order in which `predictions` and `scores` have them.
       predictions: condition -> one prediction per example. Conditions are `bare`, `in_context`, `generated`, `refined`
         and, from three examples on, `mismatched`.
@@ -60,6 +61,7 @@ class Estimate:
 
     metric: str
     refine_steps: int
+    made: Literal["generated", "refined"]
     asked: tuple[tuple[str, str], ...]
     predictions: dict[str, list[str]]
     scores: dict[str, list[float]]
@@ -88,7 +90,7 @@ class Estimate:
     def advice(self) -> Advice:
         """What to do next."""
         if self.works and self.mean(self.best) >= GOOD:
-            return "use" if self.best == "generated" else "refine"
+            return "refine" if self.best == "refined" != self.made else "use"
         return "give more examples" if len(self.asked) < MANY else "fine-tune"
 
     @property
@@ -100,6 +102,8 @@ class Estimate:
             return f"{told}, which shows no gain from them"
         if found.mean < GOOD:
             return f"{told}: better than without, and not yet {GOOD:.2f}"
+        if self.best == "generated" != self.made:
+            return f"{told}, and more than refined ones: use one without refining"
         context = self.mean("in_context")
         return f"{told}; the same examples in the base model's input score {context:.2f}"
 
@@ -108,6 +112,8 @@ class Estimate:
         return {
             "metric": self.metric,
             "refine_steps": self.refine_steps,
+            "made": self.made,
+            "best": self.best,
             "advice": self.advice,
             "reason": self.reason,
             "conditions": {name: dataclasses.asdict(self.interval(name)) for name in self.scores},
@@ -156,6 +162,7 @@ def estimate(
     pairs = list(examples)
     if len(pairs) < 2:
         raise DataError(f"estimate: expected at least 2 examples, to leave one out, got {len(pairs)}")
+    made = "refined" if refine_steps else "generated"
     refine_steps = refine_steps or REFINE_STEPS
     parts = deal(range(len(pairs)), min(len(pairs), FOLDS))
     folds = _folds(model, pairs, pairs, parts, definition)
@@ -179,7 +186,7 @@ def estimate(
         name: [score([text], [[target]]) for text, (_, target) in zip(given, asked, strict=True)]
         for name, given in predictions.items()
     }
-    return Estimate(metric, refine_steps, tuple(asked), predictions, scores)
+    return Estimate(metric, refine_steps, made, tuple(asked), predictions, scores)
 
 
 def _mismatch(pairs: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:

@@ -9,7 +9,8 @@
     GET    /v1/model, /healthz, /readyz, /metrics, /openapi.json, /
 
 Wrong input is answered with 422 and names the field, an unknown id with 404, too much at once with 429 and a
-`Retry-After`, a deadline that passed with 504, a service that is ending with 503, and a damaged file with 500.
+`Retry-After`, a deadline that passed with 504, a body that takes too long to come with 408, a service that is ending
+with 503, a damaged file with 500, and a disk that is full with 507.
 
 >>> app = create_app(Service(hyperflax.load("strings"), "adapters"))
 >>> uvicorn.run(app)
@@ -20,18 +21,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import hmac
 import io
 import json
 import time
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from typing import Annotated, Literal
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 
 import hyperflax
 from hyperflax.checkpoints.model_directory import collect_files
@@ -45,8 +47,9 @@ from hyperflax.serving.messages import (
     Prediction,
     Predictions,
     PredictRequest,
+    Refusal,
 )
-from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, refusal, told, wrong_request
+from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, Token, refusal, told, wrong_request
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Answer, Service
 from hyperflax.serving.store import Made
@@ -99,11 +102,13 @@ def create_app(
         version=hyperflax.__version__,
         description="Adapters for a frozen T5 from a few examples, and predictions with them.",
         lifespan=lifespan,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if token is not None else [],  # `Token` checks it
         docs_url=None,  # those pages load scripts from elsewhere
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, limit=limits.body)
     app.add_middleware(CutOff)
+    app.add_middleware(Token, token=token)
     # An IPv6 address stands in brackets wherever a port may follow.
     names = [f"[{host}]" if ":" in host else host for host in hosts]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
@@ -111,15 +116,9 @@ def create_app(
     app.exception_handler(HyperflaxError)(refusal)
     app.exception_handler(RequestValidationError)(wrong_request)
 
-    def check_token(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        # Latin-1 gives back the bytes that came.
-        if token is not None and not hmac.compare_digest(given.encode("latin-1"), f"Bearer {token}".encode()):
-            raise HTTPException(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-
-    known = [Depends(check_token)]
-
-    @app.post("/v1/adapters", status_code=201, dependencies=known)
+    @app.post(
+        "/v1/adapters", status_code=201, responses={200: {"model": AdapterInfo}, **refused(413, 422, 429, 503, 507)}
+    )
     async def adapt(body: AdaptRequest, response: Response) -> AdapterInfo:
         """Makes an adapter; 200 instead of 201 if equal examples have been given in the same way before."""
         _at_most(body.refine_steps, limits.refine_steps, "refine_steps")
@@ -130,34 +129,43 @@ def create_app(
             refine_steps=body.refine_steps,
             supports=body.supports,
             with_estimate=body.estimate,
+            metric=body.metric,
         )
         if not new:
             response.status_code = 200
         return _info(made)
 
-    @app.get("/v1/adapters", dependencies=known)
+    @app.get("/v1/adapters")
     async def adapters() -> AdapterIds:
         """All adapters, the newest first."""
         return AdapterIds(adapters=await asyncio.to_thread(service.store.ids))
 
-    @app.get("/v1/adapters/{adapter}", dependencies=known)
+    @app.get("/v1/adapters/{adapter}", responses=refused(404, 500))
     async def about(adapter: str) -> AdapterInfo:
         """What is known of an adapter."""
         return _info(await asyncio.to_thread(service.store.about, adapter))
 
-    @app.delete("/v1/adapters/{adapter}", status_code=204, dependencies=known)
+    @app.delete("/v1/adapters/{adapter}", status_code=204, responses=refused(404))
     async def remove(adapter: str) -> None:
         """Forgets an adapter."""
         await service.remove(adapter)
 
-    @app.get("/v1/adapters/{adapter}/download", dependencies=known, response_class=Response)
+    @app.get(
+        "/v1/adapters/{adapter}/download",
+        response_class=Response,
+        responses={200: {"content": {"application/zip": {}}}, **refused(404, 422, 500)},
+    )
     async def download(adapter: str, form: Annotated[Literal["native", "peft"], Query()] = "native") -> Response:
         """A zip: the directory that `hyperflax predict --adapter` takes, or PEFT's."""
         data = await asyncio.to_thread(_packed, service, adapter, form)
         headers = {"Content-Disposition": f'attachment; filename="adapter-{adapter[:8]}-{form}.zip"'}
         return Response(data, media_type="application/zip", headers=headers)
 
-    @app.post("/v1/predictions", dependencies=known, response_model=Predictions)
+    @app.post(
+        "/v1/predictions",
+        response_model=Predictions,
+        responses={200: {"content": {"application/x-ndjson": {}}}, **refused(404, 413, 422, 429, 500, 503, 504)},
+    )
     async def predict(body: PredictRequest, request: Request) -> Predictions | StreamingResponse:
         """Answers every input. With `stream` every line of the answer is one changed prediction, as JSON."""
         options = body.model_dump(include={"temperature", "topk", "topp", "seed"})
@@ -169,7 +177,11 @@ def create_app(
         if body.stream:
             # The first answer comes before the headers: what is refused is refused with its own status.
             began = time.monotonic()
-            first = await _in_time(anext(answers), seconds)
+            try:
+                first = await _unless_gone(request, _in_time(anext(answers), seconds))
+            except BaseException:
+                await answers.aclose()
+                raise
             lines = _lines(first, answers, seconds, began + seconds, figures)
             return StreamingResponse(lines, media_type="application/x-ndjson")
         try:
@@ -179,7 +191,7 @@ def create_app(
         figures.count(last)
         return Predictions(predictions=_predictions(last))
 
-    @app.get("/v1/model", dependencies=known)
+    @app.get("/v1/model")
     async def model() -> ModelInfo:
         """What answers here."""
         parts, config = service.model.parts, service.model.config
@@ -203,7 +215,7 @@ def create_app(
     async def ready() -> Response:
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
-    @app.get("/metrics", include_in_schema=False, dependencies=known)
+    @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         return Response(figures.text(), media_type=Figures.media_type)
 
@@ -213,6 +225,11 @@ def create_app(
         return Response(body, media_type="text/html", headers=headers)
 
     return app
+
+
+def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the schema says of answers that are none; 401 is one of every route."""
+    return {status: {"model": Refusal, "description": HTTPStatus(status).phrase} for status in (401, *statuses)}
 
 
 def _at_most(value: int, limit: int, field: str) -> None:

@@ -55,6 +55,7 @@ class AdaptRequest(_Strict):
     refine_steps: int = Field(0, ge=0, description="gradient steps on the examples after the forward pass")
     supports: int = Field(1, ge=1, description="read the examples in so many parts")
     estimate: bool = Field(True, description="leave some examples out and ask them; needs two, and takes longer")
+    metric: Text = Field("exact_match", description="of the estimate; or rouge_l ...")
 
 
 class AdapterInfo(BaseModel):
@@ -102,6 +103,19 @@ class Predictions(BaseModel):
     """One answer per input, in their order."""
 
     predictions: list[Prediction]
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field."""
+
+    loc: list[str | int]
+    msg: str
+
+
+class Refusal(BaseModel):
+    """Why there is no answer."""
+
+    detail: str | list[FieldProblem]
 
 
 class ModelInfo(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily
 
 from hyperflax.errors import CheckpointError
 from hyperflax.serving.service import Answer, Closing, Overloaded, Service
-from hyperflax.serving.store import UnknownAdapter
+from hyperflax.serving.store import NotSaved, UnknownAdapter
 
 RETRY_SECONDS = 1
 
@@ -95,10 +96,10 @@ class Measure:
 
 
 class BodyLimit:
-    """ASGI middleware: a body above the limit is refused with 413, however its length is told."""
+    """ASGI middleware: a body above the limit is refused with 413, however its length is told; a slow one with 408."""
 
-    def __init__(self, app: Any, limit: int):
-        self.app, self.limit = app, limit
+    def __init__(self, app: Any, limit: int, seconds: float = 60.0):
+        self.app, self.limit, self.seconds = app, limit, seconds
         self.told = f"expected a body of at most {limit} bytes"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -107,17 +108,42 @@ class BodyLimit:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.limit:
             return await JSONResponse({"detail": self.told}, 413)(scope, receive, send)
-        size = 0
+        size, whole, end = 0, False, asyncio.get_running_loop().time() + self.seconds
 
         async def counted() -> Any:
-            nonlocal size
-            message = await receive()
+            nonlocal size, whole
+            if whole:  # who asks now waits for the caller to hang up
+                return await receive()
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"expected the whole body within {self.seconds:g} s") from None
+            whole = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > self.limit:
                 raise HTTPException(413, self.told)
             return message
 
         return await self.app(scope, counted, send)
+
+
+class Token:
+    """ASGI middleware: who does not show the token gets 401, before anything of what he sends is read."""
+
+    open = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
+
+    def __init__(self, app: Any, token: str | None):
+        self.app, self.expected = app, None if token is None else f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or self.expected is None or scope["path"] in self.open:
+            return await self.app(scope, receive, send)
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(given, self.expected):
+            told, header = "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            return await JSONResponse({"detail": told}, 401, header)(scope, receive, send)
+        return await self.app(scope, receive, send)
 
 
 class CutOff:
@@ -148,6 +174,9 @@ async def refusal(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Overloaded | Closing):
         status = 429 if isinstance(error, Overloaded) else 503
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": str(RETRY_SECONDS)})
+    if isinstance(error, NotSaved):
+        log.error("%s", error)  # it names files of this machine
+        return JSONResponse({"detail": "the service cannot save adapters: its disk refuses them"}, 507)
     status = 500 if isinstance(error, CheckpointError) else 404 if isinstance(error, UnknownAdapter) else 422
     return JSONResponse({"detail": told(error)}, status)
 

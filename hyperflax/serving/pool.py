@@ -123,7 +123,12 @@ class AdapterPool:
                 self._resident.move_to_end(key)
         for key in missing:
             self._resident[key] = self._free.pop() if self._free else self._resident.popitem(last=False)[1]
-        self._bring(missing)
+        try:
+            self._bring(missing)
+        except BaseException:
+            for key in missing:  # whose slots hold something else
+                self._leave(key)
+            raise
         return np.array([BARE if key is None else self._resident[key] for key in keys], np.int32)
 
     def compile(self, adapters: int) -> None:

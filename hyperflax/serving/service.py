@@ -29,11 +29,14 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.data.examples import tokenise
 from hyperflax.data.vocabularies import EOS_ID
 from hyperflax.errors import ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.estimate import estimate
+from hyperflax.evaluation.metrics import get_metric
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.engine import Engine, EngineConfig, Request
 from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
@@ -185,33 +188,38 @@ class Service:
         refine_steps: int = 0,
         supports: int = 1,
         with_estimate: bool = True,
+        metric: str = "exact_match",
     ) -> tuple[Made, bool]:
         """Makes an adapter, or finds the one that was made of equal examples in the same way.
 
-        With an estimate it takes longer, and needs two examples; see `evaluation.estimate`.
+        With an estimate it takes longer, and needs two examples; see `evaluation.estimate`. One by another metric is made
+        anew.
 
         Returns:
           what is known of the adapter, which is on disk by then, and whether it was made now.
 
         Raises:
-          DataError, ConfigError: as `Hypermodel.adapt` does.
+          DataError, ConfigError: as `Hypermodel.adapt` does; a metric that is none, or scores no example alone.
           Overloaded, Closing: it was not accepted.
         """
         options = {"definition": definition, "refine_steps": refine_steps, "supports": supports}
         key = self.store.identify(self.model.parts.id, self.model.base_fingerprint, examples, **options)
+        if not get_metric(metric).per_example:
+            raise ConfigError(f"metric: expected one that scores an example alone, got '{metric}'")
         with_estimate = with_estimate and len(examples) > 1
-        if key in self.store:
-            made = await asyncio.to_thread(self.store.about, key)
-            if made.estimate is not None or not with_estimate:
-                return made, False
+
+        def enough(made: Made) -> bool:
+            return not with_estimate or (made.estimate or {}).get("metric") == metric
+
+        if key in self.store and enough(made := await asyncio.to_thread(self.store.about, key)):
+            return made, False
         if key in self._making:  # the same is being made for somebody else
             made, _ = await asyncio.shield(self._making[key])
-            if made.estimate is not None or not with_estimate:
-                return made, False
-            return await self.adapt(examples, **options)
+            return (made, False) if enough(made) else await self.adapt(examples, **options, metric=metric)
         self._admit(self.adapting < self.config.adapting, f"{self.adapting} adapters are waiting to be made")
         loop = asyncio.get_running_loop()
-        making = loop.run_in_executor(self._maker, self._make, key, list(examples), options, with_estimate)
+        wanted = metric if with_estimate else None
+        making = loop.run_in_executor(self._maker, self._make, key, list(examples), options, wanted)
         self._making[key] = making
 
         def end(future: asyncio.Future[tuple[Made, bool]]) -> None:
@@ -260,6 +268,12 @@ class Service:
             self.waiting -= held
             held = 0
 
+        def leave() -> None:
+            # With the engine done with it, not before: what waits in its inbox takes memory, too.
+            self._end(call)
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(release)
+
         def arrive(item: Any) -> None:
             # The engine is done with it, whether or not the caller ever reads it: others may have its place.
             if isinstance(item, BaseException) or all(done for _, done, *_ in item):
@@ -284,8 +298,7 @@ class Service:
                 if all(done for _, done, *_ in item):
                     return
         finally:
-            release()
-            self._inbox.put(lambda: self._end(call))
+            self._inbox.put(leave)
 
     async def remove(self, adapter: str) -> None:
         """Forgets an adapter; inputs that wait for it get an error. Raises UnknownAdapter if there is none."""
@@ -312,8 +325,9 @@ class Service:
     # In the thread that makes adapters
 
     def _make(
-        self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], with_estimate: bool
+        self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], metric: str | None
     ) -> tuple[Made, bool]:
+        """Makes an adapter unless it is there, and its estimate by a metric, if there is to be one."""
         new = key not in self.store
         if new:
             made = Made(key, len(examples), **options)
@@ -321,8 +335,9 @@ class Service:
             self.made += 1
         else:
             made = self.store.about(key)
-        if with_estimate:
-            made = dataclasses.replace(made, estimate=estimate(self.model, examples, **options).to_json())
+        if metric is not None:
+            found = estimate(self.model, examples, metric=metric, **options)
+            made = dataclasses.replace(made, estimate=found.to_json())
             self.store.describe(made)
         return made, new
 
@@ -361,8 +376,10 @@ class Service:
         try:
             if self.failure is not None:
                 raise Closing("the service has failed")
-            for row in tokens:
-                call.requests.append(self.engine.submit(row, adapter, **options))
+            for number, row in enumerate(tokens):
+                # Equal inputs of a request are drawn apart, and an equal request gets equal answers.
+                seed = int(np.random.SeedSequence((options.get("seed", 0), number)).generate_state(1)[0])
+                call.requests.append(self.engine.submit(row, adapter, **{**options, "seed": seed}))
         except Exception as error:  # one caller's, and no reason to end what others have begun
             if not isinstance(error, HyperflaxError):
                 log.exception("a request could not be queued")

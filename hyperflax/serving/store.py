@@ -40,6 +40,10 @@ _DAY = 24 * 60 * 60
 _MADE = "made.json"
 
 
+class NotSaved(AdapterError):
+    """The disk did not take an adapter."""
+
+
 class UnknownAdapter(AdapterError):
     """There is no adapter with this id."""
 
@@ -115,13 +119,20 @@ class AdapterStore:
         return [key for _, key in sorted(found, reverse=True)]
 
     def save(self, made: Made, adapter: Adapter) -> None:
-        """Keeps an adapter, in the place of what may be left of an earlier one. When this returns it is on disk."""
+        """Keeps an adapter, in the place of what may be left of an earlier one. When this returns it is on disk.
+
+        Raises:
+          NotSaved: it is not, as on a full disk; nothing of it is left.
+        """
         if ID.fullmatch(made.id) is None:
             raise AdapterError(f"id: expected 32 hex digits, got {made.id!r}")
         owned = (*ADAPTER_FILES, _MADE)
-        with atomic_directory(self.folder / made.id, overwrite=True, owned=owned) as folder:
-            save_adapter(folder, adapter.tree, adapter.spec, adapter.metadata, beside_others=True)
-            self._write(folder, made)
+        try:
+            with atomic_directory(self.folder / made.id, overwrite=True, owned=owned) as folder:
+                save_adapter(folder, adapter.tree, adapter.spec, adapter.metadata, beside_others=True)
+                self._write(folder, made)
+        except (OSError, CheckpointError) as error:
+            raise NotSaved(f"{self.folder / made.id}: {error}") from error
 
     def describe(self, made: Made) -> None:
         """Replaces what is known of an adapter."""

@@ -87,12 +87,12 @@ def test_one_example_is_too_few() -> None:
         estimate(hypermodel(), PAIRS[:1])
 
 
-def known(n: int = 8, **right: int) -> Estimate:
-    """So many of n examples right, by condition."""
+def known(n: int = 8, made: str = "generated", **right: int) -> Estimate:
+    """So many of n examples right, by condition; of an adapter that was refined or not."""
     counts = {"bare": 0, "in_context": 0, "generated": 0, "refined": 0, "mismatched": 0} | right
     scores = {name: [1.0] * count + [0.0] * (n - count) for name, count in counts.items()}
     pairs = tuple((str(i), str(i)) for i in range(n))
-    return Estimate("exact_match", 20, pairs, {name: [""] * n for name in counts}, scores)
+    return Estimate("exact_match", 20, made, pairs, {name: [""] * n for name in counts}, scores)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,8 @@ def known(n: int = 8, **right: int) -> Estimate:
     [
         (known(generated=7, refined=7), "use", "generated adapters score 0.88 [0.53, 0.98]"),
         (known(generated=6, refined=8), "refine", "refined adapters score 1.00 [0.68, 1.00]"),
+        (known(generated=6, refined=8, made="refined"), "use", "refined adapters score 1.00 [0.68, 1.00]"),
+        (known(generated=8, refined=6, made="refined"), "use", "more than refined ones: use one without refining"),
         (known(generated=5, refined=4), "give more examples", "not yet 0.75"),
         (known(20, generated=10, refined=12), "fine-tune", "not yet 0.75"),
         (known(), "give more examples", "no gain"),
@@ -123,5 +125,7 @@ def test_wilsons_interval() -> None:
 
 
 def test_scores_between_right_and_wrong_are_resampled() -> None:
-    found = Estimate("rouge_l", 20, (("a", "b"),) * 3, {}, {"generated": [0.5, 0.5, 0.5]}).interval("generated")
+    found = Estimate("rouge_l", 20, "generated", (("a", "b"),) * 3, {}, {"generated": [0.5, 0.5, 0.5]}).interval(
+        "generated"
+    )
     assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hyperflax.checkpoints.artefacts import save_adapter
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.corruption import MixedPairs
 from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episodes import EpisodeConfig, Episodes
@@ -265,6 +266,8 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
     assert report["suite"]["evaluated"] == 3
     assert "3 of 4 data sets" in coverage(report)
     assert len(list(tmp_path.glob("scores-*.jsonl"))) == 2  # one for each draw
+    assert {"between_task_distance", "within_task_distance", "norm/encoder_0"} <= report["adapters"].keys()
+    assert (tmp_path / "adapters.png").is_file()
     again = evaluate_suite(suite=toy_suite(), **options)
     assert again["per_task"] == report["per_task"]
     trained = InMemorySource.from_strings({"cb_a": [("x", "y")]}, Bytes())
@@ -317,6 +320,16 @@ def test_a_shared_adapter_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path
     ):
         evaluate_suite(
             model=model, suite=toy_suite(), out=str(tmp_path / "out"), shared=str(tmp_path / "shared"), progress=False
+        )
+
+
+def test_a_fine_tuned_t5_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path) -> None:
+    model = hypermodel()
+    config, seen = model.config, {"training_tasks": name_digests(["copa_a"])}
+    save_t5(tmp_path / "mtf", model.base_params, config.base, config.vocabulary, provenance=seen)
+    with pytest.raises(DataError, match=r"the fine-tuned T5 '.*mtf' was trained on holds the evaluated task 'copa_a'"):
+        evaluate_suite(
+            model=model, suite=toy_suite(), out=str(tmp_path / "out"), mtf=str(tmp_path / "mtf"), progress=False
         )
 
 

@@ -18,11 +18,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
 import hyperflax
 from hyperflax.errors import DataError
 from hyperflax.serving.http import Limits, create_app
+from hyperflax.serving.middleware import BodyLimit
 from hyperflax.serving.service import Service, ServiceConfig
 from tests.evaluation.micro import hypermodel
 
@@ -96,6 +98,41 @@ def fail(*arguments: Any, **options: Any) -> None:
 def adapters_made(http: TestClient) -> int:
     (line,) = re.findall(r"^hyperflax_adapters_made_total (\S+)$", http.get("/metrics").text, re.MULTILINE)
     return int(float(line))
+
+
+def test_an_estimate_is_made_by_the_metric_that_was_asked_for(http: TestClient) -> None:
+    pairs = [("m", "M N"), ("o", "O P")]
+    for metric, new in (("rouge_l", True), ("exact_match", False)):
+        answer = http.post("/v1/adapters", json=examples(pairs, metric=metric))
+        assert answer.status_code == (201 if new else 200)
+        estimate = answer.json()["estimate"]
+        assert (estimate["metric"], estimate["made"]) == (metric, "generated")
+    for metric, told in (("macro_f1", "expected one that scores an example alone"), ("none", "metric")):
+        answer = http.post("/v1/adapters", json=examples(pairs, metric=metric))
+        assert answer.status_code == 422
+        assert told in answer.text
+
+
+def test_a_disk_that_takes_nothing_more_is_told(http: TestClient) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    body = examples([("q", "Q"), ("t", "T")], estimate=False)
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr("hyperflax.serving.store.save_adapter", full)
+        answer = http.post("/v1/adapters", json=body)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        507,
+        "the service cannot save adapters: its disk refuses them",
+    )
+    assert http.post("/v1/adapters", json=body).status_code == 201
+
+
+def test_equal_inputs_are_drawn_apart_and_equal_requests_alike(http: TestClient) -> None:
+    body = {"inputs": ["ab"] * 8, "temperature": 5.0, "seed": 3}
+    first, again, other = (texts(http.post("/v1/predictions", json={**body, **more})) for more in ({}, {}, {"seed": 4}))
+    assert first == again != other
+    assert len(set(first)) > 1
 
 
 def test_an_adapter_counts_once_it_is_saved(http: TestClient) -> None:
@@ -313,6 +350,8 @@ def test_the_schema_names_every_route(http: TestClient) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     assert {"/v1/adapters", "/v1/adapters/{adapter}", "/v1/adapters/{adapter}/download", "/v1/predictions"} < set(paths)
     assert http.get("/v1/model").json()["inputs_length"] == 16
+    assert {"200", "201", "401", "422", "429", "507"} <= paths["/v1/adapters"]["post"]["responses"].keys()
+    assert {"200", "404", "429", "504"} <= paths["/v1/predictions"]["post"]["responses"].keys()
 
 
 def test_a_token_is_asked_for(tmp_path: pathlib.Path) -> None:
@@ -322,6 +361,7 @@ def test_a_token_is_asked_for(tmp_path: pathlib.Path) -> None:
             for path in ("/v1/model", "/v1/adapters", "/metrics"):
                 assert http.get(path, headers=header).status_code == 401
             assert http.post("/v1/predictions", json={"inputs": ["a"]}, headers=header).status_code == 401
+            assert http.post("/v1/predictions", content=b"{", headers=header).status_code == 401  # unread
         assert http.get("/v1/model", headers={b"Authorization": f"Bearer {token}".encode()}).status_code == 200
         for path in ("/", "/healthz", "/readyz", "/openapi.json"):
             assert http.get(path).status_code == 200
@@ -338,6 +378,23 @@ def test_another_name_and_a_large_body_are_refused(tmp_path: pathlib.Path) -> No
         assert http.post("/v1/adapters", content=large, headers=json_type).status_code == 413
         parts = (large[i : i + 100] for i in range(0, len(large), 100))  # chunked: no length is told
         assert http.post("/v1/adapters", content=parts, headers=json_type).status_code == 413
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    async def read(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    async def slow() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def run() -> None:
+        with pytest.raises(HTTPException) as error:
+            await BodyLimit(read, limit=1000, seconds=0.1)({"type": "http", "headers": []}, slow, None)
+        assert error.value.status_code == 408
+
+    asyncio.run(run())
 
 
 def test_the_next_service_has_what_the_last_one_made(tmp_path: pathlib.Path) -> None:

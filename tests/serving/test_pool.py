@@ -59,6 +59,21 @@ def test_the_one_used_longest_ago_leaves() -> None:
     np.testing.assert_array_equal(held(made, two)[SPEC.leaves[0].path], np.full(SPEC.leaves[0].shape, 2.0))
 
 
+def test_an_adapter_that_did_not_get_there_is_not_taken_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    made = pool()
+    kept, left = made.slots_of([1, 2])
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no memory"):
+        broken.setattr("hyperflax.serving.pool._write", fail)
+        made.slots_of([2, 3])
+    slots = made.slots_of([3, 2])
+    for slot, value in zip(slots, (3.0, 2.0), strict=True):
+        np.testing.assert_array_equal(held(made, slot)[SPEC.leaves[0].path], np.full(SPEC.leaves[0].shape, value))
+    assert {kept, left} == set(slots)
+
+
 def test_those_asked_for_together_stay_together() -> None:
     made = pool()
     made.slots_of([1, 2])
