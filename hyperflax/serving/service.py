@@ -192,8 +192,8 @@ class Service:
     ) -> tuple[Made, bool]:
         """Makes an adapter, or finds the one that was made of equal examples in the same way.
 
-        With an estimate it takes longer, and needs two examples; see `evaluation.estimate`. One by another metric is made
-        anew.
+        With an estimate it takes longer, and needs two examples; see `evaluation.estimate`. One by another metric is
+        made anew.
 
         Returns:
           what is known of the adapter, which is on disk by then, and whether it was made now.
