@@ -104,6 +104,18 @@ def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
         assert value_of("HYPERNETWORK").t5 == value_of("T5_CONFIG")
 
 
+@pytest.mark.parametrize("run", [run for run in shipped_runs() if not run.endswith(("evaluate.gin", "infer.gin"))])
+def test_a_training_run_has_the_macros_of_t5x(run: str) -> None:
+    """And binds them: what is given on the command line counts."""
+    parse(run.removeprefix("hyperflax_gin_configs/"))
+    job = gin.get_bindings("hyperflax.train.train", resolve_references=False)
+    name = str(job["model"]).removeprefix("@").removesuffix("()").rpartition(".")[2]
+    bound = {**job, **gin.get_bindings(f"hyperflax.train.{name}", resolve_references=False)}
+    for argument in ("optimizer", "loss_normalizing_factor", "z_loss", "label_smoothing"):
+        assert str(bound[argument]) == f"%{argument.upper()}"
+    assert ("validation" in job) == (str(job.get("validation_batches")) == "%EVAL_STEPS")
+
+
 def test_every_run_that_loads_data_to_train_on_is_listed() -> None:
     texts = {run: (shipped_folder() / run.removeprefix("hyperflax_gin_configs/")).read_text() for run in shipped_runs()}
     loading = [run for run, text in texts.items() if "load_source" in text and "train.train:" in text]

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib.util
 import logging
+import os
 import pathlib
 import re
 import tokenize
@@ -51,6 +52,9 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gin_search_paths", default="", metavar="P,P", help="folders to look for gin files and includes in"
     )
+    parser.add_argument(
+        "--tfds_data_dir", metavar="DIR", help="where data sets of TensorFlow Datasets lie, or a bucket"
+    )
     multiprocess.add_multiprocess_arguments(parser)
     add_module_argument(parser)
 
@@ -68,6 +72,8 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
       BusyError: another process is at work in MODEL_DIR.
     """
     _require_file(arguments)  # before the other processes are waited for
+    if arguments.tfds_data_dir:
+        os.environ["TFDS_DATA_DIR"] = arguments.tfds_data_dir  # TFDS reads it when it is imported
     multiprocess.join(arguments)
     job = parse(name, arguments)
     folder = _model_dir() if name == TRAINING else None  # what evaluates the run in MODEL_DIR writes elsewhere
