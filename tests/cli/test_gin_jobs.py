@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import pytest
@@ -43,3 +44,13 @@ def test_a_refused_job_leaves_the_configuration_of_the_run_that_is_there(tmp_pat
     assert "holds a run of seed 0, got seed 1" in capsys.readouterr().err
     assert main("hyperflax.train.train", [*job, "--gin.train.train.total_steps=2"]) == 0  # goes on: it is its own now
     assert all("total_steps = 2" in text for text in written())
+
+
+def test_the_folder_of_tfds_is_told_to_tfds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", "before")
+    missing = str(tmp_path / "missing.gin")
+    assert main("hyperflax.train.train", [f"--gin_file={missing}"]) == 2
+    assert os.environ["TFDS_DATA_DIR"] == "before"
+    assert main("hyperflax.train.train", [f"--gin_file={missing}", "--tfds_data_dir=gs://bucket/tfds"]) == 2
+    assert os.environ["TFDS_DATA_DIR"] == "gs://bucket/tfds"
+    assert "missing.gin" in capsys.readouterr().err
