@@ -143,10 +143,10 @@ def read_model(
     folder = locate(path)
     form = form_of(folder)
     if form in ("adapter", "task_adapters", "peft"):
-        told = "`hyperflax export` and `import` take those"
+        told = "an adapter; `hyperflax export` and `import` take those"
         if form == "task_adapters":
-            told = "those are for objectives/reconstruction.gin"
-        raise CheckpointError(f"{folder}: expected a T5, found adapters ({form}); {told}")
+            told = "adapters of tasks; those are for objectives/reconstruction.gin"
+        raise CheckpointError(f"{folder}: expected a T5, found {told}")
     if step is not None and form not in ("t5x", "orbax"):
         raise CheckpointError(f"{folder}: step: expected none, {form} holds one T5, got {step}")
     if form in ("t5x", "orbax"):
