@@ -27,7 +27,7 @@ import time
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -53,6 +53,8 @@ from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, To
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Answer, Service
 from hyperflax.serving.store import Made
+
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,7 @@ def create_app(
         """Makes an adapter; 200 instead of 201 if equal examples have been given in the same way before."""
         _at_most(body.refine_steps, limits.refine_steps, "refine_steps")
         _at_most(body.supports, len(body.examples), "supports")
-        made, new = await service.adapt(
+        making = service.adapt(
             [(example.input, example.target) for example in body.examples],
             definition=body.definition,
             refine_steps=body.refine_steps,
@@ -131,6 +133,8 @@ def create_app(
             with_estimate=body.estimate,
             metric=body.metric,
         )
+        # Given up, it is made all the same: who asks again later finds it.
+        made, new = await _in_time(making, min(body.seconds or limits.seconds, limits.seconds))
         if not new:
             response.status_code = 200
         return _info(made)
@@ -245,7 +249,7 @@ def _predictions(answers: Sequence[Answer]) -> list[Prediction]:
     return [Prediction(index=index, **dataclasses.asdict(answer)) for index, answer in enumerate(answers)]
 
 
-async def _in_time(work: Awaitable[list[Answer]], seconds: float, left: float | None = None) -> list[Answer]:
+async def _in_time(work: Awaitable[_Result], seconds: float, left: float | None = None) -> _Result:
     """Gives up after `seconds`, of which `left` are left."""
     try:
         async with asyncio.timeout(seconds if left is None else left):

@@ -56,6 +56,7 @@ class AdaptRequest(_Strict):
     supports: int = Field(1, ge=1, description="read the examples in so many parts")
     estimate: bool = Field(True, description="leave some examples out and ask them; needs two, and takes longer")
     metric: Text = Field("exact_match", description="of the estimate; or rouge_l ...")
+    seconds: float | None = Field(None, gt=0, description="deadline of the answer; the adapter is made all the same")
 
 
 class AdapterInfo(BaseModel):

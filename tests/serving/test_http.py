@@ -113,6 +113,14 @@ def test_an_estimate_is_made_by_the_metric_that_was_asked_for(http: TestClient) 
         assert told in answer.text
 
 
+def test_an_adapter_has_a_deadline_and_is_made_all_the_same(http: TestClient) -> None:
+    body = examples([("late", "L"), ("later", "LL")], estimate=False)
+    assert http.post("/v1/adapters", json={**body, "seconds": 1e-6}).status_code == 504
+    while http.service.adapting:
+        time.sleep(0.01)
+    assert http.post("/v1/adapters", json=body).status_code == 200
+
+
 def test_a_disk_that_takes_nothing_more_is_told(http: TestClient) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
