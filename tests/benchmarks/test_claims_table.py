@@ -113,7 +113,7 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path: pathlib.
     """Without results there is no table; with results, the table says what follows from them."""
     scales = {path.name for path in COMMITTED.iterdir() if path.is_dir()}
     for scale in scales:
-        families = sorted(path.name for path in (COMMITTED / scale).iterdir())
+        families = [family for family, of in TABLES if of == scale and (COMMITTED / scale / family).is_dir()]
         (tmp_path / "results").symlink_to(COMMITTED)
         text = write_tables(tmp_path, scale, {family: TABLES[family, scale] for family in families})
         assert (COMMITTED.parent / f"verdicts-{scale}.md").read_text("utf-8") == text
