@@ -91,12 +91,8 @@ class HypermodelConfig:
         check_spec(self.spec, self.base)
         if self.base.scan_layers or self.hypernetwork.t5.scan_layers:
             raise ConfigError("HypermodelConfig: expected unrolled layers, got scan_layers=True")
-        for name, vocab_size in (("base", self.base.vocab_size), ("hypernetwork.t5", self.hypernetwork.t5.vocab_size)):
-            if vocab_size < self.vocabulary.vocab_size:
-                raise ConfigError(
-                    f"HypermodelConfig.{name}.vocab_size: expected at least the vocabulary's "
-                    f"{self.vocabulary.vocab_size}, got {vocab_size}"
-                )
+        for name, t5 in (("base", self.base), ("hypernetwork.t5", self.hypernetwork.t5)):
+            vocabularies.check_room(f"HypermodelConfig.{name}", t5.vocab_size, self.vocabulary)
 
     @property
     def hypernetwork_class(self) -> str:

@@ -131,7 +131,7 @@ class PlainT5:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_vocabulary("PlainT5.config", self.config, self.vocabulary)
+        vocabularies.check_room("PlainT5.config", self.config.vocab_size, self.vocabulary)
         if self.neighbour_heads and self.initial_checkpoint:
             raise ConfigError("PlainT5.neighbour_heads: expected 0 beside an initial_checkpoint, which has its own")
         if self.config.scan_layers:
@@ -314,7 +314,7 @@ class _AdaptersOf:
 
     def __post_init__(self) -> None:
         check_spec(self.spec, self.base)
-        _check_vocabulary(f"{type(self).__name__}.base", self.base, self.vocabulary)
+        vocabularies.check_room(f"{type(self).__name__}.base", self.base.vocab_size, self.vocabulary)
 
     @property
     def table(self) -> Table:
@@ -415,14 +415,6 @@ class TaskAdapters(_AdaptersOf):
             provenance={**provenance, "results": results},
         )
         save_task_adapters(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
-
-
-def _check_vocabulary(name: str, config: T5Config, vocabulary: Vocabulary) -> None:
-    """Raises ConfigError if the T5 has no embedding for some id: it would take another one's, in silence."""
-    if config.vocab_size < vocabulary.vocab_size:
-        raise ConfigError(
-            f"{name}.vocab_size: expected at least the vocabulary's {vocabulary.vocab_size}, got {config.vocab_size}"
-        )
 
 
 def _load_same(path: str, config: T5Config, vocabulary: Vocabulary, origin: Origin | None) -> PyTree:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from benchmarks.claims.flops import step_flops
 from hyperflax.adapters.kind_config import KindConfig
@@ -210,6 +210,11 @@ class Experiment:
             vocabulary=vocabulary,
         )
 
+    @classmethod
+    def like(cls, experiment: Experiment, **more: Any) -> Self:
+        """Returns an experiment of this class with all that another one has, and what this class has more."""
+        return cls(**{field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}, **more)
+
     def replace(self, **changes: Any) -> Experiment:
         return dataclasses.replace(self, **changes)
 
@@ -219,11 +224,6 @@ class MuonExperiment(Experiment):
     """An experiment that is trained with Muon."""
 
     optimizer: ClassVar[str] = "muon"
-
-    @classmethod
-    def like(cls, experiment: Experiment) -> MuonExperiment:
-        """Returns the same experiment but for its optimizer."""
-        return cls(**{field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,12 +252,6 @@ class ReconstructionExperiment(Experiment):
 
     task_adapters: TaskTraining
     reconstruction: float
-
-    @classmethod
-    def like(cls, experiment: Experiment, stage: TaskTraining, weight: float) -> ReconstructionExperiment:
-        """Returns the same experiment with that."""
-        fields = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
-        return cls(**fields, task_adapters=stage, reconstruction=weight)
 
 
 @dataclasses.dataclass(frozen=True)

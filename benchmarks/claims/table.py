@@ -304,7 +304,7 @@ def _ablations(systems: Systems) -> Claim:
         distillation=setting.distillation,
     )
     near = ReconstructionExperiment.like(
-        variant(plain, "reconstruction"), setting.task_adapters, setting.reconstruction
+        variant(plain, "reconstruction"), task_adapters=setting.task_adapters, reconstruction=setting.reconstruction
     )
     # All examples in one row that is as long as their rows together.
     episodes = plain.episodes

@@ -55,6 +55,14 @@ class Vocabulary(Protocol):
         """Writes what `from_json(description, directory)` needs beside the description."""
 
 
+def check_room(name: str, vocab_size: int, vocabulary: Vocabulary) -> None:
+    """Raises ConfigError, naming `name`, if a model has no embedding for some id: it would take another one's."""
+    if vocab_size < vocabulary.vocab_size:
+        raise ConfigError(
+            f"{name}.vocab_size: expected at least the vocabulary's {vocabulary.vocab_size}, got {vocab_size}"
+        )
+
+
 def _sentinel(number: int, extra_ids: int, vocab_size: int) -> int:
     if not 0 <= number < extra_ids:
         raise ConfigError(f"sentinel {number}: expected 0 to {extra_ids - 1}, the vocabulary has {extra_ids} extra ids")

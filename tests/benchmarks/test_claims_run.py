@@ -223,7 +223,7 @@ def test_a_hyperpretrained_hypernetwork_and_a_fine_tuned_t5_run_as_well(workspac
 
 def test_a_hypernetwork_comes_near_to_adapters_of_some_tasks_own(workspace: Workspace):
     stage = TaskTraining(tasks=3, tasks_per_batch=2, steps=2, learning_rate=1e-2)
-    near = ReconstructionExperiment.like(HYPER.replace(name="near"), stage, 0.2)
+    near = ReconstructionExperiment.like(HYPER.replace(name="near"), task_adapters=stage, reconstruction=0.2)
     assert digest(near) != digest(HYPER.replace(name="near"))
     for seed in (0, 1):  # once for both
         assert set(run(near, seed, workspace, "micro")["measures"]) >= {"generated"}
