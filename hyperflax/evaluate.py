@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from hyperflax import configs
 from hyperflax.checkpoints.artefacts import load_adapter
@@ -27,7 +27,7 @@ from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, SUPPORT_FREE, Conditions
-from hyperflax.evaluation.contamination import check_contamination, check_names
+from hyperflax.evaluation.contamination import check_contamination, check_names, recorded
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
@@ -57,7 +57,7 @@ def evaluate(
     neighbours: ExampleSource | None = None,
     shared: str | None = None,
     mtf: str | None = None,
-    mtf_zero_shot: bool = False,
+    mtf_zero_shot: str | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def evaluate(
       shared: adapter directory for the condition `shared`, as `train.SharedAdapter` leaves it.
       mtf: for the condition `mtf`, a T5 of the base model's shape and vocabulary that was fine-tuned on the training
         tasks, as `train.PlainT5` leaves it. Before the input it reads what the hypernetwork reads as support.
-      mtf_zero_shot: of that it reads the definition alone.
+      mtf_zero_shot: such a T5 for the condition `mtf_zero_shot`, which reads the definition alone before the input.
       batch_size: tasks at once.
       progress: show a progress bar.
 
@@ -93,7 +93,7 @@ def evaluate(
 
     drawing: dict[str, Any] = {"examples": examples, "tasks": tasks, "seed": seed, "first": first, "support": support}
     held_out = HeldOut.from_source(source, episodes, **drawing)
-    systems, described = _reference_systems(model, shared, mtf, mtf_zero_shot)
+    references = _references(model, shared, mtf, mtf_zero_shot)
     runnable = Conditions(
         model,
         held_out,
@@ -102,7 +102,7 @@ def evaluate(
         seed=seed,
         supports=supports,
         neighbours=neighbours,
-        **systems,
+        **references.systems,
     )
     config = {
         "model": model.parts.id,
@@ -117,7 +117,7 @@ def evaluate(
         "learning_rate": learning_rate,
         "seed": seed,
         "supports": supports,
-        **described,
+        **references.described,
     }
     if neighbours is not None:
         config |= {"neighbours": _digest(runnable.neighbours), "num_neighbours": NEIGHBOURS}
@@ -141,7 +141,11 @@ def evaluate(
         figures = runnable.adapter_figures(again)
     # Beside the configuration, whose hash names the file of finished tasks.
     reasons = list(held_out.left_out.values())
-    told = {"left_out": {"tasks": len(reasons), "reasons": reasons[:5]}} if reasons else {}
+    told: dict[str, Any] = {"left_out": {"tasks": len(reasons), "reasons": reasons[:5]}} if reasons else {}
+    # How well training tasks are done may be asked here; the report does not call them new.
+    counts = {who: len(recorded(record, held_out.tasks)) for who, record in references.trained_on.items()}
+    if seen := {who: count for who, count in counts.items() if count}:
+        told["trained_on"] = seen
     report = table.report(run_info({**config, **told}, seconds=time.monotonic() - began), adapters=figures)
     if processes.first:
         write_report(report, out)
@@ -166,7 +170,7 @@ def evaluate_suite(
     supports: int = 1,
     shared: str | None = None,
     mtf: str | None = None,
-    mtf_zero_shot: bool = False,
+    mtf_zero_shot: str | None = None,
     trained_on: Mapping[str, ExampleSource] | None = None,
     batch_size: int = 16,
     progress: bool = True,
@@ -215,16 +219,11 @@ def evaluate_suite(
                 ranked=suite.ranked,
             )
     evaluated = [task for held_out in runs.values() for task in held_out.tasks]
-    check_names(f"what '{model.parts.name}' was trained on", model.parts.provenance.get(TRAINING_TASKS, ()), evaluated)
+    references = _references(model, shared, mtf, mtf_zero_shot)
+    for who, record in references.trained_on.items():
+        check_names(who, record, evaluated)
     for name, training in (trained_on or {}).items():
         check_contamination(name, training, evaluated)
-    systems, described = _reference_systems(model, shared, mtf, mtf_zero_shot)
-    if shared:
-        record = systems["shared"].metadata.provenance.get(TRAINING_TASKS, ())
-        check_names(f"what the shared adapter '{shared}' was trained on", record, evaluated)
-    if mtf:
-        record = read_t5_provenance(mtf).get(TRAINING_TASKS, ())
-        check_names(f"what the fine-tuned T5 '{mtf}' was trained on", record, evaluated)
     config = {
         "model": model.parts.id,
         "base": model.base_fingerprint,
@@ -239,7 +238,7 @@ def evaluate_suite(
         "learning_rate": learning_rate,
         "seed": seed,
         "supports": supports,
-        **described,
+        **references.described,
     }
     tables: dict[str, ScoreTable] = {}
     figures: dict[str, float] = {}
@@ -253,7 +252,7 @@ def evaluate_suite(
             seed=seed,
             supports=supports,
             unlike=suite.grouped,
-            **systems,
+            **references.systems,
         )
         runnable = everything.pick(*conditions)
         if not conditions and not any(task.instruction for task in held_out.tasks):
@@ -290,20 +289,32 @@ def evaluate_suite(
     return report
 
 
-def _reference_systems(
-    model: Hypermodel, shared: str | None, mtf: str | None, mtf_zero_shot: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `Conditions` wants of the systems to compare with, and what the report says of them."""
-    systems: dict[str, Any] = {}
-    described: dict[str, Any] = {}
+class _References(NamedTuple):
+    """The systems to compare with, for `Conditions`; what the report says of them; {who: record of training tasks}."""
+
+    systems: dict[str, Any]
+    described: dict[str, Any]
+    trained_on: dict[str, Sequence[str]]
+
+
+def _references(model: Hypermodel, shared: str | None, mtf: str | None, mtf_zero_shot: str | None) -> _References:
+    """Loads them; the record of the hypermodel itself is among the records."""
+    found = _References({}, {}, {f"what '{model.parts.name}' was trained on": _record(model.parts.provenance)})
     if shared:
-        systems["shared"] = load_adapter(shared)
-        described["shared"] = fingerprint(systems["shared"].tree)
-    if mtf:
-        base = load_base(mtf, model.config.base, model.config.vocabulary)
-        systems |= {"mtf": model.with_base(base), "mtf_zero_shot": mtf_zero_shot}
-        described |= {"mtf": systems["mtf"].base_fingerprint, "mtf_zero_shot": mtf_zero_shot}
-    return systems, described
+        adapter = load_adapter(shared)
+        found.systems["shared"], found.described["shared"] = adapter, fingerprint(adapter.tree)
+        found.trained_on[f"what the shared adapter '{shared}' was trained on"] = _record(adapter.metadata.provenance)
+    for name, directory in {"mtf": mtf, "mtf_zero_shot": mtf_zero_shot}.items():
+        if directory:
+            fine_tuned = model.with_base(load_base(directory, model.config.base, model.config.vocabulary))
+            found.systems[name], found.described[name] = fine_tuned, fine_tuned.base_fingerprint
+            record = _record(read_t5_provenance(directory))
+            found.trained_on[f"what the fine-tuned T5 '{directory}' was trained on"] = record
+    return found
+
+
+def _record(provenance: Mapping[str, Any]) -> Sequence[str]:
+    return provenance.get(TRAINING_TASKS, ())
 
 
 def _others(first: HeldOut, second: HeldOut | None = None) -> HeldOut | None:

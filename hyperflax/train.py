@@ -30,7 +30,7 @@ from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
 from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory, read_provenance
 from hyperflax.checkpoints.shapes import leaf_problems
-from hyperflax.checkpoints.t5_directory import save_t5
+from hyperflax.checkpoints.t5_directory import read_t5_provenance, save_t5
 from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, save_task_adapters
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
@@ -78,6 +78,11 @@ class Trainable(Protocol):
     @property
     def base_checkpoint(self) -> str | None:
         """Where the frozen parameters are read from; None if there are none."""
+        ...
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """Returns the checkpoints that any of its parameters come from, frozen or trained."""
         ...
 
     @property
@@ -144,6 +149,10 @@ class PlainT5:
     @property
     def base_checkpoint(self) -> None:
         return None
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.initial_checkpoint,) if self.initial_checkpoint else ()
 
     @property
     def validation_objective(self) -> T5Objective:
@@ -219,6 +228,10 @@ class HypernetworkOf:
         return self.config.vocabulary
 
     @property
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.base_checkpoint, *(() if self.start in ("base", "random") else (self.start,)))
+
+    @property
     def objective(self) -> HypermodelObjective:
         base, hypernetwork = self.config.build(scan_layers=self.scan_layers)
         return HypermodelObjective(
@@ -286,8 +299,6 @@ class HypernetworkOf:
         if self.scan_layers:
             params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
         base = _load_same(self.base_checkpoint, self.config.base, self.vocabulary, origin)
-        if self.start not in ("base", "random") and (seen := _training_tasks(self.start)):
-            provenance = {**provenance, TRAINING_TASKS: sorted({*seen, *provenance.get(TRAINING_TASKS, ())})}
         model = Hypermodel(self.config, base, params, name=self.name, results=results, provenance=provenance)
         model.save(directory, dtype=dtype, overwrite=True)
 
@@ -319,6 +330,10 @@ class _AdaptersOf:
     @property
     def table(self) -> Table:
         raise NotImplementedError
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.base_checkpoint,)
 
     @property
     def objective(self) -> HypermodelObjective:
@@ -440,10 +455,9 @@ def _hypernetwork_params(directory: str, vocabulary: Vocabulary) -> PyTree:
 
 
 def _training_tasks(directory: str) -> Sequence[str]:
-    """Returns the record that a model directory has of its training tasks; () of what is none or is gone."""
-    if not is_model_directory(directory):
-        return ()
-    return read_provenance(directory).get(TRAINING_TASKS, ())
+    """Returns the record that a model or T5 directory has of its training tasks; () of what is none or is gone."""
+    read = read_provenance if is_model_directory(directory) else read_t5_provenance
+    return read(directory).get(TRAINING_TASKS, ())
 
 
 def _trained_hypernetwork(directory: str, fresh: PyTree, vocabulary: Vocabulary) -> PyTree:
@@ -546,7 +560,10 @@ def train(
     params = _on_host(state.params)
     # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
     names = task_names(batches)
-    provenance = {TRAINING_TASKS: name_digests(names)} if len(names) <= RECORDED_TASKS else {}
+    record = set(name_digests(names)) if len(names) <= RECORDED_TASKS else set()
+    # What the start or the base was trained on counts too: a second stage does not hide the tasks of the first.
+    record = record.union(*map(_training_tasks, model.checkpoints))
+    provenance = {TRAINING_TASKS: sorted(record)} if record else {}
     processes = Processes.running()
     if processes.first:
         results = {"steps": int(state.step), **_last_validation(model_dir)}

@@ -384,9 +384,10 @@ def test_the_fine_tuned_base_reads_the_support_before_the_input(
     config = dataclasses.replace(model.config, episodes=model.config.episodes.replace(definition=definition))
     other = Hypermodel(config, jax.tree.map(lambda x: x * 1.5, model.parts.base), model.parts.hypernetwork_params)
     held_out = told(other)
-    runnable = conditions.Conditions(other, held_out, mtf=other, mtf_zero_shot=zero_shot)
+    name = "mtf_zero_shot" if zero_shot else "mtf"
+    runnable = conditions.Conditions(other, held_out, **{name: other})
     asked = watch_decoding(monkeypatch, other)
-    answers = runnable.pick("mtf")["mtf"](held_out.tasks)
+    answers = runnable.pick(name)[name](held_out.tasks)
     assert [len(rows) for rows in answers] == [2, 2, 2]
     ((inputs, adapters),) = asked
     assert adapters is None

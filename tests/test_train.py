@@ -63,10 +63,10 @@ def config(t5: T5Config = BASE, rank: int = 2) -> HypermodelConfig:
     )
 
 
-def t5_directory(folder: pathlib.Path, shape: T5Config, seed: int) -> str:
+def t5_directory(folder: pathlib.Path, shape: T5Config, seed: int, **told: Any) -> str:
     tokens = np.ones((1, 4), np.int32)
     params = jax.jit(T5(shape).init)(jax.random.key(seed), tokens, tokens)["params"]
-    save_t5(folder, params, shape, Bytes())
+    save_t5(folder, params, shape, Bytes(), **told)
     return str(folder)
 
 
@@ -122,6 +122,16 @@ def test_a_hypernetwork_starts_whole_from_a_hyperpretrained_one(base: str, hyper
     assert first.parts.name == "first"
     model = HypernetworkOf(config(WIDE), base, start=hyperpretrained)
     assert same(started_from(model), first.parts.hypernetwork_params)
+
+
+def test_a_model_records_what_its_base_was_trained_on_too(tmp_path: pathlib.Path) -> None:
+    """The base in a T5 directory, the hypermodel and the shared adapter for it."""
+    base = t5_directory(tmp_path / "base", BASE, 0, provenance={TRAINING_TASKS: name_digests(["earlier"])})
+    expected = name_digests([*TASKS.task_names, "earlier"])
+    hyper = run(HypernetworkOf(config(), base), Episodes(TASKS, EPISODES), tmp_path / "hyper")
+    assert load(hyper).parts.provenance[TRAINING_TASKS] == expected
+    shared = run(SharedAdapter(BASE, config().spec, Bytes(), base), Episodes(TASKS, EPISODES), tmp_path / "shared")
+    assert load_adapter(shared).metadata.provenance[TRAINING_TASKS] == expected
 
 
 def test_a_model_records_what_its_start_was_trained_on_too(base: str, tmp_path: pathlib.Path) -> None:

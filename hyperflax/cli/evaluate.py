@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shared", metavar="DIR", help="adapter trained on all training tasks, for `shared`")
     parser.add_argument("--mtf", metavar="DIR", help="T5 fine-tuned on the training tasks, for `mtf`")
-    parser.add_argument("--mtf_zero_shot", action="store_true", help="show that T5 no examples")
+    parser.add_argument("--mtf_zero_shot", metavar="DIR", help="one that was shown no examples, for `mtf_zero_shot`")
     parser.add_argument("--metric", help="of a mixture: exact_match (default), exact_match_normalised, rouge_l")
     parser.add_argument("--conditions", nargs="+", default=[], metavar="NAME", help="default: all that can be had")
     parser.add_argument("--shots", type=int, metavar="K", help="examples in the support; default as in training")
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.data import registry
     from hyperflax.evaluate import evaluate, evaluate_suite
-    from hyperflax.evaluation.markdown import conditions_table, coverage, left_out
+    from hyperflax.evaluation.markdown import conditions_table, coverage, left_out, trained_on
     from hyperflax.hypermodel import load
 
     _check(arguments)
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
             neighbours=source(name, arguments.neighbours) if arguments.neighbours else None,
             **common,
         )
-        if line := left_out(report):
+        for line in filter(None, (left_out(report), trained_on(report))):
             print(line + "\n")
     print(conditions_table(report))
     print(f"\nwritten: {arguments.out}/report.json, report.md, report.png")
@@ -157,5 +157,3 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}: expected at least {least}, got {value}")
-    if arguments.mtf_zero_shot and not arguments.mtf:
-        raise ConfigError("--mtf_zero_shot: expected --mtf beside it, got none")

@@ -1,9 +1,9 @@
 """The conditions of a report, as functions that run a hypermodel: bare, instruction, in context, generated, refined,
-their controls, the nearest training task, a shared adapter, and a fine-tuned base model.
+their controls, the nearest training task, a shared adapter, and fine-tuned base models.
 
 A condition takes a batch of evaluation tasks and answers with one list of predictions per task. All of them ask the
-same base model (`mtf` one of its own), which decodes greedily or, where the tasks have answer choices, picks the
-likeliest one; they differ in what stands in its input and which adapters it carries.
+same base model (`mtf` and `mtf_zero_shot` have their own), which decodes greedily or, where the tasks have answer
+choices, picks the likeliest one; they differ in what stands in its input and which adapters it carries.
 
 >>> held_out = HeldOut.from_source(source, model.config.episodes)
 >>> conditions = Conditions(model, held_out, refine_steps=10)
@@ -39,7 +39,7 @@ from hyperflax.types import PyTree
 if TYPE_CHECKING:
     from hyperflax.hypermodel import Hypermodel
 
-SUPPORT_FREE = frozenset({"bare", "instruction"})  # conditions that read no support
+SUPPORT_FREE = frozenset({"bare", "instruction", "shared", "mtf_zero_shot"})  # conditions that read no support
 SHUFFLED = frozenset({"shuffled_support", "shuffled_support_refined"})  # conditions that read another task's
 NEIGHBOURS = 256  # training tasks with a stored adapter, for `nearest_task`
 BLOCK = 32  # stored adapters whose losses are computed at once
@@ -61,8 +61,8 @@ class Conditions:
       unlike: the shuffled support comes from a task of another category, for sources whose tasks of one category are
         the same in other words (P3's prompts of a data set).
       shared: the adapter behind the condition `shared`; it must fit the model's base.
-      mtf: the model whose base is the one behind the condition `mtf`, of the same shape and vocabulary as `model`'s.
-      mtf_zero_shot: that one is not shown the support's examples.
+      mtf, mtf_zero_shot: models whose bases are those behind the conditions of these names, of the same shape and
+        vocabulary as `model`'s.
 
     Raises:
       AdapterError: the shared adapter was made for another base model.
@@ -82,7 +82,7 @@ class Conditions:
         unlike: bool = False,
         shared: Adapter | None = None,
         mtf: Hypermodel | None = None,
-        mtf_zero_shot: bool = False,
+        mtf_zero_shot: Hypermodel | None = None,
     ):
         self.model, self.held_out = model, held_out
         self.refine_steps, self.learning_rate, self.supports = refine_steps, learning_rate, supports
@@ -106,10 +106,12 @@ class Conditions:
             check_base(shared, model.base_fingerprint)
             check_spec(shared.spec, model.config.base)
             self._all["shared"] = functools.partial(self.shared, shared.tree)
+        # Whatever a condition does with a model, these do with a fine-tuned base.
         if mtf is not None:
-            # Whatever a condition does with a model, this one does with the fine-tuned base.
-            fine_tuned = Conditions(mtf, held_out)
-            self._all["mtf"] = functools.partial(fine_tuned.with_support_in_inputs, zero_shot=mtf_zero_shot)
+            self._all["mtf"] = Conditions(mtf, held_out).with_support_in_inputs
+        if mtf_zero_shot is not None:
+            zero_shot = Conditions(mtf_zero_shot, held_out).with_support_in_inputs
+            self._all["mtf_zero_shot"] = functools.partial(zero_shot, zero_shot=True)
 
     def pick(self, *names: str) -> dict[str, Condition]:
         """Returns the named conditions; all that can be had if none is named.

@@ -79,11 +79,16 @@ def check_names(who: str, digests: Iterable[str], tasks: Sequence[EvaluationTask
     Raises:
       DataError: `who` holds a task of the same name; the message names them.
     """
-    trained = set(digests)
-    if same := list(dict.fromkeys(task.name for task in tasks if trained & set(name_digests([task.name])))):
+    if same := recorded(digests, tasks):
         shown = ", ".join(f"'{name}'" for name in same[:_NAMED])
         more = f" and {len(same) - _NAMED} more" if len(same) > _NAMED else ""
         raise DataError(f"{who} holds the evaluated task{'s' * (len(same) > 1)} {shown}{more}")
+
+
+def recorded(digests: Iterable[str], tasks: Sequence[EvaluationTask]) -> list[str]:
+    """Names of evaluated tasks that are among the training tasks whose names have these digests."""
+    trained = set(digests)
+    return list(dict.fromkeys(task.name for task in tasks if trained & set(name_digests([task.name]))))
 
 
 def name_digests(names: Iterable[str]) -> list[str]:

@@ -12,7 +12,10 @@ from hyperflax.evaluation.schema import CONDITIONS
 FEW_TASKS = 10
 _SHOWN = 5  # worst and best tasks
 # The condition a report is about, which orders its tasks: the first of these that is there.
-_MAIN = ("generated", "shipped", "refined", "shipped_refined", "nearest_task", "shared", "mtf", "in_context")
+_MAIN = (
+    *("generated", "shipped", "refined", "shipped_refined", "nearest_task", "shared", "mtf", "mtf_zero_shot"),
+    "in_context",
+)
 
 
 def main_condition(report: Mapping[str, Any]) -> str:
@@ -44,8 +47,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     """The page for a valid report."""
     tasks = "1 task" if report["n_tasks"] == 1 else f"{report['n_tasks']} tasks"
     parts = [f"# {report['metric']} over {tasks}", *_suite(report), *_notes(report), conditions_table(report)]
-    if line := left_out(report):
-        parts.insert(1, line)
+    parts[1:1] = [line for line in (left_out(report), trained_on(report)) if line]
     if report["differences"]:
         lines = [_difference(report, row) for row in report["differences"]]
         nested = " and over runs within them" if "runs" in report["per_task"][0] else ""
@@ -82,6 +84,13 @@ def left_out(report: Mapping[str, Any]) -> str:
         return ""
     told = report["run"]["config"]["left_out"]
     return f"Left out, {told['tasks']} task{'s' * (told['tasks'] > 1)}: {told['reasons'][0]}"
+
+
+def trained_on(report: Mapping[str, Any]) -> str:
+    """One line: how many tasks of a mixture were trained on, by the records there are of it; empty where none was."""
+    told = report["run"]["config"].get("trained_on", {})
+    counts = ", ".join(f"{count} of {report['n_tasks']} in {who}" for who, count in told.items())
+    return f"Tasks that are not new: {counts}." if told else ""
 
 
 def _suite(report: Mapping[str, Any]) -> list[str]:

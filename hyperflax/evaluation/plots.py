@@ -27,6 +27,7 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "in_context": (_ORANGE, "s", "--"),
     "shared": (_SKY, "v", "-."),
     "mtf": (_PURPLE, "D", "--"),
+    "mtf_zero_shot": (_PURPLE, "X", ":"),
     "nearest_task": (_GREEN, "P", "--"),
     "shuffled_support": (_GREY, "o", ":"),
     "generated": (_BLUE, "o", "-"),

@@ -108,7 +108,6 @@ def test_what_the_system_refuses_is_one_line_and_a_defect_keeps_its_traceback(
         (["--tasks", "-1"], "--tasks: expected at least 1, got -1"),
         (["--supports", "0"], "--supports: expected at least 1, got 0"),
         (["--refine", "-1"], "--refine: expected at least 0, got -1"),
-        (["--mtf_zero_shot"], "--mtf_zero_shot: expected --mtf beside it, got none"),
     ],
 )
 def test_numbers_of_an_evaluation_that_mean_nothing(

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from hyperflax import evaluate as evaluation
+from hyperflax.checkpoints.artefacts import save_adapter
+from hyperflax.checkpoints.model_directory import save_model_directory
 from hyperflax.cli.main import main
 from hyperflax.data import registry
 from hyperflax.data.examples import InMemorySource
@@ -16,6 +18,7 @@ from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluate import evaluate
 from hyperflax.evaluation.conditions import Conditions
+from hyperflax.evaluation.contamination import name_digests
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.report import read_report
 from hyperflax.hypermodel import Hypermodel
@@ -142,6 +145,34 @@ def test_a_task_too_small_for_another_support_is_not_in_the_distance_within_task
     assert "within_task_distance" not in figures[0]
     assert figures[1]["within_task_distance"] > 0
     assert figures[2]["within_task_distance"] == pytest.approx(figures[1]["within_task_distance"], rel=1e-3)
+
+
+def test_tasks_that_were_trained_on_are_not_called_new(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the hypermodel's own record and of the shared adapter's; a model without a record tells nothing."""
+    registry.register_source("seen", {"held_out": lambda _: source("a", "b", "c")}, description="", replace=True)
+    model = hypermodel()
+    adapter = model.adapt(PAIRS[:2])
+    seen = dataclasses.replace(adapter.metadata, provenance={"training_tasks": name_digests(["b"])})
+    save_adapter(tmp_path / "shared", adapter.tree, adapter.spec, seen)
+    record = {"training_tasks": name_digests(["a", "b", "z"])}
+    save_model_directory(tmp_path / "model", dataclasses.replace(model.parts, provenance=record))
+    model.save(tmp_path / "none")
+    arguments = ["evaluate", "--mixture", "seen", "--conditions", "bare"]
+    try:
+        for name in ("model", "none"):
+            directories = ["--model", str(tmp_path / name), "--out", str(tmp_path / f"of_{name}")]
+            assert main([*arguments, *directories, "--shared", str(tmp_path / "shared")]) == 0
+    finally:
+        registry.unregister_source("seen")
+    shared = f"1 of 3 in what the shared adapter '{tmp_path / 'shared'}' was trained on"
+    counts = (f"2 of 3 in what 'micro' was trained on, {shared}", shared)
+    lines = [f"Tasks that are not new: {told}." for told in counts]
+    printed = capsys.readouterr().out
+    for line, name in zip(lines, ("model", "none"), strict=True):
+        assert line in printed
+        assert line in (tmp_path / f"of_{name}" / "report.md").read_text()
 
 
 def test_tasks_that_are_left_out_are_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

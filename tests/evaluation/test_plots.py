@@ -15,7 +15,7 @@ from hyperflax.evaluation import CONDITIONS, build_report, run_info, write_plots
 from hyperflax.evaluation.plots import draw_adapters, draw_categories, draw_conditions, draw_tasks
 
 
-def make(n_tasks: int = 20, conditions: int = 12, categories: bool = True) -> dict[str, Any]:
+def make(n_tasks: int = 20, conditions: int = len(CONDITIONS), categories: bool = True) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     tasks = [f"task{i}" for i in range(n_tasks)]
     scores = {
