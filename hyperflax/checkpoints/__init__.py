@@ -7,6 +7,7 @@
 - `shapes`: whether parameters fit a T5, and which T5 they make.
 - `fingerprint`: which base model, which examples.
 - `tensors`: nested trees in safetensors files (written by way of `hyperflax.files`).
+- `documents`: a json document beside a safetensors tree, each checked against the other.
 - `artefacts`, `model_directory`: the two directories that users keep, an adapter and a hypermodel.
 """
 

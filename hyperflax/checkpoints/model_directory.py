@@ -23,14 +23,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from hyperflax import configs
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location, locate
-from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json, spec_from
+from hyperflax.checkpoints.documents import Fingerprint, check_fingerprint, checked, spec_from
 from hyperflax.checkpoints.fingerprint import PREFIX, fingerprint
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_directory, read_bytes, read_schema, write_json
 from hyperflax.types import PyTree, T5Config
 from hyperflax.versions import versions
@@ -152,7 +151,7 @@ def save_model_directory(
     if parts.hypernetwork_params is None:
         raise CheckpointError(f"{directory}: expected a whole model, got '{parts.name}' without its hypernetwork")
     parts = parts.rounded(dtype)
-    check_shapes(parts.base, _t5_config(parts.t5, f"{directory}: t5"), where=f"{directory}: base")
+    check_shapes(parts.base, checked(T5Config, dict(parts.t5), f"{directory}: t5"), where=f"{directory}: base")
     document = {
         "format": MODEL_FORMAT,
         "schema_version": MODEL_VERSION,
@@ -170,7 +169,7 @@ def save_model_directory(
         "hypernetwork": {"class_name": parts.hypernetwork_class, "config": dict(parts.hypernetwork_config)},
         "spec": parts.spec.to_json(),
     }
-    checked_json(_ModelFile, document, str(directory))
+    checked(_ModelFile, document, str(directory))
     _check_names(document["files"], str(directory))
     owned = {*_OWN, *parts.files, *_files_of(locate(directory))}
     with atomic_directory(directory, overwrite=overwrite, owned=owned, marker=_JSON) as folder:
@@ -200,7 +199,7 @@ def load_model_directory(
     file = folder / _JSON
     content = read_schema(file, _ModelFile, file_format=MODEL_FORMAT, version=MODEL_VERSION)
     _check_names(content.files, str(file))
-    config = _t5_config(content.t5, f"{file}: key 't5'")
+    config = checked(T5Config, content.t5, f"{file}: key 't5'")
     spec = spec_from(content.spec, file)
     base = load_tree(folder / _BASE, progress=progress)
     check_shapes(base, config, where=str(folder / _BASE))
@@ -252,13 +251,6 @@ def collect_files(write: Callable[[pathlib.Path], None]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         write(pathlib.Path(folder))
         return {path.name: path.read_bytes() for path in sorted(pathlib.Path(folder).iterdir())}
-
-
-def _t5_config(data: Mapping[str, Any], where: str) -> T5Config:
-    try:
-        return configs.from_json(T5Config, dict(data), where)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _check_names(files: Mapping[str, str], where: str) -> None:

@@ -29,7 +29,8 @@ from hyperflax.adapters.prefix import Prefix
 from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Count, Fingerprint, spec_from
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Count
+from hyperflax.checkpoints.documents import Fingerprint, spec_from
 from hyperflax.checkpoints.fingerprint import as_numpy, fingerprint
 from hyperflax.checkpoints.peft_content import CONFIG, TASK, Content
 from hyperflax.checkpoints.peft_lora import export_lora, import_lora

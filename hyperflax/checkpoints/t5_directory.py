@@ -16,13 +16,12 @@ from typing import Any
 
 from hyperflax import configs
 from hyperflax.buckets import Location, locate
-from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json
+from hyperflax.checkpoints.documents import Fingerprint, check_fingerprint, checked
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.data.vocabularies import Vocabulary, from_json
-from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.files import atomic_directory, read_schema, write_json
 from hyperflax.types import PyTree, T5Config
 from hyperflax.versions import versions
@@ -75,7 +74,7 @@ def save_t5(
         "vocabulary": dict(vocabulary.to_json()),
         "provenance": dict(provenance or {}),
     }
-    checked_json(_T5File, document, str(directory))
+    checked(_T5File, document, str(directory))
     with atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS, *files), marker=_JSON) as folder:
         save_tree(folder / _WEIGHTS, params, dtype=dtype)
         for name, content in files.items():
@@ -104,8 +103,5 @@ def load_t5(
     content = read_schema(folder / _JSON, _T5File, file_format=T5_FORMAT, version=T5_VERSION)
     params = load_tree(folder / _WEIGHTS, progress=progress)
     check_fingerprint(folder / _WEIGHTS, params, content.fingerprint, _JSON)
-    try:
-        config = configs.from_json(T5Config, content.t5, f"{folder / _JSON}: key 't5'")
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+    config = checked(T5Config, content.t5, f"{folder / _JSON}: key 't5'")
     return params, config, from_json(content.vocabulary, folder)

@@ -3,7 +3,7 @@
     task_adapters.json          which base model, which tasks, how trained; the spec
     task_adapters.safetensors   the leaves [task, ...], named by their paths in the `adapters` collection
 
-It is to an adapter directory what a batch is to an example, and checked as that is; see `artefacts`.
+It is to an adapter directory what a batch is to an example, and checked as that is; see `documents`.
 
 >>> save_task_adapters("runs/tasks/model", tree, spec, metadata)
 >>> load_task_adapters("runs/tasks/model").metadata.tasks
@@ -15,19 +15,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hyperflax import configs
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
-from hyperflax.checkpoints.artefacts import Fingerprint, check_fingerprint, checked_json, spec_from
-from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
-from hyperflax.errors import AdapterError, CheckpointError
-from hyperflax.files import atomic_directory, fetched, read_schema, write_json
+from hyperflax.checkpoints.documents import AdapterForm, Fingerprint
+from hyperflax.checkpoints.tensors import StorageDtype
+from hyperflax.errors import CheckpointError
 from hyperflax.types import PyTree
 from hyperflax.versions import versions
-
-FORMAT, VERSION = "hyperflax-task-adapters", 1
-_JSON, _WEIGHTS = "task_adapters.json", "task_adapters.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,22 +52,7 @@ class StoredTaskAdapters:
     metadata: TaskAdaptersMetadata
 
 
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """Schema 1 of task_adapters.json. `fingerprint` is that of the tree as it is loaded."""
-
-    format: str
-    schema_version: int
-    tasks: tuple[str, ...]
-    base_fingerprint: Fingerprint
-    base_digest: str
-    versions: dict[str, str]
-    provenance: dict[str, Any]
-    fingerprint: Fingerprint
-    spec: dict[str, Any]
-
-
-_METADATA = tuple(field.name for field in dataclasses.fields(TaskAdaptersMetadata))
+_FORM = AdapterForm("task_adapters", "hyperflax-task-adapters", 1, TaskAdaptersMetadata)
 
 
 def save_task_adapters(
@@ -99,18 +78,8 @@ def save_task_adapters(
       AdapterError: the tree does not fit the spec.
       CheckpointError: the directory may not be replaced, or there are not as many rows as names.
     """
-    _check(adapters, spec, metadata.tasks, f"{directory}")
-    document = {
-        "format": FORMAT,
-        "schema_version": VERSION,
-        **configs.to_json(metadata),
-        "fingerprint": fingerprint(rounded(adapters, dtype)),
-        "spec": spec.to_json(),
-    }
-    checked_json(_File, document, f"{directory}: metadata")
-    with atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS), marker=_JSON) as folder:
-        save_tree(folder / _WEIGHTS, adapters, dtype=dtype)
-        write_json(folder / _JSON, document)
+    _check(adapters, spec, metadata, directory)
+    _FORM.write(directory, adapters, spec, metadata, dtype=dtype, overwrite=overwrite)
 
 
 def load_task_adapters(directory: Location | str) -> StoredTaskAdapters:
@@ -120,21 +89,13 @@ def load_task_adapters(directory: Location | str) -> StoredTaskAdapters:
       CheckpointError: a file is missing, damaged, from elsewhere, or does not belong to the other; names file and key
         or leaf.
     """
-    with fetched(directory) as folder:
-        content = read_schema(folder / _JSON, _File, file_format=FORMAT, version=VERSION)
-        spec = spec_from(content.spec, folder / _JSON)
-        tree = load_tree(folder / _WEIGHTS)
-    try:
-        _check(tree, spec, content.tasks, f"{folder / _WEIGHTS}")
-    except AdapterError as error:
-        raise CheckpointError(f"{folder / _WEIGHTS}: does not fit the spec in {_JSON}: {error}") from error
-    check_fingerprint(folder / _WEIGHTS, tree, content.fingerprint, _JSON)
-    return StoredTaskAdapters(tree, spec, TaskAdaptersMetadata(**{name: getattr(content, name) for name in _METADATA}))
+    return StoredTaskAdapters(*_FORM.read(directory, _check))
 
 
-def _check(adapters: PyTree, spec: AdapterSpec, tasks: tuple[str, ...], where: str) -> None:
+def _check(adapters: PyTree, spec: AdapterSpec, metadata: TaskAdaptersMetadata, where: Location | str) -> None:
     """Raises AdapterError where the tree does not fit the spec, CheckpointError where rows and names do not agree."""
     spec.validate(adapters, batch_dims=1)
     rows = next(iter(spec.flatten(adapters).values())).shape[0]
-    if rows != len(tasks) or len(set(tasks)) != len(tasks):
-        raise CheckpointError(f"{where}: expected an adapter for each of {len(set(tasks))} tasks, got {rows}")
+    names = set(metadata.tasks)
+    if not rows == len(names) == len(metadata.tasks):
+        raise CheckpointError(f"{where}: expected an adapter for each of {len(names)} tasks, got {rows}")

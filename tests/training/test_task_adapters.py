@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -54,6 +55,8 @@ def test_what_does_not_belong_together_is_refused(folder: pathlib.Path, tmp_path
         save_task_adapters(tmp_path / "new", TREE, SPEC, three)
     with pytest.raises(AdapterError):
         save_task_adapters(tmp_path / "new", random_tree(SPEC, 0), SPEC, METADATA)
+    with pytest.raises(CheckpointError, match="new: metadata"):
+        save_task_adapters(tmp_path / "new", TREE, SPEC, dataclasses.replace(METADATA, provenance={"by": object()}))
     assert not (tmp_path / "new").exists()
     document = json.loads((folder / "task_adapters.json").read_text())
     for change, told in (
