@@ -11,7 +11,7 @@ its last token; the others go on meanwhile. What a request gets does not depend 
 >>> requests[0].tokens
 [45, 88, 1]
 
-Beams and options do not come and go one by one: `search` and `score` take a batch at once.
+Beams and options do not come and go one by one: `search` and `score` take a batch at once (`batches.py`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import numpy as np
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.models.beam import Beam
-from hyperflax.models.decoding import DecodeResult, decode
-from hyperflax.models.scoring import score_options
+from hyperflax.models.decoding import DecodeResult
 from hyperflax.models.session import cast_kernels
 from hyperflax.models.t5 import T5
+from hyperflax.serving.batches import Batches
 from hyperflax.serving.lane import Choice, Lane, Newcomers, Progress
 from hyperflax.serving.pool import AdapterPool, powers
 from hyperflax.types import Array, PyTree
@@ -120,12 +120,20 @@ class Engine:
         self.pool = AdapterPool(spec, model.config, config.resident)
         sizes = {"rows": config.rows, "length": config.max_length, "steps": config.steps, "eos_id": config.eos_id}
         self._lanes = [_Queue(Lane(model, spec, source=source, **sizes), self) for source in config.sources]
+        self._batches = Batches(self)
 
-    def compile(self) -> None:
-        """Compiles everything that `run` needs."""
+    def compile(self, beams: Sequence[Beam] = (), options: Sequence[tuple[int, int]] = ()) -> None:
+        """Compiles everything that `run` needs, for all adapters; and what `search` and `score` do, where asked.
+
+        Args:
+          beams: of `search`, with outputs of the engine's `max_length`.
+          options: of `score`, how many and of how many tokens. Each counts for all that round up to the same powers of
+            two: (4, 8) for 3 or 4 options, the longest of 5 to 8 tokens.
+        """
         self.pool.compile(min(self.config.rows, self.config.resident))
         for lane in self._lanes:
             lane.compile()
+        self._batches.compile(beams, options)
 
     def add(self, key: Hashable, tree: PyTree, spec: AdapterSpec) -> None:
         """Takes an adapter in under a key, or replaces it. Raises AdapterError, see `AdapterPool.add`."""
@@ -157,11 +165,9 @@ class Engine:
           ConfigError: a limit or a setting out of range.
         """
         tokens = np.asarray(source, np.int32).reshape(-1)
-        limit = self.config.max_length if max_length is None else max_length
+        limit = self._limit(max_length)
         if self.fetch is None and key is not None and key not in self.pool:
             raise AdapterError(f"no adapter with the key {key!r}")
-        if not 1 <= limit <= self.config.max_length:
-            raise ConfigError(f"max_length: expected 1 to {self.config.max_length}, got {limit}")
         # NaN is in no range.
         in_range = 0 <= temperature <= MAX_TEMPERATURE and 0 <= topk <= MAX_TOPK and 0 <= topp <= 1
         if not in_range or not 0 <= seed < 2**32:
@@ -170,7 +176,7 @@ class Engine:
                 f"seed of 32 bits, got {temperature}, {topk}, {topp} and {seed}"
             )
         request = Request(tokens, key, limit, temperature, topk, topp, seed)
-        self._lane_of(len(tokens)).waiting.append(request)
+        self.lane_of(len(tokens)).waiting.append(request)
         return request
 
     def cancel(self, request: Request) -> None:
@@ -199,34 +205,23 @@ class Engine:
         beam: Beam = BEAM,
         max_length: int | None = None,
     ) -> DecodeResult:
-        """Decodes a batch by beam search; leaves [input, ...]. Raises as `submit` does, and what `fetch` raises."""
-        tokens, adapters = self._batch(sources, keys)
-        length = self.config.max_length if max_length is None else max_length
-        settings = {"max_length": length, "method": beam, "eos_id": self.config.eos_id}
-        result = decode(self.model, self.params, tokens[:, None], adapters=adapters, **settings)
-        return jax.tree.map(lambda leaf: leaf[: len(sources), 0], result)
+        """Decodes a batch by beam search; numpy leaves [input, ...]. Compiled for each beam and each `max_length`.
+
+        Raises as `submit` does, and what `fetch` raises.
+        """
+        return self._batches.search(sources, keys, beam, self._limit(max_length))
 
     def score(self, sources: Sequence[np.ndarray], keys: Sequence[Hashable | None], options: np.ndarray) -> np.ndarray:
-        """Returns the log-probability [input, option] of every option, int [input, option, length]."""
-        tokens, adapters = self._batch(sources, keys)
-        padded = jnp.pad(jnp.asarray(options), ((0, len(tokens) - len(sources)), (0, 0), (0, 0)))
-        scores = score_options(self.model, self.params, tokens[:, None], padded[:, None], adapters)
-        return np.asarray(scores[: len(sources), 0])
+        """Returns the log-probability of every option, float32 [input, option].
 
-    def _batch(self, sources: Sequence[np.ndarray], keys: Sequence[Hashable | None]) -> tuple[Array, PyTree]:
-        """Tokens and adapters, padded to a power of two rows and to a lane's width."""
-        if not sources or len(sources) != len(keys):
-            raise DataError(f"expected one key per input, and at least one input, got {len(sources)} and {len(keys)}")
-        width = self._lane_of(max(len(tokens) for tokens in sources)).lane.source
-        rows = powers(len(sources))[-1]
-        tokens = np.zeros((rows, width), np.int32)
-        for row, source in zip(tokens, sources, strict=False):
-            row[: len(source)] = source
-        if self.fetch is not None:
-            for key in dict.fromkeys(key for key in keys if key is not None):
-                self.fetch(key)
-        slots = self.pool.slots_of([*keys, *[None] * (rows - len(keys))])
-        return jnp.asarray(tokens), jax.tree.map(lambda leaf: leaf[slots], self.pool.leaves)
+        Args:
+          sources, keys: as in `submit`, one of each per input.
+          options: int [input, option, length], end-of-sequence token included, 0 is padding. Their number and length
+            are rounded up to powers of two, so that few sizes are compiled.
+
+        Raises as `submit` does, and what `fetch` raises.
+        """
+        return self._batches.score(sources, keys, options)
 
     def bring(self, key: Hashable | None) -> Exception | None:
         """Sees to it that an adapter is there; returns why it is not."""
@@ -239,7 +234,14 @@ class Engine:
             return error
         return None if key in self.pool else AdapterError(f"the adapter {key!r} was removed")
 
-    def _lane_of(self, length: int) -> _Queue:
+    def _limit(self, max_length: int | None) -> int:
+        limit = self.config.max_length if max_length is None else max_length
+        if not 1 <= limit <= self.config.max_length:
+            raise ConfigError(f"max_length: expected 1 to {self.config.max_length}, got {limit}")
+        return limit
+
+    def lane_of(self, length: int) -> _Queue:
+        """The first lane that takes inputs of so many tokens. Raises DataError if there is none."""
         for lane in self._lanes:
             if 1 <= length <= lane.lane.source:
                 return lane

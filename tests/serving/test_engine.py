@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
@@ -348,6 +349,88 @@ def test_beams_and_options_of_a_mixed_batch() -> None:
         np.testing.assert_allclose(beams.all_scores[number], expected.all_scores[0], rtol=1e-4)
         own = score_options(MODEL, params(), tokens[None], options[number][None], tree)
         np.testing.assert_allclose(scores[number], own[0], rtol=1e-4)
+
+
+@contextlib.contextmanager
+def programs() -> Iterator[list[str]]:
+    """What XLA compiles meanwhile, the smallest operation included."""
+    seen: list[str] = []
+
+    def see(event: str, seconds: float, **about: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            seen.append(str(about))
+
+    jax.monitoring.register_event_duration_secs_listener(see)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(see)
+
+
+FEW = dataclasses.replace(SIZES, sources=(5,), rows=2, resident=1, max_length=5)
+BEAM = Beam(num_decodes=2, alpha=0.1)
+
+
+def test_nothing_is_compiled_for_beams_and_options_that_were_named() -> None:
+    served = Engine(MODEL, params(), LORA, FEW)
+    with programs() as ahead:
+        served.compile(beams=[BEAM], options=[(3, 7)])
+    assert ahead
+    for key in range(3):
+        served.add(key, *adapter("lora", key))
+    options = np.random.default_rng(0).integers(2, 60, (6, 5, 8)).astype(np.int32)
+    with programs() as seen:
+        for inputs in range(1, 7):
+            keys = [[None, 0, 1, 2][row % 4] for row in range(inputs)]
+            sources = [source(1 + (row + inputs) % 5, row) for row in range(inputs)]
+            served.search(sources, keys, BEAM)
+            served.score(sources, keys, options[:inputs, : 4 - inputs % 2, : 8 - inputs % 3])
+    assert seen == []
+    with programs() as seen:
+        served.score([source(4, 0)], [None], options[:1])  # one option more than was named
+    assert seen
+
+
+def test_batches_of_more_rows_and_adapters_than_there_are() -> None:
+    held: list[Hashable] = []
+
+    def fetch(key: Hashable) -> None:
+        """Keeps no more adapters than it must."""
+        if key not in held:
+            served.add(key, *adapter("lora", int(str(key))))
+            held.append(key)
+        if len(held) > FEW.resident:
+            served.pool.remove(held.pop(0))
+
+    served = Engine(MODEL, params(), LORA, FEW, fetch)
+    keys: list[Hashable | None] = [None, "1", None, "1", "1", "1", "2", "3", "3", None, "1"]
+    sources = [source(1 + row % 5, row) for row in range(len(keys))]
+    options = np.random.default_rng(1).integers(2, 60, (len(keys), 3, 5)).astype(np.int32)
+    beams, scores = served.search(sources, keys, BEAM), served.score(sources, keys, options)
+    assert scores.shape == (len(keys), 3)
+    for number, (tokens, key) in enumerate(zip(sources, keys, strict=True)):
+        alone = served.search([tokens], [key], BEAM)
+        np.testing.assert_array_equal(beams.all_tokens[number], alone.all_tokens[0])
+        np.testing.assert_allclose(beams.all_scores[number], alone.all_scores[0], rtol=1e-4)
+        np.testing.assert_allclose(scores[number], served.score([tokens], [key], options[number][None])[0], rtol=1e-4)
+
+
+def test_batches_that_fit_nowhere_are_refused() -> None:
+    one, options = [source(3, 0)], np.ones((1, 2, 3), np.int32)
+    for shape in ((2, 2, 3), (1, 0, 3), (1, 2, 0), (1, 6)):
+        with pytest.raises(DataError, match=r"options: expected int \[1, option, length\]"):
+            everybody().score(one, [None], np.ones(shape, np.int32))
+    with pytest.raises(DataError, match="one key per input"):
+        everybody().score(one, [], options)
+    for length in (0, 10):
+        with pytest.raises(DataError, match=f"expected 1 to 9 input tokens, got {length}"):
+            everybody().score([*one, source(length, 0)], [None, None], np.ones((2, 2, 3), np.int32))
+    with pytest.raises(AdapterError, match="no adapter with the key 'nobody'"):
+        everybody().score(one, ["nobody"], options)
+    with pytest.raises(ConfigError, match="max_length: expected 1 to 6, got 7"):
+        everybody().search(one, [None], max_length=LENGTH + 1)
+    with pytest.raises(ConfigError, match="options: expected numbers and lengths of at least 1"):
+        everybody().compile(options=[(2, 0)])
 
 
 @pytest.mark.parametrize(
