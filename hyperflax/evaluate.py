@@ -21,8 +21,7 @@ from typing import Any, Literal, NamedTuple
 from hyperflax import configs
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.forms import load_base
-from hyperflax.checkpoints.t5_directory import read_t5_provenance
+from hyperflax.checkpoints.forms import load_base, read_provenance
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
@@ -308,7 +307,7 @@ def _references(model: Hypermodel, shared: str | None, mtf: str | None, mtf_zero
         if directory:
             fine_tuned = model.with_base(load_base(directory, model.config.base, model.config.vocabulary))
             found.systems[name], found.described[name] = fine_tuned, fine_tuned.base_fingerprint
-            record = _record(read_t5_provenance(directory))
+            record = _record(read_provenance(directory))
             found.trained_on[f"what the fine-tuned T5 '{directory}' was trained on"] = record
     return found
 

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import jax
@@ -27,10 +26,10 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.forms import load_base
-from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory, read_provenance
+from hyperflax.checkpoints.forms import load_base, read_provenance
+from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
 from hyperflax.checkpoints.shapes import leaf_problems
-from hyperflax.checkpoints.t5_directory import read_t5_provenance, save_t5
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, save_task_adapters
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
@@ -454,10 +453,16 @@ def _hypernetwork_params(directory: str, vocabulary: Vocabulary) -> PyTree:
         return parts.hypernetwork_params
 
 
-def _training_tasks(directory: str) -> Sequence[str]:
-    """Returns the record that a model or T5 directory has of its training tasks; () of what is none or is gone."""
-    read = read_provenance if is_model_directory(directory) else read_t5_provenance
-    return read(directory).get(TRAINING_TASKS, ())
+def _provenance(model: Trainable, batches: Any) -> dict[str, Any]:
+    """Returns the record of the tasks that anything in the model was trained on, as far as they are known.
+
+    What the start or the base was trained on counts too: a second stage does not hide the tasks of the first.
+    """
+    # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
+    names = task_names(batches)
+    tasks = set(name_digests(names)) if len(names) <= RECORDED_TASKS else set()
+    tasks |= {name for path in model.checkpoints for name in read_provenance(path).get(TRAINING_TASKS, ())}
+    return {TRAINING_TASKS: sorted(tasks)} if tasks else {}
 
 
 def _trained_hypernetwork(directory: str, fresh: PyTree, vocabulary: Vocabulary) -> PyTree:
@@ -558,16 +563,10 @@ def train(
     del frozen  # exporting reads it again, from where it is stored
     directory = locate(model_dir) / EXPORT
     params = _on_host(state.params)
-    # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
-    names = task_names(batches)
-    record = set(name_digests(names)) if len(names) <= RECORDED_TASKS else set()
-    # What the start or the base was trained on counts too: a second stage does not hide the tasks of the first.
-    record = record.union(*map(_training_tasks, model.checkpoints))
-    provenance = {TRAINING_TASKS: sorted(record)} if record else {}
     processes = Processes.running()
     if processes.first:
         results = {"steps": int(state.step), **_last_validation(model_dir)}
-        model.export(directory, params, results, provenance, export_dtype, origin)
+        model.export(directory, params, results, _provenance(model, batches), export_dtype, origin)
     processes.wait("exported")
     return directory
 

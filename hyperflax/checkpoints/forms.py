@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -29,7 +29,7 @@ from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints import huggingface
 from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
-from hyperflax.checkpoints.model_directory import load_model_directory
+from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory, read_model_provenance
 from hyperflax.checkpoints.orbax_form import (
     find_orbax,
     look_at_orbax_state,
@@ -38,7 +38,7 @@ from hyperflax.checkpoints.orbax_form import (
     write_orbax,
 )
 from hyperflax.checkpoints.shapes import check_shapes, is_scalable, moved_from_scalable
-from hyperflax.checkpoints.t5_directory import load_t5
+from hyperflax.checkpoints.t5_directory import load_t5, read_t5_provenance
 from hyperflax.checkpoints.t5x import look_at_t5x_state, read_t5x_checkpoint, read_t5x_state
 from hyperflax.checkpoints.t5x_index import find_checkpoint
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
@@ -184,6 +184,15 @@ def read_model(
         if dtype is not None:
             _cast(params, floating_dtype(dtype, folder))
         return Model(form, params, config, files=vocabulary_files(vocabulary), vocabulary=vocabulary)
+
+
+def read_provenance(path: Location | str) -> Mapping[str, Any]:
+    """Returns what a model or T5 directory records of its training; {} of what is none, or is gone.
+
+    Raises:
+      CheckpointError: the file that says it is damaged.
+    """
+    return read_model_provenance(path) if is_model_directory(path) else read_t5_provenance(path)
 
 
 def load_base(

@@ -236,7 +236,7 @@ def is_model_directory(path: Location | str) -> bool:
     return (locate(path) / _JSON).is_file()
 
 
-def read_provenance(path: Location | str) -> Mapping[str, Any]:
+def read_model_provenance(path: Location | str) -> Mapping[str, Any]:
     """Returns `ModelParts.provenance` of a model directory; of all its files, one small one is read.
 
     Raises:

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.data import registry
     from hyperflax.evaluate import evaluate, evaluate_suite
-    from hyperflax.evaluation.markdown import conditions_table, coverage, left_out, trained_on
+    from hyperflax.evaluation.markdown import conditions_table, coverage, remarks
     from hyperflax.hypermodel import load
 
     _check(arguments)
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
             neighbours=source(name, arguments.neighbours) if arguments.neighbours else None,
             **common,
         )
-        for line in filter(None, (left_out(report), trained_on(report))):
+        for line in remarks(report):
             print(line + "\n")
     print(conditions_table(report))
     print(f"\nwritten: {arguments.out}/report.json, report.md, report.png")

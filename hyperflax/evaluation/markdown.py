@@ -47,7 +47,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     """The page for a valid report."""
     tasks = "1 task" if report["n_tasks"] == 1 else f"{report['n_tasks']} tasks"
     parts = [f"# {report['metric']} over {tasks}", *_suite(report), *_notes(report), conditions_table(report)]
-    parts[1:1] = [line for line in (left_out(report), trained_on(report)) if line]
+    parts[1:1] = remarks(report)
     if report["differences"]:
         lines = [_difference(report, row) for row in report["differences"]]
         nested = " and over runs within them" if "runs" in report["per_task"][0] else ""
@@ -78,7 +78,12 @@ def coverage(report: Mapping[str, Any]) -> str:
     )
 
 
-def left_out(report: Mapping[str, Any]) -> str:
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """What else is to be known of a mixture's tasks, one line each."""
+    return [line for line in (_left_out(report), _trained_on(report)) if line]
+
+
+def _left_out(report: Mapping[str, Any]) -> str:
     """One line: how many tasks of a mixture could not be evaluated, and why the first; empty where all could."""
     if "left_out" not in report["run"]["config"]:
         return ""
@@ -86,7 +91,7 @@ def left_out(report: Mapping[str, Any]) -> str:
     return f"Left out, {told['tasks']} task{'s' * (told['tasks'] > 1)}: {told['reasons'][0]}"
 
 
-def trained_on(report: Mapping[str, Any]) -> str:
+def _trained_on(report: Mapping[str, Any]) -> str:
     """One line: how many tasks of a mixture were trained on, by the records there are of it; empty where none was."""
     told = report["run"]["config"].get("trained_on", {})
     counts = ", ".join(f"{count} of {report['n_tasks']} in {who}" for who, count in told.items())

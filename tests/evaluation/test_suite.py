@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hyperflax.checkpoints.artefacts import save_adapter
+from hyperflax.checkpoints.model_directory import save_model_directory
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.corruption import MixedPairs
 from hyperflax.data.curriculum import Curriculum
@@ -324,10 +325,14 @@ def test_a_shared_adapter_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path
 
 
 @pytest.mark.parametrize("name", ["mtf", "mtf_zero_shot"])
-def test_a_fine_tuned_t5_that_saw_a_test_task_is_refused(name: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("form", ["t5", "hypermodel"])
+def test_a_fine_tuned_t5_that_saw_a_test_task_is_refused(name: str, form: str, tmp_path: pathlib.Path) -> None:
     model = hypermodel()
     config, seen = model.config, {"training_tasks": name_digests(["copa_a"])}
-    save_t5(tmp_path / "mtf", model.base_params, config.base, config.vocabulary, provenance=seen)
+    if form == "t5":
+        save_t5(tmp_path / "mtf", model.base_params, config.base, config.vocabulary, provenance=seen)
+    else:
+        save_model_directory(tmp_path / "mtf", dataclasses.replace(model.parts, provenance=seen))
     with pytest.raises(DataError, match=r"the fine-tuned T5 '.*mtf' was trained on holds the evaluated task 'copa_a'"):
         evaluate_suite(
             model=model, suite=toy_suite(), out=str(tmp_path / "out"), **{name: str(tmp_path / "mtf")}, progress=False
