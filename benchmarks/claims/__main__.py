@@ -3,6 +3,7 @@
     python -m benchmarks.claims --out runs/claims                        all six claims at the scale of two cores
     python -m benchmarks.claims --out runs/claims --claims 1,3           two of them
     python -m benchmarks.claims --out runs/claims --seeds 0               one seed, beside a process for each other one
+    python -m benchmarks.claims --out runs/claims --experiments hart      one system, beside processes for others
     python -m benchmarks.claims --out runs/claims --base strings_4=runs/strings_base/model
     python -m benchmarks.claims --out benchmarks/claims --report         only the table, of the results that are there
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="sizes of everything (default: cpu)")
     parser.add_argument("--families", metavar="F,F", help="default: those of the scale whose data is at hand")
     parser.add_argument("--seeds", metavar="N,N", help="run these alone (default: all of every experiment)")
+    parser.add_argument("--experiments", metavar="E,E", help="run these alone (default: all that the claims need)")
     parser.add_argument("--base", action="append", default=[], metavar="NAME=DIR", help="a base that is there already")
     parser.add_argument("--report", action="store_true", help="run nothing, write the table of what is there")
     arguments = parser.parse_args(argv)
@@ -73,15 +75,33 @@ def _run(arguments: argparse.Namespace, numbers: set[int], seeds: set[int], work
         experiment.base.name for table in tables.values() for experiment in experiments(table).values()
     }:
         raise HyperflaxError(f"--base: expected names of bases that these claims need, got {sorted(unknown)}")
+    names = {name for table in tables.values() for name in experiments(table)}
+    wanted = set(arguments.experiments.split(",")) if arguments.experiments else names
+    if tables and wanted - names:
+        raise HyperflaxError(
+            f"--experiments: expected some of {sorted(names)}, which these claims need, got {sorted(wanted - names)}"
+        )
     if not arguments.report:
         for family, table in tables.items():
-            run_all(family, table, workspace, arguments.scale, seeds)
+            run_all(family, table, workspace, arguments.scale, seeds, wanted)
     print(write_tables(arguments.out, arguments.scale, tables), end="")
 
 
-def run_all(family: str, table: Sequence[Claim], workspace: Workspace, scale: str, seeds: Container[int]) -> None:
-    """Runs every experiment of some claims that has no current result, for those of its seeds that are in `seeds`."""
-    jobs = [(seed, one) for one in experiments(table).values() for seed in one.seeds if seed in seeds]
+def run_all(
+    family: str,
+    table: Sequence[Claim],
+    workspace: Workspace,
+    scale: str,
+    seeds: Container[int],
+    names: Container[str] | None = None,
+) -> None:
+    """Runs every experiment of some claims that has no current result, for those of its seeds that are in `seeds`.
+
+    With `names`, only the experiments of those names, and what they depend on.
+    """
+    known = experiments(table).values()
+    chosen = [one for one in known if names is None or one.name in names]
+    jobs = [(seed, one) for one in chosen for seed in one.seeds if seed in seeds]
     jobs.sort(key=lambda job: job[0])  # all experiments for the first seed before any for the second: a first look
     for number, (seed, experiment) in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {family}: {experiment.name}, seed {seed}", flush=True)

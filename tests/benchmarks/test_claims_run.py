@@ -152,6 +152,11 @@ def test_what_is_finished_is_not_run_again(workspace: Workspace, monkeypatch: py
         run(HYPER.replace(steps=3), 0, workspace, "micro")
 
 
+def test_experiments_are_run_by_name(workspace: Workspace, capsys: pytest.CaptureFixture):
+    run_all("toy", [CLAIM], workspace, "micro", {0, 1}, {"shared"})
+    assert capsys.readouterr().out.splitlines() == ["[1/2] toy: shared, seed 0", "[2/2] toy: shared, seed 1"]
+
+
 def test_a_lost_result_is_made_again_from_the_models_and_scores_that_are_there(workspace: Workspace):
     path = workspace.out / "results" / "micro" / "toy" / "hyper_t5-seed0.json"
     before = json.loads(path.read_text())
@@ -305,6 +310,10 @@ def test_the_command_says_what_is_wrong(tmp_path: pathlib.Path, capsys: pytest.C
     assert "expected some of" in capsys.readouterr().err
     assert main(["--out", str(tmp_path), "--families", "strings_demo", "--base", "x=y"]) == 2
     assert "['x']" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path), "--families", "strings_demo", "--experiments", "hart,harp"]) == 2
+    said = capsys.readouterr().err
+    assert "'hart_2'" in said
+    assert said.endswith("got ['harp']\n")
     assert main(["--out", str(tmp_path), "--report"]) == 0
     assert "strings_demo is left out: no results" in capsys.readouterr().err
     for flag, text, allowed in (("--claims", "7", "1, 2, 3, 4, 5, 6"), ("--seeds", "0,9", "0, 1, 2")):
