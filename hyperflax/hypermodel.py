@@ -267,10 +267,11 @@ class Hypermodel:
             raise ConfigError(f"supports: expected 1 to {len(pairs)}, the number of examples, got {supports}")
         if definition and not in_support(self.config.episodes.definition):
             raise ConfigError(f"definition: expected none, which this model was trained with, got {definition!r:.80}")
-        shown = [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
-        self._check_support(shown, definition, names)
-        dealt = deal(pairs, supports)
-        rows = [self.episode(part, [], definition, shots=len(dealt[0]))["support_tokens"] for part in dealt]
+        shown = self._examples(pairs)
+        info = self._info(definition)
+        self._check_support(shown, info, names)
+        dealt = deal(shown, supports)
+        rows = [self._episode(part, [], info, len(dealt[0]))["support_tokens"] for part in dealt]
         sentinel = self.config.vocabulary.sentinel(self.config.episodes.input_sentinel)
         if (read := sum(np.count_nonzero(part == sentinel) for part in rows)) < len(pairs):
             _LOG.warning(
@@ -292,10 +293,9 @@ class Hypermodel:
         )
         return Adapter(tree, self.config.spec, metadata)
 
-    def _check_support(self, shown: Sequence[Example], definition: str | None, names: Sequence[str]) -> None:
+    def _check_support(self, shown: Sequence[Example], info: TaskInfo, names: Sequence[str]) -> None:
         """Raises DataError if an example fits no row of a support, even alone."""
         config = self.config.episodes
-        info = TaskInfo(definition=tokenise(definition, self.config.vocabulary)) if definition else TaskInfo()
         lengths = np.asarray([(len(example.inputs), len(example.targets)) for example in shown])
         fits = fitting_support(lengths, info, config)
         if not fits.all():
@@ -397,13 +397,22 @@ class Hypermodel:
 
         Rows are padded to one of few numbers, so that not every number of examples is compiled for.
         """
-        vocabulary = self.config.vocabulary
+        return self._episode(self._examples(support), self._examples(scored), self._info(definition), shots)
+
+    def _episode(
+        self, shown: Sequence[Example], asked: Sequence[Example], info: TaskInfo, shots: int
+    ) -> dict[str, np.ndarray]:
+        """`episode` of tokens."""
         config = self.config.episodes
-        room = rounded_up(max(len(support), shots, config.shots))
-        config = config.replace(shots=room, examples=rounded_up(max(len(scored), 1)))
-        info = TaskInfo(definition=tokenise(definition, vocabulary)) if definition else None
-        shown, asked = ([Example.from_text(*pair, vocabulary) for pair in pairs] for pairs in (support, scored))
-        return episode_arrays(shown, asked, config, vocabulary, info, "examples")
+        room = rounded_up(max(len(shown), shots, config.shots))
+        config = config.replace(shots=room, examples=rounded_up(max(len(asked), 1)))
+        return episode_arrays(shown, asked, config, self.config.vocabulary, info, "examples")
+
+    def _examples(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+        return [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
+
+    def _info(self, definition: str | None) -> TaskInfo:
+        return TaskInfo(definition=tokenise(definition, self.config.vocabulary)) if definition else TaskInfo()
 
     def own_examples(
         self, supports: Sequence[Sequence[Example]], infos: Sequence[TaskInfo] | None = None

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hyperflax.data import registry
@@ -161,16 +161,18 @@ def natural_instructions_source(
     Raises:
       DataError: see `task_files` and `read_task_file`.
     """
-    return InMemorySource.from_stream(_stream(root, split, vocabulary, max_instances), vocabulary)
+    return _source(read_split(root, split, max_instances), vocabulary)
 
 
-def _stream(
-    root: pathlib.Path | str, split: str, vocabulary: Vocabulary, max_instances: int | None
-) -> Iterator[StreamedExample]:
+def _source(tasks: Iterable[TaskFile], vocabulary: Vocabulary) -> InMemorySource:
+    return InMemorySource.from_stream(_stream(tasks, vocabulary), vocabulary)
+
+
+def _stream(tasks: Iterable[TaskFile], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
     def tokens(pair: tuple[str, str], references: Sequence[str] = ()) -> Example:
         return Example.from_text(*pair, vocabulary, references=references)
 
-    for task in read_split(root, split, max_instances):
+    for task in tasks:
         info = TaskInfo(tokenise(task.definition, vocabulary), tuple(map(tokens, task.positives)), task.category)
         for source, outputs in task.instances:
             yield StreamedExample(task.name, tokens((source, outputs[0]), outputs), info)
@@ -234,14 +236,14 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
     Raises:
       ConfigError: no root.
     """
-    found = find_root(root)
-    sizes = {task.name: len(task.instances) for task in read_split(found, "test")}
+    tasks = list(read_split(find_root(root), "test"))
+    sizes = {task.name: len(task.instances) for task in tasks}
     short = {name: size for name, size in sizes.items() if size < OFFICIAL_TEST_INSTANCES}
     if list(short.values()) == [SHORTEST_TEST_TASK]:  # the official files have one such
         short = {}
     return Suite(
         name="natural_instructions",
-        sources={"test": lambda vocabulary: natural_instructions_source(found, "test", vocabulary)},
+        sources={"test": lambda vocabulary: _source(tasks, vocabulary)},
         unit="test tasks",
         official=OFFICIAL_TEST_TASKS,
         metric="rouge_l",

@@ -437,6 +437,13 @@ def test_estimating_encodes_no_example_twice(model: Hypermodel, monkeypatch: pyt
         np.testing.assert_allclose(leaf, expected[path], atol=1e-5 * np.abs(expected[path]).max(), err_msg=path)
 
 
+def test_adapting_tokenises_no_text_twice(model: Hypermodel, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, texts = Bytes.encode, []
+    monkeypatch.setattr(Bytes, "encode", lambda self, text: texts.append(text) or encode(self, text))
+    model.adapt(EXAMPLES, supports=2, refine_steps=1)
+    assert sorted(texts) == sorted(text for pair in EXAMPLES for text in pair)
+
+
 def test_several_supports_are_averaged_in_slot_states(model: Hypermodel) -> None:
     pairs = [*EXAMPLES, ("hi", "HI"), ("jk", "JK")]
     parts = [pairs[0::2], pairs[1::2]]

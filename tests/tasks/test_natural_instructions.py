@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hyperflax.data import registry
@@ -94,6 +95,24 @@ def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.Monke
     finally:
         for split in ni.SPLITS:
             registry.unregister_source(f"natural_instructions_{split}")
+
+
+def test_the_suite_reads_every_test_task_once_and_counts_its_instances(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = checkout(tmp_path / "ni", {"task1_a": task(1)}, {"task2_b": task(150), "task3_c": task(2)})
+    read, files = ni.read_task_file, []
+    monkeypatch.setattr(ni, "read_task_file", lambda path: files.append(path.name) or read(path))
+    suite = ni.suite(root)
+    source = suite.sources["test"](Bytes())
+    assert files == ["task2_b.json", "task3_c.json"]
+    assert suite.missing == ("task3_c: 2 of 100 instances",)
+    expected = ni.natural_instructions_source(root, "test", Bytes())
+    assert source.task_names == expected.task_names
+    for index, size in enumerate((100, 2)):
+        np.testing.assert_equal(source.info(index), expected.info(index))
+        for number in range(size):
+            np.testing.assert_equal(source.example(index, number), expected.example(index, number))
 
 
 def test_a_task_that_is_too_small_or_an_example_that_is_too_long_is_named(root: pathlib.Path) -> None:
