@@ -51,12 +51,15 @@ MAY_IMPORT = {
     "tuner": BASE | SIDE | {""},
     "training": BASE | SIDE | {"", "objectives"},
     "hypermodel": BASE | SIDE | {"", "objectives", "training"},
+    "trainables": BASE | SIDE | {"", "objectives", "training", "hypermodel"},
     "serving": BASE | SIDE | {"", "hypermodel"},
     "integrations": BASE | SIDE | {"", "objectives", "training", "hypermodel"},
     "tune": BASE | SIDE | {"", "objectives", "training", "hypermodel", "finetune", "tuner"},
-    "compile": BASE | SIDE | {"", "objectives", "training", "hypermodel", "train"},
-    "cli": BASE | SIDE | {"", "objectives", "training", "hypermodel", "compile", "serving", "tune", "tuner", *JOBS},
-    **{job: BASE | SIDE | {"", "objectives", "training", "hypermodel"} for job in JOBS},
+    "compile": BASE | SIDE | {"", "objectives", "training", "trainables"},
+    "cli": BASE
+    | SIDE
+    | {"", "objectives", "training", "hypermodel", "trainables", "compile", "serving", "tune", "tuner", *JOBS},
+    **{job: BASE | SIDE | {"", "objectives", "training", "hypermodel", "trainables"} for job in JOBS},
 }
 # The package's own doors: `import hyperflax` and `python -m hyperflax`.
 DOORS = {"__init__", "__main__"}

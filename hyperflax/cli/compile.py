@@ -20,7 +20,7 @@ from hyperflax.data.examples import ExampleSource, InMemorySource, parts_of
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import ConfigError
 from hyperflax.files import atomic_file, write_json
-from hyperflax.train import TaskAdapters
+from hyperflax.trainables import TaskAdapters
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from hyperflax.training.task_adapters import WithTaskAdapters
 

@@ -116,7 +116,7 @@ def _train(shipped: Hypermodel, steps: int, out: pathlib.Path) -> Hypermodel:
     """
     from hyperflax.data.episodes import Episodes
     from hyperflax.hypermodel import Hypermodel
-    from hyperflax.train import HypernetworkOf
+    from hyperflax.trainables import HypernetworkOf
     from hyperflax.training import loop
     from hyperflax.training.optimizers import make_optimizer
     from hyperflax.training.partitioning import Partitioner

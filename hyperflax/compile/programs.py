@@ -23,7 +23,7 @@ from hyperflax.models.decoding import decode
 from hyperflax.objectives.episode import HypermodelObjective, episodes_of
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
 from hyperflax.objectives.protocol import BATCH_AXES
-from hyperflax.train import Trainable
+from hyperflax.trainables import Trainable
 from hyperflax.training import loop
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner

@@ -1,0 +1,169 @@
+"""A hypernetwork over a frozen T5: HyperT5 and HART (Phang et al. 2022; Liang et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+
+from hyperflax import trees
+from hyperflax.buckets import Location
+from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
+from hyperflax.checkpoints.shapes import leaf_problems
+from hyperflax.checkpoints.tensors import StorageDtype
+from hyperflax.data import vocabularies
+from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.files import fetched
+from hyperflax.hypermodel import Hypermodel, HypermodelConfig
+from hyperflax.hypernets.hyper_t5 import initialise_from_t5
+from hyperflax.models.session import cast_kernels, changes_parameters
+from hyperflax.models.stacking import stack_layers, unstack_layers
+from hyperflax.objectives.episode import HypermodelObjective
+from hyperflax.trainables.protocol import abstract_t5, load_same
+from hyperflax.training.base_model import Origin, read_base
+from hyperflax.training.partitioning import Partitioner
+from hyperflax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class HypernetworkOf:
+    """A hypernetwork that writes adapters for a frozen T5.
+
+    Attributes:
+      config: base model, adapters, hypernetwork, episodes and vocabulary.
+      base_checkpoint: the frozen T5: a T5 directory, a model directory, a T5X checkpoint or a Hugging Face model. It is
+        read once more when the model is exported. A run goes on, and is exported, with the base that it began with.
+      start: the hypernetwork's own T5 starts as a copy of the base (`base`), at random (`random`), or from another T5
+        or T5X checkpoint (its path), and the rest of it anew; the path of a model directory, such as hyperpretraining
+        leaves, starts the whole hypernetwork from the one in it.
+      fresh_heads: of the hypernetwork in the model directory `start` keep only the T5, which has learnt to read
+        examples; slots and heads start anew, so they may be those of other adapters.
+      name: of the exported model.
+      z_loss, label_smoothing: of the token loss.
+      distillation: weight of the divergence from the base model that reads the definition or the support; the
+        training episodes need a `teacher`.
+      consistency: weight of the distance between what is generated from several supports of a task; the training
+        episodes need `supports` of at least 2.
+      consistency_of: what is compared, slot `states` or `adapters`.
+      reconstruction: weight of the distance from each task's own adapter; the batches are `WithTaskAdapters`, of
+        adapters that `TaskAdapters` trained for the same base.
+      scan_layers: the layers of both networks are loops while they are trained, so that they compile in a time that
+        does not grow with their number. What is exported has its layers apart again.
+    """
+
+    config: HypermodelConfig
+    base_checkpoint: str
+    start: Literal["base", "random"] | str = "base"
+    fresh_heads: bool = False
+    name: str = "hypermodel"
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    distillation: float = 0.0
+    consistency: float = 0.0
+    consistency_of: Literal["states", "adapters"] = "states"
+    reconstruction: float = 0.0
+    scan_layers: bool = False
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.config.vocabulary
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.base_checkpoint, *(() if self.start in ("base", "random") else (self.start,)))
+
+    @property
+    def objective(self) -> HypermodelObjective:
+        base, hypernetwork = self.config.build(scan_layers=self.scan_layers)
+        return HypermodelObjective(
+            base,
+            hypernetwork,
+            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing,
+            distillation=self.distillation,
+            consistency=self.consistency,
+            consistency_of=self.consistency_of,
+            reconstruction=self.reconstruction,
+        )
+
+    @property
+    def validation_objective(self) -> HypermodelObjective:
+        return dataclasses.replace(self.objective, distillation=0.0, consistency=0.0, reconstruction=0.0)
+
+    def read_frozen(self, partitioner: Partitioner) -> PyTree:
+        config = self.config.base.replace(scan_layers=self.scan_layers)
+        in_compute_dtype = self._read_in_compute_dtype
+        return read_base(
+            self.base_checkpoint, config, partitioner, vocabulary=self.vocabulary, compute_dtype=in_compute_dtype
+        )
+
+    @property
+    def abstract_frozen(self) -> PyTree:
+        config = self.config.base.replace(scan_layers=self.scan_layers)
+        shapes = abstract_t5(config)
+        if not self._read_in_compute_dtype:
+            return shapes
+        return jax.eval_shape(functools.partial(cast_kernels, config=config), shapes)
+
+    @property
+    def _read_in_compute_dtype(self) -> bool:
+        """Not for adapters that are added to parameters before a layer casts the sum."""
+        return not changes_parameters(leaf.path for leaf in self.config.spec.leaves)
+
+    def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
+        if self.start == "random":
+            return fresh
+        trunk = self.config.hypernetwork.t5
+        trained = self.start != "base" and is_model_directory(self.start)
+        if self.fresh_heads and not trained:
+            raise ConfigError(f"HypernetworkOf.fresh_heads: expected a model directory as start, got '{self.start}'")
+        if trained and not self.fresh_heads:
+            flat = {**fresh, "t5": unstack_layers(fresh["t5"], trunk)} if self.scan_layers else fresh
+            params = _trained_hypernetwork(self.start, flat, self.vocabulary)
+            return {**params, "t5": stack_layers(params["t5"], trunk)} if self.scan_layers else params
+        if trained:
+            t5 = _hypernetwork_params(self.start, self.vocabulary)["t5"]
+            return initialise_from_t5(fresh, stack_layers(t5, trunk) if self.scan_layers else t5)
+        path, shape = (self.base_checkpoint, self.config.base) if self.start == "base" else (self.start, trunk)
+        shape = shape.replace(scan_layers=self.scan_layers)
+        return initialise_from_t5(fresh, read_base(path, shape, partitioner, vocabulary=self.vocabulary))
+
+    def export(
+        self,
+        directory: Location,
+        params: PyTree,
+        results: dict[str, Any],
+        provenance: dict[str, Any],
+        dtype: StorageDtype | None,
+        origin: Origin | None,
+    ) -> None:
+        if self.scan_layers:
+            params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
+        base = load_same(self.base_checkpoint, self.config.base, self.vocabulary, origin)
+        model = Hypermodel(self.config, base, params, name=self.name, results=results, provenance=provenance)
+        model.save(directory, dtype=dtype, overwrite=True)
+
+
+def _hypernetwork_params(directory: str, vocabulary: Vocabulary) -> PyTree:
+    with fetched(directory) as folder:
+        parts = load_model_directory(folder)
+        if (found := vocabularies.from_json(parts.vocabulary, folder)) != vocabulary:
+            raise CheckpointError(f"{directory}: vocabulary: expected {vocabulary!r}, found {found!r}")
+        return parts.hypernetwork_params
+
+
+def _trained_hypernetwork(directory: str, fresh: PyTree, vocabulary: Vocabulary) -> PyTree:
+    """Returns the parameters of the hypernetwork in a model directory.
+
+    Raises:
+      CheckpointError: they are not those of `fresh`; lists every leaf that is missing, too much or of another shape.
+        Or they were trained with another vocabulary.
+    """
+    params = _hypernetwork_params(directory, vocabulary)
+    expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
+    if problems := leaf_problems(params, expected):
+        raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))
+    return params
