@@ -82,7 +82,7 @@ def test_named_files_exist(page: pathlib.Path):
     [
         ("add_an_adapter_kind.md", "hyperflax/adapters/kinds.py", 0),
         ("add_an_adapter_kind.md", "hyperflax/models/layers.py", 1),
-        ("add_a_hypernetwork.md", "hyperflax/hypermodel.py", 0),
+        ("add_a_hypernetwork.md", "hyperflax/hypermodel/config.py", 0),
     ],
 )
 def test_shown_changes_start_from_the_code(page: str, file: str, number: int):

@@ -11,7 +11,6 @@ import pytest
 from flax import linen as nn
 
 import hyperflax
-from hyperflax import hypermodel as module
 from hyperflax import trees
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
@@ -24,6 +23,7 @@ from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataErr
 from hyperflax.evaluation import conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig, load
+from hyperflax.hypermodel import arrays as module
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig

@@ -1,0 +1,46 @@
+"""Hypermodels by name or directory."""
+
+from __future__ import annotations
+
+import pathlib
+
+from hyperflax.checkpoints.model_directory import is_model_directory
+from hyperflax.errors import CheckpointError
+from hyperflax.files import fetched
+from hyperflax.hypermodel.text import Hypermodel
+
+SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "assets"
+
+
+def load(name_or_directory: pathlib.Path | str, *, hypernetwork: bool = True) -> Hypermodel:
+    """Loads a shipped hypermodel by name (`strings`) or any by its model directory, here or in a bucket.
+
+    Args:
+      name_or_directory: which.
+      hypernetwork: False leaves it on the disk: half the time and memory, for predictions with adapters that are there.
+
+    Raises:
+      CheckpointError: there is no such model, or its files are damaged.
+    """
+    with fetched(name_or_directory) as directory:
+        return Hypermodel.from_directory(find(directory), hypernetwork=hypernetwork)
+
+
+def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:
+    """Returns the directory of a model that `load` takes. Raises CheckpointError where there is none."""
+    path = pathlib.Path(name_or_directory)
+    if not path.is_dir() and path.name == str(name_or_directory) and (SHIPPED / path.name).is_dir():
+        path = SHIPPED / path.name
+    if not path.is_dir():
+        names = sorted(p.name for p in SHIPPED.glob("*") if is_model_directory(p))
+        shipping = f"one of {names}" if names else "(none ships with this version; docs/strings.md trains one)"
+        raise CheckpointError(f"model '{name_or_directory}': expected a model directory or {shipping}")
+    if not is_model_directory(path):
+        inside = next(filter(is_model_directory, path.glob("*")), None)
+        hint = (
+            f"one is {inside}"
+            if inside
+            else "`hyperflax inspect` says what this is, `hyperflax train` makes one of a T5"
+        )
+        raise CheckpointError(f"model '{name_or_directory}': expected a hypermodel, with hypermodel.json; {hint}")
+    return path

@@ -1,0 +1,278 @@
+"""A hypermodel on text: the examples of a task to its adapter, and inputs to predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
+from hyperflax.checkpoints.fingerprint import support_hash
+from hyperflax.data.batches import text_batch
+from hyperflax.data.episode_config import in_inputs, in_support
+from hyperflax.data.episode_plan import fitting_support, support_overhead
+from hyperflax.data.examples import Example, TaskInfo, tokenise
+from hyperflax.data.jsonl import Line
+from hyperflax.data.rendering import deal, episode_arrays
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE, ArrayHypermodel
+from hyperflax.models.decoding import Method
+from hyperflax.padding import rounded_up
+from hyperflax.types import Array
+
+ROWS = 64  # rows decoded at once
+_LOG = logging.getLogger("hyperflax")
+
+TextPair = tuple[str, str] | Mapping[str, str] | Line
+
+
+class Hypermodel(ArrayHypermodel):
+    """A hypermodel that takes and gives text; the methods of `ArrayHypermodel` take whole batches of tasks.
+
+    >>> adapter = model.adapt([("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A.")])
+    >>> model.predict(["grace hopper"], adapter)
+    ['Hopper, G.']
+    """
+
+    def check_plain_inputs(self) -> None:
+        """Raises ConfigError for a model in whose episodes a definition or examples stand before every input.
+
+        Its inputs make sense behind their task's context alone, which an adapter does not carry.
+        """
+        if self.config.episodes.inputs_have_context:
+            places = ("definition", "positives", "demonstrations")
+            given = ", ".join(f"{place}='{getattr(self.config.episodes, place)}'" for place in places)
+            raise ConfigError(
+                f"model '{self.parts.name}': expected episodes with nothing before the inputs, got {given}; such a "
+                "model is evaluated (hyperflax evaluate), it does not adapt and predict from text"
+            )
+
+    def adapt(
+        self,
+        examples: Iterable[TextPair],
+        *,
+        refine_steps: int = 0,
+        definition: str | None = None,
+        supports: int = 1,
+        learning_rate: float = REFINE_LEARNING_RATE,
+    ) -> Adapter:
+        """Generates an adapter from examples in one forward pass.
+
+        Args:
+          examples: (input, target) pairs, mappings with `input` and `target`, or lines of `read_lines`; at least one.
+            Those that a joint row has no room for are not read, which is logged.
+          refine_steps: Adam steps on the same examples afterwards; those that are longer than the rows of training are
+            cut for them, which is logged.
+          definition: the task's instruction, for models whose episodes have one.
+          supports: the examples are dealt out to so many supports, each is read alone, and the adapter is written from
+            the mean of their slot states: for more examples than one support holds, or than training showed at once.
+          learning_rate: of the refining steps.
+
+        Raises:
+          DataError: no example, one that is no pair of strings, or one that is too long for the support; names its
+            number, or its line.
+          ConfigError: a number out of its range, a definition for a model that reads none, or a model with context
+            before its inputs.
+        """
+        self.check_plain_inputs()
+        given = list(examples)
+        names = [one.at if isinstance(one, Line) else f"example {number}" for number, one in enumerate(given)]
+        pairs = [_pair(example, name) for example, name in zip(given, names, strict=True)]
+        if not pairs:
+            raise DataError("examples: expected at least one (input, target) pair, got none")
+        if refine_steps < 0:
+            raise ConfigError(f"refine_steps: expected 0 or more, got {refine_steps}")
+        if not 1 <= supports <= len(pairs):
+            raise ConfigError(f"supports: expected 1 to {len(pairs)}, the number of examples, got {supports}")
+        if definition and not in_support(self.config.episodes.definition):
+            raise ConfigError(f"definition: expected none, which this model was trained with, got {definition!r:.80}")
+        shown = self._examples(pairs)
+        info = self._info(definition)
+        self._check_support(shown, info, names)
+        dealt = deal(shown, supports)
+        rows = [self._episode(part, [], info, len(dealt[0]))["support_tokens"] for part in dealt]
+        sentinel = self.config.vocabulary.sentinel(self.config.episodes.input_sentinel)
+        if (read := sum(np.count_nonzero(part == sentinel) for part in rows)) < len(pairs):
+            _LOG.warning(
+                "%d of %d examples are read, a row of %d tokens has no room for more; `supports` deals them out",
+                read,
+                len(pairs),
+                self.config.episodes.support_length,
+            )
+        adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
+        if refine_steps:
+            self._tell_what_is_cut(shown)
+            adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)
+        tree = jax.tree.map(lambda leaf: leaf[0], jax.device_get(adapters))
+        metadata = AdapterMetadata(
+            base_fingerprint=self.base_fingerprint,
+            hypermodel=self.parts.id,
+            support_hash=support_hash({"input": x, "target": y} for x, y in pairs),
+            refine_steps=refine_steps,
+        )
+        return Adapter(tree, self.config.spec, metadata)
+
+    def _check_support(self, shown: Sequence[Example], info: TaskInfo, names: Sequence[str]) -> None:
+        """Raises DataError if an example fits no row of a support, even alone."""
+        config = self.config.episodes
+        lengths = np.asarray([(len(example.inputs), len(example.targets)) for example in shown])
+        fits = fitting_support(lengths, info, config)
+        if not fits.all():
+            first = int(np.argmin(fits))
+            raise DataError(
+                f"{names[first]}: expected at most {config.support_length} tokens, sentinels, end of sequence and a "
+                f"definition in the same row included, got {lengths[first].sum() + support_overhead(info, config)}; "
+                "demonstrations are never truncated"
+            )
+
+    def _tell_what_is_cut(self, shown: Sequence[Example]) -> None:
+        """Logs how many examples refining does not see whole."""
+        config = self.config.episodes
+        room = config.inputs_length, config.targets_length
+        if cut := sum(len(e.inputs) >= room[0] or len(e.targets) >= room[1] for e in shown):
+            _LOG.warning(
+                "%d of %d examples are cut for refining, to %d tokens of input and %d of target",
+                cut,
+                len(shown),
+                *room,
+            )
+
+    def predict(
+        self,
+        inputs: Sequence[str],
+        adapter: Adapter | None = None,
+        *,
+        method: Method | None = None,
+        max_length: int | None = None,
+        rng: Array | None = None,
+    ) -> list[str]:
+        """Runs the T5 on texts, with an adapter or bare.
+
+        Args:
+          inputs: any number of texts.
+          adapter: made for this base model; None runs the bare model.
+          method: how to decode; greedy by default.
+          max_length: most tokens of a prediction; by default what the model was trained for.
+          rng: key of the draws, for `Sample`.
+
+        Raises:
+          DataError: one text instead of several, or an input that is too long; names its number.
+          AdapterError: the adapter belongs to another base model.
+          ConfigError: a model with context before its inputs; `Sample` without a key.
+        """
+        return list(self.answers(inputs, adapter, method=method, max_length=max_length, rng=rng))
+
+    def answers(
+        self,
+        inputs: Sequence[str],
+        adapter: Adapter | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        method: Method | None = None,
+        max_length: int | None = None,
+        rng: Array | None = None,
+    ) -> Iterator[str]:
+        """Yields what `predict` returns as batches are done; all inputs are looked at before the first is decoded.
+
+        Args:
+          inputs, adapter, method, max_length, rng: see `predict`.
+          names: what to call the inputs in an error; by default their numbers.
+
+        Raises (when the first answer is asked for):
+          DataError, AdapterError, ConfigError: see `predict`.
+        """
+        self.check_plain_inputs()
+        if isinstance(inputs, str):  # a sequence of texts, too: its letters
+            raise DataError(f"inputs: expected a list of texts, got the one text {inputs!r:.80}")
+        tree = None
+        if adapter is not None:
+            check_base(adapter, self.base_fingerprint)
+            check_spec(adapter.spec, self.config.base)
+            tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], adapter.tree)
+        vocabulary = self.config.vocabulary
+        tokens = text_batch(
+            [(tokenise(text, vocabulary), ()) for text in inputs],
+            inputs_length=self.config.episodes.inputs_length,
+            targets_length=2,
+            names=names or [f"input {number}" for number in range(len(inputs))],
+        )["encoder_input_tokens"]
+        for start in range(0, len(tokens), ROWS):
+            rows = tokens[start : start + ROWS]
+            padded = np.pad(rows, ((0, rounded_up(len(rows)) - len(rows)), (0, 0)))
+            key = None if rng is None else jax.random.fold_in(rng, start)
+            out = self.decode(padded[None], tree, method=method, max_length=max_length, rng=key)[0]
+            yield from (vocabulary.decode(row.tolist()) for row in out[: len(rows)])
+
+    # Text to the arrays of `ArrayHypermodel`
+
+    def episode(
+        self,
+        support: Sequence[tuple[str, str]],
+        scored: Sequence[tuple[str, str]],
+        definition: str | None = None,
+        shots: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Returns one episode's arrays from text, with room for as many shots as `support` has, at least `shots`.
+
+        Rows are padded to one of few numbers, so that not every number of examples is compiled for.
+        """
+        return self._episode(self._examples(support), self._examples(scored), self._info(definition), shots)
+
+    def _episode(
+        self, shown: Sequence[Example], asked: Sequence[Example], info: TaskInfo, shots: int
+    ) -> dict[str, np.ndarray]:
+        """`episode` of tokens."""
+        config = self.config.episodes
+        room = rounded_up(max(len(shown), shots, config.shots))
+        config = config.replace(shots=room, examples=rounded_up(max(len(asked), 1)))
+        return episode_arrays(shown, asked, config, self.config.vocabulary, info, "examples")
+
+    def _examples(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+        return [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
+
+    def _info(self, definition: str | None) -> TaskInfo:
+        return TaskInfo(definition=tokenise(definition, self.config.vocabulary)) if definition else TaskInfo()
+
+    def own_examples(
+        self, supports: Sequence[Sequence[Example]], infos: Sequence[TaskInfo] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Returns every task's support as inputs and targets [task, example, length], what refining trains on.
+
+        Definitions and positives, given as `infos`, stand before the inputs where they stood in training; the support
+        never does, it would show its own targets. What is too long is cut. Rows of padding, of weight 0, fill up to one
+        of few numbers of examples.
+        """
+        episodes = self.config.episodes
+        config = episodes.replace(
+            examples=rounded_up(max([1, *map(len, supports)])),
+            definition="inputs" if in_inputs(episodes.definition) else "none",
+            positives="inputs" if in_inputs(episodes.positives) else "none",
+            demonstrations="none",
+            teacher="none",
+            too_long="truncate",
+        )
+        infos = infos or len(supports) * [TaskInfo()]
+        rows = [
+            episode_arrays((), support, config, self.config.vocabulary, info)
+            for support, info in zip(supports, infos, strict=True)
+        ]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
+
+
+def _pair(example: TextPair, name: str) -> tuple[str, str]:
+    if isinstance(example, Line):
+        return example.input, example.target
+    if isinstance(example, Mapping):
+        missing = [key for key in ("input", "target") if key not in example]
+        if missing:
+            raise DataError(f"{name}: expected keys 'input' and 'target', got {sorted(example)}")
+        example = (example["input"], example["target"])
+    # A string of two characters is a sequence of two strings, too.
+    pair = () if isinstance(example, str) or not isinstance(example, Sequence) else tuple(example)
+    if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        raise DataError(f"{name}: expected an (input, target) pair of strings, got {example!r:.80}")
+    return pair
