@@ -23,11 +23,9 @@ hyperflax tasks --module hyperflax_tasks.p3
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -38,93 +36,12 @@ from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.suite import Suite
 
+from . import p3_split
 from .natural_instructions import find_vocabulary
 
 ROOT_VARIABLE = "HYPERFLAX_P3"
 SPLITS = ("train", "held_out")
 POSITIVES = 64  # first lines of a held-out prompt-task's train.jsonl that serve as its positives
-
-
-class DataSet(NamedTuple):
-    """A held-out data set: its evaluation templates in T0's list, and the examples of its validation split."""
-
-    templates: tuple[str, ...]
-    examples: int
-
-
-def _data_set(examples: int, templates: str) -> DataSet:
-    return DataSet(tuple(templates.split()), examples)
-
-
-_ENTAILMENT = """
-    always_sometimes_never based_on_the_previous_passage can_we_infer claim_true_false_inconclusive
-    consider_always_sometimes_never does_it_follow_that does_this_imply GPT_3_style
-    guaranteed_possible_impossible guaranteed_true justified_in_saying MNLI_crowdsource must_be_true
-    should_assume take_the_following_as_truth
-"""
-
-# T0's main evaluation, the data sets and the templates of each by the names that `canonical` gives them.
-HELD_OUT = {
-    "anli_dev_r1": _data_set(1000, _ENTAILMENT),
-    "anli_dev_r2": _data_set(1000, _ENTAILMENT),
-    "anli_dev_r3": _data_set(1200, _ENTAILMENT),
-    "hellaswag": _data_set(
-        10_042,
-        """
-        complete_first_then if_begins_how_continues Predict_ending_with_hint Randomized_prompts_template
-        """,
-    ),
-    "story_cloze_2016": _data_set(
-        1871,
-        """
-        Answer_Given_options Choose_Story_Ending Movie_What_Happens_Next Novel_Correct_Ending
-        Story_Continuation_and_Options
-        """,
-    ),
-    "super_glue_cb": _data_set(56, _ENTAILMENT),
-    "super_glue_copa": _data_set(
-        100,
-        """
-        As_a_result_C1_or_C2 best_option C1_or_C2_premise_so_because cause_effect choose exercise
-        i_am_hesitating more_likely plausible_alternatives What_could_happen_next_C1_or_C2
-        which_may_be_caused_by why_C1_or_C2
-        """,
-    ),
-    "super_glue_rte": _data_set(
-        277,
-        """
-        based_on_the_previous_passage can_we_infer does_it_follow_that does_this_imply GPT_3_style
-        guaranteed_true justified_in_saying MNLI_crowdsource must_be_true should_assume
-        """,
-    ),
-    "super_glue_wic": _data_set(
-        638,
-        """
-        affirmation_true_or_false GPT_3_prompt GPT_3_prompt_with_label grammar_homework polysemous
-        question_context question_context_meaning question_context_meaning_with_label same_sense similar_sense
-        """,
-    ),
-    "super_glue_wsc_fixed": _data_set(
-        104,
-        """
-        by_p_they_mean does_p_stand_for does_the_pronoun_refer_to GPT_3_Style I_think_they_mean in_other_words
-        p_is_are_r replaced_with the_pronoun_refers_to Who_or_what_is_are
-        """,
-    ),
-    "winogrande_winogrande_xl": _data_set(
-        1267,
-        """
-        does_underscore_refer_to fill_in_the_blank Replace stand_for underscore_refer_to
-        """,
-    ),
-}
-# Not T0's to train on: other configurations and splits of the held-out data sets, what T0+ and T0++ add, and the data
-# sets of the evaluation of bias.
-_NEVER_TRAINED = (
-    *("anli_", "hellaswag_", "story_cloze_", "super_glue_", "winogrande_"),
-    *("ai2_arc_", "openbookqa_", "piqa_", "race_", "squad_v2_", "trivia_qa_", "web_questions_"),
-    *("crows_pairs_", "jigsaw_toxicity_pred_", "wino_bias_"),
-)
 
 
 class PromptExample(NamedTuple):
@@ -133,36 +50,6 @@ class PromptExample(NamedTuple):
     inputs: str
     target: str
     choices: tuple[str, ...] = ()
-
-
-def canonical(prompt_task: str) -> str:
-    """A prompt-task's name in the form of `HELD_OUT`: P3 itself has dots, doubled underscores and ANLI's round last.
-
-    >>> canonical("super_glue_wsc.fixed_p_is_are_r"), canonical("anli_GPT_3_style_r1")
-    ('super_glue_wsc_fixed_p_is_are_r', 'anli_dev_r1_GPT_3_style')
-    """
-    name = re.sub("[^A-Za-z0-9]+", "_", prompt_task).strip("_")
-    return re.sub(r"^anli_(?!dev_)(?P<template>\w+)_(?P<round>r[123])$", r"anli_dev_\g<round>_\g<template>", name)
-
-
-@functools.cache  # seqio's Tasks ask for it with every example
-def data_set(prompt_task: str) -> str | None:
-    """The held-out data set of a prompt-task under one of T0's evaluation templates; None for all others.
-
-    >>> data_set("super_glue_cb_GPT_3_style"), data_set("super_glue_cb_GPT_3_style_score_eval")
-    ('super_glue_cb', None)
-    """
-    return next((name for name in HELD_OUT if _template(prompt_task, name)), None)
-
-
-def _template(prompt_task: str, name: str) -> str | None:
-    """Which of a held-out data set's templates it is; between the two names may stand what part of the data set."""
-    prompt_task = canonical(prompt_task)
-    if not prompt_task.startswith(f"{name}_"):
-        return None
-    # The longest: Winogrande has both "underscore refer to" and "does underscore refer to".
-    fitting = [one for one in HELD_OUT[name].templates if prompt_task.endswith(f"_{one}")]
-    return max(fitting, key=len, default=None)
 
 
 def prompt_tasks(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
@@ -175,10 +62,12 @@ def prompt_tasks(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
         raise DataError(f"P3: expected a split out of {SPLITS}, got '{split}'")
     root = pathlib.Path(root)
     if split == "held_out":
-        found = [path.parent for path in root.glob("*/validation.jsonl") if data_set(path.parent.name)]
+        found = [
+            path.parent for path in root.glob("*/validation.jsonl") if p3_split.held_out_data_set(path.parent.name)
+        ]
     else:
         folders = (path.parent for path in root.glob("*/train.jsonl"))
-        found = [folder for folder in folders if not canonical(folder.name).startswith(_NEVER_TRAINED)]
+        found = [folder for folder in folders if p3_split.is_trained_on(folder.name)]
     if not found:
         file = "train" if split == "train" else "validation"
         raise DataError(f"{root}: expected folders <prompt-task>/{file}.jsonl of the {split} split, found none")
@@ -259,7 +148,7 @@ def _stream(
     for name, example in read_split(root, split, most):
         if name not in infos:
             shown = read_positives(root, name) if split == "held_out" else []
-            infos[name] = TaskInfo(positives=tuple(map(tokens, shown)), category=data_set(name) or "")
+            infos[name] = TaskInfo(positives=tuple(map(tokens, shown)), category=p3_split.held_out_data_set(name) or "")
         yield StreamedExample(name, tokens(example), infos[name])
 
 
@@ -290,9 +179,9 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
     folders = prompt_tasks(found, "held_out")
     pooled = all((folder / "train.jsonl").is_file() for folder in folders)
     missing = [] if pooled else ["the support is taken from the validation examples, which are then not scored"]
-    for name, official in HELD_OUT.items():
-        own = [folder / "validation.jsonl" for folder in folders if data_set(folder.name) == name]
-        templates = {_template(path.parent.name, name) for path in own}
+    for name, official in p3_split.HELD_OUT.items():
+        own = [folder / "validation.jsonl" for folder in folders if p3_split.held_out_data_set(folder.name) == name]
+        templates = {p3_split.template(path.parent.name, name) for path in own}
         if own and len(templates) < len(official.templates):
             missing.append(f"{name}: {len(templates)} of {len(official.templates)} templates")
         lines = [sum(1 for line in path.read_bytes().splitlines() if line.strip()) for path in own]
@@ -302,7 +191,7 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
         name="p3",
         sources={"held_out": lambda vocabulary: p3_source(found, "held_out", vocabulary)},
         unit="data sets",
-        official=len(HELD_OUT),
+        official=len(p3_split.HELD_OUT),
         metric="accuracy",
         support="positives" if pooled else "examples",
         ranked="sum",

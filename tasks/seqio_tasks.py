@@ -36,7 +36,7 @@ from hyperflax.data.examples import tokenise
 from hyperflax.data.seqio_source import import_seqio
 from hyperflax.data.vocabularies import Bytes, SentencePiece, Vocabulary
 from hyperflax.errors import ConfigError, DataError
-from hyperflax_tasks import metaicl, p3
+from hyperflax_tasks import metaicl, p3, p3_split
 from hyperflax_tasks import natural_instructions as ni
 from hyperflax_tasks.strings import load_split, make_examples
 
@@ -134,7 +134,7 @@ def register_p3(root: pathlib.Path | str | None = None, vocabulary: Vocabulary |
                     "targets": example.target,
                     "options": list(example.choices),
                     "task": name,
-                    "category": p3.data_set(name) or "",
+                    "category": p3_split.held_out_data_set(name) or "",
                 }
 
         def count(split: str = split) -> int:

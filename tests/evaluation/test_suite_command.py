@@ -11,7 +11,7 @@ from hyperflax.cli.evaluate import SUITES, load_suite
 from hyperflax.cli.main import main
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.report import read_report
-from hyperflax_tasks import natural_instructions, p3
+from hyperflax_tasks import natural_instructions, p3_split
 from tests.evaluation.micro import hypermodel
 
 MODULE = """
@@ -29,7 +29,7 @@ def test_the_shipped_suites_are_found_by_name(materialised: pathlib.Path, monkey
     suites = [load_suite(f"{name}/hr_to_lr" if name == "metaicl" else name) for name in SUITES]
     assert [(suite.official, suite.unit) for suite in suites] == [
         (natural_instructions.OFFICIAL_TEST_TASKS, "test tasks"),
-        (len(p3.HELD_OUT), "data sets"),
+        (len(p3_split.HELD_OUT), "data sets"),
         (26, "test tasks"),
     ]
     exact = {name for name, metric in suites[0].category_metrics.items() if metric == "exact_match_normalised"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import pathlib
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from hyperflax.data import registry
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import ConfigError, DataError
-from hyperflax_tasks import p3
+from hyperflax_tasks import p3, p3_split
 
 
 def write(root: pathlib.Path, file: str, *rows: dict[str, Any]) -> pathlib.Path:
@@ -63,7 +62,7 @@ def test_t0s_templates_alone_are_held_out_and_what_t0_does_not_train_on_is_left_
     for name in (*held_out, *others):
         write(tmp_path, f"{name}/validation.jsonl", row("x", "y", "y", "n"))
     assert tuple(path.name for path in p3.prompt_tasks(tmp_path, "held_out")) == held_out
-    assert [p3.data_set(name) for name in held_out] == [
+    assert [p3_split.held_out_data_set(name) for name in held_out] == [
         *("anli_dev_r1", "hellaswag", "super_glue_copa", "super_glue_wic", "super_glue_wsc_fixed")
     ]
     assert {"hellaswag: 1 of 4 templates", "super_glue_wic: 1 of 10 templates"} <= set(p3.suite(tmp_path).missing)
@@ -134,15 +133,15 @@ def test_the_reference_data(materialised: pathlib.Path) -> None:
     for name, _ in p3.read_split(root, "train"):
         sizes[name] = sizes.get(name, 0) + 1
     assert (len(sizes), sum(sizes.values()), max(sizes.values())) == (283, 55_185, 200)
-    assert not [name for name in sizes if p3.data_set(name)]
+    assert not [name for name in sizes if p3_split.held_out_data_set(name)]
     t5 = SentencePiece(materialised / "vocab" / "spiece.model")
     source = p3.p3_source(root, "held_out", t5, max_examples=2)
     templates: dict[str, int] = {}
     for task in range(len(source.task_names)):
         templates[source.info(task).category] = templates.get(source.info(task).category, 0) + 1
     assert templates == {
-        name: len(p3.HELD_OUT[name].templates) - (name == "hellaswag")  # one of HellaSwag's four is not at hand
-        for name in sorted(p3.HELD_OUT)
+        name: len(p3_split.HELD_OUT[name].templates) - (name == "hellaswag")  # one of HellaSwag's four is not at hand
+        for name in sorted(p3_split.HELD_OUT)
         if name not in ("anli_dev_r3", "story_cloze_2016", "super_glue_wic", "winogrande_winogrande_xl")
     }
     example = source.example(source.task_names.index("super_glue_copa_choose"), 0)
@@ -151,25 +150,6 @@ def test_the_reference_data(materialised: pathlib.Path) -> None:
         "Water flowed from the spout.",
     ]
     assert t5.decode(example.targets) == "Water flowed from the spout."
-
-
-def test_templates_are_those_of_t0s_list(data_dir: pathlib.Path) -> None:
-    listed = json.loads((data_dir / "p3" / "t0_eval_template_list.json").read_text())
-    names = {p3.canonical(name): sorted(map(p3.canonical, templates)) for name, templates in listed.items()}
-    names |= {f"anli_dev_r{number}": names["anli"] for number in (1, 2, 3)}
-    del names["anli"]
-    assert {name: sorted(found.templates) for name, found in p3.HELD_OUT.items()} == names
-
-
-def test_the_training_mixture_is_all_of_t0s_and_nothing_of_t0_plus(
-    data_dir: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    with open(data_dir / "p3" / "t0_datasets.csv", newline="") as lines:
-        sets = [(f"{one['HF_name']}_{one['subset']}".strip("_"), one) for one in csv.DictReader(lines)]
-    for name, _ in sets:
-        write(tmp_path, f"{name}_template/train.jsonl", row("x", "y"))
-    found = {path.name.removesuffix("_template") for path in p3.prompt_tasks(tmp_path, "train")}
-    assert found == {name for name, given in sets if given["do_train"] == "BASE"}
 
 
 def test_the_suite_says_what_is_missing_of_it(materialised: pathlib.Path) -> None:
