@@ -1,4 +1,4 @@
-"""Which data sets T0 holds out, and under which templates; which it never trains on (Sanh et al. 2022).
+"""Which data sets T0 holds out, and under which templates; which it trains on, and at which rates (Sanh et al. 2022).
 
 A prompt-task is a data set under one prompt template, named `<data set>_<template>`; this is what its name tells. `p3`
 reads the files.
@@ -95,6 +95,54 @@ _NEVER_TRAINED = (
     *("crows_pairs_", "jigsaw_toxicity_pred_", "wino_bias_"),
 )
 
+# The data sets of T0's training mixture by the names that `canonical` gives them, with the training examples that T0's
+# list counts; CommonsenseQA, which has its questions as CoS-E, is what some copies of P3 call them.
+TRAINED = {
+    "adversarial_qa_dbert": 10_000,
+    "adversarial_qa_dbidaf": 10_000,
+    "adversarial_qa_droberta": 10_000,
+    "ag_news": 120_000,
+    "amazon_polarity": 3_600_000,
+    "app_reviews": 288_065,
+    "cnn_dailymail_3_0_0": 287_113,
+    "common_gen": 67_389,
+    "commonsense_qa": 9_741,
+    "cos_e_v1_11": 9_741,
+    "cosmos_qa": 25_262,
+    "dbpedia_14": 560_000,
+    "dream": 6_116,
+    "duorc_ParaphraseRC": 69_524,
+    "duorc_SelfRC": 60_721,
+    "gigaword": 3_803_957,
+    "glue_mrpc": 3_668,
+    "glue_qqp": 363_846,
+    "imdb": 25_000,
+    "kilt_tasks_hotpotqa": 88_869,
+    "multi_news": 44_972,
+    "paws_labeled_final": 49_401,
+    "qasc": 8_134,
+    "quail": 10_246,
+    "quarel": 1_941,
+    "quartz": 2_696,
+    "quoref": 19_399,
+    "ropes": 10_924,
+    "rotten_tomatoes": 8_530,
+    "samsum": 14_732,
+    "sciq": 11_679,
+    "social_i_qa": 33_410,
+    "trec": 5_452,
+    "wiki_bio": 582_659,
+    "wiki_hop_original": 43_738,
+    "wiki_qa": 20_360,
+    "wiqa": 29_808,
+    "xsum": 204_045,
+    "yelp_review_full": 650_000,
+}
+
+CAP = 500_000  # examples of a data set that count for mixing
+# The templates among which a data set of more examples shares the cap, as many as promptsource 0.1.0 has.
+_TEMPLATES = {"amazon_polarity": 9, "dbpedia_14": 4, "gigaword": 9, "wiki_bio": 5, "yelp_review_full": 7}
+
 
 def canonical(prompt_task: str) -> str:
     """A prompt-task's name in the form of `HELD_OUT`: P3 itself has dots, doubled underscores and ANLI's round last.
@@ -109,6 +157,23 @@ def canonical(prompt_task: str) -> str:
 def is_trained_on(prompt_task: str) -> bool:
     """Whether a prompt-task may stand in the training mixture: neither held out nor what T0 leaves to T0+ and T0++."""
     return not canonical(prompt_task).startswith(_NEVER_TRAINED)
+
+
+def mixing_rate(prompt_task: str) -> int | None:
+    """T0's mixing rate of a prompt-task, in examples; None where its data set is not in `TRAINED`.
+
+    It is the number of training examples of its data set, whatever its template makes of them; a data set of more than
+    `CAP` shares the cap among its templates. A smaller one does not share: the six prompts of QQP together weigh four
+    times as much as the nine of Gigaword, in T0's mixture as here.
+
+    >>> mixing_rate("imdb_Reviewer_Enjoyment"), mixing_rate("gigaword_TLDR"), mixing_rate("my_own_prompt")
+    (25000, 55555, None)
+    """
+    prompt_task = canonical(prompt_task)
+    name = next((name for name in TRAINED if prompt_task.startswith(f"{name}_")), None)
+    if name is None:
+        return None
+    return TRAINED[name] if TRAINED[name] <= CAP else CAP // _TEMPLATES[name]
 
 
 @functools.cache  # seqio's Tasks ask for it with every example

@@ -10,8 +10,9 @@
 - `metaicl_SETTING_train`, `metaicl_SETTING_test_SEED`: features inputs, targets, the strings task and category,
   positive_inputs, positive_targets and options (all three empty in training). `HYPERFLAX_METAICL` says where the tasks
   are; a setting none of whose tasks is there is left out.
-- `p3_train`, `p3_held_out`: features inputs, targets, the strings task and category, and options (empty in training).
-  `HYPERFLAX_P3` says where the prompt-tasks are.
+- `p3_PROMPT_TASK`, for every prompt-task of T0's training mixture: features inputs and targets. `p3_train`: the Mixture
+  of them with T0's rates. `p3_held_out`: a Task with the features inputs, targets, the strings task and category, and
+  options. `HYPERFLAX_P3` says where the prompt-tasks are; without training prompt-tasks there is no Mixture.
 
 With `shuffle=True` their examples come in one random order over all tasks, which the seed decides: a shuffle buffer
 alone would see the few tasks that happen to be next to each other in the files. They are written to a temporary file
@@ -25,6 +26,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -118,29 +120,65 @@ def register_natural_instructions(
 
 
 def register_p3(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
-    """Registers P3's two Tasks, each of which carries all prompt-tasks of a split; arguments as `p3.register`.
+    """Registers P3's training prompt-tasks, a Task each, their Mixture, and one Task of all held-out prompt-tasks.
+
+    The Mixture `p3_train` has the rates of `p3_split.mixing_rate`, of however many examples there are; prompt-tasks of
+    data sets that T0's list does not have are mixed in proportion to their examples, `p3_split.CAP` at most.
+
+    Args:
+      root, vocabulary: as for `p3.register`.
 
     Raises:
       ConfigError: no root, no vocabulary.
       MissingExtraError: seqio is not installed.
+
+    ```
+    register_p3("~/p3")
+    seqio.get_mixture_or_task("p3_train").get_dataset({"inputs": 1024, "targets": 256}, split="train")
+    ```
     """
     found, vocabulary = p3.find_root(root), ni.find_vocabulary(vocabulary)
-    for split in p3.SPLITS:
+    _register_p3_mixture(found, vocabulary)
 
-        def rows(split: str = split) -> Iterator[dict[str, Any]]:
-            for name, example in p3.read_split(found, split):
-                yield {
-                    "inputs": example.inputs,
-                    "targets": example.target,
-                    "options": list(example.choices),
-                    "task": name,
-                    "category": p3_split.held_out_data_set(name) or "",
-                }
+    def rows() -> Iterator[dict[str, Any]]:
+        for name, example in p3.read_split(found, "held_out"):
+            yield {
+                "inputs": example.inputs,
+                "targets": example.target,
+                "options": list(example.choices),
+                "task": name,
+                "category": p3_split.held_out_data_set(name) or "",
+            }
 
-        def count(split: str = split) -> int:
-            return sum(1 for _ in p3.read_split(found, split))
+    def count() -> int:
+        return sum(1 for _ in p3.read_split(found, "held_out"))
 
-        add_text_task(f"p3_{split}", split, rows, count, vocabulary, ("task", "category"), ("options",))
+    add_text_task("p3_held_out", "held_out", rows, count, vocabulary, ("task", "category"), ("options",))
+
+
+def _register_p3_mixture(root: pathlib.Path, vocabulary: Vocabulary) -> None:
+    seqio = import_seqio()
+    by_examples = functools.partial(seqio.mixing_rate_num_examples, maximum=p3_split.CAP)
+    try:
+        folders = p3.prompt_tasks(root, "train")
+    except DataError:  # held-out ones alone
+        return
+    rates = []
+    for folder in folders:
+
+        def rows(path: pathlib.Path = folder / "train.jsonl") -> Iterator[dict[str, Any]]:
+            for example in p3.read_file(path, choices=False):
+                yield {"inputs": example.inputs, "targets": example.target, "task": path.parent.name}
+
+        def count(path: pathlib.Path = folder / "train.jsonl") -> int:
+            return sum(1 for _ in p3.read_file(path, choices=False))
+
+        name = "p3_" + re.sub(r"[^\w.]", "_", folder.name)  # what seqio accepts, P3's own names as they are
+        add_text_task(name, "train", rows, count, vocabulary, ("task",), handed_on=("task",))
+        rates.append((name, p3_split.mixing_rate(folder.name) or by_examples))
+    if "p3_train" in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove("p3_train")
+    seqio.MixtureRegistry.add("p3_train", rates)
 
 
 def register_metaicl(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
@@ -185,6 +223,7 @@ def add_text_task(
     vocabulary: Vocabulary,
     text_features: Sequence[str] = (),
     list_features: Sequence[str] = (),
+    handed_on: Sequence[str] = (),
 ) -> None:
     """Adds a seqio Task over an iterator of texts; `inputs` and `targets` end with end of sequence, as T5X expects.
 
@@ -200,6 +239,7 @@ def add_text_task(
       count: `() -> examples`, called when somebody asks.
       vocabulary: of inputs and targets.
       text_features: further string features. list_features: string lists.
+      handed_on: those of `text_features` that a Mixture keeps. All Tasks of a Mixture must have the same ones.
 
     Raises:
       MissingExtraError: seqio is not installed.
@@ -231,13 +271,14 @@ def add_text_task(
 
     counted, spool = functools.cache(count), functools.cache(lambda: _Spool(rows()))
     feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary), add_eos=True)
+    text = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
         name,
         source=Counted(dataset_fn, splits=[split]),
         preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos_after_trim],
-        output_features={"inputs": feature, "targets": feature},
+        output_features={"inputs": feature, "targets": feature, **dict.fromkeys(handed_on, text)},
     )
 
 

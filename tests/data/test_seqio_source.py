@@ -17,7 +17,7 @@ from hyperflax.data.seqio_source import convert_vocabulary, list_seqio, load_seq
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
 from hyperflax_tasks import natural_instructions as ni
-from hyperflax_tasks import p3, seqio_tasks
+from hyperflax_tasks import seqio_tasks
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: pip install 'hyperflax[seqio]'")
@@ -291,27 +291,3 @@ def test_a_registered_text_task_feeds_t5x_as_any_other() -> None:
     batch = next(seqio.EncDecFeatureConverter(pack=False)(dataset, task_feature_lengths=lengths).as_numpy_iterator())
     assert batch["encoder_input_tokens"].tolist() == [100, 101, 1, 0]
     assert batch["decoder_target_tokens"].tolist() == [102, 1, 0]
-
-
-@pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize("split", p3.SPLITS)
-def test_p3_as_seqio_task_and_without_seqio_agree(split: str, model: str, tmp_path: pathlib.Path) -> None:
-    for task in ("imdb_a", "imdb_b", "super_glue_cb_can_we_infer", "super_glue_copa_choose"):
-        file = tmp_path / task / ("validation.jsonl" if task.startswith("super") else "train.jsonl")
-        file.parent.mkdir()
-        rows = [
-            {"inputs_pretokenized": f"{task} {i}?", "targets_pretokenized": " No", "answer_choices": ["Yes", "No"]}
-            for i in range(5)
-        ]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    seqio_tasks.register_p3(tmp_path, SentencePiece(model))
-    ours, theirs = p3.p3_source(tmp_path, split, SentencePiece(model)), load_seqio(f"p3_{split}", split)
-    assert ours.task_names == theirs.task_names
-    assert len(ours.task_names) == 2
-    for task in range(2):
-        assert ours.info(task).category == theirs.info(task).category
-        for index in range(5):
-            first, second = ours.example(task, index), theirs.example(task, index)
-            assert [x.tolist() for x in (first.inputs, first.targets, *first.options)] == [
-                x.tolist() for x in (second.inputs, second.targets, *second.options)
-            ]
