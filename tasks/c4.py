@@ -27,7 +27,7 @@ from hyperflax.data.examples import tokenise
 from hyperflax.data.seqio_source import import_seqio
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax_tasks.natural_instructions import find_vocabulary
-from hyperflax_tasks.seqio_tasks import seqio_vocabulary
+from hyperflax_tasks.text_task import seqio_vocabulary
 
 NAME = "c4"
 

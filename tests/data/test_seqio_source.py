@@ -18,6 +18,7 @@ from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
 from hyperflax_tasks import natural_instructions as ni
 from hyperflax_tasks import seqio_tasks
+from hyperflax_tasks.text_task import add_text_task
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: pip install 'hyperflax[seqio]'")
@@ -285,7 +286,7 @@ def test_natural_instructions_as_seqio_tasks_and_without_seqio_agree(materialise
 def test_a_registered_text_task_feeds_t5x_as_any_other() -> None:
     """seqio's own converter accepts it: token ids with end of sequence, the features that T5X expects."""
     rows = [{"inputs": "ab", "targets": "c", "task": "t"}]
-    seqio_tasks.add_text_task("texts", "train", lambda: iter(rows), lambda: 1, Bytes(), ("task",))
+    add_text_task("texts", "train", lambda: iter(rows), lambda: 1, Bytes(), ("task",))
     lengths = {"inputs": 4, "targets": 3}
     dataset = seqio.get_mixture_or_task("texts").get_dataset(lengths, split="train", shuffle=False)
     batch = next(seqio.EncDecFeatureConverter(pack=False)(dataset, task_feature_lengths=lengths).as_numpy_iterator())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hyperflax.data.vocabularies import Bytes
-from hyperflax_tasks.seqio_tasks import add_text_task
+from hyperflax_tasks.text_task import add_text_task
 
 VOCABULARY = Bytes(extra_ids=5)
 NAME = "t5x_letters"
