@@ -9,7 +9,6 @@ reads the files.
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import NamedTuple
 
@@ -176,7 +175,6 @@ def mixing_rate(prompt_task: str) -> int | None:
     return TRAINED[name] if TRAINED[name] <= CAP else CAP // _TEMPLATES[name]
 
 
-@functools.cache  # seqio's Tasks ask for it with every example
 def held_out_data_set(prompt_task: str) -> str | None:
     """The held-out data set of a prompt-task under one of T0's evaluation templates; None for all others.
 

@@ -10,9 +10,10 @@
 - `metaicl_SETTING_train`, `metaicl_SETTING_test_SEED`: features inputs, targets, the strings task and category,
   positive_inputs, positive_targets and options (all three empty in training). `HYPERFLAX_METAICL` says where the tasks
   are; a setting none of whose tasks is there is left out.
-- `p3_PROMPT_TASK`, for every prompt-task of T0's training mixture: features inputs and targets. `p3_train`: the Mixture
-  of them with T0's rates. `p3_held_out`: a Task with the features inputs, targets, the strings task and category, and
-  options. `HYPERFLAX_P3` says where the prompt-tasks are; without training prompt-tasks there is no Mixture.
+- `p3_PROMPT_TASK`, for every prompt-task of T0's training mixture: features inputs, targets and the string task;
+  `p3_train`: the Mixture of them with T0's rates; `p3_held_out`: features inputs, targets, the strings task and
+  category, positive_inputs, positive_targets (both empty where a prompt-task has no training examples) and options.
+  `HYPERFLAX_P3` says where the prompt-tasks are; without training prompt-tasks there is no Mixture.
 
 They are made by `hyperflax_tasks.text_task`, which says how they are shuffled.
 """
@@ -120,19 +121,24 @@ def register_p3(root: pathlib.Path | str | None = None, vocabulary: Vocabulary |
     _register_p3_mixture(found, vocabulary)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for name, example in p3.read_split(found, "held_out"):
-            yield {
-                "inputs": example.inputs,
-                "targets": example.target,
-                "options": list(example.choices),
+        for name, examples in itertools.groupby(p3.read_split(found, "held_out"), key=lambda pair: pair[0]):
+            positives = p3.read_positives(found, name)
+            of_task = {
                 "task": name,
                 "category": p3_split.held_out_data_set(name) or "",
+                "positive_inputs": [example.inputs for example in positives],
+                "positive_targets": [example.target for example in positives],
             }
+            for _, example in examples:
+                yield {
+                    "inputs": example.inputs, "targets": example.target, "options": list(example.choices), **of_task
+                }  # fmt: skip
 
     def count() -> int:
         return sum(1 for _ in p3.read_split(found, "held_out"))
 
-    add_text_task("p3_held_out", "held_out", rows, count, vocabulary, ("task", "category"), ("options",))
+    text, texts = ("task", "category"), ("positive_inputs", "positive_targets", "options")
+    add_text_task("p3_held_out", "held_out", rows, count, vocabulary, text, texts)
 
 
 def _register_p3_mixture(root: pathlib.Path, vocabulary: Vocabulary) -> None:

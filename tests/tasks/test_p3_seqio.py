@@ -86,6 +86,22 @@ def test_held_out_prompt_tasks_are_those_without_seqio(root: pathlib.Path, t5: S
     assert theirs.task_names == HELD_OUT
     for number in range(len(HELD_OUT)):
         assert theirs.info(number).category == ours.info(number).category
+        assert theirs.info(number).positives == ()
+
+
+def test_supports_of_held_out_prompt_tasks_come_from_their_training_examples(root: pathlib.Path) -> None:
+    """The first 64, as in the suite, which takes them from there where all prompt-tasks have some."""
+    for name in HELD_OUT:
+        write(root, f"{name}/train.jsonl", *(row(f"{name} {i}?", f" shown {i}") for i in range(70)))
+    seqio_tasks.register_p3(root, Bytes())
+    suite = p3.suite(root)
+    assert suite.support == "positives"
+    ours, theirs = suite.sources["held_out"](Bytes()), load_seqio("p3_held_out", "held_out")
+    for number, name in enumerate(HELD_OUT):
+        shown = [[Bytes().decode(p.inputs), Bytes().decode(p.targets)] for p in theirs.info(number).positives]
+        assert shown == [[f"{name} {i}?", f"shown {i}"] for i in range(64)]
+        assert shown == [[Bytes().decode(p.inputs), Bytes().decode(p.targets)] for p in ours.info(number).positives]
+    assert not {task(name) for name in HELD_OUT} & set(seqio.TaskRegistry.names())
 
 
 def test_the_mixture_has_t0s_rates(root: pathlib.Path) -> None:
