@@ -28,25 +28,22 @@ from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import axes_of
 from hyperflax.training.partitioning import Partitioner, t5_axes
 from hyperflax_tasks.strings import episodes as strings
+from tests.gin_runs import made, parse, value_of, without_sources
 
 MODELS = sorted(path.name for path in shipped_folder().glob("models/*.gin"))
 HYPERNETS = sorted(path.name for path in shipped_folder().glob("hypernets/*.gin"))
 ADAPTERS = sorted(path.name for path in shipped_folder().glob("adapters/*.gin"))
-REQUIRED = [
-    f"{name} = 'x'"
-    for name in (
-        *("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "VOCABULARY_FILE", "TASK_ADAPTERS"),  # of training
-        *("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "INPUTS", "OUTPUTS"),  # of the other two jobs
-    )
-]
 TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
 
 # What each run that loads data by name loads to train on, and what more to validate on.
 INSTRUCTIONS, TEXT = ("natural_instructions_train", "train"), ("text", "train")
+METAICL, P3 = ("metaicl_hr_to_lr", "train"), ("p3", "train")
 LOADED = {
     "hyperpretraining": ([TEXT], [("text", "validation")]),
     "lm_adaptation": ([TEXT], [("text", "validation")]),
-    "metaicl_hypermodel": ([("metaicl_hr_to_lr", "train")], []),
+    "metaicl_hypermodel": ([METAICL], []),
+    "metaicl_mtf": ([METAICL], []),
+    "metaicl_shared": ([METAICL], []),
     "natural_instructions_base": ([TEXT, INSTRUCTIONS], [("text", "validation")]),
     "natural_instructions_hart": ([INSTRUCTIONS], [INSTRUCTIONS]),
     "natural_instructions_hyper_t5_lora": ([INSTRUCTIONS], [INSTRUCTIONS]),
@@ -55,39 +52,14 @@ LOADED = {
     "natural_instructions_mtf": ([INSTRUCTIONS], []),
     "natural_instructions_shared": ([INSTRUCTIONS], []),
     "natural_instructions_task_adapters": ([INSTRUCTIONS], []),
-    "p3_hypermodel": ([("p3", "train")], []),
+    "p3_hypermodel": ([P3], []),
+    "p3_mtf": ([P3], []),
+    "p3_shared": ([P3], []),
 }
 
 
 # Jobs that do not train; and the runs that docs/compile.md reports on, whose results a changed text makes stale.
 WITHOUT_MACROS = ("evaluate.gin", "infer.gin", "_hart.gin", "_hyper_t5_lora.gin", "_hyper_t5_prefix.gin")
-
-
-def probe(value):
-    return value
-
-
-gin.external_configurable(probe, "hyperflax_test_probe")
-
-
-def value_of(macro: str):
-    """What a macro of the parsed files stands for."""
-    with gin.unlock_config():
-        gin.parse_config(f"hyperflax_test_probe.value = %{macro}")
-    return gin.get_configurable("hyperflax_test_probe")()
-
-
-def without_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is registered until the test ends, not even what packages announce and modules bring."""
-    monkeypatch.setattr(registry, "register_modules", lambda modules=(), **_: None)
-    monkeypatch.setattr(registry, "_SOURCES", {})
-
-
-def parse(*files: str) -> None:
-    gin.clear_config()
-    folder = "hyperflax_gin_configs"
-    evaluated = ["MIXTURE_OR_TASK_NAME = 'x'"] if "runs/evaluate.gin" in files else []  # training runs say which
-    gin.parse_config_files_and_bindings([f"{folder}/{file}" for file in files], [*REQUIRED, *evaluated])
 
 
 @pytest.mark.parametrize("run", shipped_runs())
@@ -121,8 +93,12 @@ def test_a_training_run_has_the_macros_of_t5x(run: str) -> None:
 
 
 def test_every_run_that_loads_data_to_train_on_is_listed() -> None:
-    texts = {run: (shipped_folder() / run.removeprefix("hyperflax_gin_configs/")).read_text() for run in shipped_runs()}
-    loading = [run for run, text in texts.items() if "load_source" in text and "train.train:" in text]
+    loading = []
+    for run in shipped_runs():
+        parse(run.removeprefix("hyperflax_gin_configs/"))
+        text = gin.config_str()  # with what the run includes
+        if "load_source.name" in text and "train.train.batches" in text:
+            loading.append(run)
     assert [f"hyperflax_gin_configs/runs/{name}.gin" for name in LOADED] == loading
 
 
@@ -169,13 +145,12 @@ def test_a_run_trains_and_validates_on_these_splits(name: str, monkeypatch: pyte
     monkeypatch.setattr(seqio_source, "load_seqio", load)
     parse(f"runs/{name}.gin")
     parts = gin.get_bindings("hyperflax.train.train", resolve_references=False)
+    with gin.unlock_config():
+        gin.bind_parameter("hyperflax.data.registry.load_source.vocabulary", None)  # the source's own
     found = []
     for part in ("batches", "validation"):
         loaded.clear()
-        with gin.unlock_config():
-            gin.bind_parameter("hyperflax.data.registry.load_source.vocabulary", None)  # the source's own
-            gin.bind_parameter("hyperflax_test_probe.value", parts.get(part))
-        gin.get_configurable("hyperflax_test_probe")()
+        made(parts.get(part))
         found.append(loaded.copy())
     assert tuple(found) == LOADED[name]
 

@@ -1,0 +1,52 @@
+"""Shipped run files in tests: parsed, and what their names stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gin
+import pytest
+
+from hyperflax.data import registry
+
+REQUIRED = [
+    f"{name} = 'x'"
+    for name in (
+        *("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "VOCABULARY_FILE", "TASK_ADAPTERS"),  # of training
+        *("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "INPUTS", "OUTPUTS"),  # of the other two jobs
+    )
+]
+
+
+def probe(value: Any) -> Any:
+    return value
+
+
+gin.external_configurable(probe, "hyperflax_test_probe")
+
+
+def value_of(macro: str) -> Any:
+    """What a macro of the parsed files stands for."""
+    with gin.unlock_config():
+        gin.parse_config(f"hyperflax_test_probe.value = %{macro}")
+    return gin.get_configurable("hyperflax_test_probe")()
+
+
+def made(reference: Any) -> Any:
+    """What an unresolved reference, such as `@train.PlainT5()` in the bindings, makes."""
+    with gin.unlock_config():
+        gin.bind_parameter("hyperflax_test_probe.value", reference)
+    return gin.get_configurable("hyperflax_test_probe")()
+
+
+def without_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is registered until the test ends, not even what packages announce and modules bring."""
+    monkeypatch.setattr(registry, "register_modules", lambda modules=(), **_: None)
+    monkeypatch.setattr(registry, "_SOURCES", {})
+
+
+def parse(*files: str) -> None:
+    gin.clear_config()
+    folder = "hyperflax_gin_configs"
+    evaluated = ["MIXTURE_OR_TASK_NAME = 'x'"] if "runs/evaluate.gin" in files else []  # training runs say which
+    gin.parse_config_files_and_bindings([f"{folder}/{file}" for file in files], [*REQUIRED, *evaluated])
