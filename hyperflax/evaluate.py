@@ -26,14 +26,21 @@ from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, SUPPORT_FREE, Conditions
-from hyperflax.evaluation.contamination import check_contamination, check_names, recorded
+from hyperflax.evaluation.contamination import (
+    TRAINING_TASKS,
+    check_contamination,
+    check_names,
+    record,
+    recorded,
+    trained_elsewhere,
+)
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.report import write_report
 from hyperflax.evaluation.runner import Condition, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.suite import Suite, suite_report
-from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel
+from hyperflax.hypermodel import Hypermodel
 from hyperflax.processes import Processes
 
 
@@ -142,9 +149,12 @@ def evaluate(
     reasons = list(held_out.left_out.values())
     told: dict[str, Any] = {"left_out": {"tasks": len(reasons), "reasons": reasons[:5]}} if reasons else {}
     # How well training tasks are done may be asked here; the report does not call them new.
-    counts = {who: len(recorded(record, held_out.tasks)) for who, record in references.trained_on.items()}
-    if seen := {who: count for who, count in counts.items() if count}:
-        told["trained_on"] = seen
+    counts = {
+        who: len({*recorded(seen.get(TRAINING_TASKS, ()), held_out.tasks), *trained_elsewhere(seen, held_out.tasks)})
+        for who, seen in references.trained_on.items()
+    }
+    if counts := {who: count for who, count in counts.items() if count}:
+        told["trained_on"] = counts
     report = table.report(run_info({**config, **told}, seconds=time.monotonic() - began), adapters=figures)
     if processes.first:
         write_report(report, out)
@@ -219,10 +229,17 @@ def evaluate_suite(
             )
     evaluated = [task for held_out in runs.values() for task in held_out.tasks]
     references = _references(model, shared, mtf, mtf_zero_shot)
-    for who, record in references.trained_on.items():
-        check_names(who, record, evaluated)
+    for who, seen in references.trained_on.items():
+        check_names(who, seen.get(TRAINING_TASKS, ()), evaluated)
     for name, training in (trained_on or {}).items():
         check_contamination(name, training, evaluated)
+    given = {f"'{name}'": record([training]) for name, training in (trained_on or {}).items()}
+    seen_elsewhere = {
+        task: f"task '{task}': {who} has its data set as {data_set}"
+        for who, seen in (references.trained_on | given).items()
+        for task, data_set in trained_elsewhere(seen, evaluated).items()
+    }
+    runs = {label: held_out.without(seen_elsewhere) for label, held_out in runs.items()}
     config = {
         "model": model.parts.id,
         "base": model.base_fingerprint,
@@ -289,31 +306,26 @@ def evaluate_suite(
 
 
 class _References(NamedTuple):
-    """The systems to compare with, for `Conditions`; what the report says of them; {who: record of training tasks}."""
+    """The systems to compare with, for `Conditions`; what the report says of them; {who: provenance with a record}."""
 
     systems: dict[str, Any]
     described: dict[str, Any]
-    trained_on: dict[str, Sequence[str]]
+    trained_on: dict[str, Mapping[str, Any]]
 
 
 def _references(model: Hypermodel, shared: str | None, mtf: str | None, mtf_zero_shot: str | None) -> _References:
     """Loads them; the record of the hypermodel itself is among the records."""
-    found = _References({}, {}, {f"what '{model.parts.name}' was trained on": _record(model.parts.provenance)})
+    found = _References({}, {}, {f"what '{model.parts.name}' was trained on": model.parts.provenance})
     if shared:
         adapter = load_adapter(shared)
         found.systems["shared"], found.described["shared"] = adapter, fingerprint(adapter.tree)
-        found.trained_on[f"what the shared adapter '{shared}' was trained on"] = _record(adapter.metadata.provenance)
+        found.trained_on[f"what the shared adapter '{shared}' was trained on"] = adapter.metadata.provenance
     for name, directory in {"mtf": mtf, "mtf_zero_shot": mtf_zero_shot}.items():
         if directory:
             fine_tuned = model.with_base(load_base(directory, model.config.base, model.config.vocabulary))
             found.systems[name], found.described[name] = fine_tuned, fine_tuned.base_fingerprint
-            record = _record(read_provenance(directory))
-            found.trained_on[f"what the fine-tuned T5 '{directory}' was trained on"] = record
+            found.trained_on[f"what the fine-tuned T5 '{directory}' was trained on"] = read_provenance(directory)
     return found
-
-
-def _record(provenance: Mapping[str, Any]) -> Sequence[str]:
-    return provenance.get(TRAINING_TASKS, ())
 
 
 def _others(first: HeldOut, second: HeldOut | None = None) -> HeldOut | None:

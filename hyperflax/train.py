@@ -23,8 +23,7 @@ from hyperflax.checkpoints.forms import read_provenance
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data.examples import parts_of, sources_of
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.evaluation.contamination import name_digests, task_names
-from hyperflax.hypermodel import TRAINING_TASKS
+from hyperflax.evaluation.contamination import record
 from hyperflax.processes import Processes
 from hyperflax.trainables import HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, Trainable
 from hyperflax.training import loop
@@ -41,19 +40,6 @@ from hyperflax.types import PyTree
 __all__ = ["HypernetworkOf", "PlainT5", "SharedAdapter", "TaskAdapters", "Trainable", "train"]
 
 EXPORT = "model"
-RECORDED_TASKS = 4096  # most training tasks whose names are recorded in the model directory, as hashes
-
-
-def _provenance(model: Trainable, batches: Any) -> dict[str, Any]:
-    """Returns the record of the tasks that anything in the model was trained on, as far as they are known.
-
-    What the start or the base was trained on counts too: a second stage does not hide the tasks of the first.
-    """
-    # A generated family has tens of thousands of tasks, and no benchmark with which it could be confused.
-    names = task_names(batches)
-    tasks = set(name_digests(names)) if len(names) <= RECORDED_TASKS else set()
-    tasks |= {name for path in model.checkpoints for name in read_provenance(path).get(TRAINING_TASKS, ())}
-    return {TRAINING_TASKS: sorted(tasks)} if tasks else {}
 
 
 def train(
@@ -143,7 +129,8 @@ def train(
     processes = Processes.running()
     if processes.first:
         results = {"steps": int(state.step), **_last_validation(model_dir)}
-        model.export(directory, params, results, _provenance(model, batches), export_dtype, origin)
+        provenance = record(sources_of(batches), map(read_provenance, model.checkpoints))
+        model.export(directory, params, results, provenance, export_dtype, origin)
     processes.wait("exported")
     return directory
 

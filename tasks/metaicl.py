@@ -38,6 +38,7 @@ from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.suite import Suite
 
+from .data_sets import data_sets
 from .natural_instructions import find_vocabulary
 
 _LOG = logging.getLogger("hyperflax.tasks")
@@ -237,7 +238,11 @@ def _stream(root: pathlib.Path | str, setting: str, split: str, vocabulary: Voca
         return Example.from_text(example.inputs, example.target, vocabulary, options=example.options)
 
     for task in read_split(root, setting, split):
-        info = TaskInfo(positives=tuple(map(tokens, task.support)), category=task.kind)
+        info = TaskInfo(
+            positives=tuple(map(tokens, task.support)),
+            category=task.kind,
+            data_sets=data_sets("metaicl", [task.name]),
+        )
         for example in task.examples:
             yield StreamedExample(task.name, tokens(example), info)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ from hyperflax.data.vocabularies import SentencePiece, Vocabulary
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.metrics import NI_EXACT_MATCH_CATEGORIES
 from hyperflax.evaluation.suite import Suite
+
+from .data_sets import data_sets
 
 ROOT_VARIABLE = "HYPERFLAX_NATURAL_INSTRUCTIONS"
 VOCABULARY_VARIABLE = "HYPERFLAX_VOCABULARY"
@@ -43,6 +46,7 @@ class TaskFile(NamedTuple):
     Attributes:
       name: of the file, without suffix.
       definition, category: the first ones listed.
+      sources: the data sets that its instances are made of, as the file names them.
       positives: (input, output) demonstrations.
       instances: (input, outputs) pairs; at least one output each.
     """
@@ -50,6 +54,7 @@ class TaskFile(NamedTuple):
     name: str
     definition: str
     category: str
+    sources: tuple[str, ...]
     positives: tuple[tuple[str, str], ...]
     instances: tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -81,9 +86,17 @@ def read_task_file(path: pathlib.Path | str) -> TaskFile:
         name=path.stem,
         definition=_first(row["Definition"]).strip(),
         category=_first(row["Categories"]).strip(),
+        sources=_sources(row.get("Source", [])),
         positives=tuple(_positive(item, path, text, n) for n, item in enumerate(row["Positive Examples"])),
         instances=tuple(_instance(item, path, text, n) for n, item in enumerate(row["Instances"])),
     )
+
+
+def _sources(value: Any) -> tuple[str, ...]:
+    """The data sets in `Source`: a text or a list of them, some with several names in one; a file may have none."""
+    texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    names = (name.strip() for text in texts if isinstance(text, str) for name in re.split("[,;]", text))
+    return tuple(filter(None, names))
 
 
 def _first(value: list[str] | str) -> str:
@@ -173,7 +186,12 @@ def _stream(tasks: Iterable[TaskFile], vocabulary: Vocabulary) -> Iterator[Strea
         return Example.from_text(*pair, vocabulary, references=references)
 
     for task in tasks:
-        info = TaskInfo(tokenise(task.definition, vocabulary), tuple(map(tokens, task.positives)), task.category)
+        info = TaskInfo(
+            definition=tokenise(task.definition, vocabulary),
+            positives=tuple(map(tokens, task.positives)),
+            category=task.category,
+            data_sets=data_sets("natural_instructions", task.sources),
+        )
         for source, outputs in task.instances:
             yield StreamedExample(task.name, tokens((source, outputs[0]), outputs), info)
 

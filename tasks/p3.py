@@ -37,6 +37,7 @@ from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.suite import Suite
 
 from . import p3_split
+from .data_sets import data_sets
 from .natural_instructions import find_vocabulary
 
 ROOT_VARIABLE = "HYPERFLAX_P3"
@@ -148,7 +149,11 @@ def _stream(
     for name, example in read_split(root, split, most):
         if name not in infos:
             shown = read_positives(root, name) if split == "held_out" else []
-            infos[name] = TaskInfo(positives=tuple(map(tokens, shown)), category=p3_split.held_out_data_set(name) or "")
+            infos[name] = TaskInfo(
+                positives=tuple(map(tokens, shown)),
+                category=p3_split.held_out_data_set(name) or "",
+                data_sets=data_sets("p3", [p3_split.data_set(name)]),
+            )
         yield StreamedExample(name, tokens(example), infos[name])
 
 

@@ -158,6 +158,16 @@ def is_trained_on(prompt_task: str) -> bool:
     return not canonical(prompt_task).startswith(_NEVER_TRAINED)
 
 
+def data_set(prompt_task: str) -> str:
+    """The data set of a prompt-task of T0's lists, for training or held out; '' where it is in neither.
+
+    >>> data_set("imdb_Reviewer_Enjoyment"), data_set("super_glue_rte_GPT_3_style"), data_set("my_own_prompt")
+    ('imdb', 'super_glue_rte', '')
+    """
+    prompt_task = canonical(prompt_task)
+    return next((name for name in (*TRAINED, *HELD_OUT) if prompt_task.startswith(f"{name}_")), "")
+
+
 def mixing_rate(prompt_task: str) -> int | None:
     """T0's mixing rate of a prompt-task, in examples; None where its data set is not in `TRAINED`.
 
@@ -168,9 +178,8 @@ def mixing_rate(prompt_task: str) -> int | None:
     >>> mixing_rate("imdb_Reviewer_Enjoyment"), mixing_rate("gigaword_TLDR"), mixing_rate("my_own_prompt")
     (25000, 55555, None)
     """
-    prompt_task = canonical(prompt_task)
-    name = next((name for name in TRAINED if prompt_task.startswith(f"{name}_")), None)
-    if name is None:
+    name = data_set(prompt_task)
+    if name not in TRAINED:
         return None
     return TRAINED[name] if TRAINED[name] <= CAP else CAP // _TEMPLATES[name]
 

@@ -23,12 +23,12 @@ from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.task_adapters import load_task_adapters
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
-from hyperflax.data.examples import InMemorySource
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError, ConfigError, DataError
-from hyperflax.evaluation.contamination import name_digests
-from hyperflax.hypermodel import TRAINING_TASKS, HypermodelConfig, load
+from hyperflax.evaluation.contamination import TRAINING_DATA_SETS, TRAINING_TASKS, name_digests
+from hyperflax.hypermodel import HypermodelConfig, load
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.stacking import stack_layers
@@ -132,6 +132,21 @@ def test_a_model_records_what_its_base_was_trained_on_too(tmp_path: pathlib.Path
     assert load(hyper).parts.provenance[TRAINING_TASKS] == expected
     shared = run(SharedAdapter(BASE, config().spec, Bytes(), base), Episodes(TASKS, EPISODES), tmp_path / "shared")
     assert load_adapter(shared).metadata.provenance[TRAINING_TASKS] == expected
+
+
+def test_a_model_records_the_data_sets_of_its_tasks_and_of_its_base(tmp_path: pathlib.Path) -> None:
+    base = t5_directory(tmp_path / "base", BASE, 0, provenance={TRAINING_DATA_SETS: ["p3/imdb"]})
+    stream = [
+        StreamedExample(name, Example.from_text(word, word, Bytes()), TaskInfo(data_sets=data_sets))
+        for name, data_sets in (("a", ("metaicl/rte", "metaicl/cb")), ("b", ()))
+        for word in WORDS
+    ]
+    batches = Episodes(InMemorySource.from_stream(stream, Bytes()), EPISODES)
+    hyper = run(HypernetworkOf(config(), base), batches, tmp_path / "hyper")
+    assert load(hyper).parts.provenance == {
+        TRAINING_TASKS: name_digests(["a", "b"]),
+        TRAINING_DATA_SETS: ["metaicl/cb", "metaicl/rte", "p3/imdb"],
+    }
 
 
 def test_a_model_records_what_its_start_was_trained_on_too(base: str, tmp_path: pathlib.Path) -> None:

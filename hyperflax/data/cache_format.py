@@ -2,7 +2,7 @@
 
 ```
 manifest.json          vocabulary, counts, mixing rates, size and sha256 of every other file
-tasks.jsonl            one line a task: name, group, category, definition and positives (token ids)
+tasks.jsonl            one line a task: name, group, category, data sets, definition and positives (token ids)
 index.npy              int32 [examples, 3]: task number, tokens of inputs, tokens of targets; in record order
 examples-00000.array_record, ...    one record an example, `records_per_shard` each (the last may have fewer)
 *.model                the sentencepiece model, if the vocabulary has one
@@ -106,7 +106,7 @@ def encode_task(name: str, info: TaskInfo, group: int) -> str:
         {"inputs": p.inputs.tolist(), "targets": p.targets.tolist(), "references": list(p.references)}
         for p in info.positives
     ]
-    row = {"name": name, "group": group, "category": info.category}
+    row = {"name": name, "group": group, "category": info.category, "data_sets": list(info.data_sets)}
     row |= {"definition": info.definition.tolist(), "positives": positives}
     return json.dumps(row, ensure_ascii=False)
 
@@ -123,7 +123,9 @@ def decode_task(line: str) -> tuple[str, TaskInfo, int]:
             Example(np.asarray(p["inputs"], np.int32), np.asarray(p["targets"], np.int32), (), tuple(p["references"]))
             for p in row["positives"]
         )
-        info = TaskInfo(np.asarray(row["definition"], np.int32), positives, row["category"])
+        definition = np.asarray(row["definition"], np.int32)
+        # Earlier caches do not know their data sets.
+        info = TaskInfo(definition, positives, row["category"], tuple(row.get("data_sets", ())))
         return row["name"], info, int(row["group"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"expected a task with name, group, category, definition, positives ({error!r})") from error

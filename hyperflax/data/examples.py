@@ -60,11 +60,14 @@ class TaskInfo(NamedTuple):
       definition: its instruction, int32 `[n]`, empty if there is none.
       positives: demonstrations that came with the task and are not among its examples.
       category: a free label, such as Super-NaturalInstructions' task category.
+      data_sets: the public data sets that its examples are made of, as `COLLECTION/DATA SET`: `p3/quartz`. Collections
+        that share a data set call it the same, so that training on one is found in a test of another.
     """
 
     definition: np.ndarray = _EMPTY
     positives: tuple[Example, ...] = ()
     category: str = ""
+    data_sets: tuple[str, ...] = ()
 
 
 class ExampleSource(Protocol):

@@ -1,7 +1,10 @@
-"""Whether what a model was trained on holds what it is evaluated on: by the tasks' names and by their examples.
+"""Whether what a model was trained on holds what it is evaluated on: by tasks' names, data sets and examples.
 
-A hypermodel's directory records its training tasks' names as hashes (`name_digests`), so that names are compared
-whenever a suite is evaluated; examples are compared with training data that is at hand. An example is its normalised
+A hypermodel's directory records its training tasks' names as hashes (`name_digests`) and their data sets (`record`), so
+that both are compared whenever a suite is evaluated. Within a collection of tasks its own split says what may be
+trained on, whatever tasks share a data set; a data set of another collection is as good as the task itself.
+
+Examples are compared with training data that is at hand. An example is its normalised
 input and target (case and white space do not count), compared by hash, so that training data of any size streams
 through. One hit is enough: a figure on tasks that were trained on says nothing.
 
@@ -22,13 +25,16 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hyperflax.data.examples import ExampleSource, sources_of
+from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
 from hyperflax.evaluation.runner import EvaluationTask
 
+# In a model's provenance: hashes of its training tasks' names, and their data sets as `TaskInfo` has them.
+TRAINING_TASKS, TRAINING_DATA_SETS = "training_tasks", "training_data_sets"
+RECORDED_TASKS = 4096  # most training tasks of a source of which there is a record
 _NAMED = 5  # offenders in the message
 
 
@@ -91,15 +97,50 @@ def recorded(digests: Iterable[str], tasks: Sequence[EvaluationTask]) -> list[st
     return list(dict.fromkeys(task.name for task in tasks if trained & set(name_digests([task.name]))))
 
 
+def trained_elsewhere(provenance: Mapping[str, Any], tasks: Sequence[EvaluationTask]) -> dict[str, str]:
+    """Evaluated tasks of whose data sets another collection's were trained on: `{task: that data set}`.
+
+    >>> seen = {"training_data_sets": ["p3/quartz", "metaicl/sick"]}
+    >>> tasks = [EvaluationTask(name, (), (), data_sets=(f"metaicl/{name}",)) for name in ("quartz", "sick")]
+    >>> trained_elsewhere(seen, tasks)
+    {'quartz': 'p3/quartz'}
+    """
+    trained = collections.defaultdict(set)
+    for name in provenance.get(TRAINING_DATA_SETS, ()):
+        collection, _, data_set = name.partition("/")
+        trained[data_set].add(collection)
+    found = {}
+    for task in tasks:
+        for name in task.data_sets:
+            collection, _, data_set = name.partition("/")
+            if others := trained[data_set] - {collection}:
+                found[task.name] = f"{min(others)}/{data_set}"
+    return found
+
+
+def record(sources: Iterable[ExampleSource], earlier: Iterable[Mapping[str, Any]] = ()) -> dict[str, list[str]]:
+    """What a model's provenance says of its training data, `{}` where nothing is known.
+
+    Args:
+      sources: that its batches are drawn from. Of more than `RECORDED_TASKS` tasks nothing is kept: a generated family
+        has tens of thousands, and no benchmark with which it could be confused.
+      earlier: provenance of what it comes from: a second stage does not hide the tasks of the first.
+    """
+    found: dict[str, set[str]] = {TRAINING_TASKS: set(), TRAINING_DATA_SETS: set()}
+    for source in sources:
+        if (size := len(source.task_names)) <= RECORDED_TASKS:
+            found[TRAINING_TASKS] |= set(name_digests(source.task_names))
+            found[TRAINING_DATA_SETS] |= {name for number in range(size) for name in source.info(number).data_sets}
+    for provenance in earlier:
+        for key, names in found.items():
+            names |= set(provenance.get(key, ()))
+    return {key: sorted(names) for key, names in found.items() if names}
+
+
 def name_digests(names: Iterable[str]) -> list[str]:
     """Hashes of names, sorted; of a task inside a seqio Mixture (`TASK/task`) those of both forms of its name."""
     forms = {form for name in names for form in (name, name.rpartition("/")[2])}
     return sorted(hashlib.sha256(form.encode()).hexdigest()[:16] for form in forms)
-
-
-def task_names(batches: Any) -> set[str]:
-    """The tasks that training batches are drawn from, through stages and mixtures; empty if they tell nothing."""
-    return {name for source in sources_of(batches) for name in source.task_names}
 
 
 def _content(source: str, target: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -139,6 +139,7 @@ class HeldOut:
                     instruction=decode(info.definition.tolist()),
                     options=_options(episode, decode) if ranked else (),
                     category=category(episode.name) if category else info.category or None,
+                    data_sets=info.data_sets,
                 )
             )
         if not chosen:
@@ -147,6 +148,18 @@ class HeldOut:
                 f"({next(iter(left_out.values()), '')})"
             )
         return cls(tuple(chosen), tokens, left_out, ranked)
+
+    def without(self, reasons: Mapping[str, str]) -> HeldOut:
+        """Leaves some tasks out, `{task: why}`. Raises DataError if none is left."""
+        left = tuple(task for task in self.tasks if task.name not in reasons)
+        if not left:
+            raise DataError(
+                f"evaluation: expected at least one task that can be evaluated, got none of {len(self.tasks)} "
+                f"({next(iter(reasons.values()), '')})"
+            )
+        out = {task.name: reasons[task.name] for task in self.tasks if task.name in reasons}
+        tokens = {task.name: self.tokens[task.name] for task in left}
+        return dataclasses.replace(self, tasks=left, tokens=tokens, left_out={**self.left_out, **out})
 
 
 def _draw(positives: list[Example], shots: int, seed: int, draw: int, name: str) -> list[Example]:

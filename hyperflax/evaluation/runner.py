@@ -52,6 +52,7 @@ class EvaluationTask:
       instruction: the true instruction, for conditions that use one.
       options: answer choices of each example, for rank classification; empty where answers are free.
       category: a group of the report, such as a family of operations.
+      data_sets: what its examples are made of, see `TaskInfo`.
     """
 
     name: str
@@ -61,6 +62,7 @@ class EvaluationTask:
     instruction: str = ""
     options: tuple[tuple[str, ...], ...] = ()
     category: str | None = None
+    data_sets: tuple[str, ...] = ()
 
 
 Condition = Callable[[Sequence[EvaluationTask]], Sequence[Sequence[str]]]

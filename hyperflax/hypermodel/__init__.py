@@ -11,7 +11,7 @@
     find.py      `load`, by name or directory
 """
 
-from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE, TRAINING_TASKS
+from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE
 from hyperflax.hypermodel.config import HYPERNETWORKS, HypermodelConfig
 from hyperflax.hypermodel.find import find, load
 from hyperflax.hypermodel.text import ROWS, Hypermodel, TextPair
@@ -20,7 +20,6 @@ __all__ = [
     "HYPERNETWORKS",
     "REFINE_LEARNING_RATE",
     "ROWS",
-    "TRAINING_TASKS",
     "Hypermodel",
     "HypermodelConfig",
     "TextPair",

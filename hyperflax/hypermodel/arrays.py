@@ -36,7 +36,6 @@ from hyperflax.types import Array, PyTree, T5Config
 
 REFINE_LEARNING_RATE = 1e-3
 REFINED_TOKENS = 1 << 15  # of examples that refining works on at once: those of some tasks, or a part of one task's
-TRAINING_TASKS = "training_tasks"  # in a model's provenance: hashes of their names, see evaluation/contamination.py
 
 
 class ArrayHypermodel:

@@ -27,10 +27,10 @@ import numpy as np
 from tqdm import tqdm
 
 from hyperflax.errors import ConfigError
-from hyperflax.evaluation.contamination import check_names
+from hyperflax.evaluation.contamination import TRAINING_TASKS, check_names
 from hyperflax.evaluation.runner import EvaluationTask
 from hyperflax.files import local_folder
-from hyperflax.hypermodel import TRAINING_TASKS, Hypermodel
+from hyperflax.hypermodel import Hypermodel
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group, row
 from hyperflax.tuner import table

@@ -35,7 +35,8 @@ def source() -> InMemorySource:
             Example(ids(*range(3, 5 + i)), ids(100 + task, 100 + i), (ids(7), ids(8, 9)), ("é", "b" * i))
             for i in range(10 + task)
         ]
-        info = TaskInfo(ids(50, 51, task + 3), (Example(ids(60), ids(61), (), ("r",)),), f"category {task}")
+        positives = (Example(ids(60), ids(61), (), ("r",)),)
+        info = TaskInfo(ids(50, 51, task + 3), positives, f"category {task}", (f"mine/set {task}", "mine/all"))
         tasks.append(TaskExamples(f"task {task}", examples, info, group=min(task, 1)))
     return InMemorySource(tasks, Bytes(), group_rates=[0.25, 0.75])
 
@@ -104,6 +105,7 @@ def test_a_cache_gives_the_arrays_of_its_source(source: InMemorySource, cache: p
     assert_equal(a.arrays, b.arrays)
     assert (a.references, a.support, a.scored) == (b.references, b.support, b.scored)
     assert cached.info(2).category == "category 2"
+    assert cached.info(2).data_sets == ("mine/set 2", "mine/all")
     assert [option.tolist() for option in cached.example(0, 3).options] == [[7], [8, 9]]
 
 

@@ -18,14 +18,21 @@ from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.corruption import MixedPairs
 from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episodes import EpisodeConfig, Episodes
-from hyperflax.data.examples import Example, InMemorySource, TaskInfo, tokenise
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, sources_of, tokenise
 from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.prefetch import PrefetchedBatches
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
 from hyperflax.evaluate import evaluate_suite
-from hyperflax.evaluation.contamination import check_contamination, check_names, name_digests, task_names
+from hyperflax.evaluation.contamination import (
+    TRAINING_DATA_SETS,
+    TRAINING_TASKS,
+    check_contamination,
+    check_names,
+    name_digests,
+    record,
+)
 from hyperflax.evaluation.markdown import coverage, render_markdown
 from hyperflax.evaluation.metrics import macro_f1
 from hyperflax.evaluation.report import read_report, validate_report
@@ -235,12 +242,12 @@ def test_training_batches_tell_their_tasks_through_stages_and_mixtures() -> None
     mixed = MixedPairs([TaskPairs(source("d"), in_inputs), TaskPairs(source("e"), in_inputs)], [1, 1])
     packed = PackedBatches(mixed, batch_size=1, inputs_length=64, targets_length=64)
     stages = Curriculum([PrefetchedBatches(first), second, packed], boundaries=[3, 6])
-    assert task_names(stages) == {"a", "b", "c", "d", "e"}
-    assert task_names(object()) == set()
+    assert record(sources_of(stages)) == {TRAINING_TASKS: name_digests("abcde")}
+    assert record(sources_of(object())) == {}
     tasks = [EvaluationTask("f", ("x",), (("y",),)), EvaluationTask("e", ("x",), (("y",),))]
-    check_names("the model", name_digests(task_names(first)), tasks)
+    check_names("the model", record(sources_of(first))[TRAINING_TASKS], tasks)
     with pytest.raises(DataError, match="the model holds the evaluated task 'e'"):
-        check_names("the model", name_digests(task_names(stages)), tasks)
+        check_names("the model", record(sources_of(stages))[TRAINING_TASKS], tasks)
 
 
 SETS = ("rte_a", "rte_b", "cb_a", "copa_a")
@@ -281,6 +288,31 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
     )
     with pytest.raises(DataError, match="what 'seen' was trained on holds the evaluated task 'copa_a'"):
         evaluate_suite(suite=toy_suite(), **options)
+
+
+def test_tasks_whose_data_set_was_trained_on_in_another_collection_are_left_out(tmp_path: pathlib.Path) -> None:
+    """Under other names and in other words; a data set of the suite's own collection is its split's affair."""
+    source = toy_suite().sources["held_out"](Bytes())
+    infos = {name: source.info(n)._replace(data_sets=(f"p3/{name[:-2]}",)) for n, name in enumerate(SETS)}
+    rows = {name: [(f"{name[0]}{i}", str(i % 2), ["0", "1"]) for i in range(10)] for name in SETS}
+    suite = toy_suite(sources={"held_out": lambda vocabulary: choice_source(rows, **infos)})
+    parts, seen = hypermodel().parts, {TRAINING_DATA_SETS: ["metaicl/rte", "p3/cb"]}
+    model = Hypermodel(hypermodel().config, parts.base, parts.hypernetwork_params, name="seen", provenance=seen)
+    options: dict[str, Any] = {"model": model, "conditions": ["bare"], "progress": False}
+    report = evaluate_suite(suite=suite, out=str(tmp_path / "record"), **options)
+    assert [row["task"] for row in report["per_task"]] == ["cb", "copa"]
+    assert report["suite"]["missing"] == [
+        f"left out: task '{name}': what 'seen' was trained on has its data set as metaicl/rte" for name in SETS[:2]
+    ]
+    assert not report["suite"]["complete"]
+    words = InMemorySource.from_stream(
+        [StreamedExample("any", Example.from_text("u", "v", Bytes()), TaskInfo(data_sets=("metaicl/copa",)))], Bytes()
+    )
+    report = evaluate_suite(suite=suite, out=str(tmp_path / "named"), trained_on={"words": words}, **options)
+    assert [row["task"] for row in report["per_task"]] == ["cb"]
+    model.parts.provenance[TRAINING_DATA_SETS] += ["metaicl/copa", "natural_instructions/cb"]
+    with pytest.raises(DataError, match=r"got none of 4 \(task 'rte_a': what 'seen' was trained on"):
+        evaluate_suite(suite=suite, out=str(tmp_path / "none"), **options)
 
 
 def test_supports_that_repeat_are_told(tmp_path: pathlib.Path) -> None:

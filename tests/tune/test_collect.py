@@ -12,8 +12,7 @@ import pytest
 from hyperflax.data.examples import tokenise
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import ConfigError, DataError
-from hyperflax.evaluation.contamination import name_digests
-from hyperflax.hypermodel import TRAINING_TASKS
+from hyperflax.evaluation.contamination import TRAINING_TASKS, name_digests
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection, check_unseen, collect, vary
 from hyperflax.tune.trial import Group, program

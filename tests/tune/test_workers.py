@@ -13,8 +13,7 @@ import pytest
 from hyperflax.cli.main import main
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import ConfigError, DataError, MissingExtraError
-from hyperflax.evaluation.contamination import name_digests
-from hyperflax.hypermodel import TRAINING_TASKS
+from hyperflax.evaluation.contamination import TRAINING_TASKS, name_digests
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection, collect
 from hyperflax.tune.workers import collect_on_ray
