@@ -23,7 +23,7 @@ TEXTS = {"train": [f"document {i}: ### Ünïcode\nand a second line" for i in ra
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Its name; TFDS finds it as it finds C4, by TFDS_DATA_DIR."""
+    """Its name; seqio looks for it where T5X's --tfds_data_dir would have it look."""
     folder = tmp_path_factory.mktemp("tfds")
     place = folder / "tiny_c4" / "1.0.0"
     place.mkdir(parents=True)
@@ -41,10 +41,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
         ],
         filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFDS_DATA_DIR", str(folder))
-        patch.setattr("seqio.utils.DEFAULT_TFDS_DATA_DIR", str(folder), raising=False)
-        yield "tiny_c4:1.0.0"
+    seqio.set_tfds_data_dir_override(str(folder))
+    yield "tiny_c4:1.0.0"
+    seqio.set_tfds_data_dir_override(None)
     if c4.NAME in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(c4.NAME)
 
