@@ -22,7 +22,6 @@ from hyperflax import configs
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base, read_provenance
-from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, SUPPORT_FREE, Conditions
@@ -34,6 +33,7 @@ from hyperflax.evaluation.contamination import (
     recorded,
     trained_elsewhere,
 )
+from hyperflax.evaluation.coverage import common_tasks, count_cut, lacks
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
@@ -258,7 +258,7 @@ def evaluate_suite(
     }
     tables: dict[str, ScoreTable] = {}
     figures: dict[str, float] = {}
-    common = _common(runs)
+    common = common_tasks(runs)
     for name, held_out in common.items():
         everything = Conditions(
             model,
@@ -289,13 +289,13 @@ def evaluate_suite(
         )
         if not figures and "generated" in runnable:
             figures = everything.adapter_figures(_others(*list(common.values())[:2]))
-    cut, inputs = _cut(runs, episodes.inputs_length)
+    cut, inputs = count_cut(runs, episodes.inputs_length)
     config["inputs_cut"] = f"{cut} of {inputs}"
     report = suite_report(
         suite,
         tables,
         run_info(config, seconds=time.monotonic() - began),
-        missing=_missing(suite, runs, config, episodes, cut),
+        missing=lacks(suite, runs, config, episodes, cut),
         checked_against=list(trained_on or {}),
         adapters=figures or None,
     )
@@ -349,58 +349,9 @@ def _digest(neighbours: HeldOut) -> str:
     return digest.hexdigest()[:16]
 
 
-def _missing(
-    suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], episodes: EpisodeConfig, cut: int
-) -> list[str]:
-    """What this evaluation lacks of the suite's own, one line each."""
-    shots = episodes.shots
-    lines = [f"only {config[name]} {name} were asked for" for name in ("tasks", "examples") if config[name] is not None]
-    if suite.shots not in (None, shots):
-        lines.append(f"{shots} shots, the suite shows {suite.shots}")
-    if config["support"] != suite.support:
-        lines.append(f"the support is taken from {config['support']}, the suite's from {suite.support}")
-    if cut and episodes.inputs_length < suite.inputs_length:
-        lines.append(
-            f"{config['inputs_cut']} inputs are cut to {episodes.inputs_length} tokens, the suite has "
-            f"{suite.inputs_length}"
-        )
-    supports = [len(tokens.support) for held_out in runs.values() for tokens in held_out.tokens.values()]
-    if short := sum(size < shots for size in supports):
-        lines.append(
-            f"{short} of {len(supports)} supports have fewer than {shots} shots: the others do not fit or are not there"
-        )
-    shown = [
-        (task, tuple((shot.inputs.tobytes(), shot.targets.tobytes()) for shot in tokens.support))
-        for held_out in runs.values()
-        for task, tokens in held_out.tokens.items()
-        if tokens.support
-    ]
-    if repeated := len(shown) - len(set(shown)):
-        lines.append(f"{repeated} of {len(shown)} supports are one of the same task's before: they vary nothing")
-    left_out = {task: reason for held_out in runs.values() for task, reason in held_out.left_out.items()}
-    return [*lines, *(f"left out: {reason}" for reason in left_out.values())]
-
-
-def _cut(runs: Mapping[str, HeldOut], length: int) -> tuple[int, int]:
-    """How many inputs are cut, end of sequence included, of how many."""
-    sizes = [
-        len(e.inputs) + 1 for held_out in runs.values() for tokens in held_out.tokens.values() for e in tokens.scored
-    ]
-    return sum(size > length for size in sizes), len(sizes)
-
-
 def _repeat(table: ScoreTable, condition: str) -> Condition:
     """A condition that gives the answers it gave before."""
     return lambda batch: [table.predictions[condition][task.name] for task in batch]
-
-
-def _common(runs: Mapping[str, HeldOut]) -> dict[str, HeldOut]:
-    """The runs with the tasks that all of them have."""
-    names = set.intersection(*({task.name for task in held_out.tasks} for held_out in runs.values()))
-    return {
-        label: dataclasses.replace(held_out, tasks=tuple(task for task in held_out.tasks if task.name in names))
-        for label, held_out in runs.items()
-    }
 
 
 if __name__ == "__main__":

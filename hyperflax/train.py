@@ -25,7 +25,7 @@ from hyperflax.data.examples import parts_of, sources_of
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import record
 from hyperflax.processes import Processes
-from hyperflax.trainables import HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, Trainable
+from hyperflax.trainables import HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, Trainable, Trained
 from hyperflax.training import loop
 from hyperflax.training.base_model import Origin, digest
 from hyperflax.training.evaluate import loss_evaluator
@@ -130,7 +130,7 @@ def train(
     if processes.first:
         results = {"steps": int(state.step), **_last_validation(model_dir)}
         provenance = record(sources_of(batches), map(read_provenance, model.checkpoints))
-        model.export(directory, params, results, provenance, export_dtype, origin)
+        model.export(directory, Trained(params, results, provenance, export_dtype, origin))
     processes.wait("exported")
     return directory
 

@@ -9,6 +9,6 @@ adapters.py        `SharedAdapter`, one adapter for all tasks; `TaskAdapters`, o
 from hyperflax.trainables.adapters import SharedAdapter, TaskAdapters
 from hyperflax.trainables.hypernetwork import HypernetworkOf
 from hyperflax.trainables.plain_t5 import PlainT5
-from hyperflax.trainables.protocol import Trainable
+from hyperflax.trainables.protocol import Trainable, Trained
 
-__all__ = ["HypernetworkOf", "PlainT5", "SharedAdapter", "TaskAdapters", "Trainable"]
+__all__ = ["HypernetworkOf", "PlainT5", "SharedAdapter", "TaskAdapters", "Trainable", "Trained"]

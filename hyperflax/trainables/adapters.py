@@ -16,15 +16,14 @@ from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, save_task_adapters
-from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.examples import ExampleSource
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.hypernets.table import Table
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.episode import HypermodelObjective
-from hyperflax.trainables.protocol import abstract_t5, load_same
-from hyperflax.training.base_model import Origin, digest, read_base
+from hyperflax.trainables.protocol import Trained, abstract_t5, load_same
+from hyperflax.training.base_model import digest, read_base
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.types import PyTree, T5Config
 
@@ -92,20 +91,12 @@ class SharedAdapter(_AdaptersOf):
     def table(self) -> Table:
         return Table(self.spec, shared=True)
 
-    def export(
-        self,
-        directory: Location,
-        params: PyTree,
-        results: dict[str, Any],
-        provenance: dict[str, Any],
-        dtype: StorageDtype | None,
-        origin: Origin | None,
-    ) -> None:
-        adapters = self.table.apply({"params": params}, {})
-        provenance = {**provenance, "results": results}
-        base = fingerprint(load_same(self.base_checkpoint, self.base, self.vocabulary, origin))
+    def export(self, directory: Location, trained: Trained) -> None:
+        adapters = self.table.apply({"params": trained.params}, {})
+        provenance = {**trained.provenance, "results": trained.results}
+        base = fingerprint(load_same(self.base_checkpoint, self.base, self.vocabulary, trained.origin))
         metadata = AdapterMetadata(base_fingerprint=base, provenance=provenance)
-        save_adapter(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
+        save_adapter(directory, adapters, self.spec, metadata, dtype=trained.dtype, overwrite=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,23 +127,15 @@ class TaskAdapters(_AdaptersOf):
 
         return jax.tree.map(alike, fresh)
 
-    def export(
-        self,
-        directory: Location,
-        params: PyTree,
-        results: dict[str, Any],
-        provenance: dict[str, Any],
-        dtype: StorageDtype | None,
-        origin: Origin | None,
-    ) -> None:
+    def export(self, directory: Location, trained: Trained) -> None:
         scales = {leaf.path: np.float32(leaf.scale) for leaf in self.spec.leaves}
-        raw = {path.replace(".", "/"): np.asarray(rows) for path, rows in params.items()}
+        raw = {path.replace(".", "/"): np.asarray(rows) for path, rows in trained.params.items()}
         adapters = trees.unflatten({path: rows * scales[path] for path, rows in raw.items()})
-        base = load_same(self.base_checkpoint, self.base, self.vocabulary, origin)
+        base = load_same(self.base_checkpoint, self.base, self.vocabulary, trained.origin)
         metadata = TaskAdaptersMetadata(
             tasks=tuple(self.source.task_names),
             base_fingerprint=fingerprint(base),
             base_digest=digest(base),
-            provenance={**provenance, "results": results},
+            provenance={**trained.provenance, "results": trained.results},
         )
-        save_task_adapters(directory, adapters, self.spec, metadata, dtype=dtype, overwrite=True)
+        save_task_adapters(directory, adapters, self.spec, metadata, dtype=trained.dtype, overwrite=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
@@ -12,7 +12,6 @@ from hyperflax import trees
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
 from hyperflax.checkpoints.shapes import leaf_problems
-from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
@@ -22,8 +21,8 @@ from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.models.session import cast_kernels, changes_parameters
 from hyperflax.models.stacking import stack_layers, unstack_layers
 from hyperflax.objectives.episode import HypermodelObjective
-from hyperflax.trainables.protocol import abstract_t5, load_same
-from hyperflax.training.base_model import Origin, read_base
+from hyperflax.trainables.protocol import Trained, abstract_t5, load_same
+from hyperflax.training.base_model import read_base
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.types import PyTree
 
@@ -131,20 +130,15 @@ class HypernetworkOf:
         shape = shape.replace(scan_layers=self.scan_layers)
         return initialise_from_t5(fresh, read_base(path, shape, partitioner, vocabulary=self.vocabulary))
 
-    def export(
-        self,
-        directory: Location,
-        params: PyTree,
-        results: dict[str, Any],
-        provenance: dict[str, Any],
-        dtype: StorageDtype | None,
-        origin: Origin | None,
-    ) -> None:
+    def export(self, directory: Location, trained: Trained) -> None:
+        params = trained.params
         if self.scan_layers:
             params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
-        base = load_same(self.base_checkpoint, self.config.base, self.vocabulary, origin)
-        model = Hypermodel(self.config, base, params, name=self.name, results=results, provenance=provenance)
-        model.save(directory, dtype=dtype, overwrite=True)
+        base = load_same(self.base_checkpoint, self.config.base, self.vocabulary, trained.origin)
+        told = {"results": trained.results, "provenance": trained.provenance}
+        Hypermodel(self.config, base, params, name=self.name, **told).save(
+            directory, dtype=trained.dtype, overwrite=True
+        )
 
 
 def _hypernetwork_params(directory: str, vocabulary: Vocabulary) -> PyTree:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.t5_directory import save_t5
-from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError
 from hyperflax.models.neighbour_heads import start_neighbour_heads
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import T5Objective
-from hyperflax.training.base_model import Origin, read_base
+from hyperflax.trainables.protocol import Trained
+from hyperflax.training.base_model import read_base
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.types import PyTree, T5Config
 
@@ -73,15 +72,7 @@ class PlainT5:
             return read_base(self.initial_checkpoint, self.config, partitioner, vocabulary=self.vocabulary)
         return start_neighbour_heads(fresh, self.config, self.neighbour_heads) if self.neighbour_heads else fresh
 
-    def export(
-        self,
-        directory: Location,
-        params: PyTree,
-        results: dict[str, Any],
-        provenance: dict[str, Any],
-        dtype: StorageDtype | None,
-        origin: Origin | None,
-    ) -> None:
-        del origin  # there is no base
+    def export(self, directory: Location, trained: Trained) -> None:
+        params, results, provenance, dtype, _ = trained
         told = {"results": results, "provenance": provenance}
         save_t5(directory, params, self.config, self.vocabulary, **told, dtype=dtype, overwrite=True)

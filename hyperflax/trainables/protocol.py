@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,24 @@ from hyperflax.objectives.protocol import Objective
 from hyperflax.training.base_model import Origin, digest
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.types import PyTree, T5Config
+
+
+class Trained(NamedTuple):
+    """What a run leaves, for `Trainable.export`.
+
+    Attributes:
+      params: the trained parameters, on the host.
+      results: steps, and the figures of the last validation.
+      provenance: what is recorded of the training data.
+      dtype: in which parameters are stored; as they are by default.
+      origin: the base that the run began with; None if there is none.
+    """
+
+    params: PyTree
+    results: dict[str, Any]
+    provenance: dict[str, Any]
+    dtype: StorageDtype | None = None
+    origin: Origin | None = None
 
 
 class Trainable(Protocol):
@@ -57,16 +75,8 @@ class Trainable(Protocol):
         """Returns where to start from, given freshly initialised parameters."""
         ...
 
-    def export(
-        self,
-        directory: Location,
-        params: PyTree,
-        results: dict[str, Any],
-        provenance: dict[str, Any],
-        dtype: StorageDtype | None,
-        origin: Origin | None,
-    ) -> None:
-        """Writes what users load. Raises CheckpointError if a frozen base is not the one of `origin` any more."""
+    def export(self, directory: Location, trained: Trained) -> None:
+        """Writes what users load. Raises CheckpointError if the frozen base is not the one that the run began with."""
         ...
 
 
