@@ -149,6 +149,17 @@ class Load:
         done = [last[index]["text"] for index in sorted(last) if last[index]["done"]]
         return done if len(done) == len(body["inputs"]) else None
 
+    async def listed(self, http: httpx2.AsyncClient) -> set[str]:
+        """All ids that the service lists."""
+        found, after = set(), {}
+        while True:
+            address = f"http://127.0.0.1:{self.server.port}/v1/adapters"
+            page = (await http.get(address, params={"limit": 1000, **after})).json()
+            found |= set(page["adapters"])
+            if page["next"] is None:
+                return found
+            after = {"after": page["next"]}
+
     async def watch(self, began: float) -> None:
         while True:
             await asyncio.sleep(1)
@@ -182,8 +193,7 @@ async def run(arguments: argparse.Namespace, server: Server) -> dict[str, Any]:
         await kills
         watch.cancel()
         there = {key for key in load.keys if key}
-        listed = (await http.get(f"http://127.0.0.1:{server.port}/v1/adapters")).json()["adapters"]
-        load.tally.lost += [f"{key}: the adapter is gone" for key in sorted(there - set(listed))]
+        load.tally.lost += [f"{key}: the adapter is gone" for key in sorted(there - await load.listed(http))]
     return figures(load.tally, seconds, arguments)
 
 

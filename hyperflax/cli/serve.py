@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resident", type=int, default=64, help="adapters on the device at once (64)")
     parser.add_argument("--hosted", type=int, default=1024, help="adapters in host memory at once (1024)")
     parser.add_argument("--waiting", type=int, default=1024, help="inputs that may wait, above it 429 (1024)")
+    parser.add_argument("--max-adapters", type=int, default=100_000, metavar="N", help="on disk, above it 507 (100000)")
     parser.add_argument("--grace", type=int, default=30, metavar="SECONDS", help="time to end in, in all (30)")
 
 
@@ -75,7 +76,11 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
     if not 0 <= arguments.port <= 65535:
         raise ConfigError(f"--port: expected 0 to 65535, got {arguments.port}")
     config = ServiceConfig(
-        rows=arguments.rows, resident=arguments.resident, hosted=arguments.hosted, waiting=arguments.waiting
+        rows=arguments.rows,
+        resident=arguments.resident,
+        hosted=arguments.hosted,
+        waiting=arguments.waiting,
+        kept=arguments.max_adapters,
     )
 
     class Server(uvicorn.Server):

@@ -1,7 +1,7 @@
 """The HTTP face of a service: JSON in and out, an OpenAPI schema at `/openapi.json`, Prometheus figures at `/metrics`.
 
     POST   /v1/adapters                 examples -> id, and an estimate of whether to use it
-    GET    /v1/adapters                 ids, the newest first
+    GET    /v1/adapters                 ids, the newest first, in pages: ?limit=100&after=ID
     GET    /v1/adapters/ID              what is known of one
     GET    /v1/adapters/ID/download     a zip; ?form=peft for PEFT
     DELETE /v1/adapters/ID
@@ -10,7 +10,7 @@
 
 Wrong input is answered with 422 and names the field, an unknown id with 404, too much at once with 429 and a
 `Retry-After`, a deadline that passed with 504, a body that takes too long to come with 408, a service that is ending
-with 503, a damaged file with 500, and a disk that is full with 507.
+with 503, a damaged file with 500, and a disk or a folder that is full with 507.
 
 >>> app = create_app(Service(hyperflax.load("strings"), "adapters"))
 >>> uvicorn.run(app)
@@ -40,6 +40,7 @@ from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.checkpoints.peft import write_peft
 from hyperflax.errors import HyperflaxError
 from hyperflax.serving.messages import (
+    MOST_LISTED,
     AdapterIds,
     AdapterInfo,
     AdaptRequest,
@@ -52,7 +53,7 @@ from hyperflax.serving.messages import (
 from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, Token, refusal, told, wrong_request
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Answer, Service
-from hyperflax.serving.store import Made
+from hyperflax.serving.store import Made, UnknownAdapter
 
 _Result = TypeVar("_Result")
 
@@ -139,10 +140,19 @@ def create_app(
             response.status_code = 200
         return _info(made)
 
-    @app.get("/v1/adapters")
-    async def adapters() -> AdapterIds:
-        """All adapters, the newest first."""
-        return AdapterIds(adapters=await asyncio.to_thread(service.store.ids))
+    @app.get("/v1/adapters", responses=refused(404, 422, 504))
+    async def adapters(
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="ids of a page")] = 100,
+        after: Annotated[str | None, Query(description="`next` of the page before")] = None,
+    ) -> AdapterIds:
+        """Adapters, the newest first. 404 if `after` is there no more: begin again without it."""
+        listing = await _in_time(service.listed(), limits.seconds)
+        try:
+            page = listing.page(limit, after)
+        except KeyError:
+            told = f"after: no adapter with the id {after!r}, so that nothing follows it: begin again without it"
+            raise UnknownAdapter(told) from None
+        return AdapterIds(adapters=page.ids, next=page.next, total=page.total)
 
     @app.get("/v1/adapters/{adapter}", responses=refused(404, 500))
     async def about(adapter: str) -> AdapterInfo:

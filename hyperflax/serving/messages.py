@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Str
 from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK
 
 MOST_ITEMS = 256  # examples or inputs of a request
+MOST_LISTED = 1000  # ids of a page
 MOST_FIELDS = 16  # of an object that are looked at one by one
 
 
@@ -72,9 +73,11 @@ class AdapterInfo(BaseModel):
 
 
 class AdapterIds(BaseModel):
-    """Ids of all adapters, the newest first."""
+    """One page of the ids of all adapters, the newest first."""
 
     adapters: list[str]
+    next: str | None = Field(description="`after` of the next page; null on the last one")
+    total: int = Field(description="adapters on all pages")
 
 
 class PredictRequest(_Strict):

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.core import CounterMetricFamily
 
 from hyperflax.errors import CheckpointError
-from hyperflax.serving.service import Answer, Closing, Overloaded, Service
+from hyperflax.serving.service import Answer, Closing, Full, Overloaded, Service
 from hyperflax.serving.store import NotSaved, UnknownAdapter
 
 RETRY_SECONDS = 1
@@ -40,6 +40,7 @@ class Figures:
             ("waiting_inputs", "inputs that wait or are being decoded", lambda: service.waiting),
             ("waiting_adapters", "adapters that wait or are being made", lambda: service.adapting),
             ("hosted_adapters", "adapters in host memory", lambda: len(service.engine.pool)),
+            ("kept_adapters", "adapters on disk", lambda: service.kept),
             ("ready", "1 when everything is compiled", lambda: float(service.ready)),
         ):
             Gauge(name, told, **made).set_function(read)
@@ -177,6 +178,8 @@ async def refusal(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, NotSaved):
         log.error("%s", error)  # it names files of this machine
         return JSONResponse({"detail": "the service cannot save adapters: its disk refuses them"}, 507)
+    if isinstance(error, Full):
+        return JSONResponse({"detail": str(error)}, 507)
     status = 500 if isinstance(error, CheckpointError) else 404 if isinstance(error, UnknownAdapter) else 422
     return JSONResponse({"detail": told(error)}, status)
 

@@ -39,6 +39,7 @@ from hyperflax.evaluation.estimate import estimate
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.engine import Engine, EngineConfig, Request
+from hyperflax.serving.listing import Listing
 from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
 
 log = logging.getLogger("hyperflax.serving")
@@ -46,6 +47,10 @@ log = logging.getLogger("hyperflax.serving")
 
 class Overloaded(HyperflaxError):
     """As much is waiting as may wait; try again later."""
+
+
+class Full(HyperflaxError):
+    """As many adapters are kept as may be kept; none goes by itself."""
 
 
 class Closing(HyperflaxError):
@@ -62,6 +67,7 @@ class ServiceConfig:
       hosted: adapters in host memory at once; the others are read from disk when a row is free for who asks for them.
       waiting: inputs that may wait or be decoded at once.
       adapting: adapters that may wait to be made.
+      kept: adapters on disk, at most. None is ever deleted to make room.
     """
 
     rows: int = 16
@@ -69,6 +75,7 @@ class ServiceConfig:
     hosted: int = 1024
     waiting: int = 1024
     adapting: int = 16
+    kept: int = 100_000
 
     def __post_init__(self) -> None:
         if min(dataclasses.astuple(self)) < 1:
@@ -142,6 +149,7 @@ class Service:
         self._hosted: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._calls: list[_Call] = []
         self._maker = concurrent.futures.ThreadPoolExecutor(1, "hyperflax-adapt")
+        self._asked: set[asyncio.Future[tuple[Made, bool]]] = set()
         self._making: dict[str, asyncio.Future[tuple[Made, bool]]] = {}
         self._thread = threading.Thread(target=self._run, name="hyperflax-engine", daemon=True)
 
@@ -154,6 +162,11 @@ class Service:
     def adapting(self) -> int:
         """Adapters that wait to be made, or are being made."""
         return len(self._making)
+
+    @property
+    def kept(self) -> int:
+        """Adapters on disk; 0 until the folder has been read."""
+        return len(self.store.listed.result()) if self.store.listed.done() else 0
 
     # Its life
 
@@ -200,13 +213,23 @@ class Service:
 
         Raises:
           DataError, ConfigError: as `Hypermodel.adapt` does; a metric that is none, or scores no example alone.
-          Overloaded, Closing: it was not accepted.
+          Overloaded, Full, Closing: it was not accepted.
         """
         options = {"definition": definition, "refine_steps": refine_steps, "supports": supports}
+        asked = asyncio.ensure_future(self._adapt(list(examples), with_estimate, metric, options))
+        self._asked.add(asked)  # the loop itself would forget it
+        asked.add_done_callback(self._asked.discard)
+        # A caller who leaves does not take the adapter with him.
+        return await asyncio.shield(asked)
+
+    async def _adapt(
+        self, examples: list[tuple[str, str]], with_estimate: bool, metric: str, options: dict[str, Any]
+    ) -> tuple[Made, bool]:
         key = self.store.identify(self.model.parts.id, self.model.base_fingerprint, examples, **options)
         if not get_metric(metric).per_example:
             raise ConfigError(f"metric: expected one that scores an example alone, got '{metric}'")
         with_estimate = with_estimate and len(examples) > 1
+        listing, most = await self.listed(), self.config.kept
 
         def enough(made: Made) -> bool:
             return not with_estimate or (made.estimate or {}).get("metric") == metric
@@ -215,20 +238,19 @@ class Service:
             return made, False
         if key in self._making:  # the same is being made for somebody else
             made, _ = await asyncio.shield(self._making[key])
-            return (made, False) if enough(made) else await self.adapt(examples, **options, metric=metric)
+            return (made, False) if enough(made) else await self._adapt(examples, True, metric, options)
         self._admit(self.adapting < self.config.adapting, f"{self.adapting} adapters are waiting to be made")
+        # One that is there may get its estimate; those that are being made count before they are there.
+        if key not in listing and len(listing) + sum(other not in listing for other in self._making) >= most:
+            raise Full(
+                f"{most} adapters are kept, and no more may be: delete some, or raise the bound (--max-adapters)"
+            )
         loop = asyncio.get_running_loop()
         wanted = metric if with_estimate else None
-        making = loop.run_in_executor(self._maker, self._make, key, list(examples), options, wanted)
+        making = loop.run_in_executor(self._maker, self._make, key, examples, options, wanted)
         self._making[key] = making
 
-        def end(future: asyncio.Future[tuple[Made, bool]]) -> None:
-            del self._making[key]
-            if not future.cancelled():
-                future.exception()  # seen, should nobody wait for it any more
-
-        making.add_done_callback(end)
-        # A caller who leaves does not take the adapter with him.
+        making.add_done_callback(lambda _: self._making.pop(key))
         return await asyncio.shield(making)
 
     async def predict(
@@ -299,6 +321,10 @@ class Service:
                     return
         finally:
             self._inbox.put(leave)
+
+    async def listed(self) -> Listing:
+        """All adapters, in memory; waits until the folder has been read."""
+        return await asyncio.shield(asyncio.wrap_future(self.store.listed))
 
     async def remove(self, adapter: str) -> None:
         """Forgets an adapter; inputs that wait for it get an error. Raises UnknownAdapter if there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -82,6 +83,44 @@ def test_adapters_answer_as_the_model_does(http: TestClient) -> None:
     assert short == model.predict(INPUTS, model.adapt(PAIRS), max_length=2)
 
 
+def test_adapters_are_listed_in_pages(tmp_path: pathlib.Path) -> None:
+    with client(tmp_path) as http:
+        assert http.get("/v1/adapters").json() == {"adapters": [], "next": None, "total": 0}
+        keys = [
+            http.post("/v1/adapters", json=examples([(letter, "x")], estimate=False)).json()["id"] for letter in "abcde"
+        ][::-1]
+        assert http.get("/v1/adapters").json() == {"adapters": keys, "next": None, "total": 5}
+        first = http.get("/v1/adapters", params={"limit": 2}).json()
+        assert first == {"adapters": keys[:2], "next": keys[1], "total": 5}
+        rest = http.get("/v1/adapters", params={"limit": 1000, "after": first["next"]}).json()
+        assert rest == {"adapters": keys[2:], "next": None, "total": 5}
+        for wrong in ("0", "1001", "x"):
+            answer = http.get("/v1/adapters", params={"limit": wrong})
+            assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["query", "limit"])
+        assert http.delete(f"/v1/adapters/{keys[1]}").status_code == 204
+        gone = http.get("/v1/adapters", params={"after": keys[1]})
+        assert gone.status_code == 404
+        assert f"'{keys[1]}', so that nothing follows it: begin again without it" in gone.json()["detail"]
+        assert "hyperflax_kept_adapters 4.0" in http.get("/metrics").text
+
+
+def test_a_full_folder_takes_no_new_adapter_and_loses_none(tmp_path: pathlib.Path) -> None:
+    with client(tmp_path, dataclasses.replace(SIZES, kept=2)) as http:
+        bodies = [examples([(letter, "x"), (letter * 2, "y")], estimate=False) for letter in "abc"]
+        made = [http.post("/v1/adapters", json=body) for body in bodies]
+        assert [answer.status_code for answer in made] == [201, 201, 507]
+        assert "2 adapters are kept" in made[2].json()["detail"]
+        assert "delete some, or raise the bound (--max-adapters)" in made[2].json()["detail"]
+        # What is there is answered, and may get its estimate.
+        keys = [answer.json()["id"] for answer in made[:2]]
+        again = http.post("/v1/adapters", json={**bodies[0], "estimate": True})
+        assert (again.status_code, again.json()["id"]) == (200, keys[0])
+        assert again.json()["estimate"]
+        assert http.get("/v1/adapters").json()["adapters"] == keys[::-1]
+        assert http.delete(f"/v1/adapters/{keys[0]}").status_code == 204
+        assert http.post("/v1/adapters", json=bodies[2]).status_code == 201
+
+
 def test_equal_examples_have_one_adapter(http: TestClient) -> None:
     first = http.post("/v1/adapters", json=examples(PAIRS[:2], estimate=False, refine_steps=1))
     again = http.post("/v1/adapters", json=examples(PAIRS[:2], estimate=False, refine_steps=1))
@@ -115,8 +154,9 @@ def test_an_estimate_is_made_by_the_metric_that_was_asked_for(http: TestClient) 
 
 def test_an_adapter_has_a_deadline_and_is_made_all_the_same(http: TestClient) -> None:
     body = examples([("late", "L"), ("later", "LL")], estimate=False)
+    before = adapters_made(http)
     assert http.post("/v1/adapters", json={**body, "seconds": 1e-6}).status_code == 504
-    while http.service.adapting:
+    while adapters_made(http) == before:
         time.sleep(0.01)
     assert http.post("/v1/adapters", json=body).status_code == 200
 
@@ -359,6 +399,11 @@ def test_the_schema_names_every_route(http: TestClient) -> None:
     assert {"/v1/adapters", "/v1/adapters/{adapter}", "/v1/adapters/{adapter}/download", "/v1/predictions"} < set(paths)
     assert http.get("/v1/model").json()["inputs_length"] == 16
     assert {"200", "201", "401", "422", "429", "507"} <= paths["/v1/adapters"]["post"]["responses"].keys()
+    listed = paths["/v1/adapters"]["get"]
+    assert {"200", "404", "422"} <= listed["responses"].keys()
+    limit, after = listed["parameters"]
+    assert (limit["name"], after["name"], after["required"]) == ("limit", "after", False)
+    assert limit["schema"].items() >= {"default": 100, "minimum": 1, "maximum": 1000}.items()
     assert {"200", "404", "429", "504"} <= paths["/v1/predictions"]["post"]["responses"].keys()
 
 
@@ -472,6 +517,17 @@ def test_too_much_at_once_is_refused_and_nothing_accepted_is_lost(tmp_path: path
             made = await asyncio.gather(*(http.post("/v1/adapters", json=body) for body in bodies))
             assert sorted(answer.status_code for answer in made) == [201, 429, 429, 429, 429]
             assert service.adapting == 0
+
+    asyncio.run(run())
+
+
+def test_what_is_being_made_counts_among_what_is_kept(tmp_path: pathlib.Path) -> None:
+    async def run() -> None:
+        async with served(tmp_path, dataclasses.replace(SIZES, kept=3)) as (service, http):
+            bodies = [examples([(letter, "x")], estimate=False) for letter in "abcde"]
+            made = await asyncio.gather(*(http.post("/v1/adapters", json=body) for body in bodies))
+            assert sorted(answer.status_code for answer in made) == [201, 201, 201, 507, 507]
+            assert service.kept == 3
 
     asyncio.run(run())
 

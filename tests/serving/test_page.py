@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -27,6 +28,7 @@ from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.serving.http import Limits, create_app
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Service, ServiceConfig
+from hyperflax.serving.store import Made
 from tests.evaluation.micro import hypermodel
 
 PAIRS = [("ab", "AB"), ("cd", "CD"), ("ef", "EF")]
@@ -261,6 +263,31 @@ def test_an_adapter_is_made_judged_used_kept_and_deleted(page: Page) -> None:
     page.driver.switch_to.alert.accept()
     page.wait(lambda: page["former-status"].text == "There are none.")
     assert not page["adapter"].is_displayed()
+
+
+def test_former_adapters_are_listed_a_few_at_a_time(page: Page, service: Service) -> None:
+    for key in service.store.listed.result().page(1000).ids:  # of other tests
+        service.store.remove(key)
+    adapter = hypermodel().adapt(PAIRS)
+    keys = [f"{number:032x}" for number in range(25)]
+    for number, key in enumerate(keys):
+        service.store.save(Made(key, 3), adapter)
+        file = service.store.folder / key / "adapter.json"
+        os.utime(file, (2e9 + number, 2e9 + number))  # each newer than the one before
+        assert key in service.store
+    newest = [key[:8] for key in keys[::-1]]
+    page.open(page.origin)
+    page.wait(lambda: page.texts("#former td.id") == newest[:20])
+    assert page["former-status"].text == "25 adapters, 20 of them shown."
+    # Another process removes one that is listed: the page does without it.
+    shutil.rmtree(service.store.folder / keys[-1])
+    page.press("Show more")
+    page.wait(lambda: page.texts("#former td.id") == newest[1:])
+    assert not page["more-former"].is_displayed()
+    assert page["former-status"].text == "24 adapters."
+    for key in keys[:-1]:
+        service.store.remove(key)
+    page.expected = {404}
 
 
 def page_estimate(page: Page, key: str) -> dict[str, Any]:

@@ -19,12 +19,16 @@ PAIRS = [("ab", "AB"), ("cd", "CD")]
 KEY = AdapterStore.identify("model", "base", PAIRS)
 
 
+def listed(store: AdapterStore) -> list[str]:
+    return store.listed.result(60).page(1000).ids
+
+
 def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> None:
     adapter = hypermodel().adapt(PAIRS)
     made = Made(KEY, examples=2, definition="upper", refine_steps=3, estimate={"advice": "use"})
     AdapterStore(tmp_path / "new" / "folder").save(made, adapter)
     again = AdapterStore(tmp_path / "new" / "folder")
-    assert again.ids() == [KEY]
+    assert listed(again) == [KEY]
     assert again.about(KEY) == made
     for path, leaf in trees.flatten(again.load(KEY).tree).items():
         np.testing.assert_array_equal(leaf, trees.flatten(adapter.tree)[path])
@@ -33,7 +37,7 @@ def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> Non
         for name in ("adapter.json", "adapter.safetensors")
     }
     again.remove(KEY)
-    assert again.ids() == []
+    assert listed(again) == []
     with pytest.raises(UnknownAdapter, match=KEY):
         again.about(KEY)
 
@@ -59,7 +63,7 @@ def test_an_id_leads_nowhere_else(tmp_path: pathlib.Path, key: str) -> None:
     for act in (store.about, store.load, store.files, store.remove):
         with pytest.raises(UnknownAdapter):
             act(key)
-    assert store.ids() == [KEY]
+    assert listed(store) == [KEY]
 
 
 @pytest.mark.parametrize("name", ["made.json", "adapter.json", "adapter.safetensors"])
@@ -68,7 +72,7 @@ def test_half_an_adapter_is_none(tmp_path: pathlib.Path, name: str) -> None:
     store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
     (tmp_path / KEY / name).rename(tmp_path / "elsewhere")
     assert KEY not in store
-    assert store.ids() == []
+    assert listed(store) == []
 
 
 def test_what_is_removed_while_it_is_described_is_gone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +87,7 @@ def test_what_is_removed_while_it_is_described_is_gone(tmp_path: pathlib.Path, m
     with monkeypatch.context() as raced:
         raced.setattr(store, "_write", late)
         store.describe(Made(KEY, 2, estimate={"advice": "use"}))
-    assert store.ids() == []
+    assert listed(store) == []
     store.save(Made(KEY, 2), adapter)
     assert store.about(KEY).estimate is None
 
@@ -95,7 +99,7 @@ def test_what_is_not_whole_yet_goes_when_it_is_old(tmp_path: pathlib.Path, hours
     for folder in (half, foreign):
         folder.mkdir()
         os.utime(folder, (then, then))
-    AdapterStore(tmp_path)
+    assert listed(AdapterStore(tmp_path)) == []
     assert half.exists() == kept
     assert foreign.exists()
 
@@ -122,12 +126,12 @@ def test_an_interrupted_removal_leaves_no_adapter_and_no_obstacle(
         interrupted.setattr("shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             store.remove(KEY)
-    assert store.ids() == []
+    assert listed(store) == []
     assert not (tmp_path / KEY).exists()
     store.save(Made(KEY, 2), adapter)
-    assert store.ids() == [KEY]
+    assert listed(store) == [KEY]
     assert len(list(tmp_path.iterdir())) == 2
-    assert AdapterStore(tmp_path).ids() == [KEY]  # the next service does away with the rest
+    assert listed(AdapterStore(tmp_path)) == [KEY]  # the next service does away with the rest
     assert [path.name for path in tmp_path.iterdir()] == [KEY]
 
 
@@ -137,17 +141,78 @@ def test_the_newest_adapter_comes_first(tmp_path: pathlib.Path) -> None:
     for age, key in enumerate(keys):
         store.save(Made(key, 2), adapter)
         os.utime(tmp_path / key / "adapter.json", (1e9 - age, 1e9 - age))
+        assert key in store
     store.describe(Made(keys[-1], 2, estimate={"advice": "use"}))  # which makes it no newer
-    assert store.ids() == keys
+    assert listed(store) == listed(AdapterStore(tmp_path)) == keys
+
+
+def test_what_another_process_does_is_found_when_it_is_asked_for(tmp_path: pathlib.Path) -> None:
+    store, other, adapter = AdapterStore(tmp_path), AdapterStore(tmp_path), hypermodel().adapt(PAIRS)
+    assert listed(store) == listed(other) == []
+    other.save(Made(KEY, 2), adapter)
+    assert listed(store) == []
+    assert store.about(KEY).examples == 2
+    assert listed(store) == [KEY]
+    other.remove(KEY)
+    assert listed(store) == [KEY]
+    with pytest.raises(UnknownAdapter):
+        store.about(KEY)
+    assert listed(store) == []
+
+
+def test_a_list_is_read_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AdapterStore(tmp_path)
+    store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
+    store.listed.result(60)
+
+    def look(*arguments: Any, **options: Any) -> None:
+        pytest.fail("a page looked at the disk")
+
+    with monkeypatch.context() as watched:
+        for name in ("stat", "scandir", "listdir"):
+            watched.setattr(os, name, look)
+        page = store.listed.result().page(100)
+    assert page == ([KEY], None, 1)
+
+
+def test_a_look_that_another_change_overtook_is_put_right(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen is written after somebody else has changed the disk and the list."""
+    store = AdapterStore(tmp_path)
+    store.listed.result(60)
+    AdapterStore(tmp_path).save(Made(KEY, 2), hypermodel().adapt(PAIRS))
+    put, overtaken = store._listing.put, iter([True])
+
+    def late(key: str, created: int | None) -> None:
+        if next(overtaken, False):
+            store.remove(KEY)
+        put(key, created)
+
+    with monkeypatch.context() as raced:
+        raced.setattr(store._listing, "put", late)
+        assert KEY not in store
+    assert listed(store) == []
+
+
+def test_a_folder_that_cannot_be_read_is_told_to_who_asks(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.scandir", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        listed(AdapterStore(tmp_path))
 
 
 def test_a_removal_is_on_disk_before_it_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = AdapterStore(tmp_path)
     store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
     flushed = []
-    monkeypatch.setattr("hyperflax.serving.store.fsync", lambda folder: flushed.append((folder, store.ids())))
+    monkeypatch.setattr("hyperflax.serving.store.fsync", lambda folder: flushed.append((folder, KEY in store)))
     store.remove(KEY)
-    assert flushed == [(tmp_path, [])]
+    assert flushed == [(tmp_path, False)]
 
 
 @pytest.mark.parametrize("removed", [True, False])
