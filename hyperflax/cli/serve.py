@@ -67,7 +67,8 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
     from hyperflax.hypermodel import load
-    from hyperflax.serving.service import Service, ServiceConfig
+    from hyperflax.serving.bounds import ServiceConfig
+    from hyperflax.serving.service import Service
 
     token = os.environ.get(TOKEN) or None
     local = arguments.host in LOOPBACK

@@ -126,7 +126,7 @@ def create_app(
         """Makes an adapter; 200 instead of 201 if equal examples have been given in the same way before."""
         _at_most(body.refine_steps, limits.refine_steps, "refine_steps")
         _at_most(body.supports, len(body.examples), "supports")
-        making = service.adapt(
+        making = service.maker.adapt(
             [(example.input, example.target) for example in body.examples],
             definition=body.definition,
             refine_steps=body.refine_steps,
@@ -146,7 +146,7 @@ def create_app(
         after: Annotated[str | None, Query(description="`next` of the page before")] = None,
     ) -> AdapterIds:
         """Adapters, the newest first. 404 if `after` is there no more: begin again without it."""
-        listing = await _in_time(service.listed(), limits.seconds)
+        listing = await _in_time(service.maker.listed(), limits.seconds)
         try:
             page = listing.page(limit, after)
         except KeyError:

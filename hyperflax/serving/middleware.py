@@ -17,7 +17,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.core import CounterMetricFamily
 
 from hyperflax.errors import CheckpointError
-from hyperflax.serving.service import Answer, Closing, Full, Overloaded, Service
+from hyperflax.serving.bounds import Closing, Full, Overloaded
+from hyperflax.serving.service import Answer, Service
 from hyperflax.serving.store import NotSaved, UnknownAdapter
 
 RETRY_SECONDS = 1
@@ -38,9 +39,9 @@ class Figures:
         self.predictions = Counter("predictions", "inputs answered", **made)
         for name, told, read in (
             ("waiting_inputs", "inputs that wait or are being decoded", lambda: service.waiting),
-            ("waiting_adapters", "adapters that wait or are being made", lambda: service.adapting),
+            ("waiting_adapters", "adapters that wait or are being made", lambda: service.maker.adapting),
             ("hosted_adapters", "adapters in host memory", lambda: len(service.engine.pool)),
-            ("kept_adapters", "adapters on disk", lambda: service.kept),
+            ("kept_adapters", "adapters on disk", lambda: service.maker.kept),
             ("ready", "1 when everything is compiled", lambda: float(service.ready)),
         ):
             Gauge(name, told, **made).set_function(read)
@@ -62,7 +63,7 @@ class _Adapters:
         self.service = service
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        yield CounterMetricFamily("hyperflax_adapters_made", "adapters made", self.service.made)
+        yield CounterMetricFamily("hyperflax_adapters_made", "adapters made", self.service.maker.made)
 
 
 class Measure:

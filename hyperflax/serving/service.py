@@ -5,7 +5,7 @@ estimate keeps no answer waiting. Callers live on an asyncio loop, and what they
 
 >>> service = Service(model, "adapters")
 >>> service.start()
->>> made = await service.adapt([("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A.")])
+>>> made, _ = await service.maker.adapt([("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A.")])
 >>> async for answers in service.predict(["grace hopper"], made.id): ...
 >>> [answer.text for answer in answers]
 ['Hopper, G.']
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -34,54 +33,14 @@ import numpy as np
 from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.data.examples import tokenise
 from hyperflax.data.vocabularies import EOS_ID
-from hyperflax.errors import ConfigError, DataError, HyperflaxError
-from hyperflax.evaluation.estimate import estimate
-from hyperflax.evaluation.metrics import get_metric
+from hyperflax.errors import DataError, HyperflaxError
 from hyperflax.hypermodel import Hypermodel
+from hyperflax.serving.bounds import DEFAULT_CONFIG, Closing, Overloaded, ServiceConfig
 from hyperflax.serving.engine import Engine, EngineConfig, Request
-from hyperflax.serving.listing import Listing
-from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
+from hyperflax.serving.maker import Maker
+from hyperflax.serving.store import AdapterStore, UnknownAdapter
 
 log = logging.getLogger("hyperflax.serving")
-
-
-class Overloaded(HyperflaxError):
-    """As much is waiting as may wait; try again later."""
-
-
-class Full(HyperflaxError):
-    """As many adapters are kept as may be kept; none goes by itself."""
-
-
-class Closing(HyperflaxError):
-    """The service is about to end, or has failed, and takes nothing more."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ServiceConfig:
-    """Bounds.
-
-    Attributes:
-      rows: inputs decoded at once, for each of two input lengths.
-      resident: adapters on the device at once.
-      hosted: adapters in host memory at once; the others are read from disk when a row is free for who asks for them.
-      waiting: inputs that may wait or be decoded at once.
-      adapting: adapters that may wait to be made.
-      kept: adapters on disk, at most. None is ever deleted to make room.
-    """
-
-    rows: int = 16
-    resident: int = 64
-    hosted: int = 1024
-    waiting: int = 1024
-    adapting: int = 16
-    kept: int = 100_000
-
-    def __post_init__(self) -> None:
-        if min(dataclasses.astuple(self)) < 1:
-            raise ConfigError(f"ServiceConfig: expected sizes of at least 1, got {self}")
-        if self.hosted < self.resident:
-            raise ConfigError(f"ServiceConfig.hosted: expected at least resident={self.resident}, got {self.hosted}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +89,11 @@ class Service:
       AdapterError: the hypermodel makes adapters that cannot be served beside others (full fine-tuning).
     """
 
-    def __init__(self, model: Hypermodel, folder: pathlib.Path | str, config: ServiceConfig = ServiceConfig()):
+    def __init__(self, model: Hypermodel, folder: pathlib.Path | str, config: ServiceConfig = DEFAULT_CONFIG):
         self.model, self.config = model, config
         model.check_plain_inputs()
         self.store = AdapterStore(folder)
+        self.maker = Maker(model, self.store, config, self._admit)
         episodes = model.config.episodes
         sizes = EngineConfig(
             sources=tuple({max(episodes.inputs_length // 2, 1), episodes.inputs_length}),
@@ -143,30 +103,17 @@ class Service:
         )
         self.engine = Engine(model.model, model.base_params, model.config.spec, sizes, fetch=self._host)
         self.failure: BaseException | None = None
-        self.waiting = self.made = 0
-        self._compiled = self._closing = self._maker_ended = False
+        self.waiting = 0
+        self._compiled = self._closing = False
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._hosted: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._calls: list[_Call] = []
-        self._maker = concurrent.futures.ThreadPoolExecutor(1, "hyperflax-adapt")
-        self._asked: set[asyncio.Future[tuple[Made, bool]]] = set()
-        self._making: dict[str, asyncio.Future[tuple[Made, bool]]] = {}
         self._thread = threading.Thread(target=self._run, name="hyperflax-engine", daemon=True)
 
     @property
     def ready(self) -> bool:
         """Everything is compiled, and nothing has failed or ended."""
         return self._compiled and self.failure is None and self._thread.is_alive()
-
-    @property
-    def adapting(self) -> int:
-        """Adapters that wait to be made, or are being made."""
-        return len(self._making)
-
-    @property
-    def kept(self) -> int:
-        """Adapters on disk; 0 until the folder has been read."""
-        return len(self.store.listed.result()) if self.store.listed.done() else 0
 
     # Its life
 
@@ -182,76 +129,13 @@ class Service:
         """
         end = None if seconds is None else time.monotonic() + seconds
         self._closing = True
-        with contextlib.suppress(TimeoutError, RuntimeError):
-            self._maker.submit(lambda: None).result(seconds)
-            self._maker.shutdown()
-            self._maker_ended = True
+        made = self.maker.stop(seconds)
         self._inbox.put(None)
         if self._thread.ident is not None:
             self._thread.join(None if end is None else max(0.0, end - time.monotonic()))
-        return self._maker_ended and not self._thread.is_alive()
+        return made and not self._thread.is_alive()
 
     # What callers ask for; on the event loop
-
-    async def adapt(
-        self,
-        examples: Sequence[tuple[str, str]],
-        *,
-        definition: str | None = None,
-        refine_steps: int = 0,
-        supports: int = 1,
-        with_estimate: bool = True,
-        metric: str = "exact_match",
-    ) -> tuple[Made, bool]:
-        """Makes an adapter, or finds the one that was made of equal examples in the same way.
-
-        With an estimate it takes longer, and needs two examples; see `evaluation.estimate`. One by another metric is
-        made anew.
-
-        Returns:
-          what is known of the adapter, which is on disk by then, and whether it was made now.
-
-        Raises:
-          DataError, ConfigError: as `Hypermodel.adapt` does; a metric that is none, or scores no example alone.
-          Overloaded, Full, Closing: it was not accepted.
-        """
-        options = {"definition": definition, "refine_steps": refine_steps, "supports": supports}
-        asked = asyncio.ensure_future(self._adapt(list(examples), with_estimate, metric, options))
-        self._asked.add(asked)  # the loop itself would forget it
-        asked.add_done_callback(self._asked.discard)
-        # A caller who leaves does not take the adapter with him.
-        return await asyncio.shield(asked)
-
-    async def _adapt(
-        self, examples: list[tuple[str, str]], with_estimate: bool, metric: str, options: dict[str, Any]
-    ) -> tuple[Made, bool]:
-        key = self.store.identify(self.model.parts.id, self.model.base_fingerprint, examples, **options)
-        if not get_metric(metric).per_example:
-            raise ConfigError(f"metric: expected one that scores an example alone, got '{metric}'")
-        with_estimate = with_estimate and len(examples) > 1
-        listing, most = await self.listed(), self.config.kept
-
-        def enough(made: Made) -> bool:
-            return not with_estimate or (made.estimate or {}).get("metric") == metric
-
-        if key in self.store and enough(made := await asyncio.to_thread(self.store.about, key)):
-            return made, False
-        if key in self._making:  # the same is being made for somebody else
-            made, _ = await asyncio.shield(self._making[key])
-            return (made, False) if enough(made) else await self._adapt(examples, True, metric, options)
-        self._admit(self.adapting < self.config.adapting, f"{self.adapting} adapters are waiting to be made")
-        # One that is there may get its estimate; those that are being made count before they are there.
-        if key not in listing and len(listing) + sum(other not in listing for other in self._making) >= most:
-            raise Full(
-                f"{most} adapters are kept, and no more may be: delete some, or raise the bound (--max-adapters)"
-            )
-        loop = asyncio.get_running_loop()
-        wanted = metric if with_estimate else None
-        making = loop.run_in_executor(self._maker, self._make, key, examples, options, wanted)
-        self._making[key] = making
-
-        making.add_done_callback(lambda _: self._making.pop(key))
-        return await asyncio.shield(making)
 
     async def predict(
         self, inputs: Sequence[str], adapter: str | None = None, *, steps: bool = False, **options: Any
@@ -322,10 +206,6 @@ class Service:
         finally:
             self._inbox.put(leave)
 
-    async def listed(self) -> Listing:
-        """All adapters, in memory; waits until the folder has been read."""
-        return await asyncio.shield(asyncio.wrap_future(self.store.listed))
-
     async def remove(self, adapter: str) -> None:
         """Forgets an adapter; inputs that wait for it get an error. Raises UnknownAdapter if there is none."""
         await asyncio.to_thread(self.store.remove, adapter)
@@ -347,25 +227,6 @@ class Service:
             if len(row) > most:
                 raise DataError(f"input {number}: expected at most {most - 1} tokens, got {len(row) - 1}")
         return rows
-
-    # In the thread that makes adapters
-
-    def _make(
-        self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], metric: str | None
-    ) -> tuple[Made, bool]:
-        """Makes an adapter unless it is there, and its estimate by a metric, if there is to be one."""
-        new = key not in self.store
-        if new:
-            made = Made(key, len(examples), **options)
-            self.store.save(made, self.model.adapt(examples, **options))
-            self.made += 1
-        else:
-            made = self.store.about(key)
-        if metric is not None:
-            found = estimate(self.model, examples, metric=metric, **options)
-            made = dataclasses.replace(made, estimate=found.to_json())
-            self.store.describe(made)
-        return made, new
 
     # In the engine's thread
 

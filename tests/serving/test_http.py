@@ -24,9 +24,10 @@ from fastapi.testclient import TestClient
 
 import hyperflax
 from hyperflax.errors import DataError
+from hyperflax.serving.bounds import ServiceConfig
 from hyperflax.serving.http import Limits, create_app
 from hyperflax.serving.middleware import BodyLimit
-from hyperflax.serving.service import Service, ServiceConfig
+from hyperflax.serving.service import Service
 from tests.evaluation.micro import hypermodel
 
 PAIRS = [("ab", "AB"), ("cd", "CD"), ("ef", "EF")]
@@ -186,7 +187,7 @@ def test_equal_inputs_are_drawn_apart_and_equal_requests_alike(http: TestClient)
 def test_an_adapter_counts_once_it_is_saved(http: TestClient) -> None:
     before = adapters_made(http)
     with pytest.MonkeyPatch.context() as broken:
-        broken.setattr("hyperflax.serving.service.estimate", fail)
+        broken.setattr("hyperflax.serving.maker.estimate", fail)
         assert http.post("/v1/adapters", json=examples([("r", "R"), ("s", "S")])).status_code == 422
     assert adapters_made(http) == before + 1
     again = http.post("/v1/adapters", json=examples([("r", "R"), ("s", "S")], estimate=False))
@@ -516,7 +517,7 @@ def test_too_much_at_once_is_refused_and_nothing_accepted_is_lost(tmp_path: path
             bodies = [examples([(letter, "x")], estimate=False) for letter in "abcde"]
             made = await asyncio.gather(*(http.post("/v1/adapters", json=body) for body in bodies))
             assert sorted(answer.status_code for answer in made) == [201, 429, 429, 429, 429]
-            assert service.adapting == 0
+            assert service.maker.adapting == 0
 
     asyncio.run(run())
 
@@ -527,7 +528,7 @@ def test_what_is_being_made_counts_among_what_is_kept(tmp_path: pathlib.Path) ->
             bodies = [examples([(letter, "x")], estimate=False) for letter in "abcde"]
             made = await asyncio.gather(*(http.post("/v1/adapters", json=body) for body in bodies))
             assert sorted(answer.status_code for answer in made) == [201, 201, 201, 507, 507]
-            assert service.kept == 3
+            assert service.maker.kept == 3
 
     asyncio.run(run())
 
@@ -568,7 +569,7 @@ def test_what_was_accepted_is_answered_before_the_end(tmp_path: pathlib.Path) ->
         async with served(tmp_path) as (service, http):
             asked = [asyncio.ensure_future(http.post("/v1/predictions", json={"inputs": INPUTS})) for _ in range(10)]
             made = asyncio.ensure_future(http.post("/v1/adapters", json=examples(estimate=False)))
-            while service.waiting < 30 or service.adapting < 1:
+            while service.waiting < 30 or service.maker.adapting < 1:
                 await asyncio.sleep(0)
             ending = asyncio.ensure_future(asyncio.to_thread(service.stop))
             while not service._closing:

@@ -25,9 +25,10 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.serving.bounds import ServiceConfig
 from hyperflax.serving.http import Limits, create_app
 from hyperflax.serving.page import load_page
-from hyperflax.serving.service import Service, ServiceConfig
+from hyperflax.serving.service import Service
 from hyperflax.serving.store import Made
 from tests.evaluation.micro import hypermodel
 

@@ -126,7 +126,7 @@ def test_callers_and_threads_have_one_time_to_end_in(model: pathlib.Path, tmp_pa
                 callers.submit(http.post, "/v1/predictions", json={"inputs": ["ab"]}),
                 callers.submit(http.post, "/v1/adapters", json=EXAMPLES),
             ]
-            while not (service.waiting and service.adapting):
+            while not (service.waiting and service.maker.adapting):
                 time.sleep(0.1)
             began = time.monotonic()
             server.should_exit = True

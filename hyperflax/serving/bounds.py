@@ -1,0 +1,49 @@
+"""How much a service takes on, and what those are told who ask for more."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hyperflax.errors import ConfigError, HyperflaxError
+
+
+class Overloaded(HyperflaxError):
+    """As much is waiting as may wait; try again later."""
+
+
+class Full(HyperflaxError):
+    """As many adapters are kept as may be kept; none goes by itself."""
+
+
+class Closing(HyperflaxError):
+    """The service is about to end, or has failed, and takes nothing more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceConfig:
+    """Bounds.
+
+    Attributes:
+      rows: inputs decoded at once, for each of two input lengths.
+      resident: adapters on the device at once.
+      hosted: adapters in host memory at once; the others are read from disk when a row is free for who asks for them.
+      waiting: inputs that may wait or be decoded at once.
+      adapting: adapters that may wait to be made.
+      kept: adapters on disk, at most. None is ever deleted to make room.
+    """
+
+    rows: int = 16
+    resident: int = 64
+    hosted: int = 1024
+    waiting: int = 1024
+    adapting: int = 16
+    kept: int = 100_000
+
+    def __post_init__(self) -> None:
+        if min(dataclasses.astuple(self)) < 1:
+            raise ConfigError(f"ServiceConfig: expected sizes of at least 1, got {self}")
+        if self.hosted < self.resident:
+            raise ConfigError(f"ServiceConfig.hosted: expected at least resident={self.resident}, got {self.hosted}")
+
+
+DEFAULT_CONFIG = ServiceConfig()

@@ -1,0 +1,146 @@
+"""Makes adapters, one after the other in a thread of its own, and keeps them in a store.
+
+Callers live on an asyncio loop. Who leaves does not take the adapter with him, and equal requests share one:
+
+>>> maker = Maker(model, AdapterStore("adapters"), DEFAULT_CONFIG, admit)
+>>> made, new = await maker.adapt([("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A.")])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hyperflax.errors import ConfigError
+from hyperflax.evaluation.estimate import estimate
+from hyperflax.evaluation.metrics import get_metric
+from hyperflax.hypermodel import Hypermodel
+from hyperflax.serving.bounds import Full, ServiceConfig
+from hyperflax.serving.listing import Listing
+from hyperflax.serving.store import AdapterStore, Made
+
+
+class Maker:
+    """See the module.
+
+    Args:
+      model: the hypermodel.
+      store: where adapters are kept.
+      config: bounds.
+      admit: called before work is accepted with whether there is room and what fills it; raises Overloaded or Closing.
+
+    Attributes:
+      made: adapters made so far.
+    """
+
+    def __init__(
+        self, model: Hypermodel, store: AdapterStore, config: ServiceConfig, admit: Callable[[bool, str], None]
+    ):
+        self.model, self.store, self.config, self.admit = model, store, config, admit
+        self.made = 0
+        self._ended = False
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "hyperflax-adapt")
+        self._asked: set[asyncio.Future[tuple[Made, bool]]] = set()
+        self._making: dict[str, asyncio.Future[tuple[Made, bool]]] = {}
+
+    @property
+    def adapting(self) -> int:
+        """Adapters that wait to be made, or are being made."""
+        return len(self._making)
+
+    @property
+    def kept(self) -> int:
+        """Adapters on disk; 0 until the folder has been read."""
+        return len(self.store.listed.result()) if self.store.listed.done() else 0
+
+    async def listed(self) -> Listing:
+        """All adapters, in memory; waits until the folder has been read."""
+        return await asyncio.shield(asyncio.wrap_future(self.store.listed))
+
+    async def adapt(
+        self,
+        examples: Sequence[tuple[str, str]],
+        *,
+        definition: str | None = None,
+        refine_steps: int = 0,
+        supports: int = 1,
+        with_estimate: bool = True,
+        metric: str = "exact_match",
+    ) -> tuple[Made, bool]:
+        """Makes an adapter, or finds the one that was made of equal examples in the same way.
+
+        With an estimate it takes longer, and needs two examples; see `evaluation.estimate`. One by another metric is
+        made anew.
+
+        Returns:
+          what is known of the adapter, which is on disk by then, and whether it was made now.
+
+        Raises:
+          DataError, ConfigError: as `Hypermodel.adapt` does; a metric that is none, or scores no example alone.
+          Overloaded, Full, Closing: it was not accepted.
+        """
+        options = {"definition": definition, "refine_steps": refine_steps, "supports": supports}
+        asked = asyncio.ensure_future(self._adapt(list(examples), with_estimate, metric, options))
+        self._asked.add(asked)  # the loop itself would forget it
+        asked.add_done_callback(self._asked.discard)
+        # A caller who leaves does not take the adapter with him.
+        return await asyncio.shield(asked)
+
+    async def _adapt(
+        self, examples: list[tuple[str, str]], with_estimate: bool, metric: str, options: dict[str, Any]
+    ) -> tuple[Made, bool]:
+        key = self.store.identify(self.model.parts.id, self.model.base_fingerprint, examples, **options)
+        if not get_metric(metric).per_example:
+            raise ConfigError(f"metric: expected one that scores an example alone, got '{metric}'")
+        with_estimate = with_estimate and len(examples) > 1
+        listing, most = await self.listed(), self.config.kept
+
+        def enough(made: Made) -> bool:
+            return not with_estimate or (made.estimate or {}).get("metric") == metric
+
+        if key in self.store and enough(made := await asyncio.to_thread(self.store.about, key)):
+            return made, False
+        if key in self._making:  # the same is being made for somebody else
+            made, _ = await asyncio.shield(self._making[key])
+            return (made, False) if enough(made) else await self._adapt(examples, True, metric, options)
+        self.admit(self.adapting < self.config.adapting, f"{self.adapting} adapters are waiting to be made")
+        # One that is there may get its estimate; those that are being made count before they are there.
+        if key not in listing and len(listing) + sum(other not in listing for other in self._making) >= most:
+            raise Full(
+                f"{most} adapters are kept, and no more may be: delete some, or raise the bound (--max-adapters)"
+            )
+        loop = asyncio.get_running_loop()
+        wanted = metric if with_estimate else None
+        making = loop.run_in_executor(self._thread, self._make, key, examples, options, wanted)
+        self._making[key] = making
+        making.add_done_callback(lambda _: self._making.pop(key))
+        return await asyncio.shield(making)
+
+    def stop(self, seconds: float | None = None) -> bool:
+        """Ends the thread after what was accepted is made; returns whether it ended within so many seconds."""
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            self._thread.submit(lambda: None).result(seconds)
+            self._thread.shutdown()
+            self._ended = True
+        return self._ended
+
+    def _make(
+        self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], metric: str | None
+    ) -> tuple[Made, bool]:
+        """Makes an adapter unless it is there, and its estimate by a metric, if there is to be one."""
+        new = key not in self.store
+        if new:
+            made = Made(key, len(examples), **options)
+            self.store.save(made, self.model.adapt(examples, **options))
+            self.made += 1
+        else:
+            made = self.store.about(key)
+        if metric is not None:
+            found = estimate(self.model, examples, metric=metric, **options)
+            made = dataclasses.replace(made, estimate=found.to_json())
+            self.store.describe(made)
+        return made, new
