@@ -230,11 +230,11 @@ def create_app(
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
     @app.get("/metrics", include_in_schema=False)
-    async def metrics() -> Response:
+    def metrics() -> Response:  # not on the event loop, nor is the page, which is read and hashed once
         return Response(figures.text(), media_type=Figures.media_type)
 
     @app.get("/", include_in_schema=False)
-    async def page() -> Response:
+    def page() -> Response:
         body, headers = load_page()
         return Response(body, media_type="text/html", headers=headers)
 
@@ -252,11 +252,11 @@ def _at_most(value: int, limit: int, field: str) -> None:
 
 
 def _info(made: Made) -> AdapterInfo:
-    return AdapterInfo(**dataclasses.asdict(made))
+    return AdapterInfo(**vars(made))  # `asdict` would copy all that an estimate holds
 
 
 def _predictions(answers: Sequence[Answer]) -> list[Prediction]:
-    return [Prediction(index=index, **dataclasses.asdict(answer)) for index, answer in enumerate(answers)]
+    return [Prediction(index=index, **vars(answer)) for index, answer in enumerate(answers)]
 
 
 async def _in_time(work: Awaitable[_Result], seconds: float, left: float | None = None) -> _Result:
@@ -296,10 +296,14 @@ async def _lines(
     answers: list[Answer] | None = first
     try:
         while answers is not None:
-            for row, (prediction, old, new) in enumerate(zip(_predictions(answers), before, answers, strict=True)):
-                if new != old:
-                    yield prediction.model_dump_json() + "\n"
-                before[row] = new
+            lines = [
+                prediction.model_dump_json() + "\n"
+                for prediction, old, new in zip(_predictions(answers), before, answers, strict=True)
+                if new != old
+            ]
+            before = [*answers]
+            if lines:
+                yield "".join(lines)  # together: every part that is sent is a turn of the loop
             try:
                 answers = await _in_time(anext(rest), seconds, deadline - time.monotonic())
             except StopAsyncIteration:

@@ -21,7 +21,7 @@ from hyperflax.evaluation.metrics import get_metric
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.bounds import Full, ServiceConfig
 from hyperflax.serving.listing import Listing
-from hyperflax.serving.store import AdapterStore, Made
+from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
 
 
 class Maker:
@@ -31,14 +31,18 @@ class Maker:
       model: the hypermodel.
       store: where adapters are kept.
       config: bounds.
-      admit: called before work is accepted with whether there is room and what fills it; raises Overloaded or Closing.
+      admit: entered to accept work, with whether there is room and what fills it; raises Overloaded or Closing.
 
     Attributes:
       made: adapters made so far.
     """
 
     def __init__(
-        self, model: Hypermodel, store: AdapterStore, config: ServiceConfig, admit: Callable[[bool, str], None]
+        self,
+        model: Hypermodel,
+        store: AdapterStore,
+        config: ServiceConfig,
+        admit: Callable[[bool, str], contextlib.AbstractContextManager[None]],
     ):
         self.model, self.store, self.config, self.admit = model, store, config, admit
         self.made = 0
@@ -93,29 +97,31 @@ class Maker:
     async def _adapt(
         self, examples: list[tuple[str, str]], with_estimate: bool, metric: str, options: dict[str, Any]
     ) -> tuple[Made, bool]:
-        key = self.store.identify(self.model.parts.id, self.model.base_fingerprint, examples, **options)
         if not get_metric(metric).per_example:
             raise ConfigError(f"metric: expected one that scores an example alone, got '{metric}'")
         with_estimate = with_estimate and len(examples) > 1
         listing, most = await self.listed(), self.config.kept
+        parts = self.model.parts.id, self.model.base_fingerprint
+        key = await asyncio.to_thread(self.store.identify, *parts, examples, **options)
 
         def enough(made: Made) -> bool:
             return not with_estimate or (made.estimate or {}).get("metric") == metric
 
-        if key in self.store and enough(made := await asyncio.to_thread(self.store.about, key)):
-            return made, False
+        known = await asyncio.to_thread(self._known, key)
+        if known is not None and enough(known):
+            return known, False
         if key in self._making:  # the same is being made for somebody else
             made, _ = await asyncio.shield(self._making[key])
             return (made, False) if enough(made) else await self._adapt(examples, True, metric, options)
-        self.admit(self.adapting < self.config.adapting, f"{self.adapting} adapters are waiting to be made")
-        # One that is there may get its estimate; those that are being made count before they are there.
-        if key not in listing and len(listing) + sum(other not in listing for other in self._making) >= most:
-            raise Full(
-                f"{most} adapters are kept, and no more may be: delete some, or raise the bound (--max-adapters)"
-            )
-        loop = asyncio.get_running_loop()
-        wanted = metric if with_estimate else None
-        making = loop.run_in_executor(self._thread, self._make, key, examples, options, wanted)
+        waiting = self.adapting
+        with self.admit(waiting < self.config.adapting, f"{waiting} adapters are waiting to be made"):
+            # One that is there may get its estimate; those that are being made count before they are there.
+            if key not in listing and len(listing) + sum(other not in listing for other in self._making) >= most:
+                told = f"{most} adapters are kept, and no more may be"
+                raise Full(f"{told}: delete some, or raise the bound (--max-adapters)")
+            wanted = metric if with_estimate else None
+            work = self._make, key, examples, options, wanted
+            making = asyncio.get_running_loop().run_in_executor(self._thread, *work)
         self._making[key] = making
         making.add_done_callback(lambda _: self._making.pop(key))
         return await asyncio.shield(making)
@@ -127,6 +133,13 @@ class Maker:
             self._thread.shutdown()
             self._ended = True
         return self._ended
+
+    def _known(self, key: str) -> Made | None:
+        """What is known of an adapter, if it is there."""
+        try:
+            return self.store.about(key)
+        except UnknownAdapter:
+            return None
 
     def _make(
         self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], metric: str | None

@@ -25,7 +25,7 @@ import pathlib
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,7 @@ class Service:
         self.failure: BaseException | None = None
         self.waiting = 0
         self._compiled = self._closing = False
+        self._entering, self._gate = 0, threading.Condition()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._hosted: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._calls: list[_Call] = []
@@ -128,8 +129,10 @@ class Service:
           seconds: how long to wait in all. Neither a compilation nor an estimate can be broken off.
         """
         end = None if seconds is None else time.monotonic() + seconds
-        self._closing = True
-        made = self.maker.stop(seconds)
+        with self._gate:
+            self._closing = True
+            self._gate.wait_for(lambda: not self._entering, seconds)
+        made = self.maker.stop(None if end is None else max(0.0, end - time.monotonic()))
         self._inbox.put(None)
         if self._thread.ident is not None:
             self._thread.join(None if end is None else max(0.0, end - time.monotonic()))
@@ -158,14 +161,7 @@ class Service:
           ConfigError: an option out of range.
           Overloaded, Closing: it was not accepted.
         """
-        tokens = self._tokens(inputs)
-        if adapter is not None and adapter not in self.store:
-            raise UnknownAdapter(f"no adapter with the id {adapter!r}")
-        self._admit(
-            self.waiting + len(tokens) <= self.config.waiting, f"{self.waiting} inputs are waiting, {len(tokens)} more"
-        )
-        held = len(tokens)
-        self.waiting += held
+        held = len(inputs)
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -191,7 +187,14 @@ class Service:
                 loop.call_soon_threadsafe(arrive, item)
 
         call = _Call([], tell, steps)
-        self._inbox.put(lambda: self._begin(call, tokens, adapter, options))
+        with self._admit(self.waiting + held <= self.config.waiting, f"{self.waiting} inputs are waiting, {held} more"):
+            self.waiting += held
+            try:
+                tokens = await asyncio.to_thread(self._read, inputs, adapter)
+            except BaseException:
+                release()
+                raise
+            self._inbox.put(lambda: self._begin(call, tokens, adapter, options))
         try:
             while True:
                 item = await news.get()
@@ -199,8 +202,7 @@ class Service:
                     raise item
                 if errors := [error for *_, error in item if error]:
                     raise errors[0]
-                decode = self.model.config.vocabulary.decode
-                yield [Answer(decode(ids), done, log_prob) for ids, done, log_prob, _ in item]
+                yield await asyncio.to_thread(self._answers, item)
                 if all(done for _, done, *_ in item):
                     return
         finally:
@@ -211,14 +213,26 @@ class Service:
         await asyncio.to_thread(self.store.remove, adapter)
         self._inbox.put(lambda: self._drop(adapter))
 
-    def _admit(self, room: bool, told: str) -> None:
-        if self._closing or self.failure is not None:
-            raise Closing("the service is ending" if self.failure is None else "the service has failed")
-        if not room:
-            raise Overloaded(f"{told}: try again later")
+    @contextlib.contextmanager
+    def _admit(self, room: bool, told: str) -> Iterator[None]:
+        """Around the acceptance of work: the end waits for it, so that the threads know of all that was accepted."""
+        with self._gate:
+            if self._closing or self.failure is not None:
+                raise Closing("the service is ending" if self.failure is None else "the service has failed")
+            if not room:
+                raise Overloaded(f"{told}: try again later")
+            self._entering += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._entering -= 1
+                self._gate.notify_all()
 
-    def _tokens(self, inputs: Sequence[str]) -> list[list[int]]:
-        """Every input with its end-of-sequence token."""
+    # What may take longer than the event loop should stand still, in threads of no name
+
+    def _read(self, inputs: Sequence[str], adapter: str | None) -> list[list[int]]:
+        """Every input with its end-of-sequence token; raises what is wrong with them, or with the adapter."""
         if not inputs:
             raise DataError("inputs: expected at least one, got none")
         most = self.engine.config.sources[-1]
@@ -226,7 +240,13 @@ class Service:
         for number, row in enumerate(rows):
             if len(row) > most:
                 raise DataError(f"input {number}: expected at most {most - 1} tokens, got {len(row) - 1}")
+        if adapter is not None and adapter not in self.store:
+            raise UnknownAdapter(f"no adapter with the id {adapter!r}")
         return rows
+
+    def _answers(self, rows: Sequence[tuple[list[int], bool, float, Any]]) -> list[Answer]:
+        decode = self.model.config.vocabulary.decode
+        return [Answer(decode(ids), done, log_prob) for ids, done, log_prob, _ in rows]
 
     # In the engine's thread
 
