@@ -79,7 +79,7 @@ RESTRICTED = {
     "dehb": (["hyperflax/tuner/packages.py"], True),
     "smac": (["hyperflax/tuner/packages.py"], True),
     "ray": (["hyperflax/tune/workers.py"], True),
-    "fastapi": (["hyperflax/serving/http.py", "hyperflax/serving/middleware.py"], False),
+    "fastapi": ([f"hyperflax/serving/{name}.py" for name in ("http", "middleware", "streams")], False),
     "pydantic": (["hyperflax/serving/messages.py"], False),
     "prometheus_client": (["hyperflax/serving/middleware.py"], False),
     "uvicorn": (["hyperflax/cli/serve.py"], True),

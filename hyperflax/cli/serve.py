@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from hyperflax.cli.models import add_model_argument
@@ -33,6 +34,7 @@ It listens on this machine alone. On another --host it asks for a token, which c
 
 TOKEN = "HYPERFLAX_TOKEN"
 CONNECTIONS = 4096  # at once; one more is answered with 503
+LINGER = 10.0  # seconds
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -93,9 +95,15 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
             self.end = time.monotonic() + arguments.grace
             await super().shutdown(sockets)
 
+        async def on_tick(self, counter: int) -> bool:
+            if counter % 10 == 0:  # once a second
+                linger.look(connection.transport for connection in self.server_state.connections)
+            return await super().on_tick(counter)
+
     def left() -> float:
         return max(0.0, server.end - time.monotonic())
 
+    linger = Linger()
     service = Service(load(arguments.model), arguments.adapters, config)
     app = create_app(service, token=token, hosts=LOOPBACK if local else ("*",), grace=left)
     server = Server(
@@ -109,6 +117,29 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
         )
     )
     return service, server
+
+
+class Linger:
+    """Ends connections that are closing and whose callers take nothing of what is left for them.
+
+    A transport that is closed goes only when all that was written has been sent; who does not read would keep it, and
+    its place among `CONNECTIONS`, for ever.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, tuple[int, float]] = {}  # what was left for each, and since when it is no less
+
+    def look(self, transports: Iterable[Any]) -> None:
+        """Aborts those of which nothing has been taken for `LINGER` seconds; to be called again and again."""
+        now, before, self._seen = time.monotonic(), self._seen, {}
+        for transport in list(transports):
+            if transport.is_closing():
+                left = transport.get_write_buffer_size()
+                was, since = before.get(transport, (left + 1, now))
+                if left == was and now - since > LINGER:
+                    transport.abort()
+                else:
+                    self._seen[transport] = left, since if left == was else now
 
 
 def run(arguments: argparse.Namespace) -> int:

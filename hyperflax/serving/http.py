@@ -22,17 +22,15 @@ import asyncio
 import contextlib
 import dataclasses
 import io
-import json
-import time
 import zipfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 
 import hyperflax
@@ -45,17 +43,15 @@ from hyperflax.serving.messages import (
     AdapterInfo,
     AdaptRequest,
     ModelInfo,
-    Prediction,
     Predictions,
     PredictRequest,
     Refusal,
 )
-from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, Token, refusal, told, wrong_request
+from hyperflax.serving.middleware import BodyLimit, CutOff, Figures, Measure, Token, refusal, wrong_request
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Answer, Service
 from hyperflax.serving.store import Made, UnknownAdapter
-
-_Result = TypeVar("_Result")
+from hyperflax.serving.streams import Deadline, Lines, lines, predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +89,9 @@ def create_app(
       grace: called when the service is told to end, for the seconds that it gets; with None it takes its time.
     """
     figures = Figures(service)
+
+    def deadline(seconds: float | None = None) -> Deadline:
+        return Deadline.within(min(seconds or limits.seconds, limits.seconds))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -135,7 +134,7 @@ def create_app(
             metric=body.metric,
         )
         # Given up, it is made all the same: who asks again later finds it.
-        made, new = await _in_time(making, min(body.seconds or limits.seconds, limits.seconds))
+        made, new = await deadline(body.seconds).hold(making)
         if not new:
             response.status_code = 200
         return _info(made)
@@ -146,7 +145,7 @@ def create_app(
         after: Annotated[str | None, Query(description="`next` of the page before")] = None,
     ) -> AdapterIds:
         """Adapters, the newest first. 404 if `after` is there no more: begin again without it."""
-        listing = await _in_time(service.maker.listed(), limits.seconds)
+        listing = await deadline().hold(service.maker.listed())
         try:
             page = listing.page(limit, after)
         except KeyError:
@@ -180,30 +179,28 @@ def create_app(
         response_model=Predictions,
         responses={200: {"content": {"application/x-ndjson": {}}}, **refused(404, 413, 422, 429, 500, 503, 504)},
     )
-    async def predict(body: PredictRequest, request: Request) -> Predictions | StreamingResponse:
+    async def predict(body: PredictRequest, request: Request) -> Predictions | Lines:
         """Answers every input. With `stream` every line of the answer is one changed prediction, as JSON."""
         options = body.model_dump(include={"temperature", "topk", "topp", "seed"})
         if body.max_length is not None:
             _at_most(body.max_length, service.engine.config.max_length, "max_length")
             options["max_length"] = body.max_length
-        seconds = min(body.seconds or limits.seconds, limits.seconds)
+        until = deadline(body.seconds)
         answers = service.predict(body.inputs, body.adapter, steps=body.stream, **options)
         if body.stream:
             # The first answer comes before the headers: what is refused is refused with its own status.
-            began = time.monotonic()
             try:
-                first = await _unless_gone(request, _in_time(anext(answers), seconds))
+                first = await _unless_gone(request, until.hold(anext(answers)))
             except BaseException:
                 await answers.aclose()
                 raise
-            lines = _lines(first, answers, seconds, began + seconds, figures)
-            return StreamingResponse(lines, media_type="application/x-ndjson")
+            return Lines(lines(first, answers, until, figures), until)
         try:
-            last = await _unless_gone(request, _in_time(anext(answers), seconds))
+            last = await _unless_gone(request, until.hold(anext(answers)))
         finally:
             await answers.aclose()
         figures.count(last)
-        return Predictions(predictions=_predictions(last))
+        return Predictions(predictions=predictions(last))
 
     @app.get("/v1/model")
     async def model() -> ModelInfo:
@@ -255,19 +252,6 @@ def _info(made: Made) -> AdapterInfo:
     return AdapterInfo(**vars(made))  # `asdict` would copy all that an estimate holds
 
 
-def _predictions(answers: Sequence[Answer]) -> list[Prediction]:
-    return [Prediction(index=index, **vars(answer)) for index, answer in enumerate(answers)]
-
-
-async def _in_time(work: Awaitable[_Result], seconds: float, left: float | None = None) -> _Result:
-    """Gives up after `seconds`, of which `left` are left."""
-    try:
-        async with asyncio.timeout(seconds if left is None else left):
-            return await work
-    except TimeoutError:
-        raise HTTPException(504, f"no answer within {seconds:g} s") from None
-
-
 async def _unless_gone(request: Request, work: Awaitable[list[Answer]]) -> list[Answer]:
     """Gives the work up when the caller hangs up."""
     task = asyncio.ensure_future(work)
@@ -286,35 +270,6 @@ async def _unless_gone(request: Request, work: Awaitable[list[Answer]]) -> list[
         raise HTTPException(499, "the caller hung up") from None
     finally:
         watch.cancel()
-
-
-async def _lines(
-    first: list[Answer], rest: AsyncGenerator[list[Answer], None], seconds: float, deadline: float, figures: Figures
-) -> AsyncIterator[str]:
-    """One line for every prediction that has changed; a deadline that passes ends with a line that says so."""
-    before: list[Answer | None] = [None] * len(first)
-    answers: list[Answer] | None = first
-    try:
-        while answers is not None:
-            lines = [
-                prediction.model_dump_json() + "\n"
-                for prediction, old, new in zip(_predictions(answers), before, answers, strict=True)
-                if new != old
-            ]
-            before = [*answers]
-            if lines:
-                yield "".join(lines)  # together: every part that is sent is a turn of the loop
-            try:
-                answers = await _in_time(anext(rest), seconds, deadline - time.monotonic())
-            except StopAsyncIteration:
-                answers = None
-        figures.count([answer for answer in before if answer is not None])
-    except HTTPException as error:
-        yield json.dumps({"error": error.detail}) + "\n"
-    except HyperflaxError as error:
-        yield json.dumps({"error": told(error)}) + "\n"
-    finally:
-        await rest.aclose()
 
 
 def _packed(service: Service, key: str, form: str) -> bytes:

@@ -163,7 +163,7 @@ class Service:
         """
         held = len(inputs)
         loop = asyncio.get_running_loop()
-        news: asyncio.Queue[Any] = asyncio.Queue()
+        latest, news = None, asyncio.Event()  # who reads slowly finds the latest alone: no others take memory
 
         def release() -> None:
             nonlocal held
@@ -177,10 +177,12 @@ class Service:
                 loop.call_soon_threadsafe(release)
 
         def arrive(item: Any) -> None:
+            nonlocal latest
             # The engine is done with it, whether or not the caller ever reads it: others may have its place.
             if isinstance(item, BaseException) or all(done for _, done, *_ in item):
                 release()
-            news.put_nowait(item)
+            latest = item
+            news.set()
 
         def tell(item: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
@@ -197,7 +199,9 @@ class Service:
             self._inbox.put(lambda: self._begin(call, tokens, adapter, options))
         try:
             while True:
-                item = await news.get()
+                await news.wait()
+                news.clear()
+                item: Any = latest
                 if isinstance(item, BaseException):
                     raise item
                 if errors := [error for *_, error in item if error]:

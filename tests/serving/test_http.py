@@ -555,6 +555,8 @@ def test_a_caller_who_reads_nothing_holds_no_place(tmp_path: pathlib.Path) -> No
                     while service.waiting:
                         await asyncio.sleep(0.01)
             for answers in asked:
+                # Nothing of what came meanwhile has been kept for him but the end.
+                assert [answer.done for answer in await anext(answers)] == [True] * len(INPUTS)
                 await answers.aclose()
             assert service.waiting == 0
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from hyperflax.errors import CheckpointError
-from hyperflax.serving.http import _lines
 from hyperflax.serving.middleware import Figures
 from hyperflax.serving.service import Answer
+from hyperflax.serving.streams import Deadline, lines
 
 FIRST = {"index": 0, "text": "a", "done": False, "log_prob": 0.0}
 
@@ -21,14 +21,13 @@ FIRST = {"index": 0, "text": "a", "done": False, "log_prob": 0.0}
 def read(rest: AsyncGenerator[list[Answer], None], seconds: float) -> list[dict[str, Any]]:
     """The lines of a stream that began with "a", may take `seconds` more and was asked for with 5."""
 
-    async def lines() -> list[dict[str, Any]]:
+    async def found() -> list[dict[str, Any]]:
         service: Any = None  # what its gauges read, when they are asked
-        deadline = time.monotonic() + seconds
-        return [
-            json.loads(line) async for line in _lines([Answer("a", False, 0.0)], rest, 5.0, deadline, Figures(service))
-        ]
+        deadline = Deadline(5.0, time.monotonic() + seconds)
+        sent = [part async for part in lines([Answer("a", False, 0.0)], rest, deadline, Figures(service))]
+        return [json.loads(line) for line in "".join(sent).splitlines()]
 
-    return asyncio.run(lines())
+    return asyncio.run(found())
 
 
 def test_a_deadline_is_named_as_it_was_asked_for() -> None:
