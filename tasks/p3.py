@@ -122,9 +122,9 @@ def read_split(
             yield folder.name, example
 
 
-def read_positives(root: pathlib.Path | str, prompt_task: str) -> list[PromptExample]:
+def read_positives(folder: pathlib.Path) -> list[PromptExample]:
     """The first `POSITIVES` training examples of a held-out prompt-task; none if they are not at hand."""
-    path = pathlib.Path(root) / prompt_task / "train.jsonl"
+    path = folder / "train.jsonl"
     return list(itertools.islice(read_file(path, choices=False), POSITIVES)) if path.is_file() else []
 
 
@@ -148,7 +148,7 @@ def _stream(
     infos: dict[str, TaskInfo] = {}
     for name, example in read_split(root, split, most):
         if name not in infos:
-            shown = read_positives(root, name) if split == "held_out" else []
+            shown = read_positives(pathlib.Path(root) / name) if split == "held_out" else []
             infos[name] = TaskInfo(
                 positives=tuple(map(tokens, shown)),
                 category=p3_split.held_out_data_set(name) or "",

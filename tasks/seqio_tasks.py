@@ -13,7 +13,7 @@
 - `p3_PROMPT_TASK`, for every prompt-task of T0's training mixture: features inputs, targets and the string task;
   `p3_train`: the Mixture of them with T0's rates; `p3_held_out`: features inputs, targets, the strings task and
   category, positive_inputs, positive_targets (both empty where a prompt-task has no training examples) and options.
-  `HYPERFLAX_P3` says where the prompt-tasks are; without training prompt-tasks there is no Mixture.
+  `HYPERFLAX_P3` says where the prompt-tasks are; a side none of whose prompt-tasks is there is left out.
 
 They are made by `hyperflax_tasks.text_task`, which says how they are shuffled.
 """
@@ -25,7 +25,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hyperflax.data.seqio_source import import_seqio
@@ -102,6 +102,8 @@ def register_natural_instructions(
 def register_p3(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
     """Registers P3's training prompt-tasks, a Task each, their Mixture, and one Task of all held-out prompt-tasks.
 
+    What there are no prompt-tasks of is left out.
+
     The Mixture `p3_train` has the rates of `p3_split.mixing_rate`, of however many examples there are; prompt-tasks of
     data sets that T0's list does not have are mixed in proportion to their examples, `p3_split.CAP` at most.
 
@@ -113,41 +115,22 @@ def register_p3(root: pathlib.Path | str | None = None, vocabulary: Vocabulary |
       MissingExtraError: seqio is not installed.
 
     ```
-    register_p3("~/p3")
+    register_p3("data/p3")
     seqio.get_mixture_or_task("p3_train").get_dataset({"inputs": 1024, "targets": 256}, split="train")
     ```
     """
     found, vocabulary = p3.find_root(root), ni.find_vocabulary(vocabulary)
-    _register_p3_mixture(found, vocabulary)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for name, examples in itertools.groupby(p3.read_split(found, "held_out"), key=lambda pair: pair[0]):
-            positives = p3.read_positives(found, name)
-            of_task = {
-                "task": name,
-                "category": p3_split.held_out_data_set(name) or "",
-                "positive_inputs": [example.inputs for example in positives],
-                "positive_targets": [example.target for example in positives],
-            }
-            for _, example in examples:
-                yield {
-                    "inputs": example.inputs, "targets": example.target, "options": list(example.choices), **of_task
-                }  # fmt: skip
-
-    def count() -> int:
-        return sum(1 for _ in p3.read_split(found, "held_out"))
-
-    text, texts = ("task", "category"), ("positive_inputs", "positive_targets", "options")
-    add_text_task("p3_held_out", "held_out", rows, count, vocabulary, text, texts)
+    for split, add in {"train": _add_p3_mixture, "held_out": _add_p3_held_out}.items():
+        try:
+            folders = p3.prompt_tasks(found, split)
+        except DataError:  # none
+            continue
+        add(folders, vocabulary)
 
 
-def _register_p3_mixture(root: pathlib.Path, vocabulary: Vocabulary) -> None:
+def _add_p3_mixture(folders: Sequence[pathlib.Path], vocabulary: Vocabulary) -> None:
     seqio = import_seqio()
     by_examples = functools.partial(seqio.mixing_rate_num_examples, maximum=p3_split.CAP)
-    try:
-        folders = p3.prompt_tasks(root, "train")
-    except DataError:  # held-out ones alone
-        return
     rates = []
     for folder in folders:
 
@@ -164,6 +147,28 @@ def _register_p3_mixture(root: pathlib.Path, vocabulary: Vocabulary) -> None:
     if "p3_train" in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove("p3_train")
     seqio.MixtureRegistry.add("p3_train", rates)
+
+
+def _add_p3_held_out(folders: Sequence[pathlib.Path], vocabulary: Vocabulary) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        for folder in folders:
+            positives = p3.read_positives(folder)
+            of_task = {
+                "task": folder.name,
+                "category": p3_split.held_out_data_set(folder.name) or "",
+                "positive_inputs": [example.inputs for example in positives],
+                "positive_targets": [example.target for example in positives],
+            }
+            for example in p3.read_file(folder / "validation.jsonl", choices=True):
+                yield {
+                    "inputs": example.inputs, "targets": example.target, "options": list(example.choices), **of_task
+                }  # fmt: skip
+
+    def count() -> int:
+        return sum(1 for folder in folders for _ in p3.read_file(folder / "validation.jsonl", choices=True))
+
+    text, texts = ("task", "category"), ("positive_inputs", "positive_targets", "options")
+    add_text_task("p3_held_out", "held_out", rows, count, vocabulary, text, texts)
 
 
 def register_metaicl(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:

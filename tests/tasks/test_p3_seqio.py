@@ -186,11 +186,23 @@ def test_t5x_trains_hypermodels_on_the_mixture(root: pathlib.Path) -> None:
             assert asked in Bytes().decode(shown)
 
 
-def test_a_root_without_training_data_has_the_held_out_task_alone(tmp_path: pathlib.Path) -> None:
-    write(tmp_path, "super_glue_cb_can_we_infer/validation.jsonl", row("x", "no", "no", "yes"))
+@pytest.mark.parametrize(
+    ("file", "tasks", "mixtures"),
+    [
+        ("super_glue_cb_can_we_infer/validation.jsonl", {"p3_held_out"}, set()),
+        ("imdb_Reviewer_Enjoyment/train.jsonl", {"p3_imdb_Reviewer_Enjoyment"}, {"p3_train"}),
+    ],
+)
+def test_a_side_that_is_not_there_is_left_out(
+    tmp_path: pathlib.Path, file: str, tasks: set[str], mixtures: set[str]
+) -> None:
+    """Everything that is registered can be listed, which counts its examples."""
+    write(tmp_path, file, row("x", "no", "no", "yes"))
     seqio_tasks.register_p3(tmp_path, Bytes())
-    assert [name for name in seqio.TaskRegistry.names() if name.startswith("p3_")] == ["p3_held_out"]
-    assert "p3_train" not in seqio.MixtureRegistry.names()
+    listed = [one for one in list_seqio() if one[0].startswith("p3_")]
+    assert {name for name, _, kind, *_ in listed if kind == "seqio task"} == tasks
+    assert {name for name, _, kind, *_ in listed if kind == "seqio mixture"} == mixtures
+    assert {examples for *_, examples, _ in listed} == {1}
 
 
 def test_a_second_root_takes_the_place_of_the_first(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
