@@ -369,7 +369,7 @@ def test_a_service_under_pressure_says_so(page: Page, service: Service, monkeypa
     page.expected = {429, 503, 504}
     page.give(PAIRS[::-1], INPUTS)
     with monkeypatch.context() as patch:
-        patch.setattr(service, "_making", dict.fromkeys(map(str, range(16))))
+        patch.setattr(service.maker, "_making", dict.fromkeys(map(str, range(16))))
         patch.setattr(service, "waiting", 1024)
         page.press("Make the adapter")
         page.wait_for_error("make", "as much to do as it takes on", "Try again in 1 second.")
