@@ -25,7 +25,6 @@ from typing import Any
 
 from benchmarks.peers.case import Entry
 from hyperflax import configs
-from hyperflax.cli.host_memory import keep_freed_memory
 from hyperflax.evaluation.provenance import device
 from hyperflax.types import T5Config
 
@@ -42,8 +41,6 @@ def main(side: str, folder: pathlib.Path) -> None:
     # Replies alone go where standard output went; what a library prints goes to the log.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    if side == "hyperflax":
-        keep_freed_memory()  # as its commands do; the other sides' own do not
     calls: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line), side, folder, calls)), file=replies, flush=True)
