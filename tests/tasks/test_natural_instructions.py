@@ -50,6 +50,7 @@ def test_a_task_file_is_read(root: pathlib.Path) -> None:
         name="task2_b",
         definition="Write it in capitals.",
         category="Program Execution",
+        sources=(),
         positives=(("p", "P"), ("q", "Q")),
         instances=tuple((f"in {i}", (f"OUT {i}", f"Out {i}")) for i in range(3)),
     )
