@@ -150,6 +150,10 @@ def trace(name: str, entry: Entry, case: Case, calls: int, dumped: pathlib.Path)
     for path in dumped.glob("module_*after_optimizations.txt"):  # module_0042.jit_step.cpu_after_optimizations.txt
         programs[int(path.name.split(".")[0].removeprefix("module_"))] = parse(path.read_text())
     found = costs(operations, programs)
+    if not found:
+        raise SystemExit(
+            f"{name}: the trace has {len(operations)} operations, none of them in {len(programs)} programs"
+        )
     return {"name": name, "seconds": seconds, "calls": calls, "costs": [[*key, *cost] for key, cost in found.items()]}
 
 
@@ -191,14 +195,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _in_a_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """XLA reads where to write its programs once, when it starts."""
+    """XLA reads where to write its programs once, when it starts, and writes none that comes from a cache."""
     with tempfile.TemporaryDirectory() as dumped:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dumped} --xla_dump_hlo_as_text"
         command = [sys.executable, "-m", "benchmarks.profile", "--only", name, "--calls", str(arguments.calls)]
         command += ["--dumped", dumped, *(["--quick"] if arguments.quick else [])]
-        done = subprocess.run(
-            command, env={**os.environ, "XLA_FLAGS": flags}, check=True, stdout=subprocess.PIPE, text=True
-        )
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(done.stdout.splitlines()[-1])
 
 
