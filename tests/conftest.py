@@ -114,6 +114,17 @@ def goldens(data_dir: pathlib.Path) -> pathlib.Path:
     return data_dir / "t5x" / "goldens"
 
 
+@pytest.fixture
+def seqio_registries() -> Iterator[None]:
+    """Forgets what a test registers with seqio."""
+    seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
+    before = set(seqio.TaskRegistry.names()), set(seqio.MixtureRegistry.names())
+    yield
+    for kind, names in zip((seqio.TaskRegistry, seqio.MixtureRegistry), before, strict=True):
+        for name in set(kind.names()) - names:
+            kind.remove(name)
+
+
 @pytest.fixture(scope="session")
 def t5x_copy() -> pathlib.Path:
     """The repository of T5X, which is on no package index."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,16 +23,6 @@ seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: pip install 'hyperflax[seqio]'")
 
 CONFIG = EpisodeConfig(tasks_per_batch=4, shots=2, examples=2, support_length=64)
-
-
-@pytest.fixture
-def clean() -> Iterator[None]:
-    """Forgets what a test registers."""
-    before = set(seqio.TaskRegistry.names()), set(seqio.MixtureRegistry.names())
-    yield
-    for kind, names in zip((seqio.TaskRegistry, seqio.MixtureRegistry), before, strict=True):
-        for name in set(kind.names()) - names:
-            kind.remove(name)
 
 
 @pytest.fixture
@@ -95,7 +84,7 @@ def test_byte_ids_are_seqios() -> None:
     assert convert_vocabulary(theirs) == ours
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_an_existing_t5_task_is_one_task(model: str) -> None:
     add("plain_t5", pairs("a"), seqio.SentencePieceVocabulary(model, extra_ids=100))
     source, t5 = load_seqio("plain_t5"), SentencePiece(model)
@@ -106,7 +95,7 @@ def test_an_existing_t5_task_is_one_task(model: str) -> None:
     assert ("plain_t5", "train", "seqio task", None, 9, "") in list_seqio()
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_without_end_of_sequence_nothing_is_stripped() -> None:
     vocabulary = seqio.PassThroughVocabulary(size=99)
     with pytest.raises(DataError, match="expected a SentencePieceVocabulary or ByteVocabulary, got PassThrough"):
@@ -115,7 +104,7 @@ def test_without_end_of_sequence_nothing_is_stripped() -> None:
     assert load_seqio("no_eos").example(0, 0).targets.tolist() == Bytes().encode("A0")
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_a_task_feature_makes_many_tasks() -> None:
     rows = [{**row, "task": f"t{i % 2}", "definition": f"do {i % 2}"} for i, row in enumerate(pairs("a", 8))]
     add("many", rows, seqio.ByteVocabulary(extra_ids=125))
@@ -126,7 +115,7 @@ def test_a_task_feature_makes_many_tasks() -> None:
     assert Bytes().decode(source.example(1, 1).inputs) == "a 3 is small"
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_a_mixture_keeps_its_rates() -> None:
     vocabulary = seqio.ByteVocabulary(extra_ids=125)
     add("mix_a", pairs("a"), vocabulary)
@@ -140,7 +129,7 @@ def test_a_mixture_keeps_its_rates() -> None:
     assert ("mix", "train", "seqio mixture", None, 18, "2 seqio Tasks") in list_seqio()
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_what_cannot_be_read_is_named(model: str) -> None:
     add("bytes_task", pairs("a"), seqio.ByteVocabulary())
     with pytest.raises(DataError, match=r"seqio Task 'bytes_task': expected a split out of \['train'\], got 'test'"):
@@ -157,7 +146,7 @@ def test_what_cannot_be_read_is_named(model: str) -> None:
         load_seqio("two")
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_a_vocabulary_without_sentinels_is_refused(model: str) -> None:
     for vocabulary in (seqio.ByteVocabulary(), seqio.SentencePieceVocabulary(model)):
         kind = type(vocabulary).__name__
@@ -184,7 +173,7 @@ def targets(source: ExampleSource) -> list[str]:
     return [source.vocabulary.decode(example.targets.tolist()) for example in source.examples(0, range(3))]
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_a_seed_fixes_what_preprocessors_draw(tmp_path: pathlib.Path) -> None:
     """Two loads are one, and so is a cache, which says with which seed it was written."""
     lines = tmp_path / "lines.txt"
@@ -203,7 +192,7 @@ def test_a_seed_fixes_what_preprocessors_draw(tmp_path: pathlib.Path) -> None:
     assert targets(CachedSource(tmp_path / "cache")) == targets(registry.load_source("noisy", seed=1))
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 @pytest.mark.parametrize("takes", [False, True])
 def test_a_function_is_given_a_seed_if_it_takes_one(takes: bool) -> None:
     given = []
@@ -229,7 +218,7 @@ def assert_same_episodes(*sources: ExampleSource, config: EpisodeConfig) -> None
                 np.testing.assert_array_equal(value, other[key])
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_seqio_and_its_cache_give_the_same_episodes(tmp_path: pathlib.Path) -> None:
     rows = [{**row, "task": f"t{i % 3}", "category": "c"} for i, row in enumerate(pairs("a", 30))]
     add("to_cache", rows, seqio.ByteVocabulary(extra_ids=125))
@@ -240,7 +229,7 @@ def test_seqio_and_its_cache_give_the_same_episodes(tmp_path: pathlib.Path) -> N
     assert_same_episodes(load_seqio("to_cache"), cached, config=CONFIG)
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_natural_instructions_as_seqio_tasks_and_without_seqio_agree(materialised: pathlib.Path, tmp_path) -> None:
     """Some real tasks, definition and positives included; "##" is what sentencepiece releases disagree about."""
     real, root = materialised / "natural-instructions", tmp_path / "ni"
@@ -282,7 +271,7 @@ def test_natural_instructions_as_seqio_tasks_and_without_seqio_agree(materialise
         )
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("seqio_registries")
 def test_a_registered_text_task_feeds_t5x_as_any_other() -> None:
     """seqio's own converter accepts it: token ids with end of sequence, the features that T5X expects."""
     rows = [{"inputs": "ab", "targets": "c", "task": "t"}]

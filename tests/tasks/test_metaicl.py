@@ -214,31 +214,28 @@ def test_a_setting_is_evaluated(materialised: pathlib.Path, tmp_path: pathlib.Pa
     assert {row["n_examples"] for row in report["per_task"]} == {8}
 
 
+@pytest.mark.usefixtures("seqio_registries")
 def test_the_seqio_tasks_hold_the_same(root: pathlib.Path) -> None:
     seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
     from hyperflax.data.seqio_source import load_seqio
 
     before = set(seqio.TaskRegistry.names())
     seqio_tasks.register_metaicl(root, Bytes())
-    try:
-        names = set(seqio.TaskRegistry.names()) - before
-        assert names == {f"metaicl_{SETTING}_{split}" for split in metaicl.splits()}  # of the one setting that is there
-        for split in ("train", "test_13"):
-            ours = metaicl.metaicl_source(root, SETTING, split, Bytes())
-            theirs = load_seqio(f"metaicl_{SETTING}_{split}", split)
-            assert theirs.task_names == ours.task_names
-            assert theirs.sizes.tolist() == ours.sizes.tolist()
-            for task in range(len(ours.task_names)):
-                for number in range(int(ours.sizes[task])):
-                    one, other = ours.example(task, number), theirs.example(task, number)
-                    for name in ("inputs", "targets"):
-                        assert getattr(one, name).tolist() == getattr(other, name).tolist()
-                    assert [option.tolist() for option in one.options] == [option.tolist() for option in other.options]
-                info, same = ours.info(task), theirs.info(task)
-                assert info.category == same.category
-                assert [p.targets.tolist() for p in info.positives] == [p.targets.tolist() for p in same.positives]
-            count = seqio.TaskRegistry.get(f"metaicl_{SETTING}_{split}").num_input_examples(split)
-            assert count == int(ours.sizes.sum())
-    finally:
-        for name in set(seqio.TaskRegistry.names()) - before:
-            seqio.TaskRegistry.remove(name)
+    names = set(seqio.TaskRegistry.names()) - before
+    assert names == {f"metaicl_{SETTING}_{split}" for split in metaicl.splits()}  # of the one setting that is there
+    for split in ("train", "test_13"):
+        ours = metaicl.metaicl_source(root, SETTING, split, Bytes())
+        theirs = load_seqio(f"metaicl_{SETTING}_{split}", split)
+        assert theirs.task_names == ours.task_names
+        assert theirs.sizes.tolist() == ours.sizes.tolist()
+        for task in range(len(ours.task_names)):
+            for number in range(int(ours.sizes[task])):
+                one, other = ours.example(task, number), theirs.example(task, number)
+                for name in ("inputs", "targets"):
+                    assert getattr(one, name).tolist() == getattr(other, name).tolist()
+                assert [option.tolist() for option in one.options] == [option.tolist() for option in other.options]
+            info, same = ours.info(task), theirs.info(task)
+            assert info.category == same.category
+            assert [p.targets.tolist() for p in info.positives] == [p.targets.tolist() for p in same.positives]
+        count = seqio.TaskRegistry.get(f"metaicl_{SETTING}_{split}").num_input_examples(split)
+        assert count == int(ours.sizes.sum())

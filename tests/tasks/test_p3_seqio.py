@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections import Counter
-from collections.abc import Iterator
 
 import gin
 import numpy as np
@@ -19,6 +18,8 @@ from tests.tasks.test_p3 import row, write
 
 seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
 
+pytestmark = pytest.mark.usefixtures("seqio_registries")
+
 # What T0's rule makes of them: a ninth of 500,000, all examples that T0's list counts, and all that are at hand.
 RATES = {
     "amazon_polarity_would_you_buy": 55_555,
@@ -28,16 +29,6 @@ RATES = {
     "my-own_prompt": 20,
 }
 HELD_OUT = ("super_glue_cb_can_we_infer", "super_glue_copa_choose")
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    """Forgets what a test registers."""
-    before = set(seqio.TaskRegistry.names()), set(seqio.MixtureRegistry.names())
-    yield
-    for kind, names in zip((seqio.TaskRegistry, seqio.MixtureRegistry), before, strict=True):
-        for name in set(kind.names()) - names:
-            kind.remove(name)
 
 
 @pytest.fixture

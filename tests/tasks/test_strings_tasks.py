@@ -47,50 +47,44 @@ def test_the_source_holds_every_held_out_program():
         registry.load_source("strings", "held_out", vocabulary=Bytes(extra_ids=0))
 
 
+@pytest.mark.usefixtures("seqio_registries")
 def test_the_seqio_tasks_hold_the_same_examples():
     seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
     from hyperflax.data.seqio_source import read_seqio
 
     seqio_tasks.register_strings(examples=3)
-    try:
-        stream = read_seqio("strings_held_out", "held_out")
-        rows = list(itertools.islice(stream.examples, 7))
-        programs = load_split().held_out[:3]
-        assert [row.task for row in rows] == [programs[i // 3].instruction for i in range(7)]
-        pairs = [pair for program in programs for pair in make_examples(program, 0, 3, "eval")][:7]
-        decode = stream.vocabulary.decode
-        assert [(decode(row.example.inputs), decode(row.example.targets)) for row in rows] == pairs
-        assert decode(rows[0].info.definition) == programs[0].instruction
-        task = seqio.TaskRegistry.get("strings_held_out")
-        assert task.num_input_examples("held_out") == 3 * len(load_split().held_out)
-    finally:
-        for split in ("train", "held_out"):
-            seqio.TaskRegistry.remove(f"strings_{split}")
+    stream = read_seqio("strings_held_out", "held_out")
+    rows = list(itertools.islice(stream.examples, 7))
+    programs = load_split().held_out[:3]
+    assert [row.task for row in rows] == [programs[i // 3].instruction for i in range(7)]
+    pairs = [pair for program in programs for pair in make_examples(program, 0, 3, "eval")][:7]
+    decode = stream.vocabulary.decode
+    assert [(decode(row.example.inputs), decode(row.example.targets)) for row in rows] == pairs
+    assert decode(rows[0].info.definition) == programs[0].instruction
+    task = seqio.TaskRegistry.get("strings_held_out")
+    assert task.num_input_examples("held_out") == 3 * len(load_split().held_out)
 
 
+@pytest.mark.usefixtures("seqio_registries")
 def test_a_shuffled_seqio_task_mixes_all_its_tasks():
     """In its files' order seqio's shuffle buffer of 1,000 examples would hold 50 tasks of 20 examples each."""
     seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
     seqio_tasks.register_strings(examples=20)
-    try:
-        source = seqio.TaskRegistry.get("strings_held_out").source
-        rows = len(load_split().held_out) * 20
+    source = seqio.TaskRegistry.get("strings_held_out").source
+    rows = len(load_split().held_out) * 20
 
-        def read(seed: int, epochs: int = 1) -> list[bytes]:
-            dataset = source.get_dataset("held_out", shuffle=True, seed=seed).repeat(epochs)
-            return [row["task"] + row["inputs_pretokenized"] for row in dataset.as_numpy_iterator()]
+    def read(seed: int, epochs: int = 1) -> list[bytes]:
+        dataset = source.get_dataset("held_out", shuffle=True, seed=seed).repeat(epochs)
+        return [row["task"] + row["inputs_pretokenized"] for row in dataset.as_numpy_iterator()]
 
-        first = read(0, epochs=2)
-        names = {program.instruction.encode() for program in load_split().held_out}
-        met = {name for name in names if any(row.startswith(name) for row in first[:256])}
-        assert len(met) > 150  # of 600; 256 draws meet 208
-        once, again = first[:rows], first[rows:]
-        assert sorted(once) == sorted(again) == sorted(read(1))
-        assert once != again
-        assert once == read(0)
-    finally:
-        for split in ("train", "held_out"):
-            seqio.TaskRegistry.remove(f"strings_{split}")
+    first = read(0, epochs=2)
+    names = {program.instruction.encode() for program in load_split().held_out}
+    met = {name for name in names if any(row.startswith(name) for row in first[:256])}
+    assert len(met) > 150  # of 600; 256 draws meet 208
+    once, again = first[:rows], first[rows:]
+    assert sorted(once) == sorted(again) == sorted(read(1))
+    assert once != again
+    assert once == read(0)
 
 
 @pytest.mark.usefixtures("registered")
