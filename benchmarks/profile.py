@@ -93,9 +93,10 @@ def costs(operations: Iterable[Operation], programs: Mapping[int, Module]) -> di
     }
     found: dict[tuple[str, bool], Cost] = collections.defaultdict(Cost)
     for operation in operations:
-        instruction, body = homes.get((operation.program, operation.name), (None, None))
-        if instruction is None or body is None or instruction.opcode in _CONTAINERS:
+        home = homes.get((operation.program, operation.name))
+        if home is None or home[0].opcode in _CONTAINERS:
             continue
+        instruction, body = home
         flops = sum(_products(instruction, body, programs[operation.program]))
         path = re.search(r'op_name="([^"]*)"', instruction.attributes)
         key = part_of(path[1] if path else ""), flops > 0
@@ -186,8 +187,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     reports = []
     for name in arguments.only or PROGRAMS:
-        reports.append(_in_a_process(name, arguments))
-        report = reports[-1]
+        report = _in_a_process(name, arguments)
+        reports.append(report)
         found = {(part, product): Cost(*cost) for part, product, *cost in report["costs"]}
         print(table(name, report["seconds"], found, arguments.calls), flush=True)
     if arguments.out:

@@ -4,9 +4,9 @@ A hypermodel's directory records its training tasks' names as hashes (`name_dige
 that both are compared whenever a suite is evaluated. Within a collection of tasks its own split says what may be
 trained on, whatever tasks share a data set; a data set of another collection is as good as the task itself.
 
-Examples are compared with training data that is at hand. An example is its normalised
-input and target (case and white space do not count), compared by hash, so that training data of any size streams
-through. One hit is enough: a figure on tasks that were trained on says nothing.
+Examples are compared with training data that is at hand. An example is its normalised input and target (case and white
+space do not count), compared by hash, so that training data of any size streams through. One hit is enough: a figure on
+tasks that were trained on says nothing.
 
 >>> from hyperflax.data.examples import InMemorySource
 >>> from hyperflax.data.vocabularies import Bytes
