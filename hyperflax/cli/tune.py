@@ -25,6 +25,7 @@ COMMANDS = {
     "datasets": "write the tasks of a mixture as data sets: training, held-out and test examples",
     "questions": "make a question-answer data set out of a text",
     "collect": "run many pipelines on many data sets and record them",
+    "renew": "carry a table over to a hypermodel whose hypernetwork was trained further",
     "bank": "fine-tune adapters on source tasks, for pipelines to start from",
     "shared": "train adapters uniformly on many data sets, for pipelines to start from",
     "fit": "learn from recorded runs what a pipeline will score and cost",

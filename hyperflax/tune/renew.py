@@ -1,0 +1,131 @@
+"""A table carried over to a hypermodel whose hypernetwork was trained further, on the same frozen base.
+
+A run that starts from a random, shared or source adapter is the same run whichever hypernetwork stands beside it: it is
+kept, and only what the row says of its data set is the new hypermodel's. A run from the generated adapter is run anew,
+with its pipeline and seed; its seconds stay those of the table, since they do not depend on what the hypernetwork has
+learnt, and timings of another machine or day would make one start look dearer than the others.
+
+    out/group-<id>.parquet    the kept runs of a data set, or the new runs of one program on a data set
+
+Killed and called again it goes on with the groups that have no file, as a collection does; `shard=(i, n)` does every
+n-th program.
+
+>>> renew(Bench(newer), table.read("runs"), datasets, out="renewed")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from tqdm import tqdm
+
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.files import local_folder
+from hyperflax.tune.bench import Bench
+from hyperflax.tune.collect import Job, carry_out, check_unseen
+from hyperflax.tune.trial import program
+from hyperflax.tuner import table
+from hyperflax.tuner.datasets import DataSet
+from hyperflax.tuner.pipeline import AS_GENERATED, GENERATED, Pipeline
+
+TOLERANCE = 1e-3  # by which one base's loss may differ, relatively, between two versions of the compiler
+
+
+def renew(
+    bench: Bench,
+    runs: Sequence[table.Run],
+    datasets: Sequence[DataSet],
+    *,
+    out: pathlib.Path | str,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> int:
+    """Writes the table of `bench.model` and returns the number of rows that were written.
+
+    Args:
+      bench: with the new hypermodel.
+      runs: of an earlier one with the same base, see `table.read`.
+      datasets: those that `runs` are on; others are left alone.
+      out: folder of the new table. shard, progress: as in `collect`.
+
+    Raises:
+      ConfigError: a shard that is none; a pipeline that the new hypermodel cannot start.
+      DataError: runs of several models, of this very one, or of one with another base; a data set that is missing, or
+        that the new hypermodel was trained on.
+    """
+    if not 0 <= shard[0] < shard[1]:
+        raise ConfigError(f"renew: expected a shard (i, n) with i < n, got {shard}")
+    _check_models(bench, runs)
+    by_hash = {data.hash: data for data in datasets}
+    if missing := sorted({run.dataset for run in runs if run.dataset_hash not in by_hash}):
+        raise DataError(f"renew: expected every data set of the table, {len(missing)} are missing: {missing[:5]}")
+    used = {run.dataset_hash for run in runs}
+    check_unseen(bench.model, [data for data in datasets if data.hash in used])
+    folder, written = local_folder(out), 0
+    groups = _groups(bench, runs, by_hash)[shard[0] :: shard[1]]
+    for group in tqdm(groups, unit="program", disable=not progress):
+        for member in group:
+            data, done = by_hash[member[0].dataset_hash], table.compacted(folder)
+            file = folder / f"group-{_digest(bench, member)}.parquet"
+            if not file.exists() and file.name not in done:
+                _check_base(bench, data, member[0])
+                table.write(file, [_renewed(bench, data, run) for run in member])
+                written += len(member)
+        bench.forget_programs()
+    return written
+
+
+def _groups(bench: Bench, runs: Sequence[table.Run], by_hash: Mapping[str, DataSet]) -> list[list[list[table.Run]]]:
+    """What is done one after the other while programs are kept: for each recipe, for each data set, its runs.
+
+    Kept runs need no program of their own; those of a data set are a group.
+    """
+    groups: dict[str, dict[str, list[table.Run]]] = {}
+    for run in runs:
+        recipe = repr(program(bench, by_hash[run.dataset_hash], run.pipeline).recipe) if _anew(run.pipeline) else ""
+        key = recipe or f"kept {run.dataset_hash}"
+        groups.setdefault(key, {}).setdefault(run.dataset_hash, []).append(run)
+    return [list(groups[key].values()) for key in sorted(groups)]
+
+
+def _renewed(bench: Bench, data: DataSet, run: table.Run) -> table.Run:
+    if _anew(run.pipeline):
+        (new,) = carry_out(bench, Job(data, (run.pipeline,), (run.seed,), solo=True, model=bench.model.parts.id))
+        if len(run.seconds) >= len(new.seconds):
+            known = {"seconds": run.seconds[: len(new.seconds)], "seconds_per_epoch": run.seconds_per_epoch}
+            return dataclasses.replace(new, **known, amortised=run.amortised)
+        return new  # the earlier one was stopped or failed sooner
+    test = bench.test_scores(data)
+    described = {"bare_score": test["bare"], "generated_score": test[GENERATED], "meta": bench.facts(data).meta}
+    return dataclasses.replace(run, model=bench.model.parts.id, **described)
+
+
+def _anew(pipeline: Pipeline) -> bool:
+    return pipeline.method == AS_GENERATED or pipeline.init == GENERATED
+
+
+def _digest(bench: Bench, runs: Sequence[table.Run]) -> str:
+    """Names a group's file; equal for equal runs of the table and one new hypermodel."""
+    return hashlib.sha256("\n".join([bench.model.parts.id, *(run.id for run in runs)]).encode()).hexdigest()[:16]
+
+
+def _check_models(bench: Bench, runs: Sequence[table.Run]) -> None:
+    models = sorted({run.model for run in runs})
+    if len(models) != 1 or models == [bench.model.parts.id]:
+        raise DataError(
+            f"renew: expected runs of one earlier hypermodel than '{bench.model.parts.id}', got runs of {models}"
+        )
+
+
+def _check_base(bench: Bench, data: DataSet, run: table.Run) -> None:
+    """The base's own loss on the data set tells bases apart, which a row does not name."""
+    was, now = run.meta.get("bare_loss", math.nan), bench.facts(data).meta["bare_loss"]
+    if not math.isclose(was, now, rel_tol=TOLERANCE):
+        raise DataError(
+            f"renew: data set '{data.name}': expected runs on the same base, whose loss is {now:.6g} a token, got "
+            f"{was:.6g} of '{run.model}'"
+        )
