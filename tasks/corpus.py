@@ -14,7 +14,9 @@ from __future__ import annotations
 import gzip
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from hyperflax.data import registry
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
@@ -33,7 +35,7 @@ def text_source(root: pathlib.Path | str, split: str, vocabulary: Vocabulary) ->
     """The documents of a split, tokenised.
 
     Raises:
-      DataError: no such split, no shard, or a line without a text (with file and line).
+      DataError: no such split, no shard, one that cannot be read, or a line without a text (with file and line).
     """
     return InMemorySource.from_stream(_stream(pathlib.Path(root), split, vocabulary), vocabulary)
 
@@ -46,13 +48,21 @@ def _stream(root: pathlib.Path, split: str, vocabulary: Vocabulary) -> Iterator[
         raise DataError(f"{root}: expected shards of documents, *.jsonl or *.json or these with .gz, found none")
     nothing, info, number = tokenise("", vocabulary), TaskInfo(), 0
     for shard in shards:
+        for line, row in _rows(shard):
+            number += 1
+            if not isinstance(row.get("text"), str):
+                raise DataError(f"{shard}:{line}: expected a string 'text', got the keys {sorted(row)[:8]}")
+            if (number % VALIDATION_EVERY == 0) == (split == "validation"):
+                yield StreamedExample("text", Example(nothing, tokenise(row["text"], vocabulary)), info)
+
+
+def _rows(shard: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a shard; DataError where it cannot be read, or is half of a compressed one."""
+    try:
         with gzip.open(shard) if shard.suffix == ".gz" else open(shard, "rb") as lines:
-            for line, row in read_rows(lines, str(shard)):
-                number += 1
-                if not isinstance(row.get("text"), str):
-                    raise DataError(f"{shard}:{line}: expected a string 'text', got the keys {sorted(row)[:8]}")
-                if (number % VALIDATION_EVERY == 0) == (split == "validation"):
-                    yield StreamedExample("text", Example(nothing, tokenise(row["text"], vocabulary)), info)
+            yield from read_rows(lines, str(shard))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{shard}: expected a shard of documents, cannot read it ({error})") from error
 
 
 def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:

@@ -47,6 +47,14 @@ def test_shards_may_be_compressed_and_called_json(shards) -> None:
         assert found.example(0, number).targets.tolist() == whole.example(0, number).targets.tolist()
 
 
+@pytest.mark.parametrize("kept", [slice(40), slice(-4), slice(200, None)], ids=["half", "no size", "no header"])
+def test_a_broken_compressed_shard_is_named(tmp_path, kept) -> None:
+    whole = gzip.compress("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(300)).encode())
+    (tmp_path / "docs.json.gz").write_bytes(whole[kept])
+    with pytest.raises(DataError, match=r"docs\.json\.gz: expected a shard of documents, cannot read it \("):
+        corpus.text_source(tmp_path, "train", Bytes())
+
+
 def test_bad_text_is_named(shards, tmp_path, monkeypatch) -> None:
     with open(shards / "docs-00001.jsonl", "a") as file:
         file.write('{"txt": "misspelt"}\n')
