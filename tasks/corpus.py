@@ -20,7 +20,7 @@ from typing import Any
 
 from hyperflax.data import registry
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
-from hyperflax.data.jsonl import read_rows
+from hyperflax.data.jsonl import encodable, read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
 
@@ -53,7 +53,8 @@ def _stream(root: pathlib.Path, split: str, vocabulary: Vocabulary) -> Iterator[
             if not isinstance(row.get("text"), str):
                 raise DataError(f"{shard}:{line}: expected a string 'text', got the keys {sorted(row)[:8]}")
             if (number % VALIDATION_EVERY == 0) == (split == "validation"):
-                yield StreamedExample("text", Example(nothing, tokenise(row["text"], vocabulary)), info)
+                text = encodable(row["text"], "text", f"{shard}:{line}")
+                yield StreamedExample("text", Example(nothing, tokenise(text, vocabulary)), info)
 
 
 def _rows(shard: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:

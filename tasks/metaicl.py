@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from hyperflax.data import registry
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
-from hyperflax.data.jsonl import read_rows
+from hyperflax.data.jsonl import encodable, read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.suite import Suite
@@ -142,7 +142,8 @@ def _example(row: dict[str, Any], place: str) -> TaskExample:
         raise DataError(f"{place}: expected a list of strings 'options', got {options!r:.80}")
     if options and target not in options:
         raise DataError(f"{place}: expected the output to be an option, got {target!r:.40} and {options!r:.80}")
-    return TaskExample(source.strip(), target.strip(), tuple(option.strip() for option in options))
+    source, target = encodable(source, "input", place), encodable(target, "output", place)
+    return TaskExample(source.strip(), target.strip(), tuple(encodable(o, "options", place).strip() for o in options))
 
 
 def task_file(folder: pathlib.Path, part: str) -> pathlib.Path:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from hyperflax.data import registry
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.jsonl import encodable
 from hyperflax.data.vocabularies import SentencePiece, Vocabulary
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.metrics import NI_EXACT_MATCH_CATEGORIES
@@ -84,7 +85,7 @@ def read_task_file(path: pathlib.Path | str) -> TaskFile:
         raise DataError(f"{path}: expected at least one instance, got none")
     return TaskFile(
         name=path.stem,
-        definition=_first(row["Definition"]).strip(),
+        definition=encodable(_first(row["Definition"]), "Definition", str(path)).strip(),
         category=_first(row["Categories"]).strip(),
         sources=_sources(row.get("Source", [])),
         positives=tuple(_positive(item, path, text, n) for n, item in enumerate(row["Positive Examples"])),
@@ -110,7 +111,8 @@ def _positive(item: Any, path: pathlib.Path, text: str, number: int) -> tuple[st
         target = target[0]
     if not isinstance(source, str) or not isinstance(target, str):
         raise DataError(f"{_place(path, text, item)}: positive example {number}: expected an input and an output")
-    return source.strip(), target.strip()
+    at = f"{path}: positive example {number}"
+    return encodable(source, "input", at).strip(), encodable(target, "output", at).strip()
 
 
 def _instance(item: Any, path: pathlib.Path, text: str, number: int) -> tuple[str, tuple[str, ...]]:
@@ -120,7 +122,8 @@ def _instance(item: Any, path: pathlib.Path, text: str, number: int) -> tuple[st
     fine = isinstance(source, str) and isinstance(outputs, list) and all(isinstance(o, str) for o in outputs)
     if not fine or not outputs:  # an output may be empty: some tasks remove characters
         raise DataError(f"{_place(path, text, item)}: instance {number}: expected an input and at least one output")
-    return source.strip(), tuple(output.strip() for output in outputs)
+    at = f"{path}: instance {number}"
+    return encodable(source, "input", at).strip(), tuple(encodable(o, "output", at).strip() for o in outputs)
 
 
 def _place(path: pathlib.Path, text: str, item: Any) -> str:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from hyperflax.data import registry
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
-from hyperflax.data.jsonl import read_rows
+from hyperflax.data.jsonl import encodable, read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.suite import Suite
@@ -93,19 +93,19 @@ def read_file(path: pathlib.Path | str, *, choices: bool) -> Iterator[PromptExam
 
 
 def _example(row: dict[str, Any], place: str, choices: bool) -> PromptExample:
-    texts: list[Any] = [row.get(key) for key in ("inputs_pretokenized", "targets_pretokenized")]
-    if not all(isinstance(text, str) for text in texts):
+    keys = ("inputs_pretokenized", "targets_pretokenized")
+    if not all(isinstance(row.get(key), str) for key in keys):
         raise DataError(
             f"{place}: expected the strings 'inputs_pretokenized' and 'targets_pretokenized', got the keys "
             f"{sorted(row)[:8]}"
         )
-    source, target = (text.strip() for text in texts)
+    source, target = (encodable(row[key], key, place).strip() for key in keys)
     if not choices:
         return PromptExample(source, target)
     given = row.get("answer_choices")
     if not isinstance(given, list) or len(given) < 2 or not all(isinstance(choice, str) for choice in given):
         raise DataError(f"{place}: expected at least two strings in 'answer_choices', got {given!r:.80}")
-    options = tuple(choice.strip() for choice in given)
+    options = tuple(encodable(choice, "answer_choices", place).strip() for choice in given)
     if target not in options:
         raise DataError(f"{place}: expected the target to be an answer choice, got {target!r:.40} and {options!r:.80}")
     return PromptExample(source, target, options)

@@ -144,17 +144,17 @@ def _text(row: dict[str, Any], key: str, at: str) -> str:
     if not isinstance(value, str):
         got = f"{type(value).__name__} {value!r:.40}" if key in row else f"the keys {sorted(row)[:8]}"
         raise DataError(f"{at}: expected a string {key!r}, got {got}")
-    return _encodable(value, key, at)
+    return encodable(value, key, at)
 
 
 def _texts(row: dict[str, Any], key: str, at: str) -> tuple[str, ...]:
     value = row.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise DataError(f"{at}: expected a list of strings {key!r}, got {value!r:.60}")
-    return tuple(_encodable(item, key, at) for item in value)
+    return tuple(encodable(item, key, at) for item in value)
 
 
-def _encodable(text: str, key: str, at: str) -> str:
+def encodable(text: str, key: str, at: str) -> str:
     """Returns the text. Raises DataError for half a surrogate pair, which JSON can write and UTF-8 cannot."""
     try:
         text.encode("utf-8")

@@ -60,6 +60,9 @@ def test_bad_text_is_named(shards, tmp_path, monkeypatch) -> None:
         file.write('{"txt": "misspelt"}\n')
     with pytest.raises(DataError, match=r"docs-00001\.jsonl:151: expected a string 'text'"):
         corpus.text_source(shards, "train", Bytes())
+    (shards / "docs-00001.jsonl").write_text('{"text": "half a pair \\ud83d"}\n')
+    with pytest.raises(DataError, match=r"docs-00001\.jsonl:1: expected Unicode text in 'text', got '.ud83d'"):
+        corpus.text_source(shards, "train", Bytes())
     with pytest.raises(DataError, match="expected a split"):
         corpus.text_source(shards, "test", Bytes())
     (tmp_path / "empty").mkdir()

@@ -124,6 +124,7 @@ def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.Monke
         ({"input": "x"}, r"expected the strings 'input' and 'output', got the keys \['input'\]"),
         ({"input": "x", "output": "y", "options": "yes"}, r"expected a list of strings 'options', got 'yes'"),
         ({"input": "x", "output": "y", "options": ["n", "m"]}, r"expected the output to be an option, got 'y' and"),
+        ({"input": "x \ud83d", "output": "y"}, r"expected Unicode text in 'input', got '.ud83d'"),
     ],
 )
 def test_a_broken_line_is_named(root: pathlib.Path, broken: dict[str, Any], problem: str) -> None:

@@ -142,6 +142,10 @@ def test_broken_files_are_named_with_their_line(root: pathlib.Path) -> None:
         DataError, match=rf"task2_b\.json:{line}: instance 1: expected an input and at least one output"
     ):
         ni.read_task_file(path)
+    content["Instances"][1]["output"] = ["y", "\ud83d"]  # half of a surrogate pair
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"task2_b\.json: instance 1: expected Unicode text in 'output', got '.ud83d'"):
+        ni.read_task_file(path)
     content = task(3)
     del content["Definition"]
     path.write_text(json.dumps(content))

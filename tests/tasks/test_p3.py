@@ -107,6 +107,8 @@ def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.Monke
             {"inputs": "x", "targets": "y"},
             r"expected the strings 'inputs_pretokenized' and .*, got the keys \['inputs', 'targets'\]",
         ),
+        (row("x \ud83d", "yes", "yes", "no"), r"expected Unicode text in 'inputs_pretokenized', got '.ud83d'"),
+        (row("x", "yes", "yes", "\ud83d"), r"expected Unicode text in 'answer_choices', got '.ud83d'"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: pathlib.Path, broken: dict[str, Any], problem: str) -> None:
