@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -46,13 +47,17 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 class Clock:
-    """Seconds of a run by activity, and the figures of the log period under way."""
+    """Seconds of a run by activity, and the figures of the log period under way.
 
-    def __init__(self) -> None:
+    Args:
+      devices: those that the run computes on, which need not be all of a host; all by default.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         self.seconds: dict[Activity, float] = {"compiling": 0.0, "steps": 0.0, "evaluating": 0.0, "saving": 0.0}
         self._mark = self._began = time.monotonic()
         self._waited = self._waited_before = 0.0
-        devices = jax.devices()
+        devices = jax.devices() if devices is None else devices
         peak = peak_flops(devices[0].device_kind)
         self._peak = None if peak is None else peak * len(devices)
         self._start_period()

@@ -65,7 +65,8 @@ class Run:
         self.frozen, self._origin, self._checkpoints, self._log, self._seed = frozen, origin, checkpoints, log, seed
         self._sums, self._waiting = Sums(), collections.deque[Metrics]()
         self._objective, self._flops = objective, dict[tuple, int]()
-        self.clock, self._earlier_seconds, self._compiled = Clock(), 0.0, False
+        self.clock = Clock(partitioner.mesh.devices.flatten().tolist())
+        self._earlier_seconds, self._compiled = 0.0, False
         init_key, self.key = jax.random.split(jax.random.key(seed))
         self.step, self.skipped = checkpoints.latest_step() or 0, 0
         earlier = read_rows(log.path) if self.step else []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from hyperflax.training import clock as clock_module
 from hyperflax.training import make_optimizer, train
 from hyperflax.training.clock import CLOCK_FIGURES, Clock, memory_bytes, peak_flops
+from hyperflax.training.partitioning import Partitioner, make_mesh
 from hyperflax.training.run_log import read_rows
 
 
@@ -89,3 +91,16 @@ def test_a_run_logs_them_and_says_where_its_time_went(tmp_path, table, copy_batc
     assert {"tokens_per_second", "memory_gib", "seconds"} <= set(row) & set(CLOCK_FIGURES)
     assert "episodes_per_second" not in row
     assert "goodput " in capsys.readouterr().err
+
+
+def test_a_run_on_some_of_the_devices_is_measured_by_their_peak(tmp_path, table, copy_batches, monkeypatch) -> None:
+    """Fine-tuning trains on one of several."""
+    partitioner = Partitioner(make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(clock_module, "peak_flops", lambda kind: 1e12)
+    monkeypatch.setattr(jax, "devices", lambda *_: [*partitioner.mesh.devices.flat] * 8)
+    train(
+        objective=table, optimizer=make_optimizer("adamw", 0.05), batches=copy_batches, model_dir=tmp_path,
+        total_steps=2, log_period=2, save_period=0, partitioner=partitioner,
+    )  # fmt: skip
+    row = read_rows(tmp_path / "metrics.jsonl")[-1]
+    assert row["mfu"] == pytest.approx(row["model_flops_per_second"] / 1e12)
