@@ -12,6 +12,7 @@ Everything follows from (examples, seed): which are held out, and the batch of e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -93,8 +94,14 @@ class PairBatches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step; the last one of an epoch is filled up with padding."""
         epoch, number = divmod(step, self.per_epoch)
-        order = range(self.size) if self.seed is None else stream(self.seed, _EPOCHS, epoch).distinct(*[self.size] * 2)
-        rows = list(order)[number * self.batch_size :][: self.batch_size]
+        order = range(self.size) if self.seed is None else _shuffled(self.size, self.seed, epoch)
+        rows = list(order[number * self.batch_size :][: self.batch_size])
         rows += [self.size] * (self.batch_size - len(rows))
         batch = {name: array[rows][None] for name, array in self.arrays.items()}
         return {**batch, "task_index": np.zeros(1, np.int32)}
+
+
+@functools.lru_cache(maxsize=2)  # of many examples it takes longer than a batch of them
+def _shuffled(size: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The order of an epoch."""
+    return tuple(stream(seed, _EPOCHS, epoch).distinct(size, size))

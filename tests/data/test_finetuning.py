@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyperflax.data import finetuning
+from hyperflax.data.draws import stream
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.finetuning import PairBatches, hold_out
 from hyperflax.data.jsonl import Line
@@ -57,6 +59,20 @@ def test_orders_differ_between_epochs_and_evaluation_keeps_the_order():
     assert (first != second).any()
     ordered = PairBatches.of(lines(16), CONFIG, Bytes(), batch_size=16, seed=None).batch(3)["encoder_input_tokens"][0]
     assert [Bytes().decode(row.tolist()) for row in ordered] == [line.input for line in lines(16)]
+
+
+def test_an_epoch_is_shuffled_once_and_not_for_every_batch(monkeypatch):
+    drawn = []
+
+    def counted(*purpose):
+        drawn.append(purpose)
+        return stream(*purpose)
+
+    monkeypatch.setattr(finetuning, "stream", counted)
+    batches = PairBatches.of(lines(30), CONFIG, Bytes(), batch_size=3, seed=987)
+    for step in range(2 * batches.per_epoch):
+        batches.batch(step)
+    assert len(drawn) == 2
 
 
 def test_a_long_example_is_named_by_file_and_line():
