@@ -94,7 +94,7 @@ def read_inputs(path: pathlib.Path | str) -> list[Input]:
 
 def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
     """The tokenised examples of files; a line without `task` belongs to the task named as its file (without suffix)."""
-    definitions: dict[str, str] = {}
+    known: dict[str, tuple[str, TaskInfo]] = {}  # a definition that stands on every line is tokenised once
     for path in paths:
         for at, row in _rows_of(path):
             task = _text(row, "task", at) if "task" in row else pathlib.Path(path).stem
@@ -107,13 +107,15 @@ def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) ->
                 references if not references or target in references else (target, *references),
             )
             definition = _text(row, "definition", at) if "definition" in row else ""
-            first = definitions.setdefault(task, definition)
+            if task not in known:
+                known[task] = definition, TaskInfo(definition=tokenise(definition, vocabulary))
+            first, info = known[task]
             if definition not in ("", first):
                 raise DataError(
                     f"{at}: expected the 'definition' of task '{task}' as on its first line, {first!r:.60}, got "
                     f"{definition!r:.60}"
                 )
-            yield StreamedExample(task, example, TaskInfo(definition=tokenise(definition, vocabulary)))
+            yield StreamedExample(task, example, info)
 
 
 def jsonl_source(*paths: pathlib.Path | str, vocabulary: Vocabulary) -> InMemorySource:

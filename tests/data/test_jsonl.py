@@ -92,6 +92,20 @@ def test_bad_files_are_named(tmp_path: pathlib.Path) -> None:
             read_inputs(tmp_path / "latin.jsonl")
 
 
+def test_a_definition_on_every_line_is_tokenised_once(tmp_path: pathlib.Path) -> None:
+    encoded = []
+
+    class Counted(Bytes):
+        def encode(self, text: str) -> list[int]:
+            encoded.append(text)
+            return super().encode(text)
+
+    rows = [{"task": f"t{i % 2}", "input": f"{i}", "target": "x", "definition": f"do {i % 2}"} for i in range(6)]
+    source = jsonl_source(write(tmp_path / "mine.jsonl", *rows), vocabulary=Counted())
+    assert [Bytes().decode(source.info(task).definition) for task in (0, 1)] == ["do 0", "do 1"]
+    assert sorted(text for text in encoded if text.startswith("do")) == ["do 0", "do 1"]
+
+
 def test_a_definition_stands_on_the_first_line_of_its_task(tmp_path: pathlib.Path) -> None:
     told, plain = ({"task": "up", "input": "a", "target": "A", **more} for more in ({"definition": "capitals"}, {}))
     path = write(tmp_path / "mine.jsonl", told, plain, told)
