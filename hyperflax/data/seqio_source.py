@@ -150,8 +150,18 @@ def _examples(
         if name not in infos:
             infos[name] = task_info(row, vocabulary)
         options = tuple(tokenise(text, vocabulary) for text in _texts(row.get("options")))
-        example = Example(inputs, targets, options, tuple(_texts(row.get("references"))))
-        yield StreamedExample(name, example, infos[name], group)
+        references = _references(row, targets, vocabulary)
+        yield StreamedExample(name, Example(inputs, targets, options, references), infos[name], group)
+
+
+def _references(row: Mapping[str, Any], targets: np.ndarray, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The accepted answers of a row that lists some, the target among them."""
+    listed = tuple(_texts(row.get("references")))
+    if not listed:
+        return ()
+    told = row.get("targets_pretokenized")  # what seqio keeps of a target that it has tokenised
+    target = vocabulary.decode(targets.tolist()) if told is None else _text(told)
+    return listed if target in listed else (target, *listed)
 
 
 def _ids(tokens: Any, strip: bool, task: str, index: int, feature: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 
@@ -30,7 +31,9 @@ def model(data_dir: pathlib.Path) -> str:
     return str(data_dir / "vocab" / "spiece.model")
 
 
-def add(name: str, rows: list[dict[str, object]], vocabulary: object, **feature: object) -> None:
+def add(
+    name: str, rows: list[dict[str, object]], vocabulary: object, copy_pretokenized: bool = True, **feature: object
+) -> None:
     """A Task as T5 users write it: strings from somewhere, tokenised by seqio, end of sequence appended."""
 
     def dataset_fn(split: str, shuffle_files: bool) -> tf.data.Dataset:
@@ -41,7 +44,10 @@ def add(name: str, rows: list[dict[str, object]], vocabulary: object, **feature:
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset_fn, splits=["train"], num_input_examples={"train": len(rows)}),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        preprocessors=[
+            functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=copy_pretokenized),
+            seqio.preprocessors.append_eos,
+        ],
         output_features=features,
     )
 
@@ -113,6 +119,16 @@ def test_a_task_feature_makes_many_tasks() -> None:
     assert source.sizes.tolist() == [4, 4]
     assert Bytes().decode(source.info(1).definition) == "do 1"
     assert Bytes().decode(source.example(1, 1).inputs) == "a 3 is small"
+
+
+@pytest.mark.usefixtures("seqio_registries")
+@pytest.mark.parametrize("copied", [True, False])
+def test_the_target_is_an_accepted_answer_beside_the_references(copied: bool) -> None:
+    rows = [{**row, "references": ["A1", "one"]} for row in pairs("a", 3)]
+    add("answers", rows, seqio.ByteVocabulary(extra_ids=125), copy_pretokenized=copied)
+    source = load_seqio("answers")
+    assert source.example(0, 0).references == ("A0", "A1", "one")
+    assert source.example(0, 1).references == ("A1", "one")
 
 
 @pytest.mark.usefixtures("seqio_registries")
