@@ -13,6 +13,7 @@ Mixture is its Tasks with their rates; the tasks inside a Task with a `task` fea
 from __future__ import annotations
 
 import inspect
+import math
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -122,14 +123,23 @@ def list_seqio() -> list[tuple[str, str, str, int | None, int | None, str]]:
     for name in sorted(seqio.TaskRegistry.names()):
         task = seqio.TaskRegistry.get(name)
         for split in sorted(task.splits):
-            rows.append((name, split, "seqio task", None, task.num_input_examples(split), ""))
+            rows.append((name, split, "seqio task", None, _num_examples(task, split), ""))
     for name in sorted(seqio.MixtureRegistry.names()):
         mixture = seqio.MixtureRegistry.get(name)
         for split in sorted(mixture.splits):
-            counts = [task.num_input_examples(split) for task in mixture.tasks if split in task.splits]
-            total = None if None in counts else sum(counts)
+            counts = [_num_examples(task, split) for task in mixture.tasks if split in task.splits]
+            total = None if None in counts else sum(filter(None, counts))
             rows.append((name, split, "seqio mixture", None, total, f"{len(mixture.tasks)} seqio Tasks"))
     return rows
+
+
+def _num_examples(task: Any, split: str) -> int | None:
+    """How many examples a seqio Task says that it has; None where it cannot tell."""
+    try:
+        count = task.num_input_examples(split)
+    except Exception:  # of many classes: TFDS asks for data that need not be here yet
+        return None
+    return None if count is None or not math.isfinite(count) else int(count)  # of very many TFDS says infinity
 
 
 def _takes_a_seed(source: Any) -> bool:

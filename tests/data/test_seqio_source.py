@@ -146,6 +146,19 @@ def test_a_mixture_keeps_its_rates() -> None:
 
 
 @pytest.mark.usefixtures("seqio_registries")
+def test_a_task_whose_data_is_not_there_is_listed_without_a_number(tmp_path: pathlib.Path) -> None:
+    features = {key: seqio.Feature(vocabulary=seqio.ByteVocabulary(extra_ids=125)) for key in ("inputs", "targets")}
+    source = seqio.TfdsDataSource("c4/en:3.1.0", splits=["train"], tfds_data_dir=str(tmp_path))
+    seqio.TaskRegistry.add("not_prepared", source=source, preprocessors=[], output_features=features)
+    add("at_hand", pairs("a"), seqio.ByteVocabulary(extra_ids=125))
+    seqio.MixtureRegistry.add("both", [("not_prepared", 1.0), ("at_hand", 1.0)])
+    rows = list_seqio()
+    assert ("not_prepared", "train", "seqio task", None, None, "") in rows
+    assert ("at_hand", "train", "seqio task", None, 9, "") in rows
+    assert ("both", "train", "seqio mixture", None, None, "2 seqio Tasks") in rows
+
+
+@pytest.mark.usefixtures("seqio_registries")
 def test_what_cannot_be_read_is_named(model: str) -> None:
     add("bytes_task", pairs("a"), seqio.ByteVocabulary())
     with pytest.raises(DataError, match=r"seqio Task 'bytes_task': expected a split out of \['train'\], got 'test'"):
