@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 import sentencepiece
 
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.buckets import locate_file
+from hyperflax.errors import CheckpointError, ConfigError, DataError
 
 PAD_ID = 0
 EOS_ID = 1
@@ -121,7 +122,7 @@ class SentencePiece:
     """A sentencepiece model with `extra_ids` sentinels behind its pieces, as T5's vocabulary.
 
     Args:
-      file: path of the `.model` file; T5's own is `spiece.model`, 32,000 pieces.
+      file: path of the `.model` file, or its address in a bucket; T5's own is `spiece.model`, 32,000 pieces.
       extra_ids: sentinels; T5 has 100, which makes 32,100 ids.
 
     Raises:
@@ -131,14 +132,13 @@ class SentencePiece:
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
 
     def __init__(self, file: pathlib.Path | str, extra_ids: int = 100):
-        self.file = pathlib.Path(file)
+        self.file = locate_file(file)
         self.extra_ids = extra_ids
         try:
             self._model = self.file.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{self.file}: expected a sentencepiece model, cannot read it ({error.strerror})"
-            ) from error
+        except (OSError, CheckpointError) as error:
+            told = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"{self.file}: expected a sentencepiece model, cannot read it ({told})") from error
         self.sha256 = hashlib.sha256(self._model).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor()
         try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from hyperflax.data.vocabularies import Bytes, SentencePiece, from_json
 from hyperflax.errors import ConfigError, DataError
+from tests.checkpoints.bucket_server import serve
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,28 @@ def test_json_refuses_another_file(t5: SentencePiece, data_dir: pathlib.Path, tm
         from_json({**t5.to_json(), "file": "../spiece.model"}, tmp_path)
     with pytest.raises(DataError, match="'bytes' or 'sentencepiece', got 'wordpiece'"):
         from_json({"kind": "wordpiece"})
+
+
+def test_a_model_may_lie_in_a_bucket(t5: SentencePiece, tmp_path: pathlib.Path) -> None:
+    """T5X's own does; TensorStore takes the server's address when it starts, so the reader is a process of its own."""
+    t5.write_files(tmp_path)
+    reader = """if True:
+        from hyperflax.data.vocabularies import SentencePiece
+        from hyperflax.errors import DataError
+        print(repr(SentencePiece("s3://bucket/spiece.model")), SentencePiece("s3://bucket/spiece.model").sha256)
+        try:
+            SentencePiece("s3://bucket/absent.model")
+        except DataError as error:
+            print(error)
+        """
+    with serve(tmp_path) as server:
+        environment = {**os.environ, **server.environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", reader]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    there, absent = done.stdout.splitlines()
+    assert there == f"SentencePiece(file='s3://bucket/spiece.model', extra_ids=100) {t5.sha256}"
+    assert absent.startswith("s3://bucket/absent.model: expected a sentencepiece model, cannot read it (")
 
 
 def test_unreadable_models_are_named(tmp_path: pathlib.Path) -> None:
