@@ -40,6 +40,8 @@ from hyperflax.types import PyTree
 __all__ = ["HypernetworkOf", "PlainT5", "SharedAdapter", "TaskAdapters", "Trainable", "train"]
 
 EXPORT = "model"
+# Arguments of `loop.train` that follow from the model and its validation batches.
+OWN = frozenset({"objective", "frozen", "origin", "initial_params", "evaluator"})
 
 
 def train(
@@ -68,7 +70,7 @@ def train(
         and at the end.
       export_dtype: `bfloat16` halves the exported model.
       partitioner: where arrays live; all devices as data shards by default.
-      options: further arguments of `hyperflax.training.loop.train`.
+      options: further arguments of `hyperflax.training.loop.train`, but those of `OWN`.
 
     Returns:
       the exported directory; its results are the steps and the figures of the run's last validation. A run that was
@@ -82,8 +84,8 @@ def train(
     """
     if not model_dir:
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
-    known = inspect.signature(loop.train).parameters
-    if unknown := sorted(set(options) - set(known)):
+    known = set(inspect.signature(loop.train).parameters) - OWN
+    if unknown := sorted(set(options) - known):
         raise ConfigError(f"train.{unknown[0]}: expected one of {', '.join(sorted(known))}, got another name")
     for name, given in (("batches", batches), ("validation", validation)):
         for source in sources_of(given):

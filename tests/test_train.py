@@ -343,6 +343,8 @@ def test_a_run_whose_base_changed_neither_goes_on_nor_is_exported(
     write(params, 1)
     with pytest.raises(ConfigError, match=r"train\.stepz: expected one of .*total_steps, got another name"):
         start(first, 1, stepz=5)
+    with pytest.raises(ConfigError, match=r"train\.evaluator: expected one of async_checkpoints.*, got another name"):
+        start(first, 1, evaluator=None)
     assert not (tmp_path / "run").exists()
     read = str(tmp_path / "base")
     told = rf"expected .* began with, \w{{16}} from {read}, got \w{{16}} from {read}; "
