@@ -109,5 +109,5 @@ class Induction:
 
 
 def _content(row: np.ndarray) -> np.ndarray:
-    """The row without its end of sequence and padding."""
-    return row[: int(np.argmax(row == EOS_ID))]
+    """The row without its end of sequence, the last of them, and padding."""
+    return row[: np.flatnonzero(row == EOS_ID)[-1]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hyperflax.data.episode_config import EpisodeConfig
-from hyperflax.data.examples import InMemorySource
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples
 from hyperflax.data.multitask import Induction, TaskPairs
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import DataError
@@ -46,6 +46,19 @@ def test_context_precedes_the_input_and_does_not_hold_it(source: InMemorySource)
             assert len(shown) == 3
             assert x not in [s.split(">")[0] for s in shown]
             assert text(source, targets) == rule(x)
+
+
+def test_an_end_of_sequence_within_an_example_ends_nothing() -> None:
+    """Tokens of a seqio Task may hold some: between two texts, for instance."""
+    examples = [Example(np.array([100 + i, 1, 100 + i], np.int32), np.array([7, 1, 8], np.int32)) for i in range(4)]
+    source = InMemorySource([TaskExamples("parted", examples)], Bytes())
+    alone = TaskPairs(source, CONFIG.replace(shots=0, demonstrations="none"))
+    for inputs, targets in alone(np.random.default_rng(0)):
+        assert inputs.tolist() == [inputs[0], 1, inputs[0]]
+        assert targets.tolist() == [7, 1, 8]
+    behind = TaskPairs(source, CONFIG.replace(shots=1, demonstrations="inputs"))
+    for inputs, _ in behind(np.random.default_rng(0)):
+        assert len(inputs) == (1 + 3 + 1 + 3) + (1 + 3 + 1)
 
 
 def test_induction_asks_for_the_definition(source: InMemorySource) -> None:
