@@ -158,7 +158,7 @@ def _examples(
         inputs, targets = (_ids(row[name], strip[name], task.name, index, name) for name in ("inputs", "targets"))
         name = prefix + _text(row["task"]) if "task" in row else task.name
         if name not in infos:
-            infos[name] = task_info(row, vocabulary)
+            infos[name] = task_info(row, vocabulary, f"seqio Task '{task.name}', example {index}")
         options = tuple(tokenise(text, vocabulary) for text in _texts(row.get("options")))
         references = _references(row, targets, vocabulary)
         yield StreamedExample(name, Example(inputs, targets, options, references), infos[name], group)
@@ -187,12 +187,20 @@ def _ids(tokens: Any, strip: bool, task: str, index: int, feature: str) -> np.nd
     return tokens.astype(np.int32)
 
 
-def task_info(row: Mapping[str, Any], vocabulary: Vocabulary) -> TaskInfo:
-    """What a row says of its task: definition, positives and category, where it has such features."""
-    pairs = zip(_texts(row.get("positive_inputs")), _texts(row.get("positive_targets")), strict=True)
+def task_info(row: Mapping[str, Any], vocabulary: Vocabulary, where: str) -> TaskInfo:
+    """What a row says of its task: definition, positives and category, where it has such features.
+
+    Raises:
+      DataError: as many positive inputs as targets were expected, `where` the row stands.
+    """
+    inputs, targets = _texts(row.get("positive_inputs")), _texts(row.get("positive_targets"))
+    if len(inputs) != len(targets):
+        raise DataError(
+            f"{where}: expected as many positive_targets as positive_inputs, {len(inputs)}, got {len(targets)}"
+        )
     return TaskInfo(
         definition=tokenise(_text(row.get("definition", b"")), vocabulary),
-        positives=tuple(Example.from_text(a, b, vocabulary) for a, b in pairs),
+        positives=tuple(Example.from_text(a, b, vocabulary) for a, b in zip(inputs, targets, strict=True)),
         category=_text(row.get("category", b"")),
     )
 

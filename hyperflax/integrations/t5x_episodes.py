@@ -183,7 +183,8 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
         if name not in self._infos:
             # Rows of a window are padded to the longest; a positive example is never empty.
             row = {key: value[value != b""] if key.startswith("positive_") else value for key, value in row.items()}
-            self._infos[name] = usable_info(task_info(row, self._vocabulary), self._config, name)
+            info = task_info(row, self._vocabulary, f"task '{name}'")
+            self._infos[name] = usable_info(info, self._config, name)
         return self._infos[name]
 
 

@@ -163,6 +163,11 @@ def test_what_cannot_be_read_is_named(model: str) -> None:
     add("bytes_task", pairs("a"), seqio.ByteVocabulary())
     with pytest.raises(DataError, match=r"seqio Task 'bytes_task': expected a split out of \['train'\], got 'test'"):
         load_seqio("bytes_task", "test")
+    more = {"positive_inputs": ["x", "y"], "positive_targets": ["X"]}
+    add("uneven", [{**row, **more} for row in pairs("a")], seqio.ByteVocabulary(extra_ids=125))
+    told = r"seqio Task 'uneven', example 0: expected as many positive_targets as positive_inputs, 2, got 1"
+    with pytest.raises(DataError, match=told):
+        load_seqio("uneven")
     with pytest.raises(DataError, match="'no_such_task': expected a registered seqio Task or Mixture"):
         load_seqio("no_such_task")
     features = {
