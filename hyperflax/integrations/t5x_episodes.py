@@ -181,8 +181,10 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
         """What the task's first example said of it, and why the task cannot be used ('' if it can)."""
         name = _name(row)
         if name not in self._infos:
-            # Rows of a window are padded to the longest; a positive example is never empty.
-            row = {key: value[value != b""] if key.startswith("positive_") else value for key, value in row.items()}
+            # Rows of a window are padded to the longest. One of the two texts of a positive example may be empty.
+            positives = {key: value for key, value in row.items() if key.startswith("positive_")}
+            filled = [number for value in positives.values() for number in np.flatnonzero(value != b"")]
+            row = row | {key: value[: max(filled, default=-1) + 1] for key, value in positives.items()}
             info = task_info(row, self._vocabulary, f"task '{name}'")
             self._infos[name] = usable_info(info, self._config, name)
         return self._infos[name]

@@ -52,7 +52,9 @@ def test_examples_are_grouped_by_task_in_their_order():
     assert of_a["decoder_target_tokens"].tolist() == [[24, 25, 1, 0]]
 
 
-def test_definition_and_positives_stand_in_the_support():
+@pytest.mark.parametrize("second", ["Y", ""])
+def test_definition_and_positives_stand_in_the_support(second: str):
+    """Also one with an empty output, as a task of Super-NaturalInstructions has."""
     config = CONFIG.replace(definition="support", positives="support", num_positives=2)
     rows = [("a", [10], [20]), ("a", [11], [21])]
     (episode,) = convert(
@@ -60,7 +62,7 @@ def test_definition_and_positives_stand_in_the_support():
             *rows,
             definition=["do", "do"],
             positive_inputs=[["x", "yy"], ["x", "yy"]],
-            positive_targets=[["X", "Y"], ["X", "Y"]],
+            positive_targets=[["X", second], ["X", second]],
         ),
         config,
     )
@@ -68,7 +70,7 @@ def test_definition_and_positives_stand_in_the_support():
     assert episode["support_tokens"].tolist() == [
         [d, o, 1, 0, 0, 0, 0, 0],
         [FIRST, x, SECOND, big_x, 1, 0, 0, 0],
-        [FIRST, y, y, SECOND, big_y, 1, 0, 0],
+        [FIRST, y, y, SECOND, *([big_y, 1, 0, 0] if second else [1, 0, 0, 0])],
         [FIRST, 10, SECOND, 20, 1, 0, 0, 0],
     ]
 
