@@ -128,7 +128,7 @@ def usable_info(info: TaskInfo, config: EpisodeConfig, name: str) -> tuple[TaskI
             size = len(positive.inputs) + len(positive.targets) + support_overhead(info, config)
             if size <= config.support_length:
                 kept.append(positive)
-            elif config.too_long == "error":
+            elif config.too_long == "error" and number < config.num_positives:  # the others are not shown
                 raise DataError(
                     f"task '{name}', positive example {number}: expected at most {config.support_length} tokens, "
                     f"got {size}"

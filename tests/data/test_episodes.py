@@ -297,6 +297,15 @@ def test_over_long_examples_are_named_or_counted(tight: dict[str, int]) -> None:
     assert "1 over-long examples of 1 tasks left out" in plan.summary()
 
 
+def test_a_positive_that_is_not_shown_may_be_too_long() -> None:
+    long = Example(np.full(20, 80), np.array([81]))
+    task = TaskExamples("t", [PAIR, OTHER, PAIR], INFO._replace(positives=(INFO.positives[0], long)))
+    source, config = InMemorySource([task], Bytes()), layout(positives="support", num_positives=1)
+    assert Episodes(source, config).batch(0)["support_tokens"][0, 0, :5].tolist() == [S0, 80, S1, 81, 1]
+    with pytest.raises(DataError, match="task 't', positive example 1: expected at most 14 tokens, got 24"):
+        Episodes(source, config.replace(num_positives=2))
+
+
 def test_truncation_cuts_scored_inputs_but_no_demonstration() -> None:
     config = EpisodeConfig(shots=2, examples=3, inputs_length=20, support_length=64, too_long="truncate")
     batch = make_episodes(long_source(), config.replace(tasks_per_batch=50), 0, 0)
