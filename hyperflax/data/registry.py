@@ -31,7 +31,7 @@ from hyperflax.data.cache_format import MANIFEST
 from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.examples import ExampleSource
 from hyperflax.data.vocabularies import Vocabulary
-from hyperflax.errors import ConfigError, DataError, MissingExtraError
+from hyperflax.errors import ConfigError, DataError, HyperflaxError, MissingExtraError
 
 ENTRY_POINTS = "hyperflax.tasks"
 _LOG = logging.getLogger("hyperflax.data")
@@ -101,8 +101,8 @@ def register_modules(modules: Iterable[str | ModuleType] = (), *, entry_points: 
 
     Args:
       modules: names or modules.
-      entry_points: also those that installed packages announce; one that cannot be imported is left out with a
-        warning.
+      entry_points: also those that installed packages announce; one that cannot be imported or registered, because
+        its data is not named, for instance, is left out with a warning.
 
     Raises:
       ConfigError: no such module, or one that cannot be imported.
@@ -115,7 +115,7 @@ def register_modules(modules: Iterable[str | ModuleType] = (), *, entry_points: 
             try:
                 target = point.load()
                 (target.register if isinstance(target, ModuleType) else target)()
-            except (ImportError, SyntaxError) as error:
+            except (ImportError, SyntaxError, HyperflaxError) as error:  # whose data need not be wanted now
                 _LOG.warning("entry point %s = %s of %s is left out: %s", point.name, point.value, ENTRY_POINTS, error)
                 continue
             _REGISTERED.add(point.value)

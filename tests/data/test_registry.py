@@ -20,6 +20,7 @@ from hyperflax.data.episodes import EpisodeConfig, Episodes
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import ConfigError, DataError, MissingExtraError
+from hyperflax_tasks import p3
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -117,12 +118,20 @@ def test_entry_points_are_discovered(monkeypatch: pytest.MonkeyPatch, caplog: py
     plugin.register = lambda: calls.append("module")
     plugin.other = lambda: calls.append("function")
     monkeypatch.setitem(sys.modules, "hyperflax_test_plugin", plugin)
-    values = {"a": "hyperflax_test_plugin", "b": "hyperflax_test_plugin:other", "c": "hyperflax_absent_plugin"}
+    plugin.absent = lambda: p3.register(None)  # as a module does whose data nobody has named
+    monkeypatch.delenv(p3.ROOT_VARIABLE, raising=False)
+    values = {
+        "c": "hyperflax_absent_plugin",
+        "d": "hyperflax_test_plugin:absent",
+        "a": "hyperflax_test_plugin",
+        "b": "hyperflax_test_plugin:other",
+    }
     points = [importlib.metadata.EntryPoint(name, value, "hyperflax.tasks") for name, value in values.items()]
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points if group == "hyperflax.tasks" else [])
     registry.register_modules()
     assert calls == ["module", "function"]
     assert "entry point c = hyperflax_absent_plugin of hyperflax.tasks is left out" in caplog.text
+    assert "entry point d = hyperflax_test_plugin:absent of hyperflax.tasks is left out: P3: set" in caplog.text
 
 
 def test_the_listing_shows_sizes(upper: str) -> None:
