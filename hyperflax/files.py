@@ -13,6 +13,7 @@ there as one object, a directory likewise, file by file, and last the one withou
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -353,8 +354,8 @@ def parse_json(data: bytes, where: Any) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' is given twice")
+            counts = collections.Counter(name for name, _ in pairs)
+            raise ValueError(f"key '{next(name for name, count in counts.items() if count > 1)}' is given twice")
         return found
 
     def refuse(constant: str) -> None:

@@ -283,6 +283,13 @@ def test_what_is_no_json_object(tmp_path, text, told):
         files.read_json(tmp_path / "x.json")
 
 
+def test_a_key_given_twice_is_found_among_many(tmp_path):
+    pairs = ", ".join(f'"{number}": 0' for number in [*range(200_000), 199_999])
+    (tmp_path / "x.json").write_text(f"{{{pairs}}}")
+    with pytest.raises(CheckpointError, match="'199999' is given twice"):  # key by key it took an hour
+        files.read_json(tmp_path / "x.json")
+
+
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     files.write_json(tmp_path / "x.json", {"a": 1})
     for value in ({"a": float("nan")}, {"a": {1, 2}}, {"a": b"x"}):
