@@ -19,7 +19,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.documents import AdapterForm, Fingerprint
 from hyperflax.checkpoints.tensors import StorageDtype
-from hyperflax.errors import CheckpointError
+from hyperflax.errors import AdapterError, CheckpointError
 from hyperflax.types import PyTree
 from hyperflax.versions import versions
 
@@ -95,6 +95,8 @@ def load_task_adapters(directory: Location | str) -> StoredTaskAdapters:
 def _check(adapters: PyTree, spec: AdapterSpec, metadata: TaskAdaptersMetadata, where: Location | str) -> None:
     """Raises AdapterError where the tree does not fit the spec, CheckpointError where rows and names do not agree."""
     spec.validate(adapters, batch_dims=1)
+    if not spec.leaves:
+        raise AdapterError("the spec has no leaves")
     rows = next(iter(spec.flatten(adapters).values())).shape[0]
     names = set(metadata.tasks)
     if not rows == len(names) == len(metadata.tasks):

@@ -8,9 +8,11 @@ import pathlib
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, load_task_adapters, save_task_adapters
 from hyperflax.data.episodes import EpisodeConfig, Episodes
 from hyperflax.data.examples import InMemorySource
@@ -69,6 +71,10 @@ def test_what_does_not_belong_together_is_refused(folder: pathlib.Path, tmp_path
         (folder / "task_adapters.json").write_text(json.dumps({**document, **change}))
         with pytest.raises(CheckpointError, match=told):
             load_task_adapters(folder)
+    (folder / "task_adapters.json").write_text(json.dumps({**document, "spec": AdapterSpec(()).to_json()}))
+    save_file({}, folder / "task_adapters.safetensors")
+    with pytest.raises(CheckpointError, match="the spec has no leaves"):
+        load_task_adapters(folder)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
