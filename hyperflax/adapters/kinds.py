@@ -101,8 +101,10 @@ def check_base(spec: AdapterSpec, t5_config: T5Config) -> None:
             raise AdapterError(
                 f"leaf '{leaf.path}': this base model expects shape ({', '.join(map(str, expected))}), got {leaf.shape}"
             )
-    optional = {f"{leaf.module}/{leaf.reader}": leaf for leaf in spec.optional}
-    for slot, leaves in groups(spec).items():
+    optional, slots = {f"{leaf.module}/{leaf.reader}": leaf for leaf in spec.optional}, groups(spec)
+    for slot in optional.keys() - slots.keys():
+        raise AdapterError(f"leaf '{optional[slot].path}': the spec has it and none of the leaves that it goes with")
+    for slot, leaves in slots.items():
         for name in sorted(readable[slot] - {leaf.name for leaf in leaves}):
             raise AdapterError(f"leaf '{slot}/{name}': the spec has its siblings and lacks it")
         for leaf in (*leaves[1:], *([optional[slot]] if slot in optional else [])):

@@ -245,6 +245,8 @@ def test_a_spec_with_half_a_slot_or_two_ranks_in_one_is_refused():
     short = dataclasses.replace(PREFIX, optional=(PREFIX.optional[0].resized(2), *PREFIX.optional[1:]))
     with pytest.raises(AdapterError, match=r"mask': expected length 3 .*, got 2"):
         check_base(short, CONFIG)
+    with pytest.raises(AdapterError, match=r"mask': the spec has it and none of the leaves that it goes with"):
+        check_base(AdapterSpec(LORA.leaves, optional=PREFIX.optional[:1]), CONFIG)
 
 
 @pytest.mark.parametrize(
