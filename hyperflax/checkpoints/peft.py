@@ -68,13 +68,17 @@ class _Origin:
     spec: dict[str, Any]
 
 
-def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: str | None = None) -> None:
+def write_peft(
+    directory: pathlib.Path | str, adapter: Adapter, *, base_name: str | None = None, decoder_layers: int | None = None
+) -> None:
     """Writes an adapter in PEFT's form.
 
     Args:
       directory: where to. It must not exist, or be empty.
       adapter: of one kind, as `load_adapter` gives it.
       base_name: name or path of the Hugging Face model that it belongs to, `base_model_name_or_path` for PEFT.
+      decoder_layers: of the base model, every one of which must have a prefix if any has; None believes a prefix that
+        was made for all layers.
 
     Raises:
       AdapterError: PEFT cannot express it; names the site and the reason.
@@ -85,7 +89,7 @@ def write_peft(directory: pathlib.Path | str, adapter: Adapter, *, base_name: st
     flat = {path: as_numpy(path, leaf).astype(np.float32) for path, leaf in adapter.spec.flatten(adapter.tree).items()}
     kind = _only_kind(adapter.spec)
     (method, export) = next((name, export) for name, (ours, export, _) in _METHODS.items() if ours is kind)
-    content = export(flat, adapter.spec)
+    content = export(flat, adapter.spec, decoder_layers)
     config = {
         "base_model_name_or_path": base_name,
         "task_type": TASK,

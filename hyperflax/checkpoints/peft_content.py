@@ -1,9 +1,10 @@
 """What a directory of PEFT holds, whatever its method, and the two functions that a method's file has.
 
-    export_METHOD(flat, spec) -> Content                         float32 leaves by path, and their spec
-    import_METHOD(content, decoder_layers) -> (flat, spec)       decoder_layers: of the base model, None if unknown
+    export_METHOD(flat, spec, decoder_layers) -> Content         float32 leaves by path, and their spec
+    import_METHOD(content, decoder_layers) -> (flat, spec)
 
-Both raise AdapterError where the other side cannot express it.
+`decoder_layers` are those of the base model, None if it is unknown. Both raise AdapterError where the other side cannot
+express it.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 _STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
-def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
+def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec, decoder_layers: int | None) -> Content:
     """Returns LoRA in PEFT's form."""
     weights, ranks = {}, {}
     for leaves in groups(spec).values():

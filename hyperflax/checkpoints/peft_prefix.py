@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hyperflax.adapters.kinds import groups
-from hyperflax.adapters.prefix import READERS
+from hyperflax.adapters.prefix import READERS, Prefix
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.checkpoints.peft_content import CONFIG, Content
 from hyperflax.errors import AdapterError
@@ -36,12 +36,12 @@ def pair_of(layer: int, num_layers: int) -> int:
     return 2 * layer % num_layers
 
 
-def export_prefix(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
+def export_prefix(flat: Mapping[str, np.ndarray], spec: AdapterSpec, decoder_layers: int | None) -> Content:
     """Returns prefixes in PEFT's form.
 
     Raises:
       AdapterError: a prefix that PEFT cannot express, by site: elsewhere than in the decoder's self-attention, without
-        position bias, with masked positions, of different lengths, or not in every layer.
+        position bias, with masked positions, of different lengths, or not in every layer, as far as one knows.
     """
     layers = []
     for slot, leaves in groups(spec).items():
@@ -60,7 +60,7 @@ def export_prefix(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
                 f"PEFT cannot express the prefix at '{slot}': it has no mask, and positions are masked here"
             )
         layers.append(leaves[0].layer)
-    depth = max(layers) + 1
+    depth = max(max(layers) + 1, decoder_layers or 0)
     if missing := sorted(set(range(depth)) - set(layers)):
         raise AdapterError(
             f"PEFT cannot express the prefix at '{_SITE.format(layers[0])}' alone: it gives one to every decoder "
@@ -75,6 +75,11 @@ def export_prefix(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
                 f"PEFT cannot express the prefix at '{_SITE.format(layer)}': it gives all layers one length, and shape "
                 f"{key.shape} differs from layer 0's {keys[0].shape}"
             )
+    if decoder_layers is None and any(isinstance(kind, Prefix) and kind.layers is not None for kind in spec.kinds):
+        raise AdapterError(
+            f"PEFT cannot express the prefix at '{_SITE.format(layers[0])}' alone: it gives one to every decoder "
+            f"layer, and the base model (--base) tells whether it has more than these {depth}"
+        )
     num_layers = depth if depth % 2 else depth + 1
     pairs = np.zeros((length, num_layers, 2, heads * head_dim), np.float32)
     for layer in range(depth):

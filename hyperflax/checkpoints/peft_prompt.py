@@ -22,7 +22,7 @@ _WEIGHT = "prompt_embeddings"
 _SLOT = "encoder/soft_prompt"
 
 
-def export_prompt(flat: Mapping[str, np.ndarray], spec: AdapterSpec) -> Content:
+def export_prompt(flat: Mapping[str, np.ndarray], spec: AdapterSpec, decoder_layers: int | None) -> Content:
     """Returns one soft prompt in PEFT's form. Raises AdapterError if positions are masked, which it cannot express."""
     if not np.all(flat.get(f"{_SLOT}/mask", np.ones(1)) == 1):
         raise AdapterError(f"PEFT cannot express the soft prompt at '{_SLOT}': it has no mask, some are masked")

@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         with byte_bar("read") as progress:
             base = read_model(arguments.base, progress=progress)
     if arguments.format == "peft":
-        write_peft(arguments.out, with_base(adapter, base) if base else adapter, base_name=arguments.base)
+        adapter, depth = (with_base(adapter, base), base.config.num_decoder_layers) if base else (adapter, None)
+        write_peft(arguments.out, adapter, base_name=arguments.base, decoder_layers=depth)
     elif base is None:
         raise ConfigError("--format merged: expected --base, the model that the adapter is to be merged into")
     else:

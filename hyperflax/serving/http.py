@@ -277,8 +277,8 @@ def _packed(service: Service, key: str, form: str) -> bytes:
     if form == "native":
         files = service.store.files(key)
     else:
-        adapter = service.store.load(key)
-        files = collect_files(lambda folder: write_peft(folder, adapter))
+        adapter, layers = service.store.load(key), service.model.config.base.num_decoder_layers
+        files = collect_files(lambda folder: write_peft(folder, adapter, decoder_layers=layers))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():

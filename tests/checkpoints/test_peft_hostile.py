@@ -217,6 +217,17 @@ def test_adapters_that_are_not_written_for_peft(kinds, told, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_layers_without_a_prefix_are_looked_for_in_the_base_model(tmp_path):
+    some, all_of_them = (adapter(Prefix(length=3, **PRECEDING, layers=layers)) for layers in ((0, 1), (0, 1, 2)))
+    with pytest.raises(AdapterError, match=r"every decoder layer, and layers \[2\] have none"):
+        write_peft(tmp_path / "out", some, decoder_layers=3)
+    for unknown in (some, all_of_them):
+        with pytest.raises(AdapterError, match=r"--base\) tells whether it has more"):
+            write_peft(tmp_path / "out", unknown)
+    write_peft(tmp_path / "out", all_of_them, decoder_layers=3)
+    assert read_peft(tmp_path / "out", decoder_layers=3).spec == all_of_them.spec
+
+
 def test_masked_positions_are_refused_and_a_mask_of_ones_is_none(tmp_path):
     masked = adapter(Prefix(length=3, **PRECEDING))
     for layer in range(3):
