@@ -14,7 +14,7 @@ import hyperflax
 from hyperflax import trees
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
-from hyperflax.checkpoints.artefacts import load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter, save_adapter
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, InMemorySource, tokenise
 from hyperflax.data.jsonl import Line
@@ -253,6 +253,14 @@ def test_an_adapter_of_another_base_is_refused(model: Hypermodel) -> None:
     other = Hypermodel(model.config, jax.tree.map(lambda x: x * 1.5, model.parts.base), model.parts.hypernetwork_params)
     with pytest.raises(AdapterError, match="sha256:"):
         other.predict(["ab"], model.adapt(EXAMPLES))
+
+
+def test_leaves_that_no_layer_would_read_are_refused(model: Hypermodel) -> None:
+    spec, metadata = model.config.spec, AdapterMetadata(model.base_fingerprint)
+    whole = spec.identity()
+    for tree in ({}, {"encoder": whole["encoder"]}, {**whole, "decodr": whole["decoder"]}):
+        with pytest.raises(AdapterError, match="leaf"):
+            model.predict(["ab"], Adapter(tree, spec, metadata))
 
 
 def test_refining_cuts_what_is_longer_than_its_rows_and_says_so(

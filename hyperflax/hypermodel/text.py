@@ -161,7 +161,7 @@ class Hypermodel(ArrayHypermodel):
 
         Raises:
           DataError: one text instead of several, or an input that is too long; names its number.
-          AdapterError: the adapter belongs to another base model.
+          AdapterError: the adapter belongs to another base model, or its tree does not fit its spec.
           ConfigError: a model with context before its inputs; `Sample` without a key.
         """
         return list(self.answers(inputs, adapter, method=method, max_length=max_length, rng=rng))
@@ -192,6 +192,7 @@ class Hypermodel(ArrayHypermodel):
         if adapter is not None:
             check_base(adapter, self.base_fingerprint)
             check_spec(adapter.spec, self.config.base)
+            adapter.spec.validate(adapter.tree)
             tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], adapter.tree)
         vocabulary = self.config.vocabulary
         tokens = text_batch(
