@@ -99,8 +99,10 @@ class Model:
     vocabulary: vocabularies.Vocabulary | None = None
 
 
-def form_of(path: Location | str) -> Form:
-    """Returns the form of what lies at `path`.
+def form_of(path: Location | str, step: int | None = None) -> Form:
+    """Returns the form of what lies at `path`; of a run of T5X, whose checkpoints may have either, that of `step`'s.
+
+    The latest checkpoint counts where there is no `step`.
 
     Raises:
       CheckpointError: nothing that hyperflax knows, says what it looks for.
@@ -109,11 +111,13 @@ def form_of(path: Location | str) -> Form:
     for mark, form in _MARKS.items():
         if (folder / mark).is_file():
             return form
-    if find_orbax(folder) is not None:
+    if find_orbax(folder, step) is not None:
         return "orbax"
     try:
-        find_checkpoint(folder)
+        find_checkpoint(folder, step)
     except CheckpointError as error:
+        if step is not None:  # it says which there are
+            raise
         raise CheckpointError(
             f"{folder}: expected a T5 directory, a model directory, a Hugging Face model, an adapter or a checkpoint "
             f"of T5X; found none of {', '.join(_MARKS)} ({error})"
@@ -141,7 +145,7 @@ def read_model(
         files.
     """
     folder = locate(path)
-    form = form_of(folder)
+    form = form_of(folder, step)
     if form in ("adapter", "task_adapters", "peft"):
         told = "an adapter; `hyperflax export` and `import` take those"
         if form == "task_adapters":

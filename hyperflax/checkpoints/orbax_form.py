@@ -26,6 +26,7 @@ from hyperflax import trees
 from hyperflax.buckets import Location, kvstore, locate
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.lazy import LazyArray
+from hyperflax.checkpoints.t5x_index import LEGACY_FILE, check_step
 from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, chunk_size, floating_dtype, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
 from hyperflax.files import array_writing, atomic_directory, read_json
@@ -46,18 +47,25 @@ def find_orbax(path: Location | str, step: int | None = None) -> Location | None
 
     Args:
       path: the checkpoint's directory, or a run's with `checkpoint_<step>` inside; local or in a bucket.
-      step: which one of a run's checkpoints; the latest by default.
+      step: which one of a run's checkpoints; by default the latest, which may be one in the legacy form.
+
+    Raises:
+      CheckpointError: a step, and `path` is another checkpoint's directory.
     """
     path = locate(path)
     if (path / _ITEM).is_dir():
+        check_step(path, step)
         return path
     if not path.is_dir():
         return None
-    matches = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in path.iterdir() if (entry / _ITEM).is_dir())
-    steps = sorted(int(match[1]) for match in matches if match)
-    if not steps or (step is not None and step not in steps):
-        return None
-    return path / f"checkpoint_{steps[-1] if step is None else step}"
+    steps = {
+        int(match[1]): entry
+        for entry in path.iterdir()
+        if (match := _STEP_DIRECTORY.fullmatch(entry.name))
+        and ((entry / _ITEM).is_dir() or (entry / LEGACY_FILE).is_file())
+    }
+    found = steps.get(max(steps, default=-1) if step is None else step)
+    return found if found is not None and (found / _ITEM).is_dir() else None
 
 
 def read_orbax(
@@ -200,7 +208,8 @@ def _one_at_a_time(chunk: int, progress: Callable[[int], None]) -> Any:
 def _found(path: Location | str, step: int | None) -> Location:
     folder = find_orbax(path, step)
     if folder is None:
-        raise CheckpointError(f"{path}: expected a checkpoint in Orbax's form, a directory with '{_ITEM}' inside")
+        what = "a checkpoint" if step is None else f"checkpoint_{step}"
+        raise CheckpointError(f"{path}: expected {what} in Orbax's form, a directory with '{_ITEM}' inside")
     return folder
 
 

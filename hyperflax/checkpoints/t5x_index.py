@@ -26,7 +26,7 @@ from hyperflax.errors import CheckpointError
 from hyperflax.files import read_bytes, require_file
 
 NEWEST_VERSION = 3
-_FILE = "checkpoint"
+LEGACY_FILE = "checkpoint"
 _STEP_DIRECTORY = re.compile(r"checkpoint_(0|[1-9][0-9]{0,18})")
 _NDARRAY, _SCALAR = 1, 3
 _PIECES = "__msgpack_chunked_array__"
@@ -243,23 +243,32 @@ def find_checkpoint(path: Location | str, step: int | None = None) -> Location:
     """Returns the msgpack file that `path` means; see `read_index`. `checkpoint_<step>.tmp-<time>` is never taken."""
     path = locate(path)
     if path.is_file():
+        check_step(path.parent, step)
         return path
     if not path.is_dir():
         raise CheckpointError(f"{path}: expected a checkpoint's directory, found nothing")
-    if not (path / _FILE).is_file():
+    if (path / LEGACY_FILE).is_file():
+        check_step(path, step)
+    else:
         matches = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in path.iterdir() if entry.is_dir())
         steps = sorted(int(match[1]) for match in matches if match)
         if steps and step is not None and step not in steps:
             raise CheckpointError(f"{path}: expected checkpoint_{step}, found steps {steps}")
         if steps:
             path = path / f"checkpoint_{steps[-1] if step is None else step}"
-    if (path / _FILE).is_file():
-        return path / _FILE
+    if (path / LEGACY_FILE).is_file():
+        return path / LEGACY_FILE
     if (path / "_CHECKPOINT_METADATA").exists() or (path / "_METADATA").exists():
         raise CheckpointError(
             f"{path}: is a checkpoint in Orbax's form, not in T5X's legacy form (msgpack + zarr); `read_orbax` reads it"
         )
     raise CheckpointError(f"{path}: expected the msgpack file 'checkpoint', or directories 'checkpoint_<step>'")
+
+
+def check_step(checkpoint: Location, step: int | None) -> None:
+    """Raises CheckpointError where `step` asks for another checkpoint than this one, which is no run's directory."""
+    if step is not None and checkpoint.name != f"checkpoint_{step}":
+        raise CheckpointError(f"{checkpoint}: step: expected none, this is one checkpoint and no run, got {step}")
 
 
 def _inside(file: Location, where: str, relative: str) -> Location:

@@ -14,6 +14,7 @@ from hyperflax.checkpoints.huggingface import write_huggingface
 from hyperflax.checkpoints.layouts import to_scalable
 from hyperflax.checkpoints.orbax_form import write_orbax
 from hyperflax.checkpoints.t5_directory import save_t5
+from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.models.t5 import T5
@@ -66,6 +67,22 @@ def test_a_form_refuses_what_it_does_not_have(params, tmp_path) -> None:
     with pytest.raises(CheckpointError, match="scalable: expected t5x or orbax, which have such a layout, got hugging"):
         write_model(tmp_path / "hf", read_model(tmp_path / "t5"), "huggingface", scalable=True)
     assert not (tmp_path / "hf").exists()
+
+
+def test_a_step_chooses_among_the_checkpoints_of_a_run_in_both_forms(params, tmp_path) -> None:
+    run = tmp_path / "run"
+    write_t5x_checkpoint(run, params, step=1)
+    write_orbax(tmp_path / "later", params, step=2).rename(run / "checkpoint_2")
+    found = [read_model(run, step=step) for step in (1, 2, None)]
+    assert [(model.form, model.step) for model in found] == [("t5x", 1), ("orbax", 2), ("orbax", 2)]
+    with pytest.raises(CheckpointError, match=r"run: expected checkpoint_7, found steps \[1, 2\]"):
+        read_model(run, step=7)
+    for own in (1, 2):
+        assert read_model(run / f"checkpoint_{own}", step=own).step == own
+        with pytest.raises(CheckpointError, match=f"checkpoint_{own}: step: expected none, this is one checkpoint"):
+            read_model(run / f"checkpoint_{own}", step=3 - own)
+    (run / "checkpoint_1").rename(run / "checkpoint_3")
+    assert read_model(run).form == "t5x"
 
 
 def test_damaged_weights_are_refused(params, tmp_path) -> None:
