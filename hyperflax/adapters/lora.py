@@ -28,6 +28,9 @@ from hyperflax.adapters.sites import check_places, projections, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.types import Array, T5Config
 
+# For what is kept: a TPU multiplies float32 in bfloat16 unless it is told, a GPU in TF32.
+_exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
 
 def lora_delta(x: Array, slot: Mapping[str, Array]) -> Array:
     """Returns what the slot adds to a projection of `x`: `(x a) b`, never through the [in, out] product.
@@ -92,7 +95,7 @@ class LoRA(KindConfig):
     @staticmethod
     def merge_slot(kernel: Array, slot: Mapping[str, Any]) -> Array:
         """Returns `kernel + a b`, summed in float32 and given in the kernel's dtype."""
-        delta = jnp.asarray(slot["a"], jnp.float32) @ jnp.asarray(slot["b"], jnp.float32)
+        delta = _exact(jnp.asarray(slot["a"], jnp.float32), jnp.asarray(slot["b"], jnp.float32))
         return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
     @staticmethod
@@ -125,9 +128,7 @@ class LoRA(KindConfig):
 def product_gram(a: Array, b: Array) -> Array:
     """Returns `a.T a b b.T` [rank, rank] for a [in, rank] and b [rank, out]; `a b` itself is never computed."""
     a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
-    # In full precision on a TPU, too: distances are small differences of such products.
-    times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    return times(times(a.T, a), times(b, b.T))
+    return _exact(_exact(a.T, a), _exact(b, b.T))  # distances are small differences of such products
 
 
 def lora_spec(config: LoRA, t5: T5Config) -> AdapterSpec:

@@ -219,6 +219,11 @@ def test_merge_keeps_the_kernel_dtype():
     assert {x.dtype for x in jax.tree.leaves(merge(params, random_tree(LORA, 0), LORA))} == {jnp.dtype(jnp.bfloat16)}
 
 
+def test_merge_asks_for_float32_where_a_chip_would_multiply_in_less():
+    slot = {"a": np.ones((12, 2), np.float32), "b": np.ones((2, 8), np.float32)}
+    assert "HIGHEST" in str(jax.make_jaxpr(LoRA.merge_slot)(np.ones((12, 8), np.float32), slot))
+
+
 def test_merge_names_the_leaf_that_a_base_lacks_or_has_otherwise():
     kernels = {f"{leaf.module}/kernel": np.ones((12, 8), np.float32) for leaf in LORA.leaves}
     lacking = {path: x for path, x in kernels.items() if not path.startswith("decoder/layers_2")}
