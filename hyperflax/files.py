@@ -115,6 +115,7 @@ def atomic_directory(
             raise _local_only(final)
         with tempfile.TemporaryDirectory(prefix="hyperflax-") as folder:
             yield pathlib.Path(folder)
+            final.bucket.changed()  # the list is of before all that was done meanwhile
             _require_free(final, overwrite, owned)
             _put(pathlib.Path(folder), final, marker)
         return

@@ -9,10 +9,11 @@ import pathlib
 import stat
 
 import pytest
+import tensorstore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hyperflax import files
+from hyperflax import buckets, files
 from hyperflax.errors import CheckpointError
 
 
@@ -109,6 +110,17 @@ def test_what_is_there_is_replaced_only_if_asked_and_only_our_own(tmp_path):
     save(overwrite=True, owned=("one", "two"))
     assert content(folder) == {"one": "new", "two": "new"}
     assert names(tmp_path) == ["folder"]
+
+
+def test_what_appeared_in_a_bucket_meanwhile_is_kept():
+    bucket = buckets.Bucket("s3://bucket/adapter/")
+    bucket.store = tensorstore.KvStore.open("memory://").result()
+    whole = files.atomic_directory(buckets.BucketPath(bucket), marker="adapter.json")
+    (whole.__enter__() / "adapter.json").write_text("ours")
+    bucket.store.write("adapter.json", b"theirs").result()
+    with pytest.raises(CheckpointError, match=r"s3://bucket/adapter: already exists"):
+        whole.__exit__(None, None, None)
+    assert bucket.store.read("adapter.json").result().value == b"theirs"
 
 
 def test_a_file_or_link_in_the_way(tmp_path):
