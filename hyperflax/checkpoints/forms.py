@@ -46,6 +46,7 @@ from hyperflax.checkpoints.zarr import floating_dtype
 from hyperflax.data import vocabularies
 from hyperflax.errors import CheckpointError
 from hyperflax.files import fetched
+from hyperflax.models.stacking import unstack_layers
 from hyperflax.types import PyTree, T5Config
 
 Form = Literal["huggingface", "t5x", "orbax", "t5", "hypermodel", "adapter", "task_adapters", "peft"]
@@ -185,6 +186,8 @@ def read_model(
             parts = load_model_directory(local, hypernetwork=False, progress=progress)
             params, config = parts.base, configs.from_json(T5Config, dict(parts.t5), str(folder))
             vocabulary = vocabularies.from_json(parts.vocabulary, local)
+        if config.scan_layers:
+            params, config = unstack_layers(params, config), config.replace(scan_layers=False)
         if dtype is not None:
             _cast(params, floating_dtype(dtype, folder))
         return Model(form, params, config, files=vocabulary_files(vocabulary), vocabulary=vocabulary)

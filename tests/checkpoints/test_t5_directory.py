@@ -17,6 +17,7 @@ from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
+from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.types import T5Config
 
@@ -58,6 +59,14 @@ def test_another_vocabulary_is_refused(params, tmp_path) -> None:
         load_base(tmp_path / "t5", CONFIG, Bytes())
     write_model(tmp_path / "orbax", read_model(tmp_path / "t5"), "orbax")
     load_base(tmp_path / "orbax", CONFIG, Bytes())  # which tells nothing of it
+
+
+def test_scanned_layers_are_read_unrolled(params, tmp_path) -> None:
+    scanned = CONFIG.replace(scan_layers=True)
+    save_t5(tmp_path / "t5", stack_layers(params, CONFIG), scanned, Bytes())
+    model = read_model(tmp_path / "t5")
+    assert (model.config, fingerprint(model.params)) == (CONFIG, fingerprint(params))
+    assert fingerprint(load_base(tmp_path / "t5", scanned)) == fingerprint(params)
 
 
 def test_a_form_refuses_what_it_does_not_have(params, tmp_path) -> None:
