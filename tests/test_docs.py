@@ -19,12 +19,14 @@ from hyperflax.adapters import AdapterSpec, build_spec, check_base, interpolate,
 from hyperflax.adapters.diagnostics import diagnostics
 from hyperflax.adapters.kinds import KINDS
 from hyperflax.adapters.lora import LoRA
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
+from hyperflax.checkpoints.peft import write_peft
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data import registry
 from hyperflax.data.episodes import EpisodeConfig, Episodes
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.errors import CheckpointError, ConfigError, DataError
+from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.hypermodel import HYPERNETWORKS, Hypermodel, HypermodelConfig, load
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
@@ -93,7 +95,9 @@ def test_shown_changes_start_from_the_code(page: str, file: str, number: int):
 
 
 @pytest.mark.parametrize("guide", ["add_an_adapter_kind.md"], indirect=True)
-def test_the_guide_s_adapter_kind_works(guide: types.ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_the_guide_s_adapter_kind_works(
+    guide: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+):
     monkeypatch.setitem(KINDS, "scaling", guide.Scaling)
     spec = build_spec(guide.Scaling(vectors=2), BASE)
     check_base(spec, BASE)
@@ -119,6 +123,8 @@ def test_the_guide_s_adapter_kind_works(guide: types.ModuleType, monkeypatch: py
     of_layer = [leaf for leaf in trees.flatten(adapters[0]).items() if leaf[0].startswith("encoder/layers_0")]
     norm = sum(np.sum(value**2) for _, value in of_layer) ** 0.5
     np.testing.assert_allclose(diagnostics(adapters[0], spec)["encoder_0"].norm, norm, rtol=1e-4)
+    with pytest.raises(AdapterError, match="PEFT: expected one of lora, prefix, soft_prompt, got scaling"):
+        write_peft(tmp_path / "peft", Adapter(adapters[0], spec, AdapterMetadata(None)))
 
 
 @pytest.mark.parametrize("guide", ["add_a_hypernetwork.md"], indirect=True)

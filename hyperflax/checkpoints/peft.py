@@ -88,7 +88,10 @@ def write_peft(
     refuse(adapter.spec, "export to PEFT")
     flat = {path: as_numpy(path, leaf).astype(np.float32) for path, leaf in adapter.spec.flatten(adapter.tree).items()}
     kind = _only_kind(adapter.spec)
-    (method, export) = next((name, export) for name, (ours, export, _) in _METHODS.items() if ours is kind)
+    ways = {ours: (method, export) for method, (ours, export, _) in _METHODS.items()}
+    if kind not in ways:
+        raise AdapterError(f"PEFT: expected one of {', '.join(ours.kind for ours in ways)}, got {kind.kind}")
+    method, export = ways[kind]
     content = export(flat, adapter.spec, decoder_layers)
     config = {
         "base_model_name_or_path": base_name,
