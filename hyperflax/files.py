@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import tempfile
@@ -32,6 +33,7 @@ Schema = TypeVar("Schema")
 
 MAX_JSON_BYTES = 64 * 2**20
 """A spec of 100,000 leaves takes a third of it; anything larger was not written by hyperflax."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def _beside(path: pathlib.Path, word: str) -> pathlib.Path:
@@ -293,14 +295,14 @@ def write_json(path: Location | str, value: Any) -> None:
     """Writes readable json, atomically.
 
     Raises:
-      CheckpointError: `value` holds something that json cannot, such as NaN or an array.
+      CheckpointError: `value` holds something that json in UTF-8 cannot, such as NaN, an array or half a character.
     """
     try:
-        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+        text = f"{json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)}\n".encode()
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not written, {error}") from error
     with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_bytes(text)
 
 
 def read_if_there(path: Location | str) -> bytes | None:
@@ -344,7 +346,8 @@ def read_json(path: Location | str) -> dict[str, Any]:
     """Returns the json object in a file.
 
     Raises:
-      CheckpointError: no file, no UTF-8, no json, no object at the top, a key given twice, or a number that json lacks.
+      CheckpointError: no file, no UTF-8, no json, no object at the top, a key given twice, a number that json lacks, or
+        half a character.
     """
     return parse_json(read_bytes(path, limit=MAX_JSON_BYTES), path)
 
@@ -364,6 +367,8 @@ def parse_json(data: bytes, where: Any) -> dict[str, Any]:
 
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        if _SURROGATE.search(data):  # half a character could be neither printed nor written again
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise CheckpointError(f"{where}: expected json, got brackets nested too deep") from error
     except ValueError as error:

@@ -286,6 +286,7 @@ def test_any_bytes_as_json(tmp_path, data):
         ('{"a": NaN}', "NaN"),
         ('{"a": -Infinity}', "Infinity"),
         ('{"a": {"b": 1, "b": 2}}', "'b' is given twice"),
+        ('{"a": ["\\uD83d"]}', "expected json, .* surrogates not allowed"),
         ('{"a":' * 50_000, "nested too deep"),
     ],
 )
@@ -293,6 +294,11 @@ def test_what_is_no_json_object(tmp_path, text, told):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(CheckpointError, match=told):
         files.read_json(tmp_path / "x.json")
+
+
+def test_a_character_in_two_halves_is_one(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": "\\ud83d\\ude00"}')
+    assert files.read_json(tmp_path / "x.json") == {"a": "\U0001f600"}
 
 
 def test_a_key_given_twice_is_found_among_many(tmp_path):
@@ -304,7 +310,7 @@ def test_a_key_given_twice_is_found_among_many(tmp_path):
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     files.write_json(tmp_path / "x.json", {"a": 1})
-    for value in ({"a": float("nan")}, {"a": {1, 2}}, {"a": b"x"}):
+    for value in ({"a": float("nan")}, {"a": {1, 2}}, {"a": b"x"}, {"a": "\ud83d"}):
         with pytest.raises(CheckpointError, match=r"x\.json: not written"):
             files.write_json(tmp_path / "x.json", value)
     assert names(tmp_path) == ["x.json"]
