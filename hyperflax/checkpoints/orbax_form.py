@@ -126,8 +126,8 @@ def write_orbax(
     import orbax.checkpoint as ocp
     from orbax.checkpoint import type_handlers
 
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**31:
+        raise CheckpointError(f"{directory}: step: expected 0 to 2**31 - 1, as T5X counts, got {step!r}")
     target = None if dtype is None else floating_dtype(dtype, directory)
 
     slots = {path: _lazy(path, value, None) for path, value in trees.flatten(state or {}).items() if path != "step"}

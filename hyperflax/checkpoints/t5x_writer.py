@@ -56,8 +56,8 @@ def write_t5x_checkpoint(
     Raises:
       CheckpointError: a leaf is no array of numbers, or the directory may not be replaced.
     """
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise CheckpointError(f"{directory}: step: expected 0 or more, got {step!r}")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**31:
+        raise CheckpointError(f"{directory}: step: expected 0 to 2**31 - 1, as T5X counts, got {step!r}")
     target = None if dtype is None else floating_dtype(dtype, directory)
     slots = {path: leaf for path, leaf in trees.flatten(state or {}).items() if path != "step"}
     name, flat = f"checkpoint_{step}", trees.flatten(params)

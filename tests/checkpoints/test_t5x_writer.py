@@ -171,7 +171,7 @@ def test_scalable_to_minimal_only_where_all_layers_have_equal_biases(checkpoints
         to_minimal(scalable, per_layer)
 
 
-@pytest.mark.parametrize("step", [-1, True, 1.5])
+@pytest.mark.parametrize("step", [-1, True, 1.5, 2**31])
 @pytest.mark.parametrize("write", [write_t5x_checkpoint, write_orbax])
 def test_steps_are_counts(write, step, tmp_path):
     with pytest.raises(CheckpointError, match="step"):
