@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.data.vocabularies import Vocabulary, from_json
+from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_directory, read_schema, write_json
 from hyperflax.types import PyTree, T5Config
 from hyperflax.versions import versions
@@ -58,6 +60,8 @@ def save_t5(
 ) -> None:
     """Writes a T5 directory; an interruption leaves nothing that looks like one.
 
+    `overwrite` replaces one that is there, with its vocabulary; one that holds other files as well is left alone.
+
     Raises:
       CheckpointError: the parameters do not fit the configuration, or the directory may not be replaced.
     """
@@ -75,11 +79,20 @@ def save_t5(
         "provenance": dict(provenance or {}),
     }
     checked(_T5File, document, str(directory))
-    with atomic_directory(directory, overwrite=overwrite, owned=(_JSON, _WEIGHTS, *files), marker=_JSON) as folder:
+    owned = (_JSON, _WEIGHTS, *files, *_files_of(locate(directory)))
+    with atomic_directory(directory, overwrite=overwrite, owned=owned, marker=_JSON) as folder:
         save_tree(folder / _WEIGHTS, params, dtype=dtype)
         for name, content in files.items():
             (folder / name).write_bytes(content)
         write_json(folder / _JSON, document)
+
+
+def _files_of(folder: Location) -> tuple[str, ...]:
+    """The vocabulary's file of the T5 directory which is there, if it has one."""
+    with contextlib.suppress(CheckpointError):
+        content = read_schema(folder / _JSON, _T5File, file_format=T5_FORMAT, version=T5_VERSION)
+        return (str(content.vocabulary.get("file")),)
+    return ()
 
 
 def read_t5_provenance(directory: Location | str) -> dict[str, Any]:

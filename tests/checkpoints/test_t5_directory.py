@@ -20,6 +20,7 @@ from hyperflax.errors import CheckpointError
 from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.types import T5Config
+from tests.checkpoints.directories import edit_json
 
 CONFIG = T5Config(
     vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1
@@ -59,6 +60,19 @@ def test_another_vocabulary_is_refused(params, tmp_path) -> None:
         load_base(tmp_path / "t5", CONFIG, Bytes())
     write_model(tmp_path / "orbax", read_model(tmp_path / "t5"), "orbax")
     load_base(tmp_path / "orbax", CONFIG, Bytes())  # which tells nothing of it
+
+
+def test_overwriting_takes_the_old_vocabulary_away_but_nobody_elses_file(params, tmp_path) -> None:
+    folder = tmp_path / "t5"
+    save_t5(folder, params, CONFIG, Bytes())
+    edit_json(folder / "t5.json", lambda value: value.update(vocabulary={"kind": "sentencepiece", "file": "old.model"}))
+    (folder / "old.model").write_bytes(b"pieces")
+    (folder / "notes").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"it holds other files: notes;"):
+        save_t5(folder, params, CONFIG, Bytes(), overwrite=True)
+    (folder / "notes").unlink()
+    save_t5(folder, params, CONFIG, Bytes(), overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["t5.json", "t5.safetensors"]
 
 
 def test_scanned_layers_are_read_unrolled(params, tmp_path) -> None:
