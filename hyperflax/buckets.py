@@ -47,9 +47,14 @@ class Bucket:
 
     @functools.cached_property
     def objects(self) -> frozenset[str]:
-        """The names of all objects, without the address."""
+        """The names of all objects, without the address.
+
+        Empty ones that end with a slash, as a cloud's console makes them for a folder, stand for no file. Nor does any
+        other name with an empty part: it would be taken for the folder that it is in.
+        """
         try:
-            return frozenset(key.decode() for key in self.store.list().result())
+            names = [key.decode() for key in self.store.list().result()]
+            return frozenset(name for name in names if all(name.split("/")))
         except (ValueError, OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.url}: cannot be listed, {error}") from error
 

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import tensorstore
 
 from hyperflax.adapters import LoRA, build_spec
-from hyperflax.buckets import BucketPath, locate
+from hyperflax.buckets import Bucket, BucketPath, locate
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import read_model
@@ -24,6 +25,7 @@ from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
+from hyperflax.files import fetched, require_directory_place
 from tests.adapters.micro import random_tree
 from tests.checkpoints.bucket_server import Server, serve
 from tests.checkpoints.directories import CONFIG, base
@@ -226,3 +228,20 @@ def test_addresses(path, address):
 def test_other_addresses_are_refused(path):
     with pytest.raises(CheckpointError, match="expected a local path, gs://"):
         locate(path)
+
+
+def test_folders_that_a_console_made_are_no_files(tmp_path):
+    bucket = Bucket("s3://bucket/run/")
+    bucket.store = tensorstore.KvStore.open("memory://").result()
+    for name in ("", "sub/", "sub//lost"):
+        bucket.store.write(name, b"").result()
+    place = BucketPath(bucket)
+    require_directory_place(place, in_bucket=True)  # nothing is in the way
+    assert not place.exists()
+    bucket.store.write("sub/file", b"content").result()
+    bucket.changed()
+    assert [str(found) for found in place.iterdir()] == ["s3://bucket/run/sub"]
+    assert not place.is_file()
+    with fetched(place) as folder:
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert found == {"sub", "sub/file"}
