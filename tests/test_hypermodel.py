@@ -293,6 +293,11 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
         model.adapt([Line("names.jsonl:1", "a", "b"), Line("names.jsonl:3", "a" * 20, "b")])
     with pytest.raises(DataError, match="input 1: inputs: expected at most 8 tokens"):
         model.predict(["a", "b" * 20])
+    with pytest.raises(DataError, match="input 1: expected a text, got nan"):
+        model.predict(["a", float("nan")])
+    for call in (lambda: model.predict(["a", "b\ud83d"]), lambda: model.adapt([("a", "b"), ("c", "b\ud83d")])):
+        with pytest.raises(DataError, match=r"(input|example) 1: expected Unicode text, got '\\ud83d'"):
+            call()
     with pytest.raises(ConfigError, match="refine_steps"):
         model.adapt(EXAMPLES, refine_steps=-1)
     with pytest.raises(ConfigError, match="definition: expected none, which this model was trained with, got 'upper'"):

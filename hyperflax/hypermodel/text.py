@@ -160,7 +160,7 @@ class Hypermodel(ArrayHypermodel):
           rng: key of the draws, for `Sample`.
 
         Raises:
-          DataError: one text instead of several, or an input that is too long; names its number.
+          DataError: one text instead of several, an input that is no text, or one that is too long; names its number.
           AdapterError: the adapter belongs to another base model, or its tree does not fit its spec.
           ConfigError: a model with context before its inputs; `Sample` without a key.
         """
@@ -194,12 +194,12 @@ class Hypermodel(ArrayHypermodel):
             check_spec(adapter.spec, self.config.base)
             adapter.spec.validate(adapter.tree)
             tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], adapter.tree)
-        vocabulary = self.config.vocabulary
+        vocabulary, names = self.config.vocabulary, names or [f"input {number}" for number in range(len(inputs))]
         tokens = text_batch(
-            [(tokenise(text, vocabulary), ()) for text in inputs],
+            [(tokenise(_text(text, name), vocabulary), ()) for text, name in zip(inputs, names, strict=True)],
             inputs_length=self.config.episodes.inputs_length,
             targets_length=2,
-            names=names or [f"input {number}" for number in range(len(inputs))],
+            names=names,
         )["encoder_input_tokens"]
         for start in range(0, len(tokens), ROWS):
             rows = tokens[start : start + ROWS]
@@ -276,4 +276,15 @@ def _pair(example: TextPair, name: str) -> tuple[str, str]:
     pair = () if isinstance(example, str) or not isinstance(example, Sequence) else tuple(example)
     if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
         raise DataError(f"{name}: expected an (input, target) pair of strings, got {example!r:.80}")
-    return pair
+    return _text(pair[0], name), _text(pair[1], name)
+
+
+def _text(text: object, name: str) -> str:
+    """Returns a text. Raises DataError for anything else, and for half of a surrogate pair, which UTF-8 cannot hold."""
+    if not isinstance(text, str):
+        raise DataError(f"{name}: expected a text, got {text!r:.80}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name}: expected Unicode text, got {text[error.start]!a} in it") from error
+    return text
