@@ -3,7 +3,7 @@
 Information Gain Filtration (Antonello, Beskow, Turek and Huth 2021, section 3): the information gain of an example is
 how much the loss on an objective set falls by one step on that example. There it is measured for some examples, one
 step each, and a secondary learner predicts it for the others. Here it is predicted for all of them to first order, as
-the product of the example's gradient and the objective set's, which one pass gives for all examples at once
+the product of the example's gradient and the objective set's, which one pass gives for many examples at once
 (`Trials.gains`).
 
 >>> kept = informative(trials, raw, data, held_out, share=0.75)
@@ -33,6 +33,6 @@ def informative(
     count = len(data["decoder_target_tokens"]) - 1
     if share >= 1.0:
         return np.arange(count)
-    gains = trials.gains(raw, data, objective)[:count]
+    gains = trials.gains(raw, data, objective)
     kept = max(1, round(share * count))
     return np.sort(np.argsort(-gains, kind="stable")[:kept])

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -45,6 +45,7 @@ OPTIMIZERS = ("adamw", "adafactor", "lion")
 CLIP_NORM = 1.0
 PROMPT = "soft_prompt"
 ROWS = 1024  # runs x examples that are scored at once
+GAINS = 64  # examples whose gains are predicted at once: reverse mode keeps all of their activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Trials:
         self._start = jax.jit(jax.vmap(self._start_one))
         self._run = jax.jit(self._run_all, donate_argnums=0)
         self._score = jax.jit(jax.vmap(self._score_one, in_axes=(0, None, 0)))
+        self._slope = jax.jit(self._slope_one)
         self._gains = jax.jit(self._gains_one)
 
     def start(self, raw: PyTree) -> TrialState:
@@ -164,26 +166,26 @@ class Trials:
         after the tokens before it.
         """
         runs, rows = data["encoder_input_tokens"].shape[:2]
-        examples = rows - 1
-        block = min(rounded_up(examples), max(1, ROWS // runs))
-        more = [(0, 0), (0, -examples % block), (0, 0)]
-        padded = {name: np.pad(np.asarray(array)[:, :-1], more[: array.ndim]) for name, array in data.items()}
         exact, losses = [], []
-        for at in range(0, examples, block):
-            part = {name: array[:, at : at + block] for name, array in padded.items()}
+        for part in blocks(data, max(1, ROWS // runs), axis=1):
             right, loss = jax.device_get(self._score(raw, self.params, part))
             exact.append(right)
             losses.append(loss)
         loss = jax.tree.map(lambda *parts: sum(parts), *losses)
-        return np.concatenate(exact, axis=1)[:, :examples], np.asarray(loss.mean)
+        return np.concatenate(exact, axis=1)[:, : rows - 1], np.asarray(loss.mean)
 
     def gains(self, raw: PyTree, data: Mapping[str, Array], objective: Mapping[str, Array]) -> np.ndarray:
         """Returns the inner product of each example's gradient and the objective's, [example], without dropout.
 
         That is, to first order and up to the learning rate, how much the objective's loss falls by a step on the
-        example alone. Losses are per token, gradients by the raw adapter of one run, without a run axis.
+        example alone. Losses are per token, gradients by the raw adapter of one run, without a run axis. The last row
+        of `data` and of `objective`, padding, is left out; both are taken in blocks, as `score` does.
         """
-        return np.asarray(self._gains(raw, self.params, dict(data), dict(objective)))
+        slopes = [self._slope(raw, self.params, part) for part in blocks(objective, GAINS)]
+        slope, weight = jax.tree.map(lambda *parts: sum(parts), *slopes)
+        towards = jax.tree.map(lambda leaf: leaf / jnp.maximum(weight, 1.0), slope)
+        gains = [self._gains(raw, self.params, part, towards) for part in blocks(data, GAINS)]
+        return np.concatenate(jax.device_get(gains))[: len(data["encoder_input_tokens"]) - 1]
 
     # One run
 
@@ -232,10 +234,16 @@ class Trials:
         right = correct_tokens(logits, data["decoder_target_tokens"]) | (data["decoder_loss_weights"] == 0)
         return jnp.all(right, axis=-1), loss
 
-    def _gains_one(self, raw, params, data, objective):
-        def total(raw: PyTree) -> Array:
-            return self._losses(self._model, raw, params, objective, None)[0].mean
+    def _slope_one(self, raw, params, objective):
+        """The gradient of a block's summed loss, and the weight that belongs to it."""
 
+        def total(raw: PyTree) -> tuple[Array, Array]:
+            loss = self._losses(self._model, raw, params, objective, None)[0]
+            return loss.loss_sum, loss.weight_sum
+
+        return jax.grad(total, has_aux=True)(raw)
+
+    def _gains_one(self, raw, params, data, towards):
         def each(raw: PyTree) -> Array:
             logits = self._losses(self._model, raw, params, data, None)[1]
             return jax.vmap(token_loss)(logits, data["decoder_target_tokens"], data["decoder_loss_weights"]).mean
@@ -243,7 +251,7 @@ class Trials:
         # The derivative of every loss in the direction of the objective's gradient. The model has rules for reverse
         # mode alone, so it is the transpose of reverse mode: no example's gradient is ever formed.
         losses, pull = jax.vjp(each, raw)
-        return jax.linear_transpose(lambda weights: pull(weights)[0], losses)(jax.grad(total)(raw))[0]
+        return jax.linear_transpose(lambda weights: pull(weights)[0], losses)(towards)[0]
 
     def _losses(self, model: T5, raw: PyTree, params: PyTree, batch: Mapping[str, Array], key: Array | None):
         dropping = key is not None and self.recipe.dropout > 0
@@ -256,6 +264,19 @@ class Trials:
             rngs={"dropout": key} if dropping else None,
         )
         return token_loss(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"]), logits
+
+
+def blocks(data: Mapping[str, Array], most: int, axis: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the examples of `data`, whose last one is padding, in blocks of one size, at most `most`.
+
+    What a block is short of is padding. A single block has one of few sizes, so that data sets of other sizes share
+    what is compiled.
+    """
+    examples = data["encoder_input_tokens"].shape[axis] - 1
+    size = min(rounded_up(examples), most)
+    for at in range(0, examples, size):
+        rows = np.minimum(np.arange(at, at + size), examples)
+        yield {name: np.take(np.asarray(array), rows, axis) for name, array in data.items()}
 
 
 def epoch_rows(examples: np.ndarray, batch_size: int, epochs: int, seed: int) -> np.ndarray:

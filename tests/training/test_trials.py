@@ -217,9 +217,22 @@ def test_gains_are_inner_products_of_gradients(model):
     alone = [{name: array[number : number + 1] for name, array in given.items()} for number in range(6)]
     products = [gradient(example) @ gradient(objective) for example in alone]
     assert np.ptp(products) > 1e-3
-    np.testing.assert_allclose(gains, [*products, 0.0], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(gains, products, rtol=1e-4, atol=1e-7)
     trials.gains(raw, data(6, seed=2), objective)
     assert trials._gains._cache_size() == 1  # every run asks what to leave out: one program serves them all
+
+
+def test_gains_of_many_examples_take_no_more_memory_than_those_of_a_block(model, monkeypatch):
+    trials, raw = Trials(*model, Recipe(SPEC)), jax.tree.map(lambda leaf: leaf[0] + 0.1, starts(SPEC, 1))
+    given, objective = data(22), data(14, seed=1)
+    whole, rows = trials.gains(raw, given, objective), []
+    losses = trials._losses
+    monkeypatch.setattr(module, "GAINS", 8)
+    monkeypatch.setattr(
+        trials, "_losses", lambda *args: rows.append(len(args[3]["decoder_target_tokens"])) or losses(*args)
+    )
+    np.testing.assert_allclose(trials.gains(raw, given, objective), whole, rtol=1e-4, atol=1e-7)
+    assert rows == [8, 8]  # a program each for the objective's slope and for the gains
 
 
 def test_an_epoch_shows_every_example_once():
@@ -243,7 +256,7 @@ def test_what_is_kept_are_the_examples_that_help_the_objective(model):
     kept = informative(trials, raw, both, right, share=0.5)
     assert len(kept) == 12
     assert np.count_nonzero(kept >= 12) > 6
-    gains = trials.gains(raw, both, right)[:24]
+    gains = trials.gains(raw, both, right)
     assert gains[kept].min() > np.delete(gains, kept).max()
     assert kept.tolist() == sorted(set(kept.tolist()))
     np.testing.assert_array_equal(informative(trials, raw, both, right, share=1.0), np.arange(24))
