@@ -32,15 +32,21 @@ from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import atomic_directory, local_folder
 from hyperflax.hypermodel import Hypermodel
+from hyperflax.models.t5 import T5
+from hyperflax.training.trials import blocks
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group
 from hyperflax.tuner.datasets import DataSet, check_distinct
 from hyperflax.tuner.pipeline import Pipeline, default_pipeline
 from hyperflax.tuner.sources import fit_map, rank, varying
+from hyperflax.types import Array, PyTree
 
 MAP = "map.safetensors"
 LABELS = 8
 """Dimensions of the answers' embeddings."""
+
+ROWS = 256
+"""Most inputs that are embedded at once."""
 
 
 def build(
@@ -164,24 +170,27 @@ class Bank:
 
 def embed(model: Hypermodel, data: DataSet, adapter: Adapter | None) -> np.ndarray:
     """Returns [n, emb] the training inputs' embeddings, by the base model or with an adapter."""
-    tokens = data.arrays("train", model.config.vocabulary, model.config.episodes)["encoder_input_tokens"][:-1]
+    arrays = data.arrays("train", model.config.vocabulary, model.config.episodes)
+    tree = {} if adapter is None else {"adapters": adapter.tree}
+    parts = [_encode(model.model, model.base_params, tree, one["encoder_input_tokens"]) for one in blocks(arrays, ROWS)]
+    return np.concatenate(jax.device_get(parts)).astype(np.float64)[: len(data.train)]
 
-    @jax.jit
-    def encode(params, adapters, tokens):
-        variables = {"params": params} if adapters is None else {"params": params, "adapters": adapters}
-        states = model.model.apply(variables, tokens, method="encode")
-        # A soft prompt stands before the tokens' own states.
-        states, there = states[:, -tokens.shape[1] :], (tokens > 0)[..., None]
-        return jnp.sum(states * there, axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
 
-    return np.asarray(encode(model.base_params, None if adapter is None else adapter.tree, tokens), np.float64)
+@functools.partial(jax.jit, static_argnames="t5")  # compiled for a size once, not for every data set
+def _encode(t5: T5, params: PyTree, adapters: PyTree, tokens: Array) -> Array:
+    """The mean state [n, emb] of every row's tokens."""
+    states = t5.apply({"params": params, **adapters}, tokens, method="encode")
+    # A soft prompt stands before the tokens' own states.
+    states, there = states[:, -tokens.shape[1] :], (tokens > 0)[..., None]
+    return jnp.sum(states * there, axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
 
 
 def answers(model: Hypermodel, data: DataSet) -> np.ndarray:
     """Returns [n, LABELS] embeddings of the training answers; equal for all adapters of a base model."""
     arrays = data.arrays("train", model.config.vocabulary, model.config.episodes)
     table = np.asarray(model.base_params["token_embedder"]["embedding"], np.float64)
+    projection = np.random.default_rng(0).standard_normal((table.shape[1], LABELS)) / math.sqrt(table.shape[1])
     weights = arrays["decoder_loss_weights"][:-1, :, None]
-    means = np.sum(table[arrays["decoder_target_tokens"][:-1]] * weights, axis=1) / np.maximum(weights.sum(axis=1), 1)
-    projection = np.random.default_rng(0).standard_normal((means.shape[1], LABELS)) / math.sqrt(means.shape[1])
-    return means @ projection
+    # Projected before they are looked up: the embeddings of all answers' tokens would be far larger.
+    sums = np.sum((table @ projection)[arrays["decoder_target_tokens"][:-1]] * weights, axis=1)
+    return sums / np.maximum(weights.sum(axis=1), 1)

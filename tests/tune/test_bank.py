@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import hyperflax.tune.bank as module
 from hyperflax.checkpoints.tensors import save_tree
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import CheckpointError, ConfigError, DataError
@@ -63,6 +64,15 @@ def test_embeddings_are_means_over_real_tokens_and_maps_bring_them_closer(model,
     tuned = embed(model, data, bank.adapters["first"])
     mapped = apply_map(bank.maps["first"], base)
     assert np.square(mapped - tuned).sum() < np.square(base - tuned).sum()
+
+
+def test_inputs_are_embedded_in_blocks_by_one_program(model, monkeypatch):
+    whole = embed(model, data_set("first"), None)
+    monkeypatch.setattr(module, "ROWS", 12)
+    before = module._encode._cache_size()
+    np.testing.assert_allclose(embed(model, data_set("first"), None), whole, atol=1e-6)
+    embed(model, data_set("second", 1), None)
+    assert module._encode._cache_size() == before + 1
 
 
 def test_answers_are_mean_embeddings_of_target_tokens(model):
