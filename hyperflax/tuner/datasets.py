@@ -30,6 +30,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -158,7 +159,8 @@ def read(path: pathlib.Path | str, seed: int = 0) -> DataSet:
         train, validation = hold_out(train, 0.25, seed + 1)
         return check(DataSet(path.stem, tuple(train), tuple(validation), tuple(test), corpus=path.stem, task=path.stem))
     train, validation, test = (read_lines(path / f"{split}.jsonl") for split in SPLITS)
-    about: dict[str, Any] = {"name": path.name, "corpus": path.parent.name, "category": "", "task": path.name}
+    whole = pathlib.Path(os.path.abspath(path))  # "." has no name, and what "*" finds here no parent's
+    about: dict[str, Any] = {"name": whole.name, "corpus": whole.parent.name, "category": "", "task": whole.name}
     if (path / "dataset.json").is_file():
         given = read_json(path / "dataset.json")
         if wrong := sorted(key for key, value in given.items() if key not in about or not isinstance(value, str)):

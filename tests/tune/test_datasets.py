@@ -100,6 +100,17 @@ def test_an_input_of_two_parts_is_refused_whatever_its_targets(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(("here", "given"), [(".", "letters/mine"), ("letters", "mine"), ("letters/mine", ".")])
+def test_a_folder_is_named_alike_from_wherever_it_is_read(here, given, tmp_path, monkeypatch):
+    folder = tmp_path / "letters" / "mine"
+    folder.mkdir(parents=True)
+    for split, pair in zip(SPLITS, pairs(3), strict=True):
+        written(folder / f"{split}.jsonl", pair)
+    monkeypatch.chdir(tmp_path / here)
+    data = read(given)
+    assert (data.name, data.corpus, data.task) == ("mine", "letters", "mine")
+
+
 def test_the_command_cuts_at_what_the_model_reads(tmp_path, capsys):
     out = tmp_path / "short"
     arguments = ["tune", "datasets", "--model", "strings", "--mixture", "strings", "--split", "fine_tuning"]
