@@ -148,7 +148,7 @@ class Bench:
         for name, (exact, loss) in self._compare(data, "validation", adapter).items():
             meta[f"{name}_exact"], meta[f"{name}_loss"] = exact, loss
         if adapter is not None:  # one support's states, of the first examples
-            shown, shots = readable(self.model, data.train), self.model.config.episodes.shots
+            shown, shots = readable(self.model, data.train), max(1, self.model.config.episodes.shots)
             support = self.model.episode(shown[:shots], [])["support_tokens"]
             # As often as there were supports for the adapter, so that the program is there already.
             supports = np.repeat(support[None], supports_for(len(shown), shots), axis=0)

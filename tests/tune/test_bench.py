@@ -39,6 +39,19 @@ def test_the_task_embedding_is_that_of_the_first_support() -> None:
     assert task_embedding(np.asarray(states)) == pytest.approx({k: v for k, v in meta.items() if k[:5] == "task_"})
 
 
+def test_a_model_that_was_trained_with_a_definition_alone_is_shown_an_example_for_its_task_embedding() -> None:
+    """As it is for its adapter; without one, all data sets would look the same to it."""
+    micro = micro_model()
+
+    def told(shots: int) -> dict[str, float]:
+        config = dataclasses.replace(micro.config, episodes=micro.config.episodes.replace(shots=shots))
+        bench = Bench(Hypermodel(config, micro.parts.base, micro.parts.hypernetwork_params))
+        return bench.facts(data_set("first")).meta
+
+    none, one = told(0), told(1)
+    assert none == pytest.approx(one, rel=1e-4, abs=1e-6)
+
+
 def test_nothing_is_generated_from_examples_that_no_support_holds() -> None:
     micro = micro_model()
     episodes = micro.config.episodes.replace(inputs_length=20)  # of the base model; a row of a support holds 16
