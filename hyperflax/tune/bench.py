@@ -75,6 +75,7 @@ class Bench:
         specs = {name: start.specs for name, start in self.starts.items()}
         self.space = PipelineSpace(model.config.base, {GENERATED: (model.config.spec,), **specs})
         self._trials: dict[Recipe, Trials] = {}
+        self._arrays: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         self._facts: dict[str, Facts] = {}
         self._test_scores: dict[str, dict[str, float]] = {}
         self._chosen: dict[tuple[str, str, str | None], Adapter | None] = {}
@@ -90,8 +91,10 @@ class Bench:
         self._trials.clear()
 
     def arrays(self, data: DataSet, split: str) -> dict[str, np.ndarray]:
-        """Returns a part of a data set as token rows. Raises DataError where an example is too long."""
-        return data.arrays(split, self.model.config.vocabulary, self.model.config.episodes)
+        """Returns a part of a data set as token rows, made once. Raises DataError where an example is too long."""
+        if (key := (data.hash, split)) not in self._arrays:
+            self._arrays[key] = data.arrays(split, self.model.config.vocabulary, self.model.config.episodes)
+        return self._arrays[key]
 
     def facts(self, data: DataSet) -> Facts:
         """Returns what is known of a data set before training, computed once."""

@@ -26,6 +26,7 @@ Meta-features, all of them of the training and held-out examples, never of the t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -76,7 +77,7 @@ class DataSet:
             if not getattr(self, split):
                 raise DataError(f"data set '{self.name}': expected at least one example in '{split}', got none")
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """Of all examples and the part that each is in; 16 hexadecimal digits."""
         text = json.dumps([[(line.input, line.target) for line in getattr(self, split)] for split in SPLITS])

@@ -12,7 +12,7 @@ from hyperflax.adapters import LoRA, Prefix
 from hyperflax.data.jsonl import Line
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.tune.bench import Bench
-from hyperflax.tuner.datasets import DataSet, task_embedding
+from hyperflax.tuner.datasets import SPLITS, DataSet, task_embedding
 from tests.finetuning.micro_model import LORA, micro_model
 from tests.tune.test_collect import data_set
 
@@ -50,6 +50,16 @@ def test_a_model_that_was_trained_with_a_definition_alone_is_shown_an_example_fo
 
     none, one = told(0), told(1)
     assert none == pytest.approx(one, rel=1e-4, abs=1e-6)
+
+
+def test_a_data_set_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, data, asked = Bench(micro_model()), data_set("first"), []
+    arrays = DataSet.arrays
+    monkeypatch.setattr(DataSet, "arrays", lambda self, *given: asked.append(given[0]) or arrays(self, *given))
+    for _ in range(2):  # as often as a run goes from one pipeline to another
+        for split in SPLITS:
+            bench.arrays(data, split)
+    assert asked == list(SPLITS)
 
 
 def test_nothing_is_generated_from_examples_that_no_support_holds() -> None:
