@@ -64,15 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.evaluation.worth import table
     from hyperflax.finetune import GENERATED, RANDOM, finetune
-    from hyperflax.hypermodel import find, load
+    from hyperflax.hypermodel import load
     from hyperflax.training.finetuning import FineTuning
 
     names = [field.name for field in dataclasses.fields(FineTuning)]
     settings = FineTuning(**{name: value for name, value in vars(arguments).items() if name in names})
-    directory = find(arguments.model)
-    model, init = load(directory), arguments.init
+    model, init = load(arguments.model), arguments.init
     if init not in (GENERATED, RANDOM):
-        init = load_start(init, directory)
+        init = load_start(init, place_of(arguments.model))
     like = model.config.spec if isinstance(init, str) else init.spec
     sizes = {name: getattr(arguments, name) for name in SIZES if getattr(arguments, name) is not None}
     report = finetune(
@@ -96,19 +95,31 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def place_of(model: str) -> pathlib.Path:
+    """Returns the folder that `--model` names, links followed; an address of a bucket as it is."""
+    from hyperflax.buckets import BucketPath, locate
+    from hyperflax.hypermodel import find
+
+    return pathlib.Path(model) if isinstance(locate(model), BucketPath) else find(model).resolve()
+
+
 def load_start(init: str, model: pathlib.Path) -> Adapter:
-    """Returns the adapter that `--init` names. Raises CheckpointError where there is none."""
+    """Returns the adapter that `--init` names, for what `place_of` says of the model.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    from hyperflax.buckets import locate
     from hyperflax.checkpoints.artefacts import load_adapter
     from hyperflax.train import EXPORT
 
     if init != "shared":
-        if not pathlib.Path(init).is_dir():
+        if not locate(init).is_dir():
             raise CheckpointError(f"--init: expected generated, random, shared or an adapter directory, got '{init}'")
         return load_adapter(init)
-    whole = model.resolve()
     # A run's model lies in its folder: runs/strings_shared/model is beside runs/strings/model.
-    run, inside = (whole.parent, [EXPORT]) if whole.name == EXPORT else (whole, [])
-    beside = run.with_name(f"{run.name}_shared").joinpath(*inside)
+    run, inside = (model.parent, [EXPORT]) if model.name == EXPORT else (model, [])
+    beside = locate(run.with_name(f"{run.name}_shared").joinpath(*inside))
     if not beside.is_dir():
         raise CheckpointError(
             f"--init shared: expected an adapter directory at {beside}, found none; train one for this model (train."

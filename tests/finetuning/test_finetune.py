@@ -199,6 +199,23 @@ def test_the_command(model, tmp_path, capsys):
     assert main(["predict", "--model", str(saved), "--adapter", out, "--inputs", str(held)]) == 0
 
 
+def test_the_command_takes_addresses_for_the_model_and_the_start(model, tmp_path, monkeypatch):
+    import hyperflax.checkpoints.artefacts as artefacts
+    import hyperflax.hypermodel as hypermodel
+    from hyperflax.buckets import BucketPath
+
+    read = []
+    monkeypatch.setattr(hypermodel, "load", lambda place: read.append(str(place)) or model)
+    monkeypatch.setattr(artefacts, "load_adapter", lambda place: pytest.fail(str(place)))
+    monkeypatch.setattr(BucketPath, "is_dir", lambda self: read.append(str(self)) or False)
+    command = ["finetune", "--model", "gs://bucket/run/model", "--examples", str(tmp_path / "absent.jsonl")]
+    assert [main([*command, "--out", "out", "--init", init]) for init in ("shared", "s3://bucket/mine", "random")] == [
+        2
+    ] * 3
+    address = "gs://bucket/run/model"
+    assert read == [address, "gs://bucket/run_shared/model", address, "s3://bucket/mine", address]
+
+
 def test_kinds_are_those_of_the_start_where_it_has_them():
     like = build_spec((LORA, Prefix(length=3)), T5)
     assert choose_kinds(None, {}, like) == (LORA, Prefix(length=3))
