@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from hyperflax.data.jsonl import read_rows
 from hyperflax.errors import DataError
 from hyperflax.tuner.recorded import Recorded
 from hyperflax.tuner.surrogates.queries import groups
@@ -98,10 +98,9 @@ def peft_comparison(path: pathlib.Path | str, task: str = "MetaMathQA") -> Recor
       DataError: a line that is no such object, no run of the task, or runs with other numbers of evaluations.
     """
     path, rows = pathlib.Path(path), []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as lines:
+        for number, run in read_rows(lines, str(path)):
             try:
-                run = json.loads(line)
                 if f"/{task}/" in run["path"] and run["train_info"]["status"] == "success":
                     rows.append(_peft_run(run))
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

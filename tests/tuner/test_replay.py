@@ -216,6 +216,10 @@ def test_a_line_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "runs.jsonl").write_text(json.dumps({"path": "x/MetaMathQA/y"}) + "\n")
     with pytest.raises(DataError, match=r"runs\.jsonl:1: expected a run of PEFT"):
         peft_comparison(tmp_path / "runs.jsonl")
+    for content, told in ((b"[]\n", "a JSON object, got list"), (b"{", "a JSON object"), (b"\xfd7zXZ", "UTF-8 text")):
+        (tmp_path / "runs.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=rf"runs\.jsonl:1: expected {told}"):
+            peft_comparison(tmp_path / "runs.jsonl")
 
 
 # Packages and comparisons
