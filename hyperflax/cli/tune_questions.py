@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def find_text(name: str) -> Text:
     from hyperflax.tuner.questions import read_text
     from hyperflax_tasks import question_answer
 
-    if pathlib.Path(name).exists():
+    if pathlib.Path(name).is_file():
         return read_text(name)
     if name in question_answer.names():
         return question_answer.read(name)
@@ -82,7 +83,7 @@ def choose_extractor(arguments: argparse.Namespace) -> Extractor:
         return Rules()
     if arguments.endpoint_model is None:
         raise ConfigError("--endpoint: expected --endpoint_model, too")
-    out = pathlib.Path(arguments.out)
+    out = pathlib.Path(os.path.abspath(arguments.out))  # "." has no name
     return Endpoint(
         arguments.endpoint,
         arguments.endpoint_model,

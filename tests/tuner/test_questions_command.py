@@ -10,6 +10,7 @@ import pytest
 
 from hyperflax.cli import tune_questions
 from hyperflax.errors import ConfigError, DataError
+from hyperflax.tuner.questions import Endpoint
 from hyperflax_tasks import question_answer
 from tests.tuner.stand_in import running
 
@@ -42,6 +43,25 @@ def test_an_endpoint_and_its_replies(tmp_path: pathlib.Path) -> None:
         assert call(*arguments, "--out", tmp_path / "again", "--replies", tmp_path / "out.replies") == 0
         assert len(server.requests) == 2
     assert (tmp_path / "out/train.jsonl").read_bytes() == (tmp_path / "again/train.jsonl").read_bytes()
+
+
+def test_replies_lie_beside_the_folder_that_a_user_is_in(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    given = ["--text", "units", "--endpoint", "http://localhost:1/v1", "--endpoint_model", "m", "--out", "."]
+    parser = argparse.ArgumentParser()
+    tune_questions.add_arguments(parser)
+    extractor = tune_questions.choose_extractor(parser.parse_args(given))
+    assert isinstance(extractor, Endpoint)
+    assert extractor.cache == tmp_path / "here.replies"
+
+
+def test_a_folder_of_its_name_hides_no_text_that_ships(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "units").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert tune_questions.find_text("units") == question_answer.read("units")
 
 
 def test_what_does_not_fit_together(tmp_path: pathlib.Path) -> None:
