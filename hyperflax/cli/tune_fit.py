@@ -33,7 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.tuner.recorded import from_runs
 
     require_directory_place(arguments.out, overwrite=arguments.overwrite, owned=(FILE, PERFORMANCE, COST))
-    runs = [run for run in table.read(arguments.table) if run.curve and run.corpus not in arguments.leave_out]
+    whole = [run for run in table.read(arguments.table) if run.curve]
+    corpora = {run.corpus for run in whole}
+    if unknown := sorted(set(arguments.leave_out) - corpora):
+        raise DataError(f"--leave_out: expected some of {', '.join(sorted(corpora))}, got '{unknown[0]}'")
+    runs = [run for run in whole if run.corpus not in arguments.leave_out]
     if not runs:
         raise DataError(f"{arguments.table}: expected runs of other corpora than {arguments.leave_out}, found none")
     if len(models := sorted({run.model for run in runs})) > 1:

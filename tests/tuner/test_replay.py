@@ -131,6 +131,8 @@ def test_a_tuner_is_learnt_from_one_models_runs(tmp_path, capsys):
     command = ["tune", "fit", "--table", str(tmp_path / "runs.parquet"), "--out", str(tmp_path / "tuner")]
     assert main(command) != 0
     assert "expected runs of one hypermodel, got some of strings-1, strings-2" in capsys.readouterr().err
+    assert main([*command, "--leave_out", RUN.corpus, "--leave_out", "misspelt"]) == 2
+    assert f"--leave_out: expected some of {RUN.corpus}, got 'misspelt'" in capsys.readouterr().err
 
 
 def test_the_pool_holds_every_data_sets_best_first():
