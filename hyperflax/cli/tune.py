@@ -49,9 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
 def parse_shard(text: str) -> tuple[int, int]:
     """Returns (i, n) of `i/n`. Raises ConfigError on anything else."""
     place, slash, of = text.partition("/")
-    if not (slash and place.isdigit() and of.isdigit() and int(place) < int(of)):
+    if not (text.isascii() and slash and place.isdigit() and of.isdigit() and int(place) < int(of)):
         raise ConfigError(f"--shard: expected I/N with I < N, such as 0/4, got '{text}'")
     return int(place), int(of)
+
+
+def add_seed_argument(parser: argparse.ArgumentParser, of: str | None = None) -> None:
+    """Adds `--seed`; `of` is what it is of. Runs keep it in 32 bits with a sign, and numpy takes none below 0."""
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help=of)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"expected 0 to {2**31 - 1}, got '{text}'")
+    return int(text)
 
 
 def add_tuner_argument(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import bench_of
+from hyperflax.cli.tune import add_seed_argument, bench_of
 
 DESCRIPTION = """Fine-tune an adapter on each of many data sets, for pipelines of other data sets to start from.
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("--data", required=True, nargs="+", metavar="DIR", help="data sets: folders or jsonl files")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the bank")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed_argument(parser)
     parser.set_defaults(shared=None, bank=None)
 
 

@@ -7,7 +7,7 @@ import functools
 import os
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import WHOLE, add_start_arguments, bench_of, parse_shard
+from hyperflax.cli.tune import WHOLE, add_seed_argument, add_start_arguments, bench_of, parse_shard
 from hyperflax.errors import ConfigError
 from hyperflax.files import local_folder
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes, through Ray: pip install 'hyperflax[ray]'")
     parser.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster that runs; default: a new one here")
     parser.add_argument("--compact", action="store_true", help="make one file of the folder's at the end")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hyperflax.cli.models import add_model_argument, add_module_argument
+from hyperflax.cli.tune import add_seed_argument
 
 DESCRIPTION = """Write tasks of a mixture as folders of train.jsonl, validation.jsonl and test.jsonl.
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("INPUTS", "TARGETS"),
         help="tokens, end of sequence included; longer examples are left out (default: what the model reads)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of tasks and examples")
+    add_seed_argument(parser, of="of tasks and examples")
     add_module_argument(parser)
 
 

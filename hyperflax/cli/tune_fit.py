@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from hyperflax.cli.tune import add_seed_argument
+
 DESCRIPTION = """Learn from a table of fine-tuning runs what a pipeline will score and cost on a new data set.
 
   hyperflax tune fit --table runs --out tuner
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", required=True, metavar="PATH", help="Parquet file, or folder of them")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the tuner")
     parser.add_argument("--leave_out", action="append", default=[], metavar="CORPUS", help="repeatable")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier tuner")
 
 

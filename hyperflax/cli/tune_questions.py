@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from hyperflax.cli.tune import add_seed_argument
 from hyperflax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replies", metavar="DIR", help="where the endpoint's replies are kept (default: OUT.replies, beside OUT)"
     )
     parser.add_argument("--facts", type=int, metavar="N", help="how many to draw at most (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and the facts drawn (default 0)")
+    add_seed_argument(parser, of="of the split and the facts drawn (default 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import add_start_arguments, add_tuner_argument, bench_of, tuner_of
+from hyperflax.cli.tune import add_seed_argument, add_start_arguments, add_tuner_argument, bench_of, tuner_of
 
 DESCRIPTION = """Say which fine-tuning pipelines promise most for a data set, without running any.
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="PATH", help="jsonl file, or a folder of three")
     parser.add_argument("--count", type=int, default=5, metavar="N", help="how many pipelines to show (default 5)")
     parser.add_argument("--json", action="store_true", help="print json")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

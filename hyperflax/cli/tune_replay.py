@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from hyperflax.cli.tune import WHOLE, parse_shard
+from hyperflax.cli.tune import WHOLE, add_seed_argument, parse_shard
 from hyperflax.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="surrogates and plays of each (default 5)")
     parser.add_argument("--optimisers", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--shard", default=WHOLE, metavar="I/N", help="play every N-th part from I on (default 0/1)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import re
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import add_start_arguments, add_tuner_argument, bench_of, tuner_of
+from hyperflax.cli.tune import add_seed_argument, add_start_arguments, add_tuner_argument, bench_of, tuner_of
 from hyperflax.errors import ConfigError
 
 DESCRIPTION = """Find a fine-tuning pipeline for a data set and keep the best adapter.
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whether the tuner learns from this run (default: no), or pipelines are tried at random",
     )
     add_start_arguments(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

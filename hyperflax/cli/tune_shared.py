@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import bench_of
+from hyperflax.cli.tune import add_seed_argument, bench_of
 
 DESCRIPTION = """Train adapters uniformly on many data sets, one for each kind, for pipelines to start from.
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the adapters")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="such as lora or prefix+parallel_mlp; default: five")
     parser.add_argument("--epochs", type=int, default=16, metavar="N", help="4, 8, 16 (default) or 32")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed_argument(parser)
     parser.set_defaults(shared=None, bank=None)
 
 

@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+from hyperflax.cli import tune
 from hyperflax.cli.exit_codes import exit_code
 from hyperflax.cli.main import main
 
@@ -84,6 +85,14 @@ def test_a_number_out_of_bounds(
         assert main([*COMMANDS[command][0], "out", f"--{flag}", str(number)]) == 2
         told = f"hyperflax {command}: --{flag}: expected {least} to {most}, got {number}\n"
         assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("command", [name for name in tune.COMMANDS if name != "report"])
+def test_a_seed_that_no_run_can_keep(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in ("-1", "2147483648", "²"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["tune", command, "--seed", seed])
+        assert f"argument --seed: expected 0 to 2147483647, got '{seed}'" in capsys.readouterr().err
 
 
 def test_what_the_system_refuses_is_one_line_and_a_defect_keeps_its_traceback(
