@@ -245,7 +245,9 @@ class Session:
     def _claim(self, begun: Record) -> Record:
         """What the folder's record, which must be of this run, says of it; or else the run as it begins."""
         if not (self.folder / records.FILE).is_file():
-            if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            if self.folder.exists() and (
+                not self.folder.is_dir() or any(not path.name.startswith(".") for path in self.folder.iterdir())
+            ):
                 raise CheckpointError(
                     f"{self.folder}: expected nothing, an empty folder or a run of tune, found something else"
                 )

@@ -193,8 +193,9 @@ def test_other_arguments_and_foreign_folders_are_refused(bench, unbroken, tmp_pa
     with pytest.raises(CheckpointError, match="holds a run that differs in its starts"):
         tune(other, unbroken[0])
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="found something else"):
-        tune(bench, tmp_path)
+    for place in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(CheckpointError, match="found something else"):
+            tune(bench, place)
     with pytest.raises(CheckpointError, match="gs://bucket/run: this is not written to a bucket"):
         tune(bench, "gs://bucket/run")
 
