@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hyperflax.data.examples import ExampleSource
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.files import atomic_directory
 
 _TASKS = 0x64617461  # purpose of the random stream
@@ -46,8 +46,13 @@ def write_datasets(
       the folders.
 
     Raises:
+      ConfigError: a number below 1.
       DataError: no task has enough examples.
     """
+    numbers = {"train": train, "validation": validation, "test": test, **({} if tasks is None else {"tasks": tasks})}
+    for what, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"data sets: {what}: expected at least 1, got {number}")
     rng = np.random.default_rng(np.random.SeedSequence([_TASKS, seed]))
     folders: list[pathlib.Path] = []
     for number in rng.permutation(len(source.task_names)).tolist():

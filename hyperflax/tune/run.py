@@ -72,8 +72,10 @@ def recommend(
 
     Raises:
       ConfigError: a data set that one of the bench's starts cannot be used on, or a recommender of another
-        model's runs.
+        model's runs; a count below 1.
     """
+    if count < 1:
+        raise ConfigError(f"recommend: expected a count of at least 1, got {count}")
     bench.check(data)
     recommender.check_model(bench.model.parts.id)
     pool = make_pool(bench, recommender, seed=seed)

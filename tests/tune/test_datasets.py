@@ -11,7 +11,7 @@ import pytest
 from hyperflax.cli.main import main
 from hyperflax.data.examples import Example, InMemorySource, TaskExamples, tokenise
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.tune.datasets import write_datasets
 from hyperflax.tuner.datasets import SPLITS, read
 
@@ -56,6 +56,14 @@ def test_longer_examples_are_left_out(tmp_path):
     assert max(len(text) for part in texts(read(folder)).values() for pair in part for text in pair) == 3
     with pytest.raises(DataError, match="expected a task with 10 different examples, found none"):
         write_datasets(made, tmp_path / "none", corpus="c", longest=(2, 4), **COUNTS)
+
+
+@pytest.mark.parametrize("given", [{"train": 0}, {"test": 0}, {"validation": -1}, {"tasks": 0}])
+def test_a_part_without_examples_is_written_by_nobody(given, tmp_path):
+    ((name, number),), made = given.items(), source(("letters", pairs(12)))
+    with pytest.raises(ConfigError, match=f"data sets: {name}: expected at least 1, got {number}"):
+        write_datasets(made, tmp_path, corpus="c", **{**COUNTS, **given})
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_seed_draws_tasks_and_examples_and_what_is_there_is_kept(tmp_path):

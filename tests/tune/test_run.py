@@ -320,6 +320,8 @@ def test_a_recommender_from_recorded_runs_chooses_and_recommends(bench, learnt, 
     again = Recommender.load(tmp_path / "tuner")
     assert again.pool == tuple(POOL)
     data = data_set("second", 1)
+    with pytest.raises(ConfigError, match="expected a count of at least 1, got -1"):
+        recommend(bench, data, again, count=-1)
     found = recommend(bench, data, again, count=3)
     assert found == recommend(bench, data, learnt, count=3)
     assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
