@@ -205,6 +205,9 @@ def _read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
             if there != field.type:
                 raise DataError(f"{file}: column '{field.name}': expected {field.type}, got {there or 'none'}")
         raise DataError(f"{file}: expected the columns {schema.names}, got {table.schema.names}")
+    for name in schema.names:
+        if missing := table.column(name).null_count:
+            raise DataError(f"{file}: column '{name}': expected a value in every row, got {missing} rows without one")
     return table.to_pylist()
 
 

@@ -101,6 +101,20 @@ def test_foreign_files_are_refused_by_name(tmp_path):
         table.read(tmp_path)
 
 
+@pytest.mark.parametrize("column", ["dataset", "pipeline", "meta", "bare_score"])
+def test_a_row_without_a_value_is_refused(column, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table.write(tmp_path / "a.parquet", [RUN, FAILED])
+    rows = pyarrow.parquet.read_table(tmp_path / "a.parquet")
+    place = rows.schema.get_field_index(column)
+    values = pyarrow.array([rows.column(place)[0].as_py(), None], rows.schema.field(place).type)
+    pyarrow.parquet.write_table(rows.set_column(place, rows.schema.field(place), values), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet: column '{column}': expected a value in every row, got 1 rows"):
+        table.read(tmp_path)
+
+
 def test_a_row_whose_values_do_not_make_its_id_is_refused(tmp_path):
     import pyarrow
     import pyarrow.parquet
