@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from hyperflax.errors import ConfigError
 from hyperflax.tuner.pipeline import Pipeline
-from hyperflax.tuner.space import STARTS, combinations, hyperparameters, plain
+from hyperflax.tuner.space import STARTS, combinations, hyperparameters, plain, range_of
 
 
 def columns() -> tuple[str, ...]:
@@ -28,7 +29,11 @@ def columns() -> tuple[str, ...]:
 
 
 def encode(pipelines: Sequence[Pipeline]) -> np.ndarray:
-    """Returns [n, columns] float32 in [0, 1], see the module's text."""
+    """Returns [n, columns] float32 in [0, 1], see the module's text.
+
+    Raises:
+      ConfigError: a value that no pipeline of any space has.
+    """
     places = {name: place for place, name in enumerate(columns())}
     rows = np.zeros((len(pipelines), len(places)), np.float32)
     for row, pipeline in zip(rows, pipelines, strict=True):
@@ -37,6 +42,8 @@ def encode(pipelines: Sequence[Pipeline]) -> np.ndarray:
             if hp.name not in values:
                 continue
             value = values[hp.name]
+            if not hp.legal_value(value):
+                raise ConfigError(f"pipeline {pipeline.id}: {hp.name}: expected {range_of(hp)}, got {value!r}")
             if _is_choice(hp):
                 row[places[f"{hp.name}={value}"]] = 1.0
             else:

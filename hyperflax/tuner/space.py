@@ -100,7 +100,7 @@ class PipelineSpace:
             if name not in self.space:
                 raise ConfigError(f"pipeline: {name}: nothing to choose here, got {value!r}")
             if not self.space[name].legal_value(value):
-                raise ConfigError(f"pipeline: {name}: expected {_range(self.space[name])}, got {value!r}")
+                raise ConfigError(f"pipeline: {name}: expected {range_of(self.space[name])}, got {value!r}")
         try:
             return ConfigSpace.Configuration(self.space, values=values)
         except ConfigSpace.exceptions.ActiveHyperparameterNotSetError as error:
@@ -269,7 +269,8 @@ def _sayable(space: Any, combination: Combination) -> bool:
     )
 
 
-def _range(hp: Any) -> str:
+def range_of(hp: Any) -> str:
+    """Says which values a hyper-parameter has."""
     values = getattr(hp, "choices", getattr(hp, "sequence", None))
     if values is not None:
         return f"one of {', '.join(str(plain(value)) for value in values)}"

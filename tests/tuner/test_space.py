@@ -188,6 +188,19 @@ def test_the_encoding():
     np.testing.assert_array_equal(rows["method=as_generated"], [0, 0, 0, 1])
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"kind": "ia3"}, "kind: expected one of lora, .* got 'ia3'"),
+        ({"batch_size": 64}, "batch_size: expected one of 4, 8, 16, 32, got 64"),
+        ({"rank": 64}, r"rank: expected a value in \[1, 32\], got 64"),
+    ],
+)
+def test_a_pipeline_of_no_space_is_not_encoded(change, told):
+    with pytest.raises(ConfigError, match=rf"pipeline [0-9a-f]{{16}}: {told}"):
+        encode([dataclasses.replace(default_pipeline(), **change)])
+
+
 def test_encodings_lie_in_the_unit_cube_and_tell_pipelines_apart(space):
     drawn = space.sample(80, seed=1)
     rows = encode(drawn)
