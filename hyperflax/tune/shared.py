@@ -24,7 +24,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Line
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import atomic_directory, local_folder
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.training.finetuning import LEARNING_RATE, LEARNING_RATES
@@ -62,16 +62,18 @@ def build(
 
     Raises:
       ConfigError: an unknown kind, or another number of epochs.
-      DataError: two sources of one name or content.
+      DataError: two sources of one name or content, or an adapter that is there already and was trained on others.
     """
     check_distinct(sources)
     out, data = local_folder(out), pool(sources)
     for kind in kinds:
         bench.space.check(pipeline_of(kind, epochs))
     provenance = {"sources": {source.name: source.hash for source in sources}}
-    for kind in tqdm(kinds, unit="kind", disable=not progress):
-        if (out / kind).is_dir():
-            continue
+    there = [kind for kind in kinds if (out / kind).is_dir()]
+    for kind in there:
+        if load_adapter(out / kind).metadata.provenance.get("sources") != provenance["sources"]:
+            raise DataError(f"{out / kind}: expected an adapter of these sources, found one of others")
+    for kind in tqdm([kind for kind in kinds if kind not in there], unit="kind", disable=not progress):
         group = Group(bench, data, [pipeline_of(kind, epochs)], [seed])
         for _ in range(FIDELITIES):
             group.advance()

@@ -66,7 +66,10 @@ def test_every_kind_has_a_pipeline_that_its_space_takes(model):
 
 def test_what_is_there_is_kept(model, folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    build(Bench(model), [data_set("first")], folder, kinds=("lora", KIND), progress=False)
+    build(Bench(model), [data_set("second", 1), data_set("first")], folder, kinds=("lora", KIND), progress=False)
+    for others in ([data_set("first")], [data_set("first"), dataclasses.replace(new_data(), name="second")]):
+        with pytest.raises(DataError, match="lora: expected an adapter of these sources, found one of others"):
+            build(Bench(model), others, folder, kinds=("prefix", "lora"), progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
