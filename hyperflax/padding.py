@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from hyperflax.types import Array
+
 
 def rounded_up(count: int) -> int:
     """Returns the next number of 1, 2, 3, 4, 6, 8, 12, 16 ...: at most half as many again.
@@ -11,3 +17,19 @@ def rounded_up(count: int) -> int:
     """
     power = 1 << max(count - 1, 0).bit_length()
     return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
+
+
+def blocks(data: Mapping[str, Array], most: int, axis: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the rows of arrays, whose last one is padding, in blocks of one size, at most `most`.
+
+    What a block is short of is padding. A single block has one of few sizes, so that data sets of other sizes share
+    what is compiled.
+
+    >>> [part["x"].tolist() for part in blocks({"x": np.array([1, 2, 3, 0])}, most=2)]
+    [[1, 2], [3, 0]]
+    """
+    rows = next(iter(data.values())).shape[axis] - 1
+    size = min(rounded_up(rows), most)
+    for at in range(0, rows, size):
+        chosen = np.minimum(np.arange(at, at + size), rows)
+        yield {name: np.take(np.asarray(array), chosen, axis) for name, array in data.items()}

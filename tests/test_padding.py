@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hyperflax.padding import rounded_up
+import numpy as np
+
+from hyperflax.padding import blocks, rounded_up
 
 
 def test_sizes_are_few_and_at_most_half_as_large_again() -> None:
@@ -13,3 +15,12 @@ def test_sizes_are_few_and_at_most_half_as_large_again() -> None:
         assert count <= size <= 1.5 * count
         assert rounded_up(size) == size
     assert len({rounded_up(count) for count in range(1, 1025)}) == 20
+
+
+def test_blocks_hold_every_row_once_and_padding_at_the_end() -> None:
+    rows = {"x": np.array([[1, 2, 3, 4, 5, 0]]), "y": np.arange(12).reshape(1, 6, 2)}
+    found = list(blocks(rows, most=2, axis=1))
+    assert [part["x"].tolist() for part in found] == [[[1, 2]], [[3, 4]], [[5, 0]]]
+    np.testing.assert_array_equal(np.concatenate([part["y"] for part in found], axis=1), rows["y"])
+    (whole,) = blocks(rows, most=64, axis=1)
+    assert whole["x"].tolist() == [[1, 2, 3, 4, 5, 0]]  # 6 is one of few sizes

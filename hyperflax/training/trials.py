@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -36,7 +36,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import TokenLoss, correct_tokens, token_loss
-from hyperflax.padding import rounded_up
+from hyperflax.padding import blocks, rounded_up
 from hyperflax.training.adafactor import scale_by_adafactor
 from hyperflax.types import Array, PyTree
 
@@ -44,8 +44,9 @@ SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 CLIP_NORM = 1.0
 PROMPT = "soft_prompt"
-ROWS = 1024  # runs x examples that are scored at once
-GAINS = 64  # examples whose gains are predicted at once: reverse mode keeps all of their activations
+ROWS = 1024  # most runs x examples that are scored at once
+ELEMENTS = 2**27  # most logits, and most attention weights of a layer, that are there at once while scoring
+GAINS = 32  # most examples whose gains are predicted at once: as many as the largest batch of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,12 +168,18 @@ class Trials:
         """
         runs, rows = data["encoder_input_tokens"].shape[:2]
         exact, losses = [], []
-        for part in blocks(data, max(1, ROWS // runs), axis=1):
+        for part in blocks(data, max(1, min(ROWS, ELEMENTS // self._elements(data)) // runs), axis=1):
             right, loss = jax.device_get(self._score(raw, self.params, part))
             exact.append(right)
             losses.append(loss)
         loss = jax.tree.map(lambda *parts: sum(parts), *losses)
         return np.concatenate(exact, axis=1)[:, : rows - 1], np.asarray(loss.mean)
+
+    def _elements(self, data: Mapping[str, Array]) -> int:
+        """The larger of an example's logits and its attention weights in a layer of the encoder."""
+        config = self._model.config
+        inputs, targets = (data[name].shape[-1] for name in ("encoder_input_tokens", "decoder_target_tokens"))
+        return max(targets * config.vocab_size, config.num_heads * inputs**2)
 
     def gains(self, raw: PyTree, data: Mapping[str, Array], objective: Mapping[str, Array]) -> np.ndarray:
         """Returns the inner product of each example's gradient and the objective's, [example], without dropout.
@@ -264,19 +271,6 @@ class Trials:
             rngs={"dropout": key} if dropping else None,
         )
         return token_loss(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"]), logits
-
-
-def blocks(data: Mapping[str, Array], most: int, axis: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the examples of `data`, whose last one is padding, in blocks of one size, at most `most`.
-
-    What a block is short of is padding. A single block has one of few sizes, so that data sets of other sizes share
-    what is compiled.
-    """
-    examples = data["encoder_input_tokens"].shape[axis] - 1
-    size = min(rounded_up(examples), most)
-    for at in range(0, examples, size):
-        rows = np.minimum(np.arange(at, at + size), examples)
-        yield {name: np.take(np.asarray(array), rows, axis) for name, array in data.items()}
 
 
 def epoch_rows(examples: np.ndarray, batch_size: int, epochs: int, seed: int) -> np.ndarray:

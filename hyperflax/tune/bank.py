@@ -33,7 +33,7 @@ from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import atomic_directory, local_folder
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.models.t5 import T5
-from hyperflax.training.trials import blocks
+from hyperflax.padding import blocks
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.trial import Group
 from hyperflax.tuner.datasets import DataSet, check_distinct

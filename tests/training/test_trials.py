@@ -197,6 +197,17 @@ def test_scores_in_blocks_are_those_at_once(model, monkeypatch, rows):
     np.testing.assert_allclose(loss_in_blocks, loss, rtol=1e-6)
 
 
+def test_no_more_is_scored_at_once_than_its_logits_allow(model, monkeypatch):
+    trials, both, rows = Trials(*model, Recipe(SPEC)), stacked(data(7), data(7, seed=1)), []
+    losses = trials._losses
+    monkeypatch.setattr(
+        trials, "_losses", lambda *args: rows.append(args[3]["decoder_target_tokens"].shape) or losses(*args)
+    )
+    monkeypatch.setattr(module, "ELEMENTS", 4 * 5 * CONFIG.vocab_size)  # of four examples, two of each run
+    assert trials.score(starts(SPEC, 2), both)[0].shape == (2, 7)
+    assert rows == [(2, 5)]
+
+
 def mean_loss(model, raw, examples):
     """Loss per token of a raw adapter, written out."""
     inputs = [examples[name] for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")]
