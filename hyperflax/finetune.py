@@ -186,7 +186,6 @@ def _train(
         del step
         save_tree(folder / BEST, table.apply({"params": params}, {}))
 
-    period = max(1, settings.steps // settings.evaluations)
     loop.train(
         objective=objective,
         optimizer=settings.optimizer(spec.kinds),
@@ -196,10 +195,10 @@ def _train(
         frozen=model.base_params,
         initial_params=start,
         seed=settings.seed,
-        log_period=period,
-        save_period=period,
+        log_period=settings.period,
+        save_period=settings.period,
         keep=1,
-        eval_period=period,
+        eval_period=settings.period,
         evaluator=loss_evaluator(objective, held_batches, held_batches.per_epoch),
         early_stopping=EarlyStopping(settings.patience, keep),
         partitioner=Partitioner(make_mesh(devices=jax.devices()[:1])),  # one task does not divide over several

@@ -19,7 +19,7 @@ def rounded_up(count: int) -> int:
     return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
 
 
-def blocks(data: Mapping[str, Array], most: int, axis: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def blocks(data: Mapping[str, Array | np.ndarray], most: int, axis: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Yields the rows of arrays, whose last one is padding, in blocks of one size, at most `most`.
 
     What a block is short of is padding. A single block has one of few sizes, so that data sets of other sizes share

@@ -33,7 +33,7 @@ class FineTuning:
       learning_rate: peak of a warm-up and cosine; None takes the kinds' own.
       warmup: share of the steps that it takes.
       weight_decay: of AdamW, on raw values.
-      evaluations: of the held-out loss over the run, beside the one of the start.
+      evaluations: of the held-out loss over the run, at most, beside the one of the start.
       patience: evaluations in a row without a lower held-out loss, after which the run ends.
       held_out: share of the examples, where there is no validation file.
       metric: of the held-out score, one of `METRICS`.
@@ -62,6 +62,11 @@ class FineTuning:
             raise ConfigError(f"FineTuning.learning_rate: expected a positive number, got {self.learning_rate!r}")
         if self.metric not in METRICS:
             raise ConfigError(f"FineTuning.metric: expected one of {', '.join(METRICS)}, got {self.metric!r}")
+
+    @property
+    def period(self) -> int:
+        """Steps between two evaluations."""
+        return math.ceil(self.steps / self.evaluations)
 
     def optimizer(self, kinds: Sequence[KindConfig]) -> Optimizer:
         """Returns AdamW with its schedule, for an adapter of these kinds."""

@@ -183,7 +183,10 @@ class Recommender:
         for name, fitted in ((PERFORMANCE, scores), (COST, seconds)):
             if fitted.kept.queries.sizes != sizes:
                 raise CheckpointError(f"{folder}/{name}: expected sizes {sizes}, got {fitted.kept.queries.sizes}")
-        pool = tuple(Pipeline.from_json(item, f"{folder / FILE}: pool") for item in about.pool)
+        try:
+            pool = tuple(Pipeline.from_json(item, f"{folder / FILE}: pool") for item in about.pool)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
         named = tuple(about.columns), tuple(about.features)
         return cls(performance, scores, cost, seconds, *named, about.fidelities, about.unit, pool, about.model)
 

@@ -238,6 +238,11 @@ def test_settings_are_checked_where_they_are_made(fields):
         FineTuning(**fields)
 
 
+@pytest.mark.parametrize(("steps", "period"), [(1, 1), (20, 1), (30, 2), (39, 2), (400, 20), (410, 21)])
+def test_there_are_no_more_evaluations_than_were_asked_for(steps, period):
+    assert FineTuning(steps=steps, evaluations=20).period == period
+
+
 def test_of_several_kinds_the_lowest_learning_rate_is_taken():
     assert KINDS.keys() > LEARNING_RATES.keys()
     schedule = FineTuning(steps=100).optimizer((LoRA(), Full())).schedule

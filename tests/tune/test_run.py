@@ -312,6 +312,9 @@ def test_a_tuner_is_for_the_model_whose_runs_it_has_seen(bench, unbroken, tmp_pa
     del about["model"]
     (tmp_path / "tuner" / FILE).write_text(json.dumps({**about, "schema_version": 1}))
     recommend(bench, data, Recommender.load(tmp_path / "tuner"))  # as one was saved when models were not noted
+    (tmp_path / "tuner" / FILE).write_text(json.dumps({**about, "schema_version": 1, "pool": [{"colour": "red"}]}))
+    with pytest.raises(CheckpointError, match=r"recommender.json: pool: .*colour"):
+        Recommender.load(tmp_path / "tuner")
 
 
 def test_a_recommender_from_recorded_runs_chooses_and_recommends(bench, learnt, tmp_path, monkeypatch):
