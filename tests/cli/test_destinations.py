@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import pathlib
 
@@ -21,6 +22,14 @@ COMMANDS = {
     "predict": (["predict", "--model", "m", "--inputs", "i.jsonl", "--out"], "hyperflax.hypermodel.load"),
     "tune fit": (["tune", "fit", "--table", "t", "--out"], "hyperflax.tuner.table.read"),
 }
+# What takes such a function by its name when it is imported: a false one would stay with it for all tests that follow.
+BY_NAME = (
+    "hyperflax.evaluate",
+    "hyperflax.infer",
+    "hyperflax.serving.store",
+    "hyperflax.tune.bank",
+    "hyperflax.tune.shared",
+)
 FOLDERS = [name for name in COMMANDS if name != "predict"]
 
 
@@ -30,6 +39,8 @@ def _nothing_is_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) ->
     pathlib.Path("e.jsonl").write_text('{"input": "a", "target": "b"}\n')
     pathlib.Path("taken").mkdir()
     pathlib.Path("taken", "thesis.txt").write_text("mine")
+    for module in BY_NAME:
+        importlib.import_module(module)
     for _, reads in COMMANDS.values():
         monkeypatch.setattr(reads, lambda *arguments, **options: pytest.fail("read"))
 
@@ -87,7 +98,7 @@ def test_a_number_out_of_bounds(
         assert capsys.readouterr().err == told
 
 
-@pytest.mark.parametrize("command", [name for name in tune.COMMANDS if name != "report"])
+@pytest.mark.parametrize("command", [name for name in tune.COMMANDS if name not in ("report", "renew")])
 def test_a_seed_that_no_run_can_keep(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in ("-1", "2147483648", "²"):
         with pytest.raises(SystemExit, match="2"):
