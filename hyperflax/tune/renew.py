@@ -5,7 +5,7 @@ kept, and only what the row says of its data set is the new hypermodel's. A run 
 with its pipeline and seed; its seconds stay those of the table, since they do not depend on what the hypernetwork has
 learnt, and timings of another machine or day would make one start look dearer than the others.
 
-    out/group-<id>.parquet    the kept runs of a data set, or the new runs of one program on a data set
+    out/group-<id>.parquet    the kept runs of a data set, or the new runs of one structure on a data set
 
 Killed and called again it goes on with the groups that have no file, as a collection does; `shard=(i, n)` does every
 n-th program.
@@ -19,15 +19,15 @@ import dataclasses
 import hashlib
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.files import local_folder
 from hyperflax.tune.bench import Bench
-from hyperflax.tune.collect import Job, carry_out, check_unseen
-from hyperflax.tune.trial import program
+from hyperflax.tune.collect import VARIED, Job, carry_out, check_unseen
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet
 from hyperflax.tuner.pipeline import AS_GENERATED, GENERATED, Pipeline
@@ -48,7 +48,7 @@ def renew(
 
     Args:
       bench: with the new hypermodel.
-      runs: of an earlier one with the same base, see `table.read`.
+      runs: of an earlier one with the same base, in the order of `table.read` for every shard.
       datasets: those that `runs` are on; others are left alone.
       out: folder of the new table. shard, progress: as in `collect`.
 
@@ -66,11 +66,10 @@ def renew(
     used = {run.dataset_hash for run in runs}
     check_unseen(bench.model, [data for data in datasets if data.hash in used])
     folder, written = local_folder(out), 0
-    groups = _groups(bench, runs, by_hash)[shard[0] :: shard[1]]
+    groups, done = _groups(runs)[shard[0] :: shard[1]], table.compacted(folder)
     for group in tqdm(groups, unit="program", disable=not progress):
         for member in group:
-            data, done = by_hash[member[0].dataset_hash], table.compacted(folder)
-            file = folder / f"group-{_digest(bench, member)}.parquet"
+            data, file = by_hash[member[0].dataset_hash], folder / f"group-{_digest(bench, member)}.parquet"
             if not file.exists() and file.name not in done:
                 _check_base(bench, data, member[0])
                 table.write(file, [_renewed(bench, data, run) for run in member])
@@ -79,17 +78,17 @@ def renew(
     return written
 
 
-def _groups(bench: Bench, runs: Sequence[table.Run], by_hash: Mapping[str, DataSet]) -> list[list[list[table.Run]]]:
-    """What is done one after the other while programs are kept: for each recipe, for each data set, its runs.
+def _groups(runs: Sequence[table.Run]) -> list[list[list[table.Run]]]:
+    """What is done one after the other while programs are kept: for each structure, for each data set, its runs.
 
-    Kept runs need no program of their own; those of a data set are a group.
+    Kept runs need no program; those of a data set are a group.
     """
-    groups: dict[str, dict[str, list[table.Run]]] = {}
+    groups: dict[Pipeline | str, dict[str, list[table.Run]]] = {}
+    unsaid: dict[str, Any] = dict.fromkeys(VARIED)  # what a structure leaves open
     for run in runs:
-        recipe = repr(program(bench, by_hash[run.dataset_hash], run.pipeline).recipe) if _anew(run.pipeline) else ""
-        key = recipe or f"kept {run.dataset_hash}"
+        key = dataclasses.replace(run.pipeline, **unsaid) if _anew(run.pipeline) else run.dataset_hash
         groups.setdefault(key, {}).setdefault(run.dataset_hash, []).append(run)
-    return [list(groups[key].values()) for key in sorted(groups)]
+    return [list(group.values()) for group in groups.values()]
 
 
 def _renewed(bench: Bench, data: DataSet, run: table.Run) -> table.Run:
