@@ -26,7 +26,7 @@ from hyperflax import trees
 from hyperflax.buckets import Location, kvstore, locate
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.lazy import LazyArray
-from hyperflax.checkpoints.t5x_index import LEGACY_FILE, check_step
+from hyperflax.checkpoints.t5x_index import LEGACY_FILE, check_new_step, check_step, step_directories
 from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, chunk_size, floating_dtype, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
 from hyperflax.files import array_writing, atomic_directory, read_json
@@ -35,7 +35,6 @@ from hyperflax.types import PyTree
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"
 _STEP = "state/step"
 _TREE_METADATA = "_METADATA"  # inside the item: every leaf's keys, where a key may itself hold a dot
-_STEP_DIRECTORY = re.compile(r"checkpoint_(0|[1-9][0-9]{0,18})")
 _ARRAY = re.compile(r"([^/]+)/(\.zarray|zarr\.json)")
 _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 # No compressor makes a byte stand for more: what the arrays claim is held against what the files hold.
@@ -59,10 +58,9 @@ def find_orbax(path: Location | str, step: int | None = None) -> Location | None
     if not path.is_dir():
         return None
     steps = {
-        int(match[1]): entry
-        for entry in path.iterdir()
-        if (match := _STEP_DIRECTORY.fullmatch(entry.name))
-        and ((entry / _ITEM).is_dir() or (entry / LEGACY_FILE).is_file())
+        number: entry
+        for number, entry in step_directories(path).items()
+        if (entry / _ITEM).is_dir() or (entry / LEGACY_FILE).is_file()
     }
     found = steps.get(max(steps, default=-1) if step is None else step)
     return found if found is not None and (found / _ITEM).is_dir() else None
@@ -126,8 +124,7 @@ def write_orbax(
     import orbax.checkpoint as ocp
     from orbax.checkpoint import type_handlers
 
-    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**31:
-        raise CheckpointError(f"{directory}: step: expected 0 to 2**31 - 1, as T5X counts, got {step!r}")
+    check_new_step(directory, step)
     target = None if dtype is None else floating_dtype(dtype, directory)
 
     slots = {path: _lazy(path, value, None) for path, value in trees.flatten(state or {}).items() if path != "step"}

@@ -250,8 +250,7 @@ def find_checkpoint(path: Location | str, step: int | None = None) -> Location:
     if (path / LEGACY_FILE).is_file():
         check_step(path, step)
     else:
-        matches = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in path.iterdir() if entry.is_dir())
-        steps = sorted(int(match[1]) for match in matches if match)
+        steps = sorted(step_directories(path))
         if steps and step is not None and step not in steps:
             raise CheckpointError(f"{path}: expected checkpoint_{step}, found steps {steps}")
         if steps:
@@ -265,10 +264,22 @@ def find_checkpoint(path: Location | str, step: int | None = None) -> Location:
     raise CheckpointError(f"{path}: expected the msgpack file 'checkpoint', or directories 'checkpoint_<step>'")
 
 
+def step_directories(run: Location) -> dict[int, Location]:
+    """The directories `checkpoint_<step>` of a run, by step, whatever form is in them."""
+    named = ((_STEP_DIRECTORY.fullmatch(entry.name), entry) for entry in run.iterdir())
+    return {int(match[1]): entry for match, entry in named if match and entry.is_dir()}
+
+
 def check_step(checkpoint: Location, step: int | None) -> None:
     """Raises CheckpointError where `step` asks for another checkpoint than this one, which is no run's directory."""
     if step is not None and checkpoint.name != f"checkpoint_{step}":
         raise CheckpointError(f"{checkpoint}: step: expected none, this is one checkpoint and no run, got {step}")
+
+
+def check_new_step(directory: Location | str, step: object) -> None:
+    """Raises CheckpointError where `step` is none that a checkpoint may be written with."""
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**31:
+        raise CheckpointError(f"{directory}: step: expected 0 to 2**31 - 1, as T5X counts, got {step!r}")
 
 
 def _inside(file: Location, where: str, relative: str) -> Location:

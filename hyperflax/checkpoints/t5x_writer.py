@@ -20,9 +20,8 @@ import numpy as np
 
 from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import as_numpy
-from hyperflax.checkpoints.t5x_index import NEWEST_VERSION
+from hyperflax.checkpoints.t5x_index import NEWEST_VERSION, check_new_step
 from hyperflax.checkpoints.zarr import chunk_size, floating_dtype, in_flight_bytes
-from hyperflax.errors import CheckpointError
 from hyperflax.files import array_writing, atomic_directory
 from hyperflax.types import PyTree
 
@@ -56,8 +55,7 @@ def write_t5x_checkpoint(
     Raises:
       CheckpointError: a leaf is no array of numbers, or the directory may not be replaced.
     """
-    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**31:
-        raise CheckpointError(f"{directory}: step: expected 0 to 2**31 - 1, as T5X counts, got {step!r}")
+    check_new_step(directory, step)
     target = None if dtype is None else floating_dtype(dtype, directory)
     slots = {path: leaf for path, leaf in trees.flatten(state or {}).items() if path != "step"}
     name, flat = f"checkpoint_{step}", trees.flatten(params)
