@@ -53,11 +53,15 @@ _STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec, decoder_layers: int | None) -> Content:
-    """Returns LoRA in PEFT's form."""
+    """Returns LoRA in PEFT's form.
+
+    Raises:
+      AdapterError: a module that is no projection of a T5 layer.
+    """
     weights, ranks = {}, {}
     for leaves in groups(spec).values():
         module = leaves[0].module
-        name = module_name(module)
+        name = _module_name(module)
         a, b = flat[f"{module}/lora/a"], flat[f"{module}/lora/b"]
         weights |= {f"{_PREFIX}{name}.lora_A.weight": a.T, f"{_PREFIX}{name}.lora_B.weight": b.T}
         ranks[name] = a.shape[1]
@@ -81,6 +85,16 @@ def export_lora(flat: Mapping[str, np.ndarray], spec: AdapterSpec, decoder_layer
         "modules_to_save": None,
     }
     return Content(settings, weights)
+
+
+def _module_name(module: str) -> str:
+    try:
+        name = module_name(module)
+    except KeyError:
+        name = ""
+    if module_path(name) != module:
+        raise AdapterError(f"module '{module}': expected a projection in a layer of T5, PEFT has no name for it")
+    return name
 
 
 def import_lora(content: Content, decoder_layers: int | None) -> tuple[dict[str, np.ndarray], AdapterSpec]:

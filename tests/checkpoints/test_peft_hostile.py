@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from hyperflax.adapters import Full, LoRA, ParallelMLP, Prefix, SoftPrompt, build_spec
+from hyperflax.adapters import AdapterSpec, Full, LoRA, ParallelMLP, Prefix, SoftPrompt, build_spec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.peft import read_peft, write_peft
 from hyperflax.checkpoints.peft_prefix import pair_of
@@ -214,6 +214,16 @@ def test_a_masked_prompt_is_refused_and_a_mask_of_ones_is_none(tmp_path):
 def test_adapters_that_are_not_written_for_peft(kinds, told, tmp_path):
     with pytest.raises(AdapterError, match=told):
         write_peft(tmp_path / "out", adapter(*kinds))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["encoder/layers_0/convolution/query", "encoder/layers_0/relpos_bias"])
+def test_a_module_that_no_t5_has_is_refused(module, tmp_path):
+    made = adapter(LoRA(rank=2, sites=("encoder/attention/query",), layers=(0,)))
+    told = json.dumps(made.spec.to_json()).replace("encoder/layers_0/attention/query", module)
+    spec = AdapterSpec.from_json(json.loads(told))
+    with pytest.raises(AdapterError, match=rf"module '{module}': expected a projection"):
+        write_peft(tmp_path / "out", Adapter(random_tree(spec, 0), spec, AdapterMetadata(None)))
     assert not list(tmp_path.iterdir())
 
 
