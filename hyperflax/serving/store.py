@@ -137,9 +137,12 @@ class AdapterStore:
         self._look(made.id)
 
     def describe(self, made: Made) -> None:
-        """Replaces what is known of an adapter."""
-        with self._folder(made.id) as folder:
-            self._write(folder, made)
+        """Replaces what is known of an adapter. Raises UnknownAdapter if there is none, NotSaved as `save` does."""
+        try:
+            with self._folder(made.id) as folder:
+                self._write(folder, made)
+        except (OSError, CheckpointError) as error:
+            raise NotSaved(f"{self.folder / made.id}: {error}") from error
 
     def about(self, key: str) -> Made:
         """What is known of an adapter. Raises UnknownAdapter, or CheckpointError if its file is damaged."""

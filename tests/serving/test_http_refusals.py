@@ -175,11 +175,14 @@ def test_a_disk_that_takes_nothing_more_is_told(http: TestClient) -> None:
     with pytest.MonkeyPatch.context() as broken:
         broken.setattr("hyperflax.serving.store.save_adapter", full)
         answer = http.post("/v1/adapters", json=body)
-    assert (answer.status_code, answer.json()["detail"]) == (
-        507,
-        "the service cannot save adapters: its disk refuses them",
-    )
+    told = "the service cannot save adapters: its disk refuses them"
+    assert (answer.status_code, answer.json()["detail"]) == (507, told)
     assert http.post("/v1/adapters", json=body).status_code == 201
+    with pytest.MonkeyPatch.context() as broken:  # the adapter is there, and its estimate has no room
+        broken.setattr("hyperflax.serving.store.write_json", full)
+        answer = http.post("/v1/adapters", json={**body, "estimate": True})
+    assert (answer.status_code, answer.json()["detail"]) == (507, told)
+    assert http.post("/v1/adapters", json={**body, "estimate": True}).json()["estimate"]
 
 
 def test_a_full_folder_takes_no_new_adapter_and_loses_none(tmp_path: pathlib.Path) -> None:
