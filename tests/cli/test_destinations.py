@@ -6,6 +6,8 @@ import errno
 import importlib
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -119,6 +121,24 @@ def test_what_the_system_refuses_is_one_line_and_a_defect_keeps_its_traceback(
         exit_code("hyperflax it", lambda: refuse(TimeoutError("a library's own")))
     # gin raises an error of its own, of that class and text, and without the number.
     assert exit_code("hyperflax it", lambda: refuse(OSError("[Errno 28] No space left on device: 'there'"))) == 2
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_output_that_nobody_takes_is_told_once_or_not_at_all(flush: bool) -> None:
+    command = f"sys.exit(exit_code('hyperflax it', lambda: print('an answer', flush={flush})))"
+    script = [sys.executable, "-c", f"import sys; from hyperflax.cli.exit_codes import exit_code; {command}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reader, pipe = os.pipe()
+    os.close(reader)  # as `head` does when it has enough
+    for place, code, told in (
+        (pipe, 141, ""),
+        (os.open("/dev/full", os.O_WRONLY), 2, "hyperflax it: [Errno 28] No space left on device\n"),
+    ):
+        ended = subprocess.run(script, stdout=place, stderr=subprocess.PIPE, text=True, env=environment)
+        os.close(place)
+        assert (ended.returncode, ended.stderr) == (code, told)
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *script], stderr=subprocess.PIPE, text=True, env=environment)
+    assert (closed.returncode, closed.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
