@@ -233,11 +233,10 @@ def local_folder(path: BucketPath | os.PathLike[str] | str) -> pathlib.Path:
 
 def _ordinary(path: pathlib.Path) -> pathlib.Path:
     """Returns where a path leads; a rename would put a file in the place of a device, a pipe or a link."""
-    found = pathlib.Path(os.path.realpath(path))
-    if os.path.exists(found) and not os.path.isfile(found):
-        kind = "directory" if os.path.isdir(found) else "device or a pipe"
+    if os.path.exists(path) and not os.path.isfile(path):  # asked of the path: a pipe behind /dev/stdout has no name
+        kind = "directory" if os.path.isdir(path) else "device or a pipe"
         raise CheckpointError(f"{path}: expected a file or nothing, found a {kind}")
-    return found
+    return pathlib.Path(os.path.realpath(path))
 
 
 def _require_writable(path: pathlib.Path) -> None:

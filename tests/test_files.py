@@ -156,10 +156,12 @@ def test_a_file_is_written_through_a_link_and_never_over_a_pipe(tmp_path):
     assert os.path.islink(tmp_path / "link")
     assert files.read_json(tmp_path / "target") == {"a": 1}
     os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path / "pipe", "/dev/null"):
+    reader, writer = os.pipe()  # which has no name where /dev/stdout leads to one
+    for place in (tmp_path / "pipe", "/dev/null", f"/dev/fd/{writer}"):
         for write in (files.require_file_place, lambda path: files.write_json(path, [1])):
             with pytest.raises(CheckpointError, match="expected a file or nothing, found a device or a pipe"):
                 write(place)
+    os.close(reader), os.close(writer)
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
     assert names(tmp_path) == ["link", "pipe", "target"]
 
