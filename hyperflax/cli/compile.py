@@ -19,7 +19,7 @@ from hyperflax.data import registry
 from hyperflax.data.examples import ExampleSource, InMemorySource, parts_of
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import ConfigError
-from hyperflax.files import atomic_file, write_json
+from hyperflax.files import atomic_file, require_file_place, write_json
 from hyperflax.trainables import TaskAdapters
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from hyperflax.training.task_adapters import WithTaskAdapters
@@ -66,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    for place in filter(None, (arguments.out, arguments.hlo)):
+        require_file_place(place)
     # Everything is abstract, so any backend does; a TPU that is there stays free.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is in the report

@@ -17,6 +17,7 @@ from hyperflax.cli.main import main
 
 # Every command with the function that it reads a model, an adapter or a table with.
 COMMANDS = {
+    "compile": (["compile", "--gin_file=f", "--topology=v5e:2x2", "--out"], "hyperflax.cli.compile.topology_devices"),
     "adapt": (["adapt", "--model", "m", "--examples", "e.jsonl", "--out"], "hyperflax.hypermodel.load"),
     "convert": (["convert", "m"], "hyperflax.checkpoints.forms.read_model"),
     "export": (["export", "a", "--format", "peft", "--out"], "hyperflax.checkpoints.artefacts.load_adapter"),
@@ -32,7 +33,8 @@ BY_NAME = (
     "hyperflax.tune.bank",
     "hyperflax.tune.shared",
 )
-FOLDERS = [name for name in COMMANDS if name != "predict"]
+FILES = ("predict", "compile")
+FOLDERS = [name for name in COMMANDS if name not in FILES]
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +62,10 @@ def test_a_folder_that_holds_something(command: str, capsys: pytest.CaptureFixtu
     assert told(command, "taken", capsys).endswith(": taken: already exists and is not empty; choose another name")
 
 
-def test_a_folder_where_a_file_is_to_be(capsys: pytest.CaptureFixture[str]) -> None:
-    line = told("predict", "taken", capsys)
-    assert line == "hyperflax predict: taken: expected a file or nothing, found a directory"
+@pytest.mark.parametrize("command", FILES)
+def test_a_folder_where_a_file_is_to_be(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = told(command, "taken", capsys)
+    assert line == f"hyperflax {command}: taken: expected a file or nothing, found a directory"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
