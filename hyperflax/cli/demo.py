@@ -54,17 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from hyperflax.checkpoints.artefacts import ADAPTER_FILES
     from hyperflax.errors import ConfigError
+    from hyperflax.files import require_directory_place
     from hyperflax.hypermodel import load
 
     if arguments.steps < 1 or arguments.tasks < 2:
         raise ConfigError(
             f"demo: expected --steps of at least 1 and --tasks of at least 2, got {arguments.steps}, {arguments.tasks}"
         )
+    out = pathlib.Path(arguments.out)
+    require_directory_place(out / "adapter", overwrite=True, owned=ADAPTER_FILES)
     _one_device_per_core()
     # Short rows leave long examples out, which is no news to a newcomer.
     logging.getLogger("hyperflax.data").setLevel(logging.ERROR)
-    out = pathlib.Path(arguments.out)
     shipped = load(arguments.model)
     _show_bare(shipped)
     live = _train(shipped, arguments.steps, out)

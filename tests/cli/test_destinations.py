@@ -68,6 +68,14 @@ def test_a_folder_where_a_file_is_to_be(command: str, capsys: pytest.CaptureFixt
     assert line == f"hyperflax {command}: taken: expected a file or nothing, found a directory"
 
 
+def test_the_demo_asks_before_it_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    pathlib.Path("out").mkdir()
+    pathlib.Path("taken").rename("out/adapter")
+    for out, reason in (("e.jsonl", "nothing can be written there (Not a directory"), ("out", "it holds other files")):
+        assert main(["demo", "--out", out]) == 2
+        assert reason in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("destination", "reason"),
