@@ -146,7 +146,7 @@ check_options() {
   [[ $folder =~ ^[A-Za-z0-9._][A-Za-z0-9._/-]*$ ]] || fail "--folder: expected a plain relative path, got '$folder'"
   [[ -z $wheel || -f $wheel ]] || fail "--wheel: no file '$wheel'"
   for option in "$@"; do
-    [[ ${!option} =~ ^[0-9]{1,9}$ ]] || fail "--$option: expected a whole number, got '${!option}'"
+    [[ ${!option} =~ ^(0|[1-9][0-9]{0,8})$ ]] || fail "--$option: expected a whole number, got '${!option}'"
   done
 }
 

@@ -211,6 +211,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(world: World):
         ([*SLICE, "--gin_file=f", "--folder=a; b"], "expected a plain relative path, got 'a; b'"),
         ([*SLICE, "--gin_file=f", "--worker=0;1"], "expected all or numbers, got '0;1'"),
         ([*SLICE, "--gin_file=f", "--max_restarts=x"], "--max_restarts: expected a whole number, got 'x'"),
+        ([*SLICE, "--gin_file=f", "--max_restarts=08"], "--max_restarts: expected a whole number, got '08'"),
         ([*SLICE, "--gin_file=f", "--create"], "--accelerator_type is missing"),
         ([*SLICE, "--gin_file=f", "--wheel=absent.whl"], "no file 'absent.whl'"),
         ([*SLICE, "--gin_file=a.whl", "--gin_file=./a.whl"], "two files are named 'a.whl'"),
