@@ -144,11 +144,11 @@ class Linger:
 
 def run(arguments: argparse.Namespace) -> int:
     service, server = build_server(arguments)
-    code: Any = 0
+    code = 0
     try:
         server.run()
-    except SystemExit as error:  # it cannot listen there, and has said why
-        code = error.code
+    except SystemExit:  # it cannot listen there, and has said why; uvicorn's own code is another one's here
+        code = 2
     except KeyboardInterrupt:  # it has been told to end, and has ended
         pass
     if not service.stop(0):
