@@ -72,7 +72,7 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
     from hyperflax.serving.bounds import ServiceConfig
     from hyperflax.serving.service import Service
 
-    token = os.environ.get(TOKEN) or None
+    token = os.environ.get(TOKEN, "").strip() or None  # no header holds the line's end that a file's content has
     local = arguments.host in LOOPBACK
     if not local and token is None:
         raise ConfigError(f"--host {arguments.host}: expected a token in the environment variable {TOKEN}")

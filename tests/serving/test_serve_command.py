@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi.testclient import TestClient
 
 from hyperflax.cli import serve
 from hyperflax.cli.main import main
@@ -157,3 +158,14 @@ def test_a_port_that_cannot_be_had_is_an_error(
 def test_other_machines_need_a_token(model: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--model", str(model), "--host", "0.0.0.0"]) == 2
     assert "HYPERFLAX_TOKEN" in capsys.readouterr().err
+
+
+def test_a_token_out_of_a_file_is_the_text_in_it(
+    model: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPERFLAX_TOKEN", "sesame\n")
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    _, server = serve.build_server(parser.parse_args(["--model", str(model), "--adapters", str(tmp_path)]))
+    http = TestClient(server.config.app, base_url="http://localhost")
+    assert http.get("/v1/model", headers={"Authorization": "Bearer sesame"}).status_code == 200
