@@ -104,10 +104,10 @@ async def lines(
                 answers = await deadline.hold(anext(rest))
             except StopAsyncIteration:
                 answers = None
-        figures.count([answer for answer in before if answer is not None])
     except HTTPException as error:
         yield json.dumps({"error": error.detail}) + "\n"
     except HyperflaxError as error:
         yield json.dumps({"error": told(error)}) + "\n"
     finally:
+        figures.count([answer for answer in before if answer is not None])
         await rest.aclose()

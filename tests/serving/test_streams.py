@@ -38,6 +38,21 @@ def test_a_deadline_is_named_as_it_was_asked_for() -> None:
     assert read(never(), 0.01) == [FIRST, {"error": "no answer within 5 s"}]
 
 
+def test_what_is_answered_before_a_deadline_counts() -> None:
+    async def found() -> float:
+        async def never() -> AsyncGenerator[list[Answer], None]:
+            await asyncio.sleep(60)
+            yield []
+
+        service: Any = None
+        figures, first = Figures(service), [Answer("a", True, 0.0), Answer("b", False, 0.0)]
+        async for _ in lines(first, never(), Deadline.within(0.01), figures):
+            pass
+        return figures.registry.get_sample_value("hyperflax_predictions_total")
+
+    assert asyncio.run(found()) == 1
+
+
 def test_a_damaged_file_of_the_service_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
     async def damaged() -> AsyncGenerator[list[Answer], None]:
         raise CheckpointError("/srv/adapters/x/adapter.safetensors: damaged")
