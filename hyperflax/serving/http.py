@@ -8,9 +8,9 @@
     POST   /v1/predictions              inputs and an id -> predictions, whole or as lines of JSON while they are made
     GET    /v1/model, /healthz, /readyz, /metrics, /openapi.json, /
 
-Wrong input is answered with 422 and names the field, an unknown id with 404, too much at once with 429 and a
-`Retry-After`, a deadline that passed with 504, a body that takes too long to come with 408, a service that is ending
-with 503, a damaged file with 500, and a disk or a folder that is full with 507.
+Wrong input is answered with 422 and names the field, a body that no JSON can be read from with 400, an unknown id with
+404, too much at once with 429 and a `Retry-After`, a deadline that passed with 504, a body that takes too long to come
+with 408, a service that is ending with 503, a damaged file with 500, and a disk or a folder that is full with 507.
 
 >>> app = create_app(Service(hyperflax.load("strings"), "adapters"))
 >>> uvicorn.run(app)
@@ -119,7 +119,9 @@ def create_app(
     app.exception_handler(RequestValidationError)(wrong_request)
 
     @app.post(
-        "/v1/adapters", status_code=201, responses={200: {"model": AdapterInfo}, **refused(413, 422, 429, 503, 507)}
+        "/v1/adapters",
+        status_code=201,
+        responses={200: {"model": AdapterInfo}, **refused(400, 408, 413, 422, 429, 500, 503, 504, 507)},
     )
     async def adapt(body: AdaptRequest, response: Response) -> AdapterInfo:
         """Makes an adapter; 200 instead of 201 if equal examples have been given in the same way before."""
@@ -177,7 +179,10 @@ def create_app(
     @app.post(
         "/v1/predictions",
         response_model=Predictions,
-        responses={200: {"content": {"application/x-ndjson": {}}}, **refused(404, 413, 422, 429, 500, 503, 504)},
+        responses={
+            200: {"content": {"application/x-ndjson": {}}},
+            **refused(400, 404, 408, 413, 422, 429, 500, 503, 504),
+        },
     )
     async def predict(body: PredictRequest, request: Request) -> Predictions | Lines:
         """Answers every input. With `stream` every line of the answer is one changed prediction, as JSON."""
@@ -202,7 +207,7 @@ def create_app(
         figures.count(last)
         return Predictions(predictions=predictions(last))
 
-    @app.get("/v1/model")
+    @app.get("/v1/model", responses=refused())
     async def model() -> ModelInfo:
         """What answers here."""
         parts, config = service.model.parts, service.model.config

@@ -96,7 +96,9 @@ def test_a_form_of_another_site_is_no_request(http: TestClient) -> None:
 
 
 def test_no_json_and_no_such_adapter(http: TestClient) -> None:
-    assert http.post("/v1/predictions", content=b"{", headers={"content-type": "application/json"}).status_code == 422
+    for content, status in ((b"{", 422), (b'{"inputs": ["\xff"]}', 400), (b"[" * 100_000, 400)):
+        answer = http.post("/v1/predictions", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == status
     for key in ("0" * 32, "..%2f..", "x"):
         assert http.get(f"/v1/adapters/{key}").status_code == 404
         assert http.delete(f"/v1/adapters/{key}").status_code == 404
