@@ -27,6 +27,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.serving.bounds import ServiceConfig
 from hyperflax.serving.http import Limits, create_app
+from hyperflax.serving.messages import MOST_ITEMS
 from hyperflax.serving.page import load_page
 from hyperflax.serving.service import Service
 from hyperflax.serving.store import Made
@@ -328,7 +329,7 @@ def test_examples_come_in_by_text_file_cells_and_keys(page: Page, tmp_path: path
     assert len(page.table()) == 4
 
 
-def test_what_is_wrong_is_told_beside_its_field(page: Page) -> None:
+def test_what_is_wrong_is_told_beside_its_field(page: Page, tmp_path: pathlib.Path) -> None:
     page.expected = {422}
     page.press("Make the adapter")
     page.wait_for_error("examples", "at least one example")
@@ -342,6 +343,10 @@ def test_what_is_wrong_is_told_beside_its_field(page: Page) -> None:
     page.write("pasted", '{"input": 1, "target": "b"}')
     page.press("Add to the table")
     assert page["pasted-error"].text == 'Line 1: expected texts named "input" and "target".'
+    (tmp_path / "many.csv").write_text("a,b\n" * 20_000)
+    page["file"].send_keys(str(tmp_path / "many.csv"))
+    page.wait(lambda: page["pasted-error"].text == f"Expected at most {MOST_ITEMS} examples in all, got 20001.")
+    assert len(page.table()) == 3
 
     page.open(page.origin)
     page.give([*PAIRS, ("much too long for a support of so few tokens", "x")])
