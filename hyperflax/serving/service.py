@@ -157,11 +157,13 @@ class Service:
           UnknownAdapter: no such adapter, or it was removed meanwhile.
           AdapterError: it was made for another base model.
           CheckpointError: its files are damaged.
-          DataError: no input, or one that is too long; names its number.
+          DataError: no input, more than may ever wait, or one that is too long; names its number.
           ConfigError: an option out of range.
           Overloaded, Closing: it was not accepted.
         """
         held = len(inputs)
+        if held > self.config.waiting:  # however long the caller waits, there is never room
+            raise DataError(f"inputs: expected at most {self.config.waiting} at once, got {held}")
         loop = asyncio.get_running_loop()
         latest, news = None, asyncio.Event()  # who reads slowly finds the latest alone: no others take memory
 

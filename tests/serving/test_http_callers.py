@@ -54,6 +54,8 @@ def test_too_much_at_once_is_refused_and_nothing_accepted_is_lost(
                 if answer not in refused:
                     assert texts(answer) == hypermodel().predict(INPUTS)
             assert service.waiting == 0
+            ever = await http.post("/v1/predictions", json={"inputs": ["a"] * 7})  # no try has room, now or later
+            assert (ever.status_code, ever.json()["detail"]) == (422, "inputs: expected at most 6 at once, got 7")
             go_on, adapt = threading.Event(), service.model.adapt
 
             def held(*arguments: Any, **options: Any) -> Any:
