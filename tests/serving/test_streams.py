@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import types
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
 from hyperflax.errors import CheckpointError
+from hyperflax.serving.http import create_app
 from hyperflax.serving.middleware import Figures
 from hyperflax.serving.service import Answer
 from hyperflax.serving.streams import Deadline, lines
@@ -36,6 +38,43 @@ def test_a_deadline_is_named_as_it_was_asked_for() -> None:
         yield []
 
     assert read(never(), 0.01) == [FIRST, {"error": "no answer within 5 s"}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_is_no_longer_decoded_for(stream: bool) -> None:
+    async def run() -> None:
+        begun, closed = asyncio.Event(), asyncio.Event()
+
+        async def predict(*_: Any, steps: bool, **__: Any) -> AsyncGenerator[list[Answer], None]:
+            try:
+                if steps:
+                    yield [Answer("a", False, 0.0)]
+                begun.set()
+                await asyncio.sleep(60)
+                yield [Answer("b", True, 0.0)]
+            finally:
+                closed.set()
+
+        body = json.dumps({"inputs": ["a"], "stream": stream}).encode()
+        asked = [{"type": "http.request", "body": body}]
+
+        async def receive() -> dict[str, Any]:
+            if asked:
+                return asked.pop()
+            await begun.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            pass
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/predictions", "query_string": b""}
+        scope["headers"] = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        service: Any = types.SimpleNamespace(predict=predict)
+        async with asyncio.timeout(30):
+            await create_app(service)(scope, receive, send)
+        assert closed.is_set()
+
+    asyncio.run(run())
 
 
 def test_what_is_answered_before_a_deadline_counts() -> None:
