@@ -24,7 +24,7 @@ from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base, read_provenance
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
-from hyperflax.evaluation.conditions import NEIGHBOURS, SUPPORT_FREE, Conditions
+from hyperflax.evaluation.conditions import NEIGHBOURS, Conditions
 from hyperflax.evaluation.contamination import (
     TRAINING_TASKS,
     check_contamination,
@@ -276,7 +276,7 @@ def evaluate_suite(
         first = next(iter(tables.values()), None)
         if first and [task.inputs for task in first.tasks] == [task.inputs for task in held_out.tasks]:
             # These conditions read no support, and the inputs are the same: they would only say it again.
-            runnable |= {free: _repeat(first, free) for free in SUPPORT_FREE & set(runnable)}
+            runnable |= {free: _repeat(first, free) for free in everything.support_free & set(runnable)}
         tables[name] = evaluate_conditions(
             held_out.tasks,
             runnable,

@@ -23,7 +23,7 @@ import numpy as np
 
 from hyperflax.adapters.kinds import check_base as check_spec
 from hyperflax.checkpoints.artefacts import Adapter, check_base
-from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.episode_config import EpisodeConfig, in_inputs
 from hyperflax.data.examples import Example, ExampleSource
 from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ from hyperflax.types import PyTree
 if TYPE_CHECKING:
     from hyperflax.hypermodel import Hypermodel
 
-SUPPORT_FREE = frozenset({"bare", "instruction", "shared", "mtf_zero_shot"})  # conditions that read no support
+SUPPORT_FREE = frozenset({"bare", "instruction", "mtf_zero_shot"})  # conditions that read no support
 SHUFFLED = frozenset({"shuffled_support", "shuffled_support_refined"})  # conditions that read another task's
 NEIGHBOURS = 256  # training tasks with a stored adapter, for `nearest_task`
 BLOCK = 32  # stored adapters whose losses are computed at once
@@ -131,6 +131,13 @@ class Conditions:
                 f"support, got {sorted(groups)}"
             )
         return {name: _of_few_sizes(self._all[name]) for name in names or self._all if name not in shuffled}
+
+    @property
+    def support_free(self) -> frozenset[str]:
+        """Names of the conditions that read no support; `shared` is one unless examples stand before the inputs."""
+        episodes = self.model.config.episodes
+        shown = in_inputs(episodes.demonstrations) or in_inputs(episodes.positives)
+        return SUPPORT_FREE if shown else SUPPORT_FREE | {"shared"}
 
     # Conditions
 

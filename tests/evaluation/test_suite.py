@@ -25,6 +25,7 @@ from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
 from hyperflax.evaluate import evaluate_suite
+from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.contamination import (
     TRAINING_DATA_SETS,
     TRAINING_TASKS,
@@ -354,6 +355,24 @@ def test_a_shared_adapter_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path
         evaluate_suite(
             model=model, suite=toy_suite(), out=str(tmp_path / "out"), shared=str(tmp_path / "shared"), progress=False
         )
+
+
+@pytest.mark.parametrize(("place", "runs"), [("support", 1), ("both", 2)])
+def test_a_shared_adapter_is_asked_again_where_its_inputs_show_another_support(
+    place: Any, runs: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the second draw has nothing new for it, and its answers are repeated."""
+    made = hypermodel()
+    episodes = made.config.episodes.replace(demonstrations=place, inputs_length=48)
+    config = dataclasses.replace(made.config, episodes=episodes)
+    model = Hypermodel(config, made.base_params, made.parts.hypernetwork_params)
+    adapter = made.adapt([("a", "0"), ("b", "1")])
+    save_adapter(tmp_path / "shared", adapter.tree, adapter.spec, adapter.metadata)
+    asked, original = [], Conditions.shared
+    monkeypatch.setattr(Conditions, "shared", lambda *args: [asked.append(1), original(*args)][1])
+    options: dict[str, Any] = {"shared": str(tmp_path / "shared"), "conditions": ["shared"], "progress": False}
+    evaluate_suite(model=model, suite=toy_suite(), draws=2, out=str(tmp_path / "out"), **options)
+    assert len(asked) == runs
 
 
 @pytest.mark.parametrize("name", ["mtf", "mtf_zero_shot"])
