@@ -183,6 +183,6 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         validate_report(report)
     except FileNotFoundError as error:
         raise DataError(f"{file}: no report there") from error
-    except ValueError as error:  # json's and our own
+    except (ValueError, RecursionError) as error:  # json's and our own
         raise DataError(f"{file}: {error}") from error
     return report

@@ -83,7 +83,9 @@ def validate_report(report: Any) -> None:
         seen.add(pair)
         _interval(row, where, -1.0, [x - y for x, y in zip(scores[pair[0]], scores[pair[1]], strict=True)])
     _run(report["run"])
-    for name, value in dict(report.get("adapters", {})).items():
+    adapters = report.get("adapters", {})
+    _expect(isinstance(adapters, Mapping), "adapters", "an object", adapters)
+    for name, value in adapters.items():
         _number(value, f"adapters/{name}", 0.0, math.inf)
     if "suite" in report:
         _suite(report["suite"], n_tasks)
@@ -119,17 +121,19 @@ def _per_task(rows: Any) -> dict[str, list[float]]:
         if "category" in row:
             _expect(isinstance(row["category"], str), f"{where}/category", "a string", row["category"])
         _runs(row, where, tuple(scores))
-        for metric, values in row.get("other_metrics", {}).items():
+        others = row.get("other_metrics", {})
+        _expect(isinstance(others, Mapping), f"{where}/other_metrics", "an object", others)
+        for metric, values in others.items():
             _scores(values, f"{where}/other_metrics/{metric}", tuple(scores))
     return scores
 
 
 def _runs(row: Mapping[str, Any], where: str, conditions: tuple[str, ...]) -> None:
     """Checks that a task's score is the mean of its runs, and its median theirs."""
-    runs = row.get("runs")
-    _expect("medians" not in row or runs is not None, f"{where}/medians", "`runs` beside it", list(row))
-    if runs is None:
+    _expect("medians" not in row or "runs" in row, f"{where}/medians", "`runs` beside it", list(row))
+    if "runs" not in row:
         return
+    runs = row["runs"]
     _expect(isinstance(runs, list) and runs, f"{where}/runs", "a list with at least one run", runs)
     for index, run in enumerate(runs):
         _keys(run, f"{where}/runs/{index}", ("run", "scores"))
@@ -174,7 +178,12 @@ def _categories(rows: Any, report: Mapping[str, Any], conditions: tuple[str, ...
         for task in tasks:
             # Where tasks are scored by the metrics of their categories, the report's metric names all of them.
             known = {report["metric"], *report["metric"].split("_or_"), *task.get("other_metrics", {})}
-            _expect(row["metric"] in known, f"{where}/metric", f"one of {sorted(known)}", row["metric"])
+            _expect(
+                isinstance(row["metric"], str) and row["metric"] in known,
+                f"{where}/metric",
+                f"one of {sorted(known)}",
+                row["metric"],
+            )
         for name in conditions:
             values = [task.get("other_metrics", {}).get(row["metric"], task["scores"])[name] for task in tasks]
             _mean(values, row["scores"][name], f"{where}/scores/{name}", "tasks of the category")

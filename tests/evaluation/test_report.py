@@ -179,6 +179,9 @@ def test_reading_names_the_file(tmp_path: pathlib.Path) -> None:
     (tmp_path / "report.json").write_text('{"metric": ')
     with pytest.raises(DataError, match=r"report\.json: Expecting value"):
         read_report(tmp_path)
+    (tmp_path / "report.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"report\.json: maximum recursion depth"):
+        read_report(tmp_path)
     report = make()
     report["n_tasks"] = 3
     (tmp_path / "report.json").write_text(json.dumps(report))

@@ -180,6 +180,11 @@ def _set(*path: Any, value: Any) -> Callable[[Any], None]:
         (_set("categories", 0, "n_tasks", value=2), "categories/0/n_tasks"),
         (_set("categories", 0, "metric", value="rouge_l"), "categories/0/metric"),
         (_set("categories", 0, "scores", "generated", value=0.1), "categories/0/scores/generated"),
+        # Of another type than everything else looks for.
+        (_set("adapters", value=None), "adapters"),
+        (_set("per_task", 0, "other_metrics", value=[0.5]), "per_task/0/other_metrics"),
+        (_set("per_task", 0, "runs", value=None), "per_task/0/runs"),
+        (_set("categories", 0, "metric", value=["macro_f1"]), "categories/0/metric"),
     ],
 )
 def test_the_parts_of_a_report_agree(change: Callable[[Any], None], place: str) -> None:
