@@ -115,7 +115,7 @@ def draw_categories(axes: Axes, report: Mapping[str, Any]) -> None:
             ms=6,
             label=name.replace("_", " "),
         )
-    axes.set_yticks(range(len(order)), [f"{group} ({groups[group][0]})" for group in order])
+    axes.set_yticks(range(len(order)), [f"{group} ({groups[group][0]})" for group in order], parse_math=False)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(_metric_label(report))

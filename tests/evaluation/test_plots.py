@@ -41,6 +41,16 @@ def test_files(tmp_path: pathlib.Path) -> None:
     assert [p.name for p in write_plots(make(1, 2, categories=False), tmp_path)] == ["report.png"]
 
 
+def test_a_category_may_have_dollars_in_its_name(tmp_path: pathlib.Path) -> None:
+    """matplotlib would read what stands between two of them as a formula, and refuse one that is none."""
+    report = make()
+    for row in report["per_task"]:
+        row["category"] = row["category"].replace("group", r"$\frac$")
+    assert [path.name for path in write_plots(report, tmp_path)] == ["report.png", "categories.png"]
+    draw_categories(axes := Figure().subplots(), report)
+    assert {label.get_text()[:7] for label in axes.get_yticklabels()} == {r"$\frac$"}
+
+
 def test_conditions_are_drawn_where_the_report_says() -> None:
     report, axes = make(), Figure().subplots()
     draw_conditions(axes, report)
