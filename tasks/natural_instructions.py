@@ -64,8 +64,8 @@ def read_task_file(path: pathlib.Path | str) -> TaskFile:
     """Reads one `tasks/*.json`. White space around texts is dropped.
 
     Raises:
-      DataError: an absent file, broken JSON (with its line), a missing key, no instance, an instance without input or
-        output (with its line).
+      DataError: an absent file, broken JSON (with its line), a missing key, a definition or category that is no text,
+        no instance, an instance without input or output (with its line).
     """
     path = pathlib.Path(path)
     try:
@@ -85,8 +85,8 @@ def read_task_file(path: pathlib.Path | str) -> TaskFile:
         raise DataError(f"{path}: expected at least one instance, got none")
     return TaskFile(
         name=path.stem,
-        definition=encodable(_first(row["Definition"]), "Definition", str(path)).strip(),
-        category=_first(row["Categories"]).strip(),
+        definition=_first(row, "Definition", path),
+        category=_first(row, "Categories", path),
         sources=_sources(row.get("Source", [])),
         positives=tuple(_positive(item, path, text, n) for n, item in enumerate(row["Positive Examples"])),
         instances=tuple(_instance(item, path, text, n) for n, item in enumerate(row["Instances"])),
@@ -100,8 +100,13 @@ def _sources(value: Any) -> tuple[str, ...]:
     return tuple(filter(None, names))
 
 
-def _first(value: list[str] | str) -> str:
-    return value if isinstance(value, str) else value[0] if value else ""
+def _first(row: dict[str, Any], key: str, path: pathlib.Path) -> str:
+    """A text, or the first of a list of them; '' of an empty list."""
+    value = row[key]
+    first = value if isinstance(value, str) else value[0] if value else ""
+    if not isinstance(first, str):
+        raise DataError(f"{path}: expected a text or a list of texts as '{key}', got {value!r:.80}")
+    return encodable(first, key, str(path)).strip()
 
 
 def _positive(item: Any, path: pathlib.Path, text: str, number: int) -> tuple[str, str]:

@@ -151,6 +151,13 @@ def test_broken_files_are_named_with_their_line(root: pathlib.Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"task2_b\.json: expected the keys .* 'Definition' is missing"):
         ni.read_task_file(path)
+    for key in ("Definition", "Categories"):
+        path.write_text(json.dumps(task(3, **{key: [7]})))
+        with pytest.raises(DataError, match=rf"task2_b\.json: expected a text or a list .* as '{key}', got \[7\]"):
+            ni.read_task_file(path)
+        path.write_text(json.dumps(task(3, **{key: "\ud83d"})))
+        with pytest.raises(DataError, match=rf"task2_b\.json: expected Unicode text in '{key}'"):
+            ni.read_task_file(path)
     path.write_text("[]")
     with pytest.raises(DataError, match=r"task2_b\.json:1: expected a JSON object, got list"):
         ni.read_task_file(path)
