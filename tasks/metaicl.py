@@ -112,8 +112,8 @@ def read_setting(root: pathlib.Path | str, setting: str, side: str) -> Setting:
 def _read_json(path: pathlib.Path, what: str) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: expected {what}, cannot read it ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected {what}, cannot read it ({error})") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: expected JSON, {error.msg} at column {error.colno}") from error
 

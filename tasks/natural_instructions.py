@@ -150,10 +150,8 @@ def task_files(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
     listing = root / "splits" / "default" / f"{split}_tasks.txt"
     try:
         lines = listing.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise DataError(
-            f"{listing}: expected the official list of {split} tasks, cannot read it ({error.strerror})"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listing}: expected the official list of {split} tasks, cannot read it ({error})") from error
     paths = []
     for number, line in enumerate(lines, start=1):
         if name := line.strip():

@@ -146,6 +146,9 @@ def test_what_is_missing_is_named(root: pathlib.Path) -> None:
     path.write_text('{"train": [\n')
     with pytest.raises(DataError, match=rf"{SETTING}\.json:2: expected JSON"):
         metaicl.read_setting(root, SETTING, "train")
+    path.write_bytes(b'{"train": ["caf\xe9"]}')
+    with pytest.raises(DataError, match=rf"{SETTING}\.json: expected the tasks of a MetaICL setting, .*utf-8"):
+        metaicl.read_setting(root, SETTING, "train")
     path.write_text('{"train": ["nowhere"], "test": 3}')
     with pytest.raises(DataError, match=r"expected the folder of at least one of the 1 train tasks"):
         metaicl.read_setting(root, SETTING, "train")

@@ -167,7 +167,11 @@ def test_missing_files_are_named(root: pathlib.Path) -> None:
     (root / "tasks" / "task2_b.json").unlink()
     with pytest.raises(DataError, match=r"train_tasks\.txt:2: expected the task file .*task2_b\.json, there is none"):
         ni.task_files(root, "train")
-    (root / "splits/default/train_tasks.txt").unlink()
+    listing = root / "splits/default/train_tasks.txt"
+    listing.write_bytes(b"task1_\xff\n")
+    with pytest.raises(DataError, match=r"train_tasks\.txt: expected the official list of train tasks.*utf-8"):
+        ni.task_files(root, "train")
+    listing.unlink()
     with pytest.raises(DataError, match=r"train_tasks\.txt: expected the official list of train tasks"):
         ni.task_files(root, "train")
     with pytest.raises(DataError, match="expected a split out of"):
