@@ -86,7 +86,7 @@ def read_setting(root: pathlib.Path | str, setting: str, side: str) -> Setting:
     """The tasks that `config/<setting>.json` lists as `train` or `test`; those of both are for the test alone.
 
     Raises:
-      DataError: no such setting or side, an absent or broken list, not one of its tasks at hand.
+      DataError: no such setting or side, an absent or broken list or a task twice in it, not one of its tasks at hand.
     """
     if setting not in SETTINGS or side not in ("train", "test"):
         raise DataError(
@@ -98,6 +98,8 @@ def read_setting(root: pathlib.Path | str, setting: str, side: str) -> Setting:
     names = lists.get(side) if isinstance(lists, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: expected a list of task names '{side}', got {names!r:.80}")
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise DataError(f"{path}: expected each task of '{side}' once, got '{twice[0]}' again")
     if side == "train" and isinstance(tested := lists.get("test"), list):
         if both := [name for name in names if name in tested]:
             _LOG.warning("%s: %s is also a test task and not trained on", path, ", ".join(both))

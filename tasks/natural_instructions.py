@@ -142,7 +142,7 @@ def task_files(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
     """The task files of a split, in the order of its list.
 
     Raises:
-      DataError: no such split, an absent list, or a listed task without a file (with its line).
+      DataError: no such split, an absent list, or a listed task without a file or for the second time (with its line).
     """
     root = pathlib.Path(root)
     if split not in SPLITS:
@@ -158,6 +158,8 @@ def task_files(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
             path = root / "tasks" / f"{name}.json"
             if not path.is_file():
                 raise DataError(f"{listing}:{number}: expected the task file {path}, there is none")
+            if path in paths:
+                raise DataError(f"{listing}:{number}: expected each task once, got '{name}' again")
             paths.append(path)
     if not paths:
         raise DataError(f"{listing}: expected at least one task name, got none")

@@ -80,6 +80,13 @@ def test_a_task_of_both_sides_is_not_trained_on(root: pathlib.Path, caplog: pyte
     assert metaicl.metaicl_source(root, SETTING, "test_13", Bytes()).task_names == ("same",)
 
 
+def test_a_task_that_is_listed_twice_is_named(root: pathlib.Path) -> None:
+    """Its examples would be there twice, and count twice."""
+    (root / "config" / f"{SETTING}.json").write_text(json.dumps({"train": ["much"], "test": ["same", "pick", "same"]}))
+    with pytest.raises(DataError, match=rf"{SETTING}\.json: expected each task of 'test' once, got 'same' again"):
+        metaicl.metaicl_source(root, SETTING, "test_21", Bytes())
+
+
 def test_the_official_configuration_says_what_kind_a_task_is(root: pathlib.Path) -> None:
     """wiqa's options are always the same, and it is multi-choice."""
     (root / "config" / "tasks").mkdir()

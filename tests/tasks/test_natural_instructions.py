@@ -178,6 +178,14 @@ def test_missing_files_are_named(root: pathlib.Path) -> None:
         ni.task_files(root, "validation")
 
 
+def test_a_task_that_is_listed_twice_is_named(root: pathlib.Path) -> None:
+    """Its examples would be there twice, in the support and among those that are scored."""
+    with open(root / "splits/default/train_tasks.txt", "a") as listing:
+        listing.write("task1_a\n")
+    with pytest.raises(DataError, match=r"train_tasks\.txt:3: expected each task once, got 'task1_a' again"):
+        ni.natural_instructions_source(root, "train", Bytes())
+
+
 def test_an_empty_output_is_an_answer(root: pathlib.Path) -> None:
     content = task(3)
     content["Instances"][0]["output"] = [""]  # "remove the vowels of aie"
