@@ -124,6 +124,7 @@ def evaluate(
         "seed": seed,
         "supports": supports,
         **references.described,
+        **_positives(held_out),
     }
     if neighbours is not None:
         config |= {"neighbours": _digest(runnable.neighbours), "num_neighbours": NEIGHBOURS}
@@ -283,7 +284,7 @@ def evaluate_suite(
             suite.metric,
             batch_size=batch_size,
             out=out,
-            config={**config, "run": name},
+            config={**config, "run": name, **_positives(held_out)},
             progress=progress,
             processes=processes,
         )
@@ -340,11 +341,17 @@ def _others(first: HeldOut, second: HeldOut | None = None) -> HeldOut | None:
     return dataclasses.replace(second, tokens=others) if others else None
 
 
-def _digest(neighbours: HeldOut) -> str:
-    """Of what the stored adapters of `nearest_task` are generated from; 16 hexadecimal digits."""
+def _positives(held_out: HeldOut) -> dict[str, str]:
+    """A digest where positives are read beside the support; of what else is read, the tasks hold the text."""
+    return {"positives": _digest(held_out)} if any(t.info.positives for t in held_out.tokens.values()) else {}
+
+
+def _digest(held_out: HeldOut) -> str:
+    """Of what adapters of these tasks are generated from; 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, given in neighbours.tokens.items():
-        pieces = [given.info.definition, *(tokens for shot in given.support for tokens in (shot.inputs, shot.targets))]
+    for name, given in held_out.tokens.items():
+        shown = (*given.info.positives, *given.support)
+        pieces = [given.info.definition, *(tokens for shot in shown for tokens in (shot.inputs, shot.targets))]
         digest.update(json.dumps([name, *(piece.tolist() for piece in pieces)]).encode())
     return digest.hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.checkpoints.model_directory import save_model_directory
 from hyperflax.cli.main import main
 from hyperflax.data import registry
-from hyperflax.data.examples import InMemorySource
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluate import evaluate
@@ -21,6 +21,7 @@ from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.contamination import name_digests
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.report import read_report
+from hyperflax.evaluation.suite import Suite
 from hyperflax.hypermodel import Hypermodel
 from tests.evaluation.micro import hypermodel
 
@@ -131,6 +132,32 @@ def test_other_neighbours_are_other_results(tmp_path: pathlib.Path, monkeypatch:
     assert first == again
     assert first["num_neighbours"] == 256
     assert "neighbours" not in none
+
+
+def test_other_positives_are_other_results(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read beside the support and stand in no text of the tasks, by which the journal is named as well."""
+    configs = []
+
+    def stop(tasks, conditions, metric, *, config, **options) -> None:
+        configs.append(config)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluation, "evaluate_conditions", stop)
+    made = hypermodel()
+    reading = dataclasses.replace(made.config, episodes=made.config.episodes.replace(positives="support"))
+    examples = [Example.from_text(*pair, Bytes()) for pair in PAIRS]
+    for config, positives in ((reading, 1), (reading, 2), (reading, 1), (made.config, 1), (made.config, 2)):
+        infos = TaskInfo(positives=tuple(examples[:positives]))
+        given = InMemorySource([TaskExamples(name, examples, infos) for name in ("a", "b")], Bytes())
+        suite = Suite("toy", {"all": lambda vocabulary, given=given: given}, "tasks", 2, "exact_match")
+        model = Hypermodel(config, made.base_params, made.parts.hypernetwork_params)
+        with pytest.raises(InterruptedError):
+            evaluate(model=model, source=given, out=str(tmp_path))
+        with pytest.raises(InterruptedError):
+            evaluation.evaluate_suite(model=model, suite=suite, out=str(tmp_path))
+    for first, second, again, unread, same in (configs[::2], configs[1::2]):
+        assert first == again != second
+        assert unread == same
 
 
 def test_a_task_too_small_for_another_support_is_not_in_the_distance_within_tasks(tmp_path: pathlib.Path) -> None:
