@@ -209,7 +209,10 @@ def _run_batch(
     condition: str, predict: Condition, batch: Sequence[EvaluationTask], metric: Metric
 ) -> list[dict[str, Any]]:
     started = time.perf_counter()
-    answers = predict(batch)
+    try:
+        answers = predict(batch)
+    except DataError as error:
+        raise DataError(f"condition '{condition}', tasks '{batch[0].name}' to '{batch[-1].name}': {error}") from error
     seconds = (time.perf_counter() - started) / len(batch)
     if len(answers) != len(batch):
         raise DataError(

@@ -211,5 +211,11 @@ def test_refusals(tmp_path: pathlib.Path) -> None:
         evaluate_conditions([EvaluationTask("t", ("x",), ())], {"bare": bare}, "exact_match")
     with pytest.raises(DataError, match=r"'generated': 2 lists .* batch of 3"):
         run(lambda batch: bare(batch)[:2] if len(batch) == 3 else bare(batch))
+
+    def diverged(batch: Any) -> Any:
+        raise DataError("NaN among the scores")
+
+    with pytest.raises(DataError, match=r"^condition 'generated', tasks 'add_0' to 'add_2': NaN among the scores"):
+        run(diverged)
     with pytest.raises(DataError, match=r"'generated', task 'add_0': .*1 predictions for 2"):
         run(lambda batch: [["x"] for _ in batch])
