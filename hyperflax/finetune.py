@@ -94,6 +94,7 @@ def finetune(
     if isinstance(init, str) and init not in (GENERATED, RANDOM):
         raise ConfigError(f"finetune.init: expected '{GENERATED}', '{RANDOM}' or an adapter, got '{init}'")
     settings, folder = settings or FineTuning(), local_folder(out)
+    _require_place(folder)
     spec = build_spec(tuple(kinds), model.config.base)
     lines, held = read_lines(examples), None if validation is None else read_lines(validation)
     if held is None:
@@ -225,7 +226,7 @@ def _claim(
     start: PyTree | None,
 ) -> None:
     """Makes the folder this run's, or makes sure that it is; a run goes on with exactly what it began with."""
-    run = {
+    run: dict[str, Any] = {
         "settings": configs.to_json(settings),
         "spec": spec.to_json(),
         "base": model.base_fingerprint,
@@ -236,12 +237,23 @@ def _claim(
     if (folder / RUN).is_file():
         earlier = read_json(folder / RUN)
         if other := [key for key in run if earlier.get(key) != run[key]]:
-            shown = f": expected {earlier.get(other[0])}, got {run[other[0]]}" if other[0] != "spec" else ""
+            was, now = earlier.get(other[0]), run[other[0]]
+            if other[0] == "settings" and isinstance(was, dict):
+                changed = [name for name in now if was.get(name) != now[name]]
+                was, now = {name: was.get(name) for name in changed}, {name: now[name] for name in changed}
+            shown = f": expected {was}, got {now}" if other[0] != "spec" else ""
             raise CheckpointError(f"{folder}: holds a run with other {', '.join(other)}{shown}; choose another folder")
-    elif folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
-        raise CheckpointError(f"{folder}: expected nothing, an empty folder or a run of finetune, found something else")
     else:
+        _require_place(folder)
         write_json(folder / RUN, run)
+
+
+def _require_place(folder: pathlib.Path) -> None:
+    """Raises CheckpointError if something stands there that is no run of fine-tuning."""
+    if (folder / RUN).is_file() or not folder.exists():
+        return
+    if not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise CheckpointError(f"{folder}: expected nothing, an empty folder or a run of finetune, found something else")
 
 
 def _hash(lines: Sequence[Line]) -> str:
