@@ -65,6 +65,12 @@ def test_arguments_that_do_not_go_together_are_refused(given: list[str], problem
     assert problem in capsys.readouterr().err
 
 
+def test_a_file_in_the_report_s_place_is_refused(tmp_path: pathlib.Path, capsys) -> None:
+    (tmp_path / "mine.csv").write_text("mine")
+    assert main(["evaluate", "--model", "none", "--mixture", "strings", "--out", str(tmp_path / "mine.csv")]) == 2
+    assert "mine.csv: expected a folder or nothing there, found a file" in capsys.readouterr().err
+
+
 def test_a_suite_of_ones_own_is_evaluated(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     (tmp_path / "own_suites").mkdir()
     (tmp_path / "own_suites" / "toy.py").write_text(MODULE)
