@@ -127,6 +127,9 @@ def test_what_is_no_model_is_refused_and_nothing_is_written(tmp_path, capsys):
 def test_an_adapter_goes_to_peft_and_back(tmp_path, capsys):
     write_adapter(tmp_path / "adapter", LoRA(rank=2, sites=("*",)))
     assert main(["export", str(tmp_path / "adapter"), "--format", "peft", "--out", str(tmp_path / "peft")]) == 0
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "peft"), "--format", "peft", "--out", str(tmp_path / "twice")]) == 2
+    assert "expected adapter.json, found an adapter of PEFT; `hyperflax import` reads it" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "peft"), "--out", str(tmp_path / "back")]) == 0
     went, came = load_adapter(tmp_path / "adapter"), load_adapter(tmp_path / "back")
     assert equal(came.tree, went.tree)
