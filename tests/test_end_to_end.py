@@ -213,6 +213,7 @@ def test_adapt_and_predict(workspace: pathlib.Path, capsys) -> None:
     assert main(["adapt", "--model", model, "--examples", examples, "--out", adapter, "--refine", "2"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("bare", "in_context", "generated", "refined", "exact_match, 2 examples"))
+    assert hyperflax.load_adapter(adapter).metadata.created_with == "hyperflax adapt"
     assert main(["predict", "--model", model, "--adapter", adapter, "--inputs", inputs, "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["input"] for row in rows] == ["cg", "dh"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from hyperflax.cli.models import add_model_argument
 
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     adapter = model.adapt(
         lines, refine_steps=arguments.refine, definition=arguments.definition, supports=arguments.supports
     )
-    save_adapter(arguments.out, adapter.tree, adapter.spec, adapter.metadata)
+    metadata = dataclasses.replace(adapter.metadata, created_with="hyperflax adapt")
+    save_adapter(arguments.out, adapter.tree, adapter.spec, metadata)
     values = adapter.spec.num_parameters
     print(
         f"{arguments.out}: adapter of {values:,} values from {len(lines)} examples, for model {model.parts.id}",

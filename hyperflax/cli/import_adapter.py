@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 DESCRIPTION = """Read an adapter of PEFT, LoRA, prefix or prompt tuning, and write it as hyperflax keeps adapters.
 
@@ -38,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     adapter = read_peft(arguments.source, decoder_layers=base.config.num_decoder_layers if base else None)
     if base is not None:
         adapter = with_base(adapter, base)
-    save_adapter(arguments.out, adapter.tree, adapter.spec, adapter.metadata)
+    metadata = dataclasses.replace(adapter.metadata, created_with="hyperflax import")
+    save_adapter(arguments.out, adapter.tree, adapter.spec, metadata)
     made_for = adapter.metadata.base_fingerprint or "unknown: give --base before it can be used"
     print(f"{arguments.out}: adapter of {adapter.spec.num_parameters:,} values; base model: {made_for}")
     return 0

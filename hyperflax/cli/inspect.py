@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = inspect_path(arguments.path)
     print(f"{arguments.path}: {found.form}")
     for key, value in found.origin.items():
-        print(f"  {key}: {'unknown' if value is None else value}")
+        print(f"  {key}: {'unknown' if value in (None, '') else value}")
     width = max((len(leaf.path) for leaf in found.leaves), default=0)
     for leaf in found.leaves:
         print(f"  {leaf.path:<{width}}  {leaf.dtype:<8}  {leaf.nbytes:>14,}  {list(leaf.shape)}")

@@ -131,6 +131,7 @@ def test_an_adapter_goes_to_peft_and_back(tmp_path, capsys):
     assert main(["export", str(tmp_path / "peft"), "--format", "peft", "--out", str(tmp_path / "twice")]) == 2
     assert "expected adapter.json, found an adapter of PEFT; `hyperflax import` reads it" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "peft"), "--out", str(tmp_path / "back")]) == 0
+    assert load_adapter(tmp_path / "back").metadata.created_with == "hyperflax import"
     went, came = load_adapter(tmp_path / "adapter"), load_adapter(tmp_path / "back")
     assert equal(came.tree, went.tree)
     assert came.spec == went.spec
@@ -200,6 +201,7 @@ def test_inspect_tells_form_origin_and_every_array(model, tmp_path, capsys):
     for path, form, told in [
         (model, "huggingface", "shared.weight"),
         (tmp_path / "adapter", "adapter", fingerprint(base())),
+        (tmp_path / "adapter", "adapter", "created_with: unknown"),
         (tmp_path / "t5x", "t5x", "target/token_embedder/embedding"),
         (tmp_path / "orbax", "orbax", "target/token_embedder/embedding"),
         (GOLDENS / "peft" / "lora_rslora", "peft", "base_fingerprint: unknown"),
