@@ -214,6 +214,9 @@ def test_adapt_and_predict(workspace: pathlib.Path, capsys) -> None:
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("bare", "in_context", "generated", "refined", "exact_match, 2 examples"))
     assert hyperflax.load_adapter(adapter).metadata.created_with == "hyperflax adapt"
+    one = write_lines(workspace / "one.jsonl", [{"input": "ae", "target": "AE"}])
+    assert main(["adapt", "--model", model, "--examples", one, "--out", str(workspace / "of_one")]) == 0
+    assert "no estimate: expected two examples or more" in capsys.readouterr().out
     assert main(["predict", "--model", model, "--adapter", adapter, "--inputs", inputs, "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["input"] for row in rows] == ["cg", "dh"]

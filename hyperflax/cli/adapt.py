@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.out}: adapter of {values:,} values from {len(lines)} examples, for model {model.parts.id}",
         flush=True,
     )
-    if arguments.estimate and len(lines) > 1:
+    if arguments.estimate and len(lines) == 1:
+        print("no estimate: expected two examples or more, of which some are left out, got one")
+    elif arguments.estimate:
         from hyperflax.evaluation.estimate import estimate
 
         found = estimate(
