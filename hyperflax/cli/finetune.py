@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         metavar="KIND[+KIND]",
-        help="lora, prefix, soft_prompt, parallel_mlp, full, or several; default: what the start is of",
+        help="lora, prefix, soft_prompt, parallel_mlp, full, or several; default: what the start is of; one that the "
+        "start lacks may need --init random",
     )
     parser.add_argument(
         "--init",
