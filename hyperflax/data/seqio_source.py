@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hyperflax.data import registry
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
 from hyperflax.data.rendering import SENTINELS
 from hyperflax.data.vocabularies import EOS_ID, Bytes, SentencePiece, Vocabulary
@@ -82,7 +83,10 @@ def read_seqio(
     try:
         provider = seqio.get_mixture_or_task(name)
     except ValueError as error:
-        raise DataError(f"'{name}': expected a registered seqio Task or Mixture ({error})") from error
+        raise DataError(
+            f"'{name}': expected a token cache's folder, one of {sorted(registry.sources())} or a registered seqio "
+            f"Task or Mixture; `hyperflax tasks` lists what is known, --module makes more known ({error})"
+        ) from error
     mixture = isinstance(provider, seqio.Mixture)
     tasks = list(provider.tasks) if mixture else [provider]
     for task in tasks:

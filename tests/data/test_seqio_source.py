@@ -168,7 +168,8 @@ def test_what_cannot_be_read_is_named(model: str) -> None:
     told = r"seqio Task 'uneven', example 0: expected as many positive_targets as positive_inputs, 2, got 1"
     with pytest.raises(DataError, match=told):
         load_seqio("uneven")
-    with pytest.raises(DataError, match="'no_such_task': expected a registered seqio Task or Mixture"):
+    told = r"'no_such_task': expected a token cache's folder, one of \[.*\] or a registered seqio Task"
+    with pytest.raises(DataError, match=told):
         load_seqio("no_such_task")
     features = {
         "inputs": seqio.Feature(vocabulary=seqio.ByteVocabulary()),
