@@ -50,10 +50,11 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture
 def guide(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """All Python of the page that the test's parameter names, top to bottom, imported as one module."""
-    name = request.param.removesuffix(".md")
+    """All Python of the page that the test's parameter names, or after a colon one block, imported as one module."""
+    page, *numbers = request.param.split(":")
+    name, code = page.removesuffix(".md"), blocks(page, "python")
     path = tmp_path / f"{name}.py"
-    path.write_text("\n\n".join(blocks(request.param, "python")), "utf-8")
+    path.write_text("\n\n".join([code[int(number)] for number in numbers] or code), "utf-8")
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
@@ -184,7 +185,7 @@ def test_the_guide_s_hypernetwork_is_trained_saved_loaded_and_used(
         Hypermodel(config, loaded.base_params, others).check_hypernetwork("here")
 
 
-@pytest.mark.parametrize("guide", ["add_a_task.md"], indirect=True)
+@pytest.mark.parametrize("guide", ["add_a_task.md:0"], indirect=True)
 def test_the_guide_s_own_jsonl_becomes_trainable(guide: types.ModuleType):
     folder = pathlib.Path(guide.__file__).parent
     shown = blocks("add_a_task.md", "json")[0].splitlines()
@@ -208,3 +209,14 @@ def test_the_guide_s_own_jsonl_becomes_trainable(guide: types.ModuleType):
             registry.load_source("my_tasks", "test")
     finally:
         registry.unregister_source("my_tasks")
+
+
+@pytest.mark.usefixtures("seqio_registries")
+@pytest.mark.parametrize("guide", ["add_a_task.md:1"], indirect=True)
+def test_the_guide_s_seqio_task_is_read_task_by_task(guide: types.ModuleType):
+    folder = pathlib.Path(guide.__file__).parent
+    (folder / "train.jsonl").write_text(blocks("add_a_task.md", "json")[0], "utf-8")
+    guide.register()
+    source = registry.load_source("my_seqio_task", vocabulary=Bytes())
+    assert source.task_names == ("initials", "surname")
+    assert Bytes().decode(source.example(1, 0).targets) == "Lee"
