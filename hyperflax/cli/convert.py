@@ -14,9 +14,9 @@ DESCRIPTION = """Convert a T5 between Hugging Face's form and T5X's two forms; t
   hyperflax convert runs/t5/checkpoint_1000000 t5_for_transformers
 
 SRC may be a transformers directory (safetensors), a T5X checkpoint or run (legacy or Orbax), also in a bucket (gs:// or
-s3://), a T5 directory or a model directory of hyperflax. Neither t5x nor torch nor TensorFlow is needed. --check runs
-both on the same random tokens, compares every layer, the logits and a greedy decode, and writes DST/parity.json; it
-fails where they differ.
+s3://), a T5 directory or a model directory of hyperflax, or the name of a model that ships. Neither t5x nor torch nor
+TensorFlow is needed. --check runs both on the same random tokens, compares every layer, the logits and a greedy decode,
+and writes DST/parity.json; it fails where they differ.
 """
 
 
@@ -59,9 +59,10 @@ def _copy(arguments: argparse.Namespace) -> tuple[str, Behaviour | None]:
     from hyperflax.checkpoints.convert import behaviour
     from hyperflax.checkpoints.forms import read_model, write_model
     from hyperflax.cli.progress import byte_bar
+    from hyperflax.hypermodel import shipped
 
     with byte_bar("read") as progress:
-        source = read_model(arguments.source, step=arguments.step, dtype=arguments.dtype, progress=progress)
+        source = read_model(shipped(arguments.source), step=arguments.step, dtype=arguments.dtype, progress=progress)
         form = arguments.to or ("t5x" if source.form == "huggingface" else "huggingface")
         goes_along = form != "huggingface" and arguments.scalable == source.scalable
         state = source.read_state(progress) if source.read_state and goes_along else None

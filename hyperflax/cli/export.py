@@ -34,13 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.cli.progress import byte_bar
     from hyperflax.errors import ConfigError
     from hyperflax.files import require_directory_place
+    from hyperflax.hypermodel import shipped
 
     require_directory_place(arguments.out)
     adapter = load_adapter(arguments.adapter)
     base = None
     if arguments.base:
         with byte_bar("read") as progress:
-            base = read_model(arguments.base, progress=progress)
+            base = read_model(shipped(arguments.base), progress=progress)
     if arguments.format == "peft":
         adapter, depth = (with_base(adapter, base), base.config.num_decoder_layers) if base else (adapter, None)
         write_peft(arguments.out, adapter, base_name=arguments.base, decoder_layers=depth)

@@ -30,12 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.peft import read_peft
     from hyperflax.cli.progress import byte_bar
     from hyperflax.files import require_directory_place
+    from hyperflax.hypermodel import shipped
 
     require_directory_place(arguments.out, in_bucket=True)
     base = None
     if arguments.base:
         with byte_bar("read") as progress:
-            base = read_model(arguments.base, progress=progress)
+            base = read_model(shipped(arguments.base), progress=progress)
     adapter = read_peft(arguments.source, decoder_layers=base.config.num_decoder_layers if base else None)
     if base is not None:
         adapter = with_base(adapter, base)

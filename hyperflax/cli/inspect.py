@@ -15,13 +15,14 @@ directories. No array is read.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a checkpoint, a run, a model or an adapter")
+    parser.add_argument("path", metavar="PATH", help="a checkpoint, run, model or adapter; or a shipped model's name")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.inspection import inspect_path
+    from hyperflax.hypermodel import shipped
 
-    found = inspect_path(arguments.path)
+    found = inspect_path(shipped(arguments.path))
     print(f"{arguments.path}: {found.form}")
     for key, value in found.origin.items():
         print(f"  {key}: {'unknown' if value in (None, '') else value}")

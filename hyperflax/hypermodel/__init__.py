@@ -8,12 +8,12 @@
     config.py    `HypermodelConfig`, what a hypermodel is made of
     arrays.py    `ArrayHypermodel`, batches of tasks: supports to adapters, refining, decoding; reading and writing it
     text.py      `Hypermodel`, one task as text; what users, evaluation and serving have
-    find.py      `load`, by name or directory
+    find.py      `load`, by name or directory; `shipped`, where a model that comes along lies
 """
 
 from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE
 from hyperflax.hypermodel.config import HYPERNETWORKS, HypermodelConfig
-from hyperflax.hypermodel.find import find, load
+from hyperflax.hypermodel.find import find, load, shipped
 from hyperflax.hypermodel.text import ROWS, Hypermodel, TextPair
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "TextPair",
     "find",
     "load",
+    "shipped",
 ]

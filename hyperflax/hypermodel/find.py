@@ -26,11 +26,16 @@ def load(name_or_directory: pathlib.Path | str, *, hypernetwork: bool = True) ->
         return Hypermodel.from_directory(find(directory), hypernetwork=hypernetwork)
 
 
+def shipped(name_or_path: str) -> str:
+    """Returns the folder of a shipped model where this is its name and nothing here has it; else what was given."""
+    inside = SHIPPED / pathlib.Path(name_or_path).name
+    named = inside.name == name_or_path and inside.is_dir() and not pathlib.Path(name_or_path).exists()
+    return str(inside) if named else name_or_path
+
+
 def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:
     """Returns the directory of a model that `load` takes. Raises CheckpointError where there is none."""
-    path = pathlib.Path(name_or_directory)
-    if not path.is_dir() and path.name == str(name_or_directory) and (SHIPPED / path.name).is_dir():
-        path = SHIPPED / path.name
+    path = pathlib.Path(shipped(str(name_or_directory)))
     if not path.is_dir():
         names = sorted(p.name for p in SHIPPED.glob("*") if is_model_directory(p))
         shipping = f"one of {names}" if names else "(none ships with this version; docs/strings.md trains one)"

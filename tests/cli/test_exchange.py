@@ -21,6 +21,7 @@ from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.cli.main import main
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
+from hyperflax.hypermodel import load
 from tests.adapters.micro import random_tree
 from tests.checkpoints.directories import CONFIG, base
 from tests.checkpoints.directories import random_tree as random_tree_of
@@ -214,3 +215,14 @@ def test_inspect_tells_form_origin_and_every_array(model, tmp_path, capsys):
     table = next(line for line in out.splitlines() if "arrays" in line)
     assert "bytes" in table
     assert main(["inspect", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_shipped_model_goes_by_its_name_unless_something_here_has_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", "strings"]) == 0
+    assert capsys.readouterr().out.startswith("strings: hypermodel\n")
+    assert main(["convert", "strings", "strings_t5"]) == 0
+    copied, _ = read_huggingface("strings_t5", dtype="float32")
+    assert fingerprint(copied) == load("strings", hypernetwork=False).base_fingerprint
+    (tmp_path / "strings").write_text("mine")
+    assert main(["inspect", "strings"]) == 2
