@@ -122,7 +122,11 @@ class HeldOut:
                 shown = _draw(fitting, shots, seed, draw, name)
             others = in_support(config.definition) or (in_support(config.positives) and usable.positives)
             if not shown and not others:
-                left_out[name] = f"task '{name}' has no positive example that fits {config.support_length} tokens"
+                left_out[name] = (
+                    f"task '{name}' has no positive example that fits {config.support_length} tokens"
+                    if (support == "positives" and shots) or in_support(config.positives)
+                    else f"task '{name}': expected one shot or more, or a definition in the support, got 0 shots"
+                )
                 continue
             decode = source.vocabulary.decode
             # The definition is kept whatever the config says: `instruction` reads it.

@@ -46,6 +46,8 @@ def test_what_cannot_be_evaluated_is_told() -> None:
     assert held_out.left_out["task0"].startswith("task 'task0': expected 1 scored examples besides 4 of support, got 3")
     with pytest.raises(DataError, match=r"expected at least one task that can be evaluated, got none of 2 .*'task0'"):
         HeldOut.from_source(letters(3, 4), CONFIG)
+    with pytest.raises(DataError, match="expected one shot or more, or a definition in the support, got 0 shots"):
+        HeldOut.from_source(letters(12), CONFIG.replace(shots=0))
 
 
 def test_positives_that_fit_no_row_are_left_out_as_in_training() -> None:
