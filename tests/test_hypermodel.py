@@ -151,7 +151,9 @@ def test_a_task_of_many_examples_is_refined_a_few_at_once(model: Hypermodel, mon
     examples = own_examples(model, [support])
     # Adam's first moment is a tenth of the gradient.
     step = functools.partial(refine.advance, model.model, model.base_params, refine.start(adapters), examples)
-    whole, parts = (jax.jit(functools.partial(step, steps=1, learning_rate=0.0, microbatches=n))() for n in (1, 4))
+    parts = jax.jit(functools.partial(step, steps=1, learning_rate=0.0, microbatches=4))()
+    with jax.disable_jit():  # compiled as one program, a leaf's gradient has been off by 1.3e-4 (XLA on an AMD EPYC)
+        whole = step(steps=1, learning_rate=0.0, microbatches=1)
     np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-6)
     moments = [trees.flatten(state.moments[0].mu) for state in (whole, parts)]
     for path, leaf in moments[0].items():
