@@ -243,8 +243,8 @@ def test_a_hypernetwork_comes_near_to_the_adapters_of_its_tasks(
     train(
         model=model,
         batches=batches,
-        optimizer=adamw(3e-2),
-        total_steps=40,
+        optimizer=adamw(3e-3),
+        total_steps=100,
         model_dir=str(tmp_path / "near"),
         log_period=1,
         progress=False,
