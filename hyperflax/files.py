@@ -219,6 +219,16 @@ def require_directory_place(
         _require_writable(final)
 
 
+def require_run_place(folder: pathlib.Path, record: str, command: str) -> None:
+    """Raises CheckpointError if something stands there that is no run of `command`, which leaves the file `record`."""
+    if (folder / record).is_file() or not folder.exists():
+        return
+    if not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise CheckpointError(
+            f"{folder}: expected nothing, an empty folder or a run of {command}, found something else"
+        )
+
+
 def local_folder(path: BucketPath | os.PathLike[str] | str) -> pathlib.Path:
     """Returns a folder that is read and renamed in as it grows, which no bucket can be.
 

@@ -39,7 +39,7 @@ from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
-from hyperflax.files import local_folder, read_json, write_json
+from hyperflax.files import local_folder, read_json, require_run_place, write_json
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.hypernets.table import Table
 from hyperflax.locks import alone_in
@@ -94,7 +94,7 @@ def finetune(
     if isinstance(init, str) and init not in (GENERATED, RANDOM):
         raise ConfigError(f"finetune.init: expected '{GENERATED}', '{RANDOM}' or an adapter, got '{init}'")
     settings, folder = settings or FineTuning(), local_folder(out)
-    _require_place(folder)
+    require_run_place(folder, RUN, "finetune")
     spec = build_spec(tuple(kinds), model.config.base)
     lines, held = read_lines(examples), None if validation is None else read_lines(validation)
     if held is None:
@@ -244,16 +244,8 @@ def _claim(
             shown = f": expected {was}, got {now}" if other[0] != "spec" else ""
             raise CheckpointError(f"{folder}: holds a run with other {', '.join(other)}{shown}; choose another folder")
     else:
-        _require_place(folder)
+        require_run_place(folder, RUN, "finetune")
         write_json(folder / RUN, run)
-
-
-def _require_place(folder: pathlib.Path) -> None:
-    """Raises CheckpointError if something stands there that is no run of fine-tuning."""
-    if (folder / RUN).is_file() or not folder.exists():
-        return
-    if not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise CheckpointError(f"{folder}: expected nothing, an empty folder or a run of finetune, found something else")
 
 
 def _hash(lines: Sequence[Line]) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import local_folder
+from hyperflax.files import local_folder, require_run_place
 from hyperflax.locks import alone_in
 from hyperflax.tune import record as records
 from hyperflax.tune import report as reports
@@ -246,13 +246,8 @@ class Session:
 
     def _claim(self, begun: Record) -> Record:
         """What the folder's record, which must be of this run, says of it; or else the run as it begins."""
+        require_run_place(self.folder, records.FILE, "tune")
         if not (self.folder / records.FILE).is_file():
-            if self.folder.exists() and (
-                not self.folder.is_dir() or any(not path.name.startswith(".") for path in self.folder.iterdir())
-            ):
-                raise CheckpointError(
-                    f"{self.folder}: expected nothing, an empty folder or a run of tune, found something else"
-                )
             return begun
         earlier = records.read(self.folder)
         for name in ("dataset", "model", "seed", "optimiser", "tuner", "starts", "pool"):
