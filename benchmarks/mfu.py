@@ -1,6 +1,6 @@
 """MFU of the training step on this machine's accelerators, in bfloat16: a T5 1.1 itself, or a HyperT5 for a frozen one.
 
-    python -m benchmarks.mfu [--model t5 hyper_t5] [--size large] [--rows N] [--inputs 512] [--targets 128] [--out FILE]
+    python -m benchmarks.mfu [--model t5 hyper_t5] [--size large xl] [--rows N N] [--inputs 512] [--targets 128]
 
 The step is the one that training runs (`hyperflax.compile.programs`), with Adafactor, on random tokens without
 padding; parameters are drawn for the measurement. Operations are the model's own (`hyperflax.models.flops`), so MFU
@@ -15,6 +15,7 @@ and targets each, and a support of `--inputs` tokens in one row; LoRA on query a
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -23,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,23 +134,40 @@ def arguments_of(program: Program, batch: Batch, partitioner: Partitioner) -> tu
     return made, jax.tree.map(_drawn, frozen), partitioner.place_batch(batch), key
 
 
-def measure(case: Case, rounds: int, steps: int, partitioner: Partitioner) -> dict[str, Any]:
-    """Compiles the step of a case and returns its figures.
+class Compiled(NamedTuple):
+    """A case's step, and the seconds that its compilation took beside the others'."""
+
+    program: Program
+    step: jax.stages.Compiled
+    seconds: float
+
+
+def compile_all(cases: Sequence[Case], partitioner: Partitioner) -> list[Compiled]:
+    """Compiles the cases' steps beside each other: that takes longest, and most of it runs on one core."""
+    programs = [training_program(case.trainable(), case.batch(), OPTIMIZER, partitioner=partitioner) for case in cases]
+    lowered = [program.lower() for program in programs]
+
+    def one(program: Program, lowered: jax.stages.Lowered) -> Compiled:
+        begin = time.perf_counter()
+        return Compiled(program, lowered.compile(), time.perf_counter() - begin)
+
+    with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
+        return list(pool.map(one, programs, lowered))
+
+
+def measure(case: Case, compiled: Compiled, rounds: int, steps: int, partitioner: Partitioner) -> dict[str, Any]:
+    """Returns the figures of a case's step.
 
     Raises:
       HyperflaxError: a step had no finite gradient, so what was timed is not training.
     """
-    batch = case.batch()
-    program = training_program(case.trainable(), batch, OPTIMIZER, partitioner=partitioner)
-    begin = time.perf_counter()
-    compiled = program.lower().compile()
-    compiling = time.perf_counter() - begin
-    state, frozen, batch, key = arguments_of(program, batch, partitioner)
+    program = compiled.program
+    state, frozen, batch, key = arguments_of(program, case.batch(), partitioner)
     seconds, skipped = [], []
     for _ in range(rounds + 1):  # the first warms up
         begin = time.perf_counter()
         for _ in range(steps):
-            state, metrics = compiled(state, frozen, batch, key)
+            state, metrics = compiled.step(state, frozen, batch, key)
             skipped.append(metrics["skipped_steps"][0])
         jax.block_until_ready(state)
         seconds.append((time.perf_counter() - begin) / steps)
@@ -159,7 +177,7 @@ def measure(case: Case, rounds: int, steps: int, partitioner: Partitioner) -> di
     devices = jax.devices()
     peak = peak_flops(devices[0].device_kind)
     return {
-        "compiled_in_seconds": round(compiling, 1),
+        "compiled_in_seconds": round(compiled.seconds, 1),
         "milliseconds": [_shortened(1e3 * value) for value in seconds[1:]],
         "model_tflop": _shortened(program.model_flops / 1e12),
         "tflop_per_second": _shortened(rate / 1e12),
@@ -197,8 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mfu", description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", choices=SYSTEMS, default=["t5"], help="what is trained (default: t5)")
-    parser.add_argument("--size", choices=SIZES, default="large", help="of the T5 1.1 (default: large)")
-    parser.add_argument("--rows", type=int, default=40, metavar="N", help="rows, or tasks, a step (default: 40)")
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=["large"], help="of the T5 1.1 (default: large)")
+    rows = "rows, or tasks, a step: one number, or one for each size (default: 40)"
+    parser.add_argument("--rows", type=int, nargs="+", default=[40], metavar="N", help=rows)
     parser.add_argument("--inputs", type=int, default=512, metavar="N", help="input tokens a row (default: 512)")
     parser.add_argument("--targets", type=int, default=128, metavar="N", help="target tokens a row (default: 128)")
     parser.add_argument("--matmul", type=int, default=8192, metavar="N", help="size of the matrices (default: 8192)")
@@ -207,6 +226,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps a round (default: 10)")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="json of everything")
     arguments = parser.parse_args(argv)
+    rows = arguments.rows * len(arguments.size) if len(arguments.rows) == 1 else arguments.rows
+    if len(rows) != len(arguments.size):
+        parser.error(f"--rows: expected one number or {len(arguments.size)}, as many as sizes, got {len(rows)}")
+    cases = [
+        Case(model, size, number, arguments.inputs, arguments.targets, arguments.remat)
+        for model in arguments.model
+        for size, number in zip(arguments.size, rows, strict=True)
+    ]
     partitioner = Partitioner()
     found: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
@@ -215,9 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(found), flush=True)
     found["cases"] = []
-    for model in arguments.model:
-        case = Case(model, arguments.size, arguments.rows, arguments.inputs, arguments.targets, arguments.remat)
-        figures = measure(case, arguments.rounds, arguments.steps, partitioner)
+    for case, compiled in zip(cases, compile_all(cases, partitioner), strict=True):
+        figures = measure(case, compiled, arguments.rounds, arguments.steps, partitioner)
         found["cases"].append({**dataclasses.asdict(case), **figures})
         print(json.dumps(found["cases"][-1]), flush=True)
         if arguments.out:

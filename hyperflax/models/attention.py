@@ -6,7 +6,8 @@ keys. Two slots of the `adapters` collection put extra keys and values in front 
 holds `key` and `value` [length, heads, head_dim] and, if some positions are to be ignored, `mask` [length] (1 = keep).
 An absent slot leaves exactly the bare computation.
 
-Everything is [rows, heads, positions, head_dim] before it is multiplied. Left to einsum, XLA on CPU hands the layout of
+On a GPU, whole sequences in bfloat16 go through one kernel where there is one (`fused_attention.py`). Otherwise
+everything is [rows, heads, positions, head_dim] before it is multiplied. Left to einsum, XLA on CPU hands the layout of
 [rows, positions, heads, head_dim] on to the scores, and their softmax takes several times as long.
 
 Decoding lays keys out as [rows, heads, positions * width, head_dim]: a new token is one `dynamic_update_slice` that
@@ -24,8 +25,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hyperflax.models import fused_attention
 from hyperflax.models.cache import write_position
 from hyperflax.models.layers import ATTENTION_INIT, Projection, query_init
+from hyperflax.models.masks import Trailing
 from hyperflax.models.relative_bias import PositionBias
 from hyperflax.types import Array, T5Config
 
@@ -47,7 +50,13 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(
-        self, x: Array, source: Array, mask: Array | None, bias: PositionBias | None, deterministic: bool = True
+        self,
+        x: Array,
+        source: Array,
+        mask: Array | None,
+        bias: PositionBias | None,
+        deterministic: bool = True,
+        trailing: Trailing | None = None,
     ) -> Array:
         """Attends from every position of `x` to every position of `source`.
 
@@ -57,12 +66,16 @@ class Attention(nn.Module):
           mask: bool, broadcastable to [batch, heads, queries, keys]; True = attend. None: everything.
           bias: the stack's relative position bias, None for none.
           deterministic: no dropout.
+          trailing: what the mask says where all padding trails; None: something else.
 
         Returns:
           [batch, queries, emb].
         """
         q, k, v = self._split(self.query(x)), self._split(self.key(source)), self._split(self.value(source))
         prefixes = self._prefixes()
+        if not prefixes and trailing is not None and self._fused(q, k, bias, deterministic):
+            y = fused_attention.attend(q, k, v, None if bias is None else bias.own, trailing)
+            return self.out(y.reshape(*x.shape[:2], -1))
         k, v = self._prepend(prefixes, "key", k), self._prepend(prefixes, "value", v)
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         y = self._attend(
@@ -146,6 +159,12 @@ class Attention(nn.Module):
     def _split(self, x: Array) -> Array:
         """[..., heads * head_dim] -> [..., heads, head_dim]."""
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def _fused(self, q: Array, k: Array, bias: PositionBias | None, deterministic: bool) -> bool:
+        """Whether one kernel does what `_attend` does."""
+        cfg = self.config
+        plain = not cfg.float32_attention_logits and (deterministic or not cfg.dropout_rate)
+        return plain and not (bias and bias.adapted) and fused_attention.fits(q, k)
 
     def _attend(
         self, q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, deterministic: bool = True

@@ -64,6 +64,7 @@ class PositionBias:
       bidirectional, max_distance: see `bucket`.
       start: where the sequence begins, an int32 scalar of at most `latest_start`; None is 0. Positions before it are
         masked, and a prefix stands right before it.
+      adapted: an adapter adds to the table, so that tasks may have their own.
     """
 
     own: Array
@@ -75,6 +76,7 @@ class PositionBias:
     max_distance: int = struct.field(pytree_node=False)
     start: Array | None = None
     latest_start: int = struct.field(pytree_node=False, default=0)
+    adapted: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
     def create(
@@ -143,7 +145,7 @@ class RelativeBias(nn.Module):
         """Returns the bias for `length` query positions, or for the one at `index` with a cache of `length` places."""
         cfg = self.config
         table = parameter(self, "rel_embedding", TABLE_INIT, (cfg.num_heads, cfg.num_buckets))
-        return PositionBias.create(
+        bias = PositionBias.create(
             jnp.asarray(table, cfg.dtype),
             length=length,
             bidirectional=bidirectional,
@@ -151,3 +153,4 @@ class RelativeBias(nn.Module):
             index=index,
             place=place,
         )
+        return dataclasses.replace(bias, adapted=self.has_variable("adapters", "full"))

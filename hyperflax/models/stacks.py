@@ -19,6 +19,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from hyperflax.models.attention import Attention
 from hyperflax.models.layers import DENSE_INIT, Mlp, Projection, RMSNorm, channels_whole
+from hyperflax.models.masks import Trailing
 from hyperflax.models.relative_bias import PositionBias, RelativeBias
 from hyperflax.types import Array, T5Config
 
@@ -36,6 +37,7 @@ class Context:
       bias: the stack's position bias; None where there is none, or where each layer has its own.
       encoded: [batch, source, emb], for the decoder.
       cross_mask: bool [batch, 1, query, source].
+      trailing, cross_trailing: what the two masks say where all padding trails, see `masks.py`; None: something else.
       index: position of the token while decoding, an int32 scalar.
       place: where the cache holds it, see `PositionBias`; None: at `index`.
       ancestors: see `Attention.step_self`.
@@ -50,6 +52,8 @@ class Context:
     bias: PositionBias | None = None
     encoded: Any = None
     cross_mask: Any = None
+    trailing: Trailing | None = None
+    cross_trailing: Trailing | None = None
     index: Array | None = None
     place: Array | None = None
     ancestors: Array | None = None
@@ -99,7 +103,7 @@ class EncoderLayer(Layer):
         deterministic = context.deterministic
         x = channels_whole(x)
         y = self.pre_attention_layer_norm(x)
-        y = self.attention(y, y, context.mask, self.bias(context), deterministic)
+        y = self.attention(y, y, context.mask, self.bias(context), deterministic, context.trailing)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
         return x + self.dropout(y, deterministic=deterministic), cache
@@ -125,12 +129,14 @@ class DecoderLayer(Layer):
         deterministic = context.deterministic
         x = channels_whole(x)
         y = self.pre_self_attention_layer_norm(x)
-        y = self.self_attention(y, y, context.mask, self.bias(context), deterministic)
+        y = self.self_attention(y, y, context.mask, self.bias(context), deterministic, context.trailing)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.pre_cross_attention_layer_norm(x)
         if cache is None:
             y = y.reshape(context.encoded.shape[0], -1, y.shape[-1])
-            y = self.encoder_decoder_attention(y, context.encoded, context.cross_mask, None, deterministic)
+            y = self.encoder_decoder_attention(
+                y, context.encoded, context.cross_mask, None, deterministic, context.cross_trailing
+            )
         else:
             y = self.encoder_decoder_attention.step_cross(y, cache["cross"], context.cross_mask, deterministic)
         x = x + self.dropout(y.reshape(x.shape), deterministic=deterministic)
@@ -241,10 +247,14 @@ class Encoder(Stack):
         """Returns the slot `soft_prompt` of the `adapters` collection, None where there is none."""
         return self.get_variable("adapters", "soft_prompt")
 
-    def __call__(self, x: Array, mask: Array | None, deterministic: bool = True) -> Array:
-        """Runs all layers and the final norm; `mask` as in `masks.py`."""
+    def __call__(
+        self, x: Array, mask: Array | None, deterministic: bool = True, trailing: Trailing | None = None
+    ) -> Array:
+        """Runs all layers and the final norm; `mask` and `trailing` as in `masks.py`."""
         x = self.embed_dropout(x, deterministic=deterministic)
-        context = Context(mask=mask, length=x.shape[1], bias_kind="bidirectional", deterministic=deterministic)
+        context = Context(
+            mask=mask, trailing=trailing, length=x.shape[1], bias_kind="bidirectional", deterministic=deterministic
+        )
         if (kept := (self.soft_prompt() or {}).get("mask")) is not None:
             # Masked positions of a soft prompt have no effect, so they do not keep a prefix away from the input either.
             first = jnp.argmax(jnp.append(kept > 0, True)).astype(jnp.int32)

@@ -8,7 +8,8 @@ Adapters come in as a second collection and leave the frozen parameters alone:
 >>> frozen = model.init(jax.random.key(0), encoder_tokens, decoder_tokens)["params"]
 >>> logits = model.apply({"params": frozen, "adapters": adapters}, encoder_tokens, decoder_tokens)
 
-Everything is written for one task; `jax.vmap` over adapters and tokens adds the task axis. Token id 0 is padding.
+Everything is written for one task; `jax.vmap` over adapters and tokens adds the task axis. Token id 0 is padding, and
+stands at the ends of rows.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class T5(nn.Module):
                 raise HyperflaxError("encoder_segment_ids: a soft prompt stands before one input, got packed ones")
             mask = mask & masks.same_segment(segment_ids, segment_ids)
         x = prepend(self.token_embedder(tokens), self.encoder.soft_prompt())
-        return self.encoder(x, mask, not enable_dropout)
+        return self.encoder(x, mask, not enable_dropout, self._trailing(tokens, segment_ids))
 
     def decode(
         self,
@@ -121,7 +122,14 @@ class T5(nn.Module):
                 raise HyperflaxError("decoder_segment_ids: expected beside encoder_segment_ids, got None")
             cross_mask = cross_mask & masks.same_segment(decoder_segment_ids, encoder_segment_ids)
         context = Context(
-            mask=mask, encoded=encoded, cross_mask=cross_mask, bias_kind="causal", deterministic=not enable_dropout
+            mask=mask,
+            encoded=encoded,
+            cross_mask=cross_mask,
+            # A real token sees no padding that comes after it.
+            trailing=masks.Trailing(causal=True) if decoder_segment_ids is None else None,
+            cross_trailing=self._trailing(encoder_input_tokens, encoder_segment_ids),
+            bias_kind="causal",
+            deterministic=not enable_dropout,
         )
         return self._logits(self.decoder(self.token_embedder(decoder_input_tokens), context))
 
@@ -227,6 +235,12 @@ class T5(nn.Module):
     def _real(self, encoder_input_tokens: Array) -> Array:
         """Returns bool [batch, prompt + source]: which encoded positions are to be attended to."""
         return prepend_mask(encoder_input_tokens > 0, self.encoder.soft_prompt())
+
+    def _trailing(self, encoder_input_tokens: Array, segment_ids: Array | None) -> masks.Trailing | None:
+        """Returns how many encoded positions of each row are real; None where it is not the first of them that are."""
+        if segment_ids is not None or self.encoder.soft_prompt() is not None:
+            return None
+        return masks.Trailing(masks.length(encoder_input_tokens > 0))
 
     def _logits(self, hidden: Array) -> Array:
         if self.config.logits_via_embedding:
