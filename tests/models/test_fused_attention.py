@@ -1,4 +1,4 @@
-"""Where a kernel stands for attention written out, loss and gradients are the same; where it must not, nothing calls it.
+"""Where a kernel stands for attention written out, loss and gradients are the same; else nothing calls it.
 
 The kernel of cuDNN needs a GPU. Here JAX's own code stands in its place, under the same call: what is held is what the
 call says about lengths, masks and bias, and when it is made.
