@@ -6,7 +6,8 @@ The step is the one that training runs (`hyperflax.compile.programs`), with Adaf
 padding; parameters are drawn for the measurement. Operations are the model's own (`hyperflax.models.flops`), so MFU
 counts neither rematerialised nor element-wise work; the peak is the vendor's for dense bfloat16 (`training/clock.py`).
 A line of json for each case: milliseconds of every round, their median's operations per second and share of the peak;
-before them the rate of one large matrix product, which no step can exceed.
+before them the rate of one large matrix product, which no step can exceed. Compiling takes longest: `--layers 4` cuts
+both stacks, to compare two versions of the step.
 
 `t5` has `--rows` rows of inputs and targets. `hyper_t5` has `--rows` tasks of four examples: a quarter of the inputs
 and targets each, and a support of `--inputs` tokens in one row; LoRA on query and value.
@@ -70,10 +71,12 @@ class Case:
     inputs: int
     targets: int
     remat: bool = False
+    layers: int | None = None
 
     @property
     def shape(self) -> T5Config:
         width, heads, layers, hidden = SIZES[self.size]
+        layers = self.layers or layers
         return T5Config(
             vocab_size=32128,
             emb_dim=width,
@@ -221,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--inputs", type=int, default=512, metavar="N", help="input tokens a row (default: 512)")
     parser.add_argument("--targets", type=int, default=128, metavar="N", help="target tokens a row (default: 128)")
     parser.add_argument("--matmul", type=int, default=8192, metavar="N", help="size of the matrices (default: 8192)")
+    parser.add_argument("--layers", type=int, metavar="N", help="of either stack, instead of the size's own")
     parser.add_argument("--remat", action="store_true", help="recompute activations, to save memory")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed rounds (default: 3)")
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps a round (default: 10)")
@@ -230,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(rows) != len(arguments.size):
         parser.error(f"--rows: expected one number or {len(arguments.size)}, as many as sizes, got {len(rows)}")
     cases = [
-        Case(model, size, number, arguments.inputs, arguments.targets, arguments.remat)
+        Case(model, size, number, arguments.inputs, arguments.targets, arguments.remat, arguments.layers)
         for model in arguments.model
         for size, number in zip(arguments.size, rows, strict=True)
     ]
