@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,8 @@ from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
-from hyperflax.models.decoding import Sample
+from hyperflax.models.beam import Beam
+from hyperflax.models.sampling import Greedy, Sample
 from hyperflax.training import refine
 from hyperflax.types import T5Config
 
@@ -85,6 +87,15 @@ def test_adapters_change_predictions_and_each_input_is_answered_alone(model: Hyp
     assert adapted != model.predict(inputs)
     assert model.predict(inputs[5:6], adapter) == adapted[5:6]
     assert model.predict([], adapter) == []
+
+
+@pytest.mark.parametrize("method", [Greedy(), Sample(), Beam(num_decodes=2)], ids=lambda method: type(method).__name__)
+def test_what_no_number_was_computed_for_is_no_answer(model: Hypermodel, method: Any) -> None:
+    tree = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), model.adapt(EXAMPLES).tree)
+    stacked = jax.tree.map(lambda sound, broken: np.stack([sound, broken]), model.adapt(EXAMPLES).tree, tree)
+    inputs = np.full((2, 3, 4), 5, np.int32)
+    with pytest.raises(AdapterError, match=r"not finite with these adapters, at 3 of 6 inputs, first at \[1, 0\]"):
+        model.decode(inputs, stacked, method=method, rng=jax.random.key(0))
 
 
 def test_refining_lowers_the_loss_on_the_examples(model: Hypermodel) -> None:

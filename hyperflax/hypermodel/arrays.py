@@ -26,7 +26,7 @@ from hyperflax.checkpoints.shapes import leaf_problems
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data import vocabularies
 from hyperflax.data.episode_config import EpisodeConfig
-from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.errors import AdapterError, CheckpointError, ConfigError
 from hyperflax.hypermodel.config import HYPERNETWORKS, HypermodelConfig
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.protocol import SupportReader, parameter_shapes
@@ -47,6 +47,7 @@ class ArrayHypermodel:
       hypernetwork_params: the hypernetwork's; None for a model that only predicts.
       name: short name for people.
       results, provenance: kept in the model directory, json.
+      created_with: the command.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ArrayHypermodel:
         name: str = "hypermodel",
         results: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        created_with: str = "",
     ):
         self.config = config
         self.model, self.hypernetwork = config.build()
@@ -73,6 +75,7 @@ class ArrayHypermodel:
             episode=configs.to_json(config.episodes),
             results=dict(results or {}),
             provenance=dict(provenance or {}),
+            created_with=created_with,
             files=collect_files(config.vocabulary.write_files),
         )
         self.base_params = jax.device_put(base_params)
@@ -191,11 +194,22 @@ class ArrayHypermodel:
         max_length: int | None = None,
         rng: Array | None = None,
     ) -> np.ndarray:
-        """Returns tokens [task, example, length] for encoder inputs [task, example, length]; best decode of each."""
+        """Returns tokens [task, example, length] for encoder inputs [task, example, length]; best decode of each.
+
+        Raises:
+          AdapterError: logits of some input are not finite, so that no token is the best.
+        """
         length = self.config.episodes.targets_length if max_length is None else max_length
-        return np.asarray(
-            self._decode(self.base_params, inputs, adapters, rng, method=method or Greedy(), max_length=length)
+        tokens, scores = self._decode(
+            self.base_params, inputs, adapters, rng, method=method or Greedy(), max_length=length
         )
+        if wrong := np.argwhere(~np.isfinite(scores)).tolist():
+            beside = "without an adapter" if adapters is None else "with these adapters"
+            raise AdapterError(
+                f"decode: the base model's logits are not finite {beside}, "
+                f"at {len(wrong)} of {np.size(scores)} inputs, first at {wrong[0]}"
+            )
+        return np.asarray(tokens)
 
     @functools.cached_property
     def _whole(self):
@@ -243,6 +257,6 @@ class ArrayHypermodel:
         @functools.partial(jax.jit, static_argnames=("method", "max_length"))
         def run(params, inputs, adapters, rng, *, method, max_length):
             out = decode(self.model, params, inputs, adapters=adapters, rng=rng, method=method, max_length=max_length)
-            return out.tokens
+            return out.tokens, out.scores
 
         return run

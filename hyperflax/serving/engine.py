@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -248,6 +249,11 @@ class Engine:
         raise DataError(f"expected 1 to {self.config.sources[-1]} input tokens, got {length}")
 
 
+def not_finite(key: Hashable | None) -> str:
+    """What is to be said where no token is the likeliest, since none has a number."""
+    return f"the base model's logits are not finite with {'no adapter' if key is None else f'the adapter {key!r}'}"
+
+
 class _Queue:
     """A lane, who is in it and who waits for it."""
 
@@ -266,7 +272,9 @@ class _Queue:
         for row, request in list(self.taken.items()):
             request.tokens = seen.tokens[row, : seen.age[row]].tolist()
             request.log_prob = float(seen.log_probs[row])
-            if seen.ended[row]:
+            if not math.isfinite(request.log_prob):
+                request.tokens, request.error = [], AdapterError(not_finite(request.key))
+            if seen.ended[row] or request.error:
                 request.done = True
                 done.append(self.taken.pop(row))
         return done

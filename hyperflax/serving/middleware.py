@@ -136,13 +136,14 @@ class Token:
     open = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
 
     def __init__(self, app: Any, token: str | None):
-        self.app, self.expected = app, None if token is None else f"Bearer {token}".encode()
+        self.app, self.expected = app, None if token is None else token.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or self.expected is None or scope["path"] in self.open:
             return await self.app(scope, receive, send)
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if not hmac.compare_digest(given, self.expected):
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        # A scheme's letters may be large or small (RFC 9110, section 11.1), and more than one space may follow.
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.lstrip(b" "), self.expected):
             told, header = "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             return await JSONResponse({"detail": told}, 401, header)(scope, receive, send)
         return await self.app(scope, receive, send)

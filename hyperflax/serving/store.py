@@ -141,6 +141,10 @@ class AdapterStore:
         try:
             with self._folder(made.id) as folder:
                 self._write(folder, made)
+                if made.id not in self:  # removed meanwhile, and what was written is all that stands there
+                    (folder / _MADE).unlink()
+                    folder.rmdir()
+                    raise UnknownAdapter(f"no adapter with the id {made.id!r}")
         except (OSError, CheckpointError) as error:
             raise NotSaved(f"{self.folder / made.id}: {error}") from error
 

@@ -95,7 +95,7 @@ class SharedAdapter(_AdaptersOf):
         adapters = self.table.apply({"params": trained.params}, {})
         provenance = {**trained.provenance, "results": trained.results}
         base = fingerprint(load_same(self.base_checkpoint, self.base, self.vocabulary, trained.origin))
-        metadata = AdapterMetadata(base_fingerprint=base, provenance=provenance)
+        metadata = AdapterMetadata(base_fingerprint=base, created_with="hyperflax train", provenance=provenance)
         save_adapter(directory, adapters, self.spec, metadata, dtype=trained.dtype, overwrite=True)
 
 

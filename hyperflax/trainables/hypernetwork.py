@@ -135,7 +135,7 @@ class HypernetworkOf:
         if self.scan_layers:
             params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
         base = load_same(self.base_checkpoint, self.config.base, self.vocabulary, trained.origin)
-        told = {"results": trained.results, "provenance": trained.provenance}
+        told = {"results": trained.results, "provenance": trained.provenance, "created_with": "hyperflax train"}
         Hypermodel(self.config, base, params, name=self.name, **told).save(
             directory, dtype=trained.dtype, overwrite=True
         )

@@ -283,6 +283,22 @@ def test_an_adapter_that_is_removed_fails_those_who_wait_for_it() -> None:
     assert str(late.error) == "the adapter 'lora' was removed"
 
 
+def test_an_adapter_that_makes_no_numbers_is_an_error_of_its_own_inputs() -> None:
+    served = engine(LORA)
+    tree, spec = adapter("lora")
+    served.add("lora", tree, spec)
+    served.add("broken", jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tree), spec)
+    keys = ["lora", "broken", None, "broken", "lora", "lora"]
+    requests = [served.submit(source(4, number), key) for number, key in enumerate(keys)]
+    served.run()
+    for request in requests:
+        if request.key == "broken":
+            assert (request.done, request.tokens) == (True, [])
+            assert str(request.error) == "the base model's logits are not finite with the adapter 'broken'"
+        else:
+            check(request)
+
+
 def test_an_adapter_is_fetched_when_its_row_is_free() -> None:
     fetched: list[Hashable] = []
 

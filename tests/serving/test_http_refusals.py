@@ -134,7 +134,8 @@ def test_a_token_is_asked_for(tmp_path: pathlib.Path) -> None:
                 assert http.get(path, headers=header).status_code == 401
             assert http.post("/v1/predictions", json={"inputs": ["a"]}, headers=header).status_code == 401
             assert http.post("/v1/predictions", content=b"{", headers=header).status_code == 401  # unread
-        assert http.get("/v1/model", headers={b"Authorization": f"Bearer {token}".encode()}).status_code == 200
+        for scheme in ("Bearer ", "bearer ", "BEARER  "):
+            assert http.get("/v1/model", headers={b"Authorization": f"{scheme}{token}".encode()}).status_code == 200
         for path in ("/", "/healthz", "/readyz", "/openapi.json"):
             assert http.get(path).status_code == 200
 

@@ -86,8 +86,10 @@ def test_what_is_removed_while_it_is_described_is_gone(tmp_path: pathlib.Path, m
 
     with monkeypatch.context() as raced:
         raced.setattr(store, "_write", late)
-        store.describe(Made(KEY, 2, estimate={"advice": "use"}))
+        with pytest.raises(UnknownAdapter, match=KEY):
+            store.describe(Made(KEY, 2, estimate={"advice": "use"}))
     assert listed(store) == []
+    assert not (tmp_path / KEY).exists()
     store.save(Made(KEY, 2), adapter)
     assert store.about(KEY).estimate is None
 
