@@ -81,14 +81,20 @@ def renew(
 def _groups(runs: Sequence[table.Run]) -> list[list[list[table.Run]]]:
     """What is done one after the other while programs are kept: for each structure, for each data set, its runs.
 
-    Kept runs need no program; those of a data set are a group.
+    Kept runs need no program; those of a data set are a group. What took longest comes first, so that shards, which
+    take turns, get about as much each.
     """
     groups: dict[Pipeline | str, dict[str, list[table.Run]]] = {}
     unsaid: dict[str, Any] = dict.fromkeys(VARIED)  # what a structure leaves open
     for run in runs:
         key = dataclasses.replace(run.pipeline, **unsaid) if _anew(run.pipeline) else run.dataset_hash
         groups.setdefault(key, {}).setdefault(run.dataset_hash, []).append(run)
-    return [list(group.values()) for group in groups.values()]
+    listed = [list(group.values()) for group in groups.values()]
+    return sorted(listed, key=_seconds, reverse=True)
+
+
+def _seconds(group: Sequence[Sequence[table.Run]]) -> float:
+    return sum(sum(run.seconds) for runs in group for run in runs if _anew(run.pipeline))
 
 
 def _renewed(bench: Bench, data: DataSet, run: table.Run) -> table.Run:

@@ -12,7 +12,7 @@ from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection, collect
-from hyperflax.tune.renew import renew
+from hyperflax.tune.renew import _groups, renew
 from hyperflax.tuner import table
 from hyperflax.tuner.pipeline import GENERATED
 from tests.finetuning.micro_model import micro_model
@@ -111,6 +111,21 @@ def test_killed_it_goes_on_and_shards_are_disjoint_and_whole(models, tables, tmp
     assert by_place(tmp_path).keys() == renewed.keys()
     table.compact(tmp_path)
     assert renew(Bench(models[1]), runs, SETS, out=tmp_path, progress=False) == 0
+
+
+def test_shards_get_about_as_much_to_do_each(tables):
+    run = next(run for run in tables[0].values() if run.pipeline.init == GENERATED)
+
+    def of_size(batch_size: int) -> table.Run:
+        pipeline = dataclasses.replace(run.pipeline, batch_size=batch_size)
+        return dataclasses.replace(
+            run, pipeline=pipeline, seconds=(100.0 if batch_size % 2 else 1.0,) * len(run.seconds)
+        )
+
+    groups = _groups([of_size(size) for size in range(1, 9)])
+    assert len(groups) == 8
+    costs = [sum(sum(run.seconds) for group in groups[shard::2] for (run,) in group) for shard in (0, 1)]
+    assert costs[0] == costs[1]
 
 
 def test_what_cannot_be_carried_over_is_refused(models, tables, tmp_path):
