@@ -37,7 +37,7 @@ from hyperflax.evaluation.coverage import common_tasks, count_cut, lacks
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
-from hyperflax.evaluation.report import write_report
+from hyperflax.evaluation.report import require_place, write_report
 from hyperflax.evaluation.runner import Condition, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.suite import Suite, suite_report
 from hyperflax.hypermodel import Hypermodel
@@ -92,7 +92,12 @@ def evaluate(
 
     Returns:
       the report, see `hyperflax.evaluation.schema`.
+
+    Raises:
+      ConfigError: a condition that cannot be had, or a file in the place of `out`.
+      DataError: no task can be evaluated.
     """
+    require_place(out)
     began, processes = time.monotonic(), Processes.running()
     episodes = model.config.episodes
     episodes = episodes if shots is None else episodes.replace(shots=shots, min_shots=None)
@@ -207,7 +212,9 @@ def evaluate_suite(
     Raises:
       DataError: `trained_on` holds a task or an example of the suite, or the record that the model, the shared adapter
         or the fine-tuned T5 has of its training tasks such a task; no task can be evaluated.
+      ConfigError: as `evaluate` raises it.
     """
+    require_place(out)
     began, processes = time.monotonic(), Processes.running()
     episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
     episodes = episodes if shots is None else episodes.replace(shots=shots)

@@ -149,7 +149,7 @@ def load_suite(name: str) -> Suite:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuses arguments that what is evaluated has no use for, numbers that mean nothing, and a file for a folder."""
-    from hyperflax.buckets import locate
+    from hyperflax.evaluation.report import require_place
 
     beside, other = ("mixture", "suite") if arguments.mixture else ("suite", "mixture")
     defaults = SUITE_ONLY if arguments.mixture else dict.fromkeys(MIXTURE_ONLY)
@@ -159,5 +159,4 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}: expected at least {least}, got {value}")
-    if locate(arguments.out).is_file():
-        raise ConfigError(f"--out {arguments.out}: expected a folder or nothing there, found a file")
+    require_place(arguments.out)

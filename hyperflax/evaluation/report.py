@@ -38,7 +38,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyperflax.buckets import Location, locate
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.intervals import RESAMPLES, Interval, bootstrap_difference, bootstrap_mean, bootstrap_nested
 from hyperflax.evaluation.markdown import render_markdown
 from hyperflax.evaluation.provenance import plain_json, run_info
@@ -150,6 +150,12 @@ def build_report(
         report["adapters"] = {name: float(f"{value:.{_DIGITS}g}") for name, value in adapters.items()}
     validate_report(report)
     return report
+
+
+def require_place(out: Location | str) -> None:
+    """Raises ConfigError where a file stands in a report's place: for evaluations to ask before their work."""
+    if locate(out).is_file():
+        raise ConfigError(f"{out}: expected a folder or nothing there, found a file")
 
 
 def write_report(report: Mapping[str, Any], out: Location | str) -> Location:

@@ -134,6 +134,16 @@ def test_other_neighbours_are_other_results(tmp_path: pathlib.Path, monkeypatch:
     assert "neighbours" not in none
 
 
+def test_a_file_in_the_report_s_place_is_refused_before_the_work(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.csv").write_text("mine")
+    monkeypatch.setattr(HeldOut, "from_source", pytest.fail)
+    with pytest.raises(ConfigError, match=r"mine\.csv: expected a folder or nothing there, found a file"):
+        evaluate(model=hypermodel(), source=source("a", "b"), out=str(tmp_path / "mine.csv"))
+    assert (tmp_path / "mine.csv").read_text() == "mine"
+
+
 def test_other_positives_are_other_results(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read beside the support and stand in no text of the tasks, by which the journal is named as well."""
     configs = []
