@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -40,7 +39,7 @@ def cache_mixture(
     """
     registry.register_modules(modules)
     origin = {"mixture": name, "split": split, "modules": list(modules)}
-    if name not in registry.sources() and importlib.util.find_spec("seqio") is not None:
+    if name not in registry.sources() and "seqio" in sys.modules:
         from hyperflax.data import seqio_source
 
         tokens, rates, examples = seqio_source.read_seqio(name, split, seed=seed)

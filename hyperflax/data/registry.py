@@ -22,6 +22,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import pathlib
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -215,9 +216,19 @@ def load_source(
         return _checked(entry.splits[split](vocabulary), name, vocabulary)
     if importlib.util.find_spec("seqio") is None:
         raise MissingExtraError(f"'{name}' is no token cache and none of {sorted(_SOURCES)}; seqio", "seqio")
+    if "seqio" not in sys.modules:  # nobody can have registered anything there, and its import takes seconds
+        raise unknown(name)
     from hyperflax.data import seqio_source
 
     return _checked(seqio_source.load_seqio(name, split, seed=seed), name, vocabulary)
+
+
+def unknown(name: str) -> DataError:
+    """The error for a name behind which nothing stands."""
+    return DataError(
+        f"'{name}': expected a token cache's folder, one of {sorted(_SOURCES)} or a registered seqio Task or Mixture; "
+        "`hyperflax tasks` lists what is known, --module makes more known"
+    )
 
 
 def _checked(source: ExampleSource, name: str, vocabulary: Vocabulary | None) -> ExampleSource:

@@ -83,10 +83,7 @@ def read_seqio(
     try:
         provider = seqio.get_mixture_or_task(name)
     except ValueError as error:
-        raise DataError(
-            f"'{name}': expected a token cache's folder, one of {sorted(registry.sources())} or a registered seqio "
-            f"Task or Mixture; `hyperflax tasks` lists what is known, --module makes more known ({error})"
-        ) from error
+        raise registry.unknown(name) from error
     mixture = isinstance(provider, seqio.Mixture)
     tasks = list(provider.tasks) if mixture else [provider]
     for task in tasks:

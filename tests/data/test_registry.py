@@ -69,6 +69,25 @@ def test_without_seqio_an_unknown_name_is_answered_with_the_command(monkeypatch:
         registry.load_source("no_such_mixture")
 
 
+def test_a_mistyped_name_does_not_wait_for_tensorflow() -> None:
+    program = """
+import sys
+from hyperflax.data import commands, registry
+from hyperflax.errors import DataError
+for ask in (registry.load_source, lambda name: commands.cache_mixture(name, "nowhere")):
+    try:
+        ask("stringz")
+    except DataError as error:
+        print(error)
+print([name for name in ("seqio", "tensorflow") if name in sys.modules])
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    first, second, imported = told.splitlines()
+    assert first == second
+    assert re.match(r"'stringz': expected a token cache's folder, one of \[.*'strings'", first)
+    assert imported == "[]"
+
+
 def test_a_module_is_registered_where_the_name_is_not_known(upper: str) -> None:
     assert registry.load_source(upper, module="no_such_module").task_names == ("upper",)
     with pytest.raises(ConfigError, match=r"'lower', from module 'no_such_module': .* expected an importable"):
