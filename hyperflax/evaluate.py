@@ -10,18 +10,12 @@ of tasks are shared out, `out` is a folder that all hosts see, and the first one
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from hyperflax import configs
-from hyperflax.checkpoints.artefacts import load_adapter
-from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.forms import load_base, read_provenance
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, Conditions
@@ -34,9 +28,10 @@ from hyperflax.evaluation.contamination import (
     trained_elsewhere,
 )
 from hyperflax.evaluation.coverage import common_tasks, count_cut, lacks
-from hyperflax.evaluation.held_out import HeldOut, TaskTokens
+from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
+from hyperflax.evaluation.references import References
 from hyperflax.evaluation.report import require_place, write_report
 from hyperflax.evaluation.runner import Condition, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.suite import Suite, suite_report
@@ -104,7 +99,7 @@ def evaluate(
 
     drawing: dict[str, Any] = {"examples": examples, "tasks": tasks, "seed": seed, "first": first, "support": support}
     held_out = HeldOut.from_source(source, episodes, **drawing)
-    references = _references(model, shared, mtf, mtf_zero_shot)
+    references = References.load(model, shared, mtf, mtf_zero_shot)
     runnable = Conditions(
         model,
         held_out,
@@ -132,7 +127,7 @@ def evaluate(
         **_positives(held_out),
     }
     if neighbours is not None:
-        config |= {"neighbours": _digest(runnable.neighbours), "num_neighbours": NEIGHBOURS}
+        config |= {"neighbours": runnable.neighbours.digest, "num_neighbours": NEIGHBOURS}
     table = evaluate_conditions(
         held_out.tasks,
         runnable.pick(*conditions),
@@ -236,7 +231,7 @@ def evaluate_suite(
                 ranked=suite.ranked,
             )
     evaluated = [task for held_out in runs.values() for task in held_out.tasks]
-    references = _references(model, shared, mtf, mtf_zero_shot)
+    references = References.load(model, shared, mtf, mtf_zero_shot)
     for who, seen in references.trained_on.items():
         check_names(who, seen.get(TRAINING_TASKS, ()), evaluated)
     for name, training in (trained_on or {}).items():
@@ -244,7 +239,7 @@ def evaluate_suite(
     given = {f"'{name}'": record([training]) for name, training in (trained_on or {}).items()}
     seen_elsewhere = {
         task: f"task '{task}': {who} has its data set as {data_set}"
-        for who, seen in (references.trained_on | given).items()
+        for who, seen in {**references.trained_on, **given}.items()
         for task, data_set in trained_elsewhere(seen, evaluated).items()
     }
     runs = {label: held_out.without(seen_elsewhere) for label, held_out in runs.items()}
@@ -296,7 +291,9 @@ def evaluate_suite(
             processes=processes,
         )
         if not figures and "generated" in runnable:
-            figures = everything.adapter_figures(_others(*list(common.values())[:2]))
+            # The first two draws are two supports of a task; of other sources there may be one, or the same again.
+            again = [second.where_supports_differ(held_out) for second in list(common.values())[1:2]]
+            figures = everything.adapter_figures(*again)
     cut, inputs = count_cut(runs, episodes.inputs_length)
     config["inputs_cut"] = f"{cut} of {inputs}"
     report = suite_report(
@@ -313,54 +310,9 @@ def evaluate_suite(
     return report
 
 
-class _References(NamedTuple):
-    """The systems to compare with, for `Conditions`; what the report says of them; {who: provenance with a record}."""
-
-    systems: dict[str, Any]
-    described: dict[str, Any]
-    trained_on: dict[str, Mapping[str, Any]]
-
-
-def _references(model: Hypermodel, shared: str | None, mtf: str | None, mtf_zero_shot: str | None) -> _References:
-    """Loads them; the record of the hypermodel itself is among the records."""
-    found = _References({}, {}, {f"what '{model.parts.name}' was trained on": model.parts.provenance})
-    if shared:
-        adapter = load_adapter(shared)
-        found.systems["shared"], found.described["shared"] = adapter, fingerprint(adapter.tree)
-        found.trained_on[f"what the shared adapter '{shared}' was trained on"] = adapter.metadata.provenance
-    for name, directory in {"mtf": mtf, "mtf_zero_shot": mtf_zero_shot}.items():
-        if directory:
-            fine_tuned = model.with_base(load_base(directory, model.config.base, model.config.vocabulary))
-            found.systems[name], found.described[name] = fine_tuned, fine_tuned.base_fingerprint
-            found.trained_on[f"what the fine-tuned T5 '{directory}' was trained on"] = read_provenance(directory)
-    return found
-
-
-def _others(first: HeldOut, second: HeldOut | None = None) -> HeldOut | None:
-    """The second run's tasks whose support is another than in the first; None if there are none."""
-
-    def content(given: TaskTokens) -> list[tuple[bytes, bytes]]:
-        return [(shot.inputs.tobytes(), shot.targets.tobytes()) for shot in given.support]
-
-    if second is None:
-        return None
-    others = {name: given for name, given in second.tokens.items() if content(given) != content(first.tokens[name])}
-    return dataclasses.replace(second, tokens=others) if others else None
-
-
 def _positives(held_out: HeldOut) -> dict[str, str]:
     """A digest where positives are read beside the support; of what else is read, the tasks hold the text."""
-    return {"positives": _digest(held_out)} if any(t.info.positives for t in held_out.tokens.values()) else {}
-
-
-def _digest(held_out: HeldOut) -> str:
-    """Of what adapters of these tasks are generated from; 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, given in held_out.tokens.items():
-        shown = (*given.info.positives, *given.support)
-        pieces = [given.info.definition, *(tokens for shot in shown for tokens in (shot.inputs, shot.targets))]
-        digest.update(json.dumps([name, *(piece.tolist() for piece in pieces)]).encode())
-    return digest.hexdigest()[:16]
+    return {"positives": held_out.digest} if any(t.info.positives for t in held_out.tokens.values()) else {}
 
 
 def _repeat(table: ScoreTable, condition: str) -> Condition:

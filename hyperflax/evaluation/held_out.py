@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -164,6 +165,25 @@ class HeldOut:
         out = {task.name: reasons[task.name] for task in self.tasks if task.name in reasons}
         tokens = {task.name: self.tokens[task.name] for task in left}
         return dataclasses.replace(self, tasks=left, tokens=tokens, left_out={**self.left_out, **out})
+
+    def where_supports_differ(self, first: HeldOut) -> HeldOut | None:
+        """The tokens of those tasks whose support is another than in `first`; None if there are none."""
+
+        def content(given: TaskTokens) -> list[tuple[bytes, bytes]]:
+            return [(shot.inputs.tobytes(), shot.targets.tobytes()) for shot in given.support]
+
+        others = {name: given for name, given in self.tokens.items() if content(given) != content(first.tokens[name])}
+        return dataclasses.replace(self, tokens=others) if others else None
+
+    @property
+    def digest(self) -> str:
+        """Of what adapters of these tasks are generated from; 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, given in self.tokens.items():
+            shown = (*given.info.positives, *given.support)
+            pieces = [given.info.definition, *(tokens for shot in shown for tokens in (shot.inputs, shot.targets))]
+            digest.update(json.dumps([name, *(piece.tolist() for piece in pieces)]).encode())
+        return digest.hexdigest()[:16]
 
 
 def _draw(positives: list[Example], shots: int, seed: int, draw: int, name: str) -> list[Example]:

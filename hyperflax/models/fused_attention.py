@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from hyperflax.models.masks import Trailing
 from hyperflax.types import Array
 
-IMPLEMENTATION = "cudnn"  # of `jax.nn.dot_product_attention`
+IMPLEMENTATION: Literal["cudnn", "xla"] = "cudnn"  # of `jax.nn.dot_product_attention`
 SMALLEST = 128 * 128  # queries times keys; the shortest that was measured
 CAPABILITY = (8, 0)  # of the GPU, least for this kernel
 
@@ -56,11 +57,11 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None, trailing: Trailing)
     Returns:
       The shape of q. Rows of padding hold anything finite.
     """
-    lengths = {}
+    queries = keys = None
     if trailing.keys is not None:
         # A row without any key would be NaN. Where tasks are mapped over, both lengths have to have their axis.
         keys = jnp.maximum(trailing.keys, 1)
-        lengths = {"query_seq_lengths": 0 * keys + q.shape[1], "key_value_seq_lengths": keys}
+        queries = 0 * keys + q.shape[1]
     return jax.nn.dot_product_attention(
         q,
         k,
@@ -68,6 +69,7 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None, trailing: Trailing)
         None if bias is None else bias.astype(q.dtype)[None],
         scale=1.0,
         is_causal=trailing.causal,
+        query_seq_lengths=queries,
+        key_value_seq_lengths=keys,
         implementation=IMPLEMENTATION,
-        **lengths,
     )
