@@ -287,6 +287,7 @@ def test_any_bytes_as_json(tmp_path, data):
         ('{"a": 1', "expected json"),
         ('{"a": NaN}', "NaN"),
         ('{"a": -Infinity}', "Infinity"),
+        ('{"a": [-1e999]}', "-1e999 is too large a number"),
         ('{"a": {"b": 1, "b": 2}}', "'b' is given twice"),
         ('{"a": ["\\uD83d"]}', "expected json, .* surrogates not allowed"),
         ('{"a":' * 50_000, "nested too deep"),
