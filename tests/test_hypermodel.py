@@ -311,8 +311,9 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
     for call in (lambda: model.predict(["a", "b\ud83d"]), lambda: model.adapt([("a", "b"), ("c", "b\ud83d")])):
         with pytest.raises(DataError, match=r"(input|example) 1: expected Unicode text, got '\\ud83d'"):
             call()
-    with pytest.raises(ConfigError, match="refine_steps"):
-        model.adapt(EXAMPLES, refine_steps=-1)
+    for steps in (-1, 1.5):
+        with pytest.raises(ConfigError, match=f"refine_steps: expected an int of 0 or more, got {steps}"):
+            model.adapt(EXAMPLES, refine_steps=steps)
     with pytest.raises(ConfigError, match="definition: expected none, which this model was trained with, got 'upper'"):
         model.adapt(EXAMPLES, definition="upper")
 

@@ -27,7 +27,7 @@ import jax
 Activity = Literal["compiling", "steps", "evaluating", "saving"]
 
 # Peak operations per second of one chip in bfloat16 without sparsity, from the vendors: cloud.google.com/tpu/docs has a
-# page for each generation, NVIDIA data sheets of A100 and of H100 and H200 (SXM).
+# page for each generation, NVIDIA data sheets of A100, H100 and H200; as cards (NVL, PCIe) the latter have less.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -36,7 +36,10 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
 }
 
 

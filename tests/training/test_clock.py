@@ -68,6 +68,8 @@ def test_a_period_that_is_not_whole_goes_on(now) -> None:
         ("TPU v5p", 459e12),
         ("TPU v6 lite", 918e12),
         ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("cpu", None),
     ],
