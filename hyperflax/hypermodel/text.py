@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -84,7 +85,7 @@ class Hypermodel(ArrayHypermodel):
         pairs = [_pair(example, name) for example, name in zip(given, names, strict=True)]
         if not pairs:
             raise DataError("examples: expected at least one (input, target) pair, got none")
-        if not isinstance(refine_steps, int) or refine_steps < 0:
+        if not isinstance(refine_steps, numbers.Integral) or refine_steps < 0:
             raise ConfigError(f"refine_steps: expected an int of 0 or more, got {refine_steps!r}")
         if not 1 <= supports <= len(pairs):
             raise ConfigError(f"supports: expected 1 to {len(pairs)}, the number of examples, got {supports}")
