@@ -2,8 +2,9 @@
 
 Written out, a layer stores scores and weights [rows, heads, queries, keys] for its gradient and goes over them some ten
 times; at 512 tokens that was more than a quarter of a training step at the width of T5 1.1 large, on an H200
-(docs/peers.md). The kernel takes the position bias as T5 has it, one for all rows, and gives its gradient. A mask for each row would be a bias for each
-row and as large as the scores, so only what lengths can say is fused (`masks.Trailing`): no packed rows, no prefixes.
+(docs/peers.md). The kernel takes the position bias as T5 has it, one for all rows, and gives its gradient. A mask for
+each row would be a bias for each row and as large as the scores, so only what lengths can say is fused
+(`masks.Trailing`): no packed rows, no prefixes.
 
 >>> if fits(q, k):
 ...     y = attend(q, k, v, bias, Trailing(lengths))
