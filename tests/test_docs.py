@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -33,7 +34,9 @@ from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.hypernets.protocol import Hypernetwork, SupportReader
 from hyperflax.models.t5 import T5
 from hyperflax.train import HypernetworkOf, train
+from hyperflax.trainables import Trained
 from hyperflax.training.optimizers import adamw
+from hyperflax.training.partitioning import Partitioner
 from hyperflax.types import T5Config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -180,6 +183,12 @@ def test_the_guide_s_hypernetwork_is_trained_saved_loaded_and_used(
         loaded.adapt([("ae", "AE"), ("bf", "BF")], supports=2)
     with pytest.raises(ConfigError, match=r"no T5 .* got \['embedding', 'slots', 'writer'\]; start it at random"):
         initialise_from_t5(loaded.hypernetwork_params, loaded.base_params)
+    scanned = dataclasses.replace(model, start=str(directory), scan_layers=True)
+    params = scanned.initial_params(loaded.hypernetwork_params, Partitioner())
+    scanned.export(tmp_path / "scanned", Trained(params, {}, {}))
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "scanned").parts.hypernetwork_params, params)
+    with pytest.raises(CheckpointError, match=r"fresh_heads: expected a hypernetwork with a T5, .* got \['embedding'"):
+        dataclasses.replace(scanned, fresh_heads=True).initial_params(params, Partitioner())
     others = {**loaded.hypernetwork_params, "slots": np.zeros((3, 8), np.float32)}
     with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 8\), found \(3, 8\)"):
         Hypermodel(config, loaded.base_params, others).check_hypernetwork("here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -24,7 +25,7 @@ from hyperflax.objectives.episode import HypermodelObjective
 from hyperflax.trainables.protocol import Trained, abstract_t5, load_same
 from hyperflax.training.base_model import read_base
 from hyperflax.training.partitioning import Partitioner
-from hyperflax.types import PyTree
+from hyperflax.types import PyTree, T5Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,25 +116,36 @@ class HypernetworkOf:
     def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         if self.start == "random":
             return fresh
-        trunk = self.config.hypernetwork.t5
         trained = self.start != "base" and is_model_directory(self.start)
         if self.fresh_heads and not trained:
             raise ConfigError(f"HypernetworkOf.fresh_heads: expected a model directory as start, got '{self.start}'")
         if trained and not self.fresh_heads:
-            flat = {**fresh, "t5": unstack_layers(fresh["t5"], trunk)} if self.scan_layers else fresh
-            params = _trained_hypernetwork(self.start, flat, self.vocabulary)
-            return {**params, "t5": stack_layers(params["t5"], trunk)} if self.scan_layers else params
+            unrolled = self._arranged(fresh, unstack_layers)
+            return self._arranged(_trained_hypernetwork(self.start, unrolled, self.vocabulary), stack_layers)
         if trained:
-            t5 = _hypernetwork_params(self.start, self.vocabulary)["t5"]
-            return initialise_from_t5(fresh, stack_layers(t5, trunk) if self.scan_layers else t5)
+            params = self._arranged(_hypernetwork_params(self.start, self.vocabulary), stack_layers)
+            if "t5" not in params:
+                raise CheckpointError(
+                    f"{self.start}: fresh_heads: expected a hypernetwork with a T5, which is what would be kept, got "
+                    f"{sorted(params)}"
+                )
+            return initialise_from_t5(fresh, params["t5"])
+        trunk = self.config.hypernetwork.t5
         path, shape = (self.base_checkpoint, self.config.base) if self.start == "base" else (self.start, trunk)
         shape = shape.replace(scan_layers=self.scan_layers)
         return initialise_from_t5(fresh, read_base(path, shape, partitioner, vocabulary=self.vocabulary))
 
+    def _arranged(self, params: PyTree, arrange: Callable[[PyTree, T5Config], PyTree]) -> PyTree:
+        """Returns a hypernetwork's parameters, those of its T5 stacked or unstacked where a run scans layers.
+
+        A hypernetwork without a T5 has no layers.
+        """
+        if not self.scan_layers or "t5" not in params:
+            return params
+        return {**params, "t5": arrange(params["t5"], self.config.hypernetwork.t5)}
+
     def export(self, directory: Location, trained: Trained) -> None:
-        params = trained.params
-        if self.scan_layers:
-            params = {**params, "t5": unstack_layers(params["t5"], self.config.hypernetwork.t5)}
+        params = self._arranged(trained.params, unstack_layers)
         base = load_same(self.base_checkpoint, self.config.base, self.vocabulary, trained.origin)
         told = {"results": trained.results, "provenance": trained.provenance, "created_with": "hyperflax train"}
         Hypermodel(self.config, base, params, name=self.name, **told).save(
