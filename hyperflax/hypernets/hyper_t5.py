@@ -156,14 +156,18 @@ def initialise_from_t5(params: PyTree, t5_params: PyTree) -> PyTree:
 
     Raises:
       ConfigError: there is no T5 in the hypernetwork.
-      CheckpointError: a parameter of the hypernetwork's T5 is absent from `t5_params` or has another shape there.
+      CheckpointError: a parameter of the hypernetwork's T5 is absent from `t5_params` or has another shape there, or
+        that T5 has more layers.
     """
     if "t5" not in params:
         raise ConfigError(
             "the hypernetwork has no T5 that could start as a copy of another: expected 't5' among its parameters, got "
             f"{sorted(params)}; start it at random (start='random') or whole from a model directory"
         )
-    source = trees.flatten(t5_params)
+    source, own = trees.flatten(t5_params), trees.flatten(params["t5"])
+    without = {"logits_dense", "relpos_bias"}  # what a hypernetwork may have no use for, see `HyperT5Config.uses`
+    if more := [path for path in source if path not in own and not without & set(path.split("/"))]:
+        raise CheckpointError(f"t5/{more[0]}: the hypernetwork has no such parameter, the T5 to start from has")
 
     def pick(path: str, leaf: Array) -> Array | np.ndarray:
         if path not in source:

@@ -132,6 +132,9 @@ def test_starts_from_a_t5(case) -> None:
     wrong = jax.jit(T5(BASE.replace(mlp_dim=48)).init)(jax.random.key(7), tokens, tokens)["params"]
     with pytest.raises(CheckpointError, match=r"mlp/wi_0/kernel: the hypernetwork expects \(16, 32\)"):
         initialise_from_t5(params, wrong)
+    deeper = jax.eval_shape(T5(BASE.replace(num_decoder_layers=3)).init, jax.random.key(7), tokens, tokens)["params"]
+    with pytest.raises(CheckpointError, match=r"t5/decoder/layers_2/.*: the hypernetwork has no such parameter"):
+        initialise_from_t5(params, deeper)
 
 
 def test_a_batch_of_supports_is_refused(case) -> None:
