@@ -36,7 +36,7 @@ from hyperflax.models.t5 import T5
 from hyperflax.train import HypernetworkOf, train
 from hyperflax.trainables import Trained
 from hyperflax.training.optimizers import adamw
-from hyperflax.training.partitioning import Partitioner
+from hyperflax.training.partitioning import LOGICAL_RULES, Partitioner
 from hyperflax.types import T5Config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -129,6 +129,12 @@ def test_the_guide_s_adapter_kind_works(
     np.testing.assert_allclose(diagnostics(adapters[0], spec)["encoder_0"].norm, norm, rtol=1e-4)
     with pytest.raises(AdapterError, match="PEFT: expected one of lora, prefix, soft_prompt, got scaling"):
         write_peft(tmp_path / "peft", Adapter(adapters[0], spec, AdapterMetadata(None)))
+
+
+def test_logical_axes_are_those_that_rules_cover():
+    page = (REPOSITORY / "docs/notation.md").read_text("utf-8")
+    told = page.partition("Logical axes:")[2].partition("Mesh axes:")[0]
+    assert set(re.findall(r"`(\w+)`", told)) == {axis for axis, _ in LOGICAL_RULES}
 
 
 @pytest.mark.parametrize("guide", ["add_a_hypernetwork.md"], indirect=True)
