@@ -89,7 +89,8 @@ def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def support_of(episode: Mapping[str, Array]) -> Array:
     """Returns an episode's `support_tokens`. Raises ConfigError where they are not those of one task."""
-    tokens = episode["support_tokens"]
+    if (tokens := episode.get("support_tokens")) is None:
+        raise ConfigError(f"support_tokens: expected [rows, length] of one task, got {sorted(episode)} alone")
     if tokens.ndim != 2:
         raise ConfigError(f"support_tokens: expected [rows, length] of one task, got {tuple(tokens.shape)}")
     return tokens

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.errors import ConfigError
 from hyperflax.models.flops import Forward
 from hyperflax.models.parameters import param
 from hyperflax.types import Array, PyTree
@@ -42,8 +43,14 @@ class Table(nn.Module):
 
     @nn.compact
     def __call__(self, episode: Mapping[str, Array], *, enable_dropout: bool = False) -> PyTree:
-        """Returns the adapters of row `episode["task_index"]`, an int32 scalar; NaN where the table has no such row."""
+        """Returns the adapters of row `episode["task_index"]`, an int32 scalar; NaN where the table has no such row.
+
+        Raises:
+          ConfigError: no index, and the table is not shared.
+        """
         del enable_dropout
+        if not self.shared and "task_index" not in episode:
+            raise ConfigError(f"task_index: expected the number of a task, got {sorted(episode)} alone")
         rows = {
             leaf.path: param(
                 self,

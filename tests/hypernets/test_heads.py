@@ -130,6 +130,8 @@ def test_a_table_row_is_a_task_of_its_own(spec) -> None:
     for index in (-1, 3):
         missing = table.apply({"params": params}, {"task_index": index})
         assert all(bool(jnp.isnan(leaf).all()) for leaf in trees.flatten(missing).values())
+    with pytest.raises(ConfigError, match=r"task_index: expected the number of a task, got \['support_tokens'\] alone"):
+        table.apply({"params": params}, {"support_tokens": jnp.ones((1, 3), jnp.int32)})
     shared = Table(spec, num_tasks=1, shared=True)
     params = nn.unbox(shared.init(jax.random.key(0), {"task_index": 5})["params"])
     first, other = (shared.apply({"params": params}, {"task_index": index}) for index in (0, 7))

@@ -137,8 +137,10 @@ def test_starts_from_a_t5(case) -> None:
         initialise_from_t5(params, deeper)
 
 
-def test_a_batch_of_supports_is_refused(case) -> None:
+def test_what_is_not_one_support_is_refused(case) -> None:
     _, hypernet, params, _ = case
+    with pytest.raises(ConfigError, match=r"support_tokens: expected .* of one task, got \['task_index'\] alone"):
+        hypernet.apply({"params": params}, {"task_index": 0})
     with pytest.raises(ConfigError, match=r"expected \[rows, length\] of one task, got \(2, 3, 6\)"):
         hypernet.apply({"params": params}, {"support_tokens": np.stack([SUPPORT, SUPPORT])})
     with pytest.raises(ConfigError, match="slot_bias"):
