@@ -37,7 +37,7 @@ class Beam:
     alpha: float = 0.6
 
     def __post_init__(self) -> None:
-        if self.num_decodes < 1 or self.alpha < 0:
+        if not (self.num_decodes >= 1 and self.alpha >= 0):
             raise ConfigError(f"Beam: num_decodes >= 1 and alpha >= 0 expected, got {self}")
 
 

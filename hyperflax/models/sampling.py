@@ -48,7 +48,7 @@ class Sample:
     def __post_init__(self) -> None:
         if self.topk and self.topp:
             raise ConfigError(f"Sample: expected at most one of topk and topp, got {self.topk} and {self.topp}")
-        if self.temperature < 0 or self.topk < 0 or not 0 <= self.topp <= 1 or self.num_decodes < 1:
+        if not (self.temperature >= 0 and self.topk >= 0 and 0 <= self.topp <= 1 and self.num_decodes >= 1):
             raise ConfigError(f"Sample: temperature, topk >= 0, topp in [0, 1], num_decodes >= 1 expected, got {self}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -299,6 +300,10 @@ def test_what_does_not_fit_is_named() -> None:
         decode(MODEL, params(), tokens, max_length=LENGTH, method=Sample())
     with pytest.raises(ConfigError, match="at most one of topk and topp"):
         Sample(topk=2, topp=0.5)
+    with pytest.raises(ConfigError, match=r"Sample: temperature, topk >= 0, .* got .*temperature=nan"):
+        Sample(temperature=math.nan)
+    with pytest.raises(ConfigError, match=r"Beam: num_decodes >= 1 and alpha >= 0 expected, got .*alpha=nan"):
+        Beam(alpha=math.nan)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
