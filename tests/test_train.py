@@ -178,7 +178,7 @@ def test_fresh_heads_keep_the_t5_alone_and_may_write_other_adapters(
     assert same(rest, {name: part for name, part in new.items() if name != "t5"})
 
 
-@pytest.mark.parametrize("start", ["base", "wide"])
+@pytest.mark.parametrize("start", ["base", "random", "wide"])
 def test_fresh_heads_want_a_hypernetwork_to_start_from(base: str, wide: str, start: str) -> None:
     model = HypernetworkOf(config(WIDE), base, start=wide if start == "wide" else start, fresh_heads=True)
     with pytest.raises(ConfigError, match="fresh_heads: expected a model directory as start"):

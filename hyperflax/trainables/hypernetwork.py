@@ -114,11 +114,11 @@ class HypernetworkOf:
         return not changes_parameters(leaf.path for leaf in self.config.spec.leaves)
 
     def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
-        if self.start == "random":
-            return fresh
-        trained = self.start != "base" and is_model_directory(self.start)
+        trained = self.start not in ("base", "random") and is_model_directory(self.start)
         if self.fresh_heads and not trained:
             raise ConfigError(f"HypernetworkOf.fresh_heads: expected a model directory as start, got '{self.start}'")
+        if self.start == "random":
+            return fresh
         if trained and not self.fresh_heads:
             unrolled = self._arranged(fresh, unstack_layers)
             return self._arranged(_trained_hypernetwork(self.start, unrolled, self.vocabulary), stack_layers)
