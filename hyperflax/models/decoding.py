@@ -37,7 +37,8 @@ class DecodeResult(NamedTuple):
         padding alone.
       scores: float32 [...], its score; 0 for those.
       all_tokens: int32 [..., num_decodes, max_length], all sequences by increasing score.
-      all_scores: float32 [..., num_decodes].
+      all_scores: float32 [..., num_decodes]. A beam search that ends with some sequences, and fewer than beams, has
+        zeros with a score of -1e7 in the other places.
     """
 
     tokens: Array

@@ -147,6 +147,8 @@ def test_beam_search_is_what_its_definition_says(alpha: float) -> None:
         for place, (score, sequence) in enumerate(expected):  # best first
             np.testing.assert_array_equal(result.all_tokens[row, beams - 1 - place], sequence)
             np.testing.assert_allclose(result.all_scores[row, beams - 1 - place], score, rtol=1e-4)
+        assert not result.all_tokens[row, : beams - len(expected)].any()
+        assert (result.all_scores[row, : beams - len(expected)] == -1e7).all()
     assert ended >= 2  # otherwise the weights test little
 
 
