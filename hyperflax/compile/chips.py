@@ -29,6 +29,7 @@ class Chip:
       hbm_bandwidth: of the memory, bytes a second.
       link_bandwidth: of one link in one direction, bytes a second.
       ring: an axis of a slice is closed to a ring where its length is a multiple of this; else it is a line.
+      configuration: the TPU compiler's name for a chip whose cores are one device; of most chips the only one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
     ring: int
+    configuration: str = "default"
 
     @property
     def peak(self) -> float:
@@ -48,7 +50,7 @@ class Chip:
 
 
 CHIPS = (
-    Chip("v4", "TPU v4", 32_000_000_000, 1228e9, 50e9, 4),
+    Chip("v4", "TPU v4", 32_000_000_000, 1228e9, 50e9, 4, "megacore"),
     Chip("v5e", "TPU v5 lite", 16_000_000_000, 819e9, 50e9, 16),
     Chip("v5p", "TPU v5", 95_000_000_000, 2765e9, 100e9, 4),
     Chip("v6e", "TPU v6 lite", 32_000_000_000, 1600e9, 100e9, 16),

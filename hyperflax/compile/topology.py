@@ -51,7 +51,9 @@ def topology_devices(name: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, chip_config_name=chip.configuration
+        ).devices
     except Exception as error:  # whatever the plugin raises
         raise ConfigError(f"topology '{name}': the TPU compiler knows no such slice ({error})") from error
     if len(devices) != math.prod(shape):

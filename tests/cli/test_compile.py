@@ -72,6 +72,15 @@ def test_two_processes_compile_beside_each_other(tpu_library: pathlib.Path) -> N
         first.stdin.close()
 
 
+def test_the_compiler_has_a_device_for_each_chip_of_every_kind(tpu_library: pathlib.Path) -> None:
+    """Two cores of a v4 are one device, as JAX has them on a slice that is there."""
+    names = ["v4:2x2x2", "v5e:2x4", "v5p:2x2x2", "v6e:2x4"]
+    code = f"from hyperflax.compile.topology import *; print(*(len(topology_devices(name)) for name in {names}))"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_LIBRARY_PATH": str(tpu_library)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["8"] * len(names), done.stderr
+
+
 def test_without_the_compiler_the_answer_is_a_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     from hyperflax.compile import topology
 
