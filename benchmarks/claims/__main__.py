@@ -71,13 +71,15 @@ def _run(arguments: argparse.Namespace, numbers: set[int], seeds: set[int], work
             continue
         every = claims(SETTINGS[family, arguments.scale])
         tables[family] = tuple(claim for claim in every if claim.number in numbers)
+    if not tables:
+        raise HyperflaxError("expected a family that is not left out, so no table is written")
     if unknown := set(workspace.bases) - {
         experiment.base.name for table in tables.values() for experiment in experiments(table).values()
     }:
         raise HyperflaxError(f"--base: expected names of bases that these claims need, got {sorted(unknown)}")
     names = {name for table in tables.values() for name in experiments(table)}
     wanted = set(arguments.experiments.split(",")) if arguments.experiments else names
-    if tables and wanted - names:
+    if wanted - names:
         raise HyperflaxError(
             f"--experiments: expected some of {sorted(names)}, which these claims need, got {sorted(wanted - names)}"
         )

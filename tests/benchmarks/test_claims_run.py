@@ -314,8 +314,10 @@ def test_the_command_says_what_is_wrong(tmp_path: pathlib.Path, capsys: pytest.C
     said = capsys.readouterr().err
     assert "'hart_2'" in said
     assert said.endswith("got ['harp']\n")
-    assert main(["--out", str(tmp_path), "--report"]) == 0
+    (tmp_path / "verdicts-cpu.md").write_text("of an earlier run")
+    assert main(["--out", str(tmp_path), "--report"]) == 2
     assert "strings_demo is left out: no results" in capsys.readouterr().err
+    assert (tmp_path / "verdicts-cpu.md").read_text() == "of an earlier run"
     for flag, text, allowed in (("--claims", "7", "1, 2, 3, 4, 5, 6"), ("--seeds", "0,9", "0, 1, 2")):
         with pytest.raises(SystemExit):
             main(["--out", str(tmp_path), flag, text])
