@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import logging
 import os
@@ -62,8 +63,8 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
 def run_job(name: str, arguments: argparse.Namespace) -> Any:
     """Parses gin files and bindings, then calls the function `name` with the arguments bound to it.
 
-    The configuration of a training job is written to MODEL_DIR once its run has started. That of a job which is refused
-    is not: the files there tell of the run there.
+    The configuration of a training job is written to its folder once its run has started. That of a job which is
+    refused is not: the files there tell of the run there.
 
     Raises:
       ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
@@ -76,7 +77,7 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
         os.environ["TFDS_DATA_DIR"] = arguments.tfds_data_dir  # TFDS reads it when it is imported
     multiprocess.join(arguments)
     job = parse(name, arguments)
-    folder = _model_dir() if name == TRAINING else None  # what evaluates the run in MODEL_DIR writes elsewhere
+    folder = _model_dir() if name == TRAINING else None  # an evaluation writes elsewhere
     if folder is None:
         return job()
     with contextlib.ExitStack() as at_the_end:
@@ -139,7 +140,7 @@ def _told(place: str) -> Iterator[None]:
 def _refuse_unused(bindings: list[str]) -> None:
     """Refuses a macro of the command line that no file uses: gin takes any name, and the job would run without it."""
     named = {binding.partition(" = ")[0] for binding in bindings}
-    used = {*_USED.findall(gin.config_str()), "MODEL_DIR"}  # which run_job looks up by its name
+    used = set(_USED.findall(gin.config_str()))
     for name in sorted(filter(str.isidentifier, named - used)):
         raise ConfigError(f"--gin.{name}: expected a name that the gin files use, which are {', '.join(sorted(used))}")
 
@@ -169,14 +170,10 @@ def shipped_runs() -> list[str]:
 
 
 def _model_dir() -> Location | None:
-    """Returns the folder that a training job writes to; None for a job without MODEL_DIR."""
-    try:
-        model_dir = gin.query_parameter("MODEL_DIR/gin.macro.value")
-    except ValueError:
-        return None
-    if not model_dir or not isinstance(model_dir, str):
-        return None
-    return locate(model_dir)
+    """Returns the folder that the training job writes to, its own `model_dir`; None where the job will refuse it."""
+    bound = gin.get_bindings(TRAINING, resolve_references=False)
+    model_dir = copy.deepcopy(bound.get("model_dir"))  # evaluates macros
+    return locate(model_dir) if model_dir and isinstance(model_dir, str) else None
 
 
 def _write_config(path: Location, content: Callable[..., str]) -> None:

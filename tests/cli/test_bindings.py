@@ -23,6 +23,8 @@ from hyperflax import processes
 processes.Processes.index = %INDEX
 INDEX = 0
 SEED = 1
+MODEL_DIR = "runs/none"
+FOLDER = %MODEL_DIR
 """
 
 

@@ -46,6 +46,24 @@ def test_a_refused_job_leaves_the_configuration_of_the_run_that_is_there(tmp_pat
     assert all("total_steps = 2" in text for text in written())
 
 
+def test_the_configuration_is_where_the_job_writes(tmp_path, capsys):
+    """Whatever its folder comes from: another macro, or no macro at all."""
+    flags = {
+        "macro": [f"--gin.MODEL_DIR={tmp_path}/of_a_macro", "--gin.train.train.model_dir=%MODEL_DIR"],
+        "other": ["--gin.MODEL_DIR=%FOLDER", f"--gin.FOLDER={tmp_path}/of_another"],
+        "direct": [f"--gin.MODEL_DIR={tmp_path}/of_the_data", f"--gin.train.train.model_dir={tmp_path}/of_none"],
+    }
+    for name in ("of_a_macro", "of_another", "of_the_data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sent").touch()  # the job's batches send no signal then
+    for given in flags.values():
+        assert main("hyperflax.train.train", [f"--gin_file={GIN}", *given, "--gin.train.train.total_steps=1"]) == 0
+    written = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("*/*config.gin"))
+    names = ("config.gin", "operative_config.gin")
+    folders = ("of_a_macro", "of_another", "of_none")
+    assert written == [pathlib.Path(folder, name) for folder in folders for name in names]
+
+
 def test_the_folder_of_tfds_is_told_to_tfds(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", "before")
     missing = str(tmp_path / "missing.gin")
