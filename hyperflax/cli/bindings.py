@@ -19,7 +19,7 @@ def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     (['--gin_file=f.gin'], ['STEPS = 3', "MODEL_DIR = './runs/a'"])
 
     Raises:
-      ConfigError: a flag without a name or a value.
+      ConfigError: a flag without a name or a value, or with `false` or `true`, which as strings would both be true.
     """
     rest, bindings = [], []
     for argument in argv:
@@ -29,6 +29,8 @@ def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         name, equals, value = argument.removeprefix("--gin.").partition("=")
         if not equals or not name:
             raise ConfigError(f"{argument}: expected --gin.NAME=VALUE")
+        if value != (meant := value.capitalize()) and meant in ("False", "True"):
+            raise ConfigError(f"{argument}: expected {meant}, or quotes around a string")
         bindings.append(f"{name} = {value if _is_gins(value) else repr(value)}")
     return rest, bindings
 

@@ -92,7 +92,7 @@ def test_references_stay_references(file: pathlib.Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
 def test_any_other_text_arrives_as_it_is(file: pathlib.Path, text: str) -> None:
-    assume(not text.lstrip().startswith(tuple("'\"@%([{")))
+    assume(not text.lstrip().startswith(tuple("'\"@%([{")) and text.lower() not in ("false", "true"))
     try:
         ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -124,3 +124,11 @@ def test_a_name_that_no_file_uses_is_refused(file: pathlib.Path) -> None:
 def test_a_flag_without_a_name_or_a_value(flag: str) -> None:
     with pytest.raises(ConfigError, match=f"^{flag}: expected --gin.NAME=VALUE"):
         split_bindings([flag])
+
+
+@pytest.mark.parametrize(("word", "meant"), [("false", "False"), ("FALSE", "False"), ("true", "True")])
+def test_a_truth_value_is_no_string(word: str, meant: str) -> None:
+    """As a string, false would be true."""
+    with pytest.raises(ConfigError, match=f"^--gin.T5Config.remat={word}: expected {meant}, or quotes"):
+        split_bindings([f"--gin.T5Config.remat={word}"])
+    assert split_bindings([f"--gin.NAME='{word}'"])[1] == [f"NAME = '{word}'"]
