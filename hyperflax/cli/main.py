@@ -16,6 +16,7 @@ from hyperflax.cli.bindings import split_bindings
 from hyperflax.cli.compiled_programs import keep_compiled_programs
 from hyperflax.cli.exit_codes import exit_code
 from hyperflax.cli.host_memory import keep_freed_memory
+from hyperflax.errors import ConfigError
 
 COMMANDS = {
     "demo": "train a small hypermodel live and see it adapt a frozen T5 to unseen tasks (5 to 15 minutes on two cores)",
@@ -92,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         rest, bindings = split_bindings(sys.argv[1:] if argv is None else argv)
         arguments = build_parser().parse_args(rest, argparse.Namespace(gin_bindings=bindings))
+        if bindings and "gin_file" not in arguments:
+            name = bindings[0].partition(" = ")[0]
+            raise ConfigError(f"--gin.{name}: expected none, `hyperflax {arguments.command}` runs no gin")
         keep_freed_memory()
         keep_compiled_programs()
         return exit_code(f"hyperflax {arguments.command}", lambda: arguments.run(arguments))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hyperflax.cli import gin_jobs
 from hyperflax.cli.bindings import split_bindings
+from hyperflax.cli.main import main
 from hyperflax.errors import ConfigError
 from hyperflax.processes import Processes
 
@@ -132,3 +133,8 @@ def test_a_truth_value_is_no_string(word: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"^--gin.T5Config.remat={word}: expected {meant}, or quotes"):
         split_bindings([f"--gin.T5Config.remat={word}"])
     assert split_bindings([f"--gin.NAME='{word}'"])[1] == [f"NAME = '{word}'"]
+
+
+def test_a_command_without_gin_takes_no_binding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "--gin.MIXTURE_OR_TASK_NAME=strings"]) == 2
+    assert "--gin.MIXTURE_OR_TASK_NAME: expected none, `hyperflax tasks` runs no gin" in capsys.readouterr().err
