@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = bindings[0].partition(" = ")[0]
             raise ConfigError(f"--gin.{name}: expected none, `hyperflax {arguments.command}` runs no gin")
         keep_freed_memory()
-        keep_compiled_programs()
+        if not getattr(arguments, "multiprocess", False):  # of several processes only the first keeps what it compiles
+            keep_compiled_programs()
         return exit_code(f"hyperflax {arguments.command}", lambda: arguments.run(arguments))
 
     return exit_code("hyperflax", run)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from hyperflax.cli import compiled_programs
+from hyperflax.cli import compiled_programs, gin_main
+from hyperflax.cli import main as cli
 from hyperflax.cli.compiled_programs import keep_compiled_programs, prune
 
 COMPILE = """
@@ -104,3 +105,14 @@ def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_compiled_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.1"
+
+
+def test_one_of_several_processes_keeps_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Whichever way the job is started; both end with 2 here, for there is no gin file."""
+    asked = []
+    for module in (cli, gin_main):
+        monkeypatch.setattr(module, "keep_compiled_programs", lambda: asked.append(True))
+    assert cli.main(["train", "--multiprocess"]) == gin_main.main("hyperflax.train.train", ["--multiprocess"]) == 2
+    assert not asked
+    assert cli.main(["train"]) == gin_main.main("hyperflax.train.train", []) == 2
+    assert len(asked) == 2
