@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 import hyperflax
+from hyperflax.cli.exit_codes import exit_code
+from hyperflax.errors import DataError
 from hyperflax.evaluation.intervals import bootstrap_mean
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import check_unseen
@@ -53,6 +56,9 @@ def report(runs: Sequence[table.Run]) -> dict[str, Any]:
       before the first step and after each eighth, and the `loss` after each, with `mean`, `low` and `high`; `figures`,
       by start the `test` score of the best part, the `end`, the held-out score after all steps, and the `steps`, as a
       share of all; `differences`, of generated minus each other start, in the same figures.
+
+    Raises:
+      DataError: fewer than two data sets have a run from every start: no other one is there to choose a rate on.
     """
     found: dict[tuple[str, str], dict[float, table.Run]] = {}
     for run in runs:
@@ -61,6 +67,8 @@ def report(runs: Sequence[table.Run]) -> dict[str, Any]:
             continue
         found.setdefault((run.dataset, str(run.pipeline.init)), {})[rate] = run
     names = sorted({name for name, _ in found if all((name, start) in found for start in STARTS)})
+    if len(names) < 2:
+        raise DataError(f"runs: expected two data sets or more with completed runs from all of {STARTS}, got {names}")
     chosen = {start: {name: _chosen(found, names, name, start) for name in names} for start in STARTS}
     values = {start: _figures(chosen[start], chosen[RANDOM]) for start in STARTS}
     return {
@@ -186,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("benchmarks.initialisation", main))

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from benchmarks.initialisation import RATES, STARTS, draw, markdown, pipelines, report
+from hyperflax.errors import DataError
 from hyperflax.tuner.pipeline import FIDELITIES
 from hyperflax.tuner.table import Run
 from tests.tuner.test_table import RUN
@@ -69,6 +70,13 @@ def test_runs_that_broke_down_and_data_sets_without_all_starts_are_left_out(runs
     told = report(broken)
     assert told["datasets"] == 2
     assert told["figures"]["generated"]["end"]["mean"] == pytest.approx((0.8 + 0.6) / 2)
+
+
+def test_one_data_set_has_no_others_to_choose_a_rate_on(runs):
+    with pytest.raises(DataError, match=r"two data sets or more with completed runs from all of .*, got \['a'\]"):
+        report([one for one in runs if one.dataset == "a"])
+    with pytest.raises(DataError, match=r"got \[\]"):
+        report([])
 
 
 def test_every_start_trains_the_same_at_every_rate():
