@@ -7,6 +7,10 @@
 # called again it goes on. Needs taskset (Linux), hyperflax[tuner,seqio] and the two benchmarks' files.
 set -euo pipefail
 out=${1:?"expected a folder"} workers=${2:-2}
+for name in HYPERFLAX_NATURAL_INSTRUCTIONS HYPERFLAX_METAICL; do
+  folder=$(cd "${!name:?"expected a folder"}" && pwd)
+  export "$name=$folder"
+done
 mkdir -p "$out"
 cd "$out"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
+import subprocess
 
 import pytest
 
@@ -85,3 +88,21 @@ def test_every_start_trains_the_same_at_every_rate():
         assert [one.learning_rate for one in made] == list(RATES)
         assert {(one.sites, one.rank, one.epochs, one.init) for one in made} == {("all", 8, 16, start)}
         assert {one.alpha_per_rank for one in made} == {1.0 if start == "random" else None}
+
+
+def test_the_data_sets_are_made_of_folders_as_the_caller_names_them(tmp_path):
+    """The script works in its own folder; `hyperflax` tells where it is and what it would read."""
+    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "tuner_table.sh"
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    looks = 'ls -d "$HYPERFLAX_NATURAL_INSTRUCTIONS" "$HYPERFLAX_METAICL"'
+    for name, text in {"hyperflax": looks, "taskset": ""}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    named = {"HYPERFLAX_NATURAL_INSTRUCTIONS": "natural-instructions", "HYPERFLAX_METAICL": "metaicl"}
+    for folder in named.values():
+        (tmp_path / folder).mkdir()
+    environment = {**os.environ, **named, "PATH": f"{commands}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", script, "OUT"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.splitlines()) == {str(tmp_path / folder) for folder in named.values()}
