@@ -77,11 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
         report, text = compile_program(program(name, arguments, devices), arguments.topology)
         reports.append(report)
         print(table(report), flush=True)
-        if arguments.hlo:
+        if arguments.out:
+            write_json(arguments.out, {"reports": reports})
+        if arguments.hlo and text:
             with atomic_file(arguments.hlo) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-    if arguments.out:
-        write_json(arguments.out, {"reports": reports})
     return 0 if all(map(fits, reports)) else DOES_NOT_FIT
 
 

@@ -7,9 +7,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
+from unittest import mock
 
 import pytest
 
+from hyperflax.cli import compile as cli
+from hyperflax.cli.main import main
 from hyperflax.errors import MissingExtraError
 
 RUN = "hyperflax_gin_configs/runs/strings_hypermodel.gin"
@@ -79,6 +83,28 @@ def test_the_compiler_has_a_device_for_each_chip_of_every_kind(tpu_library: path
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_LIBRARY_PATH": str(tpu_library)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["8"] * len(names), done.stderr
+
+
+def test_files_hold_what_was_compiled_before_a_program_that_is_not(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that does not fit has no text; behind it, one that this run has not, which costs no report."""
+    hbm = {"total": 2, "capacity": 1, "refusal": "no"}
+    report = {"program": "", "topology": "", "chips": 4, "mesh": {}, "hbm": hbm}
+    monkeypatch.setattr(cli, "jax", mock.Mock())  # whose settings are this process's
+    monkeypatch.setattr(cli, "topology_devices", lambda topology: [])
+    monkeypatch.setattr(cli, "program", lambda name, arguments, devices: types.SimpleNamespace(name=name))
+    texts = {"train": "HloModule train", "generate": ""}
+    monkeypatch.setattr(cli, "compile_program", lambda program, topology: (report, texts[program.name]))
+    out, hlo = tmp_path / "out.json", tmp_path / "program.txt"
+    asked = ["compile", f"--gin_file={RUN}", "--topology=v5e:2x2", f"--out={out}", f"--hlo={hlo}"]
+    assert main([*asked, "--program=train", "--program=generate"]) == cli.DOES_NOT_FIT
+    assert hlo.read_text() == "HloModule train"
+    hlo.unlink()
+    with pytest.raises(KeyError):
+        main([*asked, "--program=generate", "--program=decode"])
+    assert not hlo.exists()
+    assert json.loads(out.read_text()) == {"reports": [report]}
 
 
 def test_without_the_compiler_the_answer_is_a_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
