@@ -6,8 +6,8 @@ The step is the one that training runs (`hyperflax.compile.programs`), with Adaf
 padding; parameters are drawn for the measurement. Operations are the model's own (`hyperflax.models.flops`), so MFU
 counts neither rematerialised nor element-wise work; the peak is the vendor's for dense bfloat16 (`training/clock.py`).
 A line of json for each case: milliseconds of every round, their median's operations per second and share of the peak;
-before them the rate of one large matrix product, which no step can exceed. Compiling takes longest: `--layers 4` cuts
-both stacks, to compare two versions of the step.
+before them the rate of one large matrix product, which no step can exceed. Memory is the compiler's plan for a device.
+Compiling takes longest: `--layers 4` cuts both stacks, to compare two versions of the step.
 
 `t5` has `--rows` rows of inputs and targets. `hyper_t5` has `--rows` tasks of four examples: a quarter of the inputs
 and targets each, and a support of `--inputs` tokens in one row; LoRA on query and value.
@@ -42,7 +42,7 @@ from hyperflax.hypermodel import HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.train import HypernetworkOf, PlainT5, Trainable
 from hyperflax.training import make_optimizer
-from hyperflax.training.clock import memory_bytes, peak_flops
+from hyperflax.training.clock import peak_flops
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.state import TrainState, create_state
 from hyperflax.types import Batch, T5Config
@@ -185,7 +185,7 @@ def measure(case: Case, compiled: Compiled, rounds: int, steps: int, partitioner
         "model_tflop": _shortened(program.model_flops / 1e12),
         "tflop_per_second": _shortened(rate / 1e12),
         "mfu": None if peak is None else _shortened(rate / peak / len(devices)),
-        "memory_gib": _shortened((memory_bytes() or 0) / 2**30),
+        "memory_gib": _shortened(_planned_bytes(compiled.step) / 2**30),
     }
 
 
@@ -199,6 +199,13 @@ def matmul_rate(size: int, repeats: int = 20) -> float:
         out = product(a, b)
     jax.block_until_ready(out)
     return 2 * size**3 * repeats / (time.perf_counter() - begin)
+
+
+def _planned_bytes(step: jax.stages.Compiled) -> int:
+    """Returns what a step takes of a device; the most that the device has held would be that of all cases so far."""
+    plan: Any = step.memory_analysis()
+    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + outputs
 
 
 def _shortened(value: float) -> float:

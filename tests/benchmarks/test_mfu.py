@@ -20,14 +20,16 @@ def test_a_t5_is_timed_and_its_figures_follow_from_the_seconds(
 ) -> None:
     monkeypatch.setattr(mfu, "peak_flops", lambda kind: 1e12)
     file = tmp_path / "mfu.json"
-    small = ["--size", "tiny", "--rows", "2", "--inputs", "16", "--targets", "8", "--rounds", "3", "--steps", "2"]
-    assert mfu.main([*small, "--matmul", "64", "--out", str(file)]) == 0
-    (found,) = json.loads(file.read_text())["cases"]
+    small = ["--size", "tiny", "tiny", "--rows", "64", "2", "--inputs", "16", "--targets", "8"]
+    assert mfu.main([*small, "--rounds", "3", "--steps", "2", "--matmul", "64", "--out", str(file)]) == 0
+    larger, found = json.loads(file.read_text())["cases"]
     operations = flops.t5(CASE.shape, rows=2, inputs=16, targets=8).trained
     rate = operations / (sorted(found["milliseconds"])[1] / 1e3)
     assert found["model_tflop"] == pytest.approx(operations / 1e12, rel=1e-3)
     assert found["tflop_per_second"] == pytest.approx(rate / 1e12, rel=2e-3)
     assert found["mfu"] == pytest.approx(rate / len(jax.devices()) / 1e12, rel=2e-3)
+    # 62 more rows have 62 x 8 x 32,128 more logits in float32, at least once; what a device held before does not count.
+    assert larger["memory_gib"] - found["memory_gib"] > 62 * 8 * 32128 * 4 / len(jax.devices()) / 2**30
 
 
 @pytest.mark.parametrize("size", [name for name in mfu.SIZES if name != "tiny"])
