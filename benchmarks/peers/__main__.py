@@ -49,8 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.table:
         sides = taking_part(arguments.sides)
         limit_threads(arguments.threads)
-        names = [name for name in arguments.only or CASES if arguments.quick or not current(FOLDER, name, sides)]
-        failed = run_cases(names, sides, arguments.quick)
+        names = arguments.only or CASES
+        there = [name for name in names if not arguments.quick and current(FOLDER, name, sides)]
+        for name in there:
+            print(f"{name}: not measured again, {FOLDER / name}.json is current", file=sys.stderr)
+        failed = run_cases([name for name in names if name not in there], sides, arguments.quick)
     if not arguments.quick:
         write_docs()
     if failed:

@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from benchmarks.peers import __main__ as command
 from benchmarks.peers import docs
 from benchmarks.peers.agreement import agreement
 from benchmarks.peers.case import SMALL, Case, Entry, Ratio, quick
@@ -119,6 +120,17 @@ def test_a_case_run_small(tmp_path: pathlib.Path):
         assert len(entry["seconds"]) == 2
         assert min(entry["seconds"]) > 0
         assert (entry["work"], entry["unit"]) == (12, "token")
+
+
+def test_what_is_not_measured_again_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    measured = []
+    monkeypatch.setattr(command, "current", lambda folder, name, sides: name == "start")
+    monkeypatch.setattr(command, "run_cases", lambda names, sides, small: measured.append(names) or [])
+    monkeypatch.setattr(command, "write_docs", lambda: None)
+    assert command.main(["--only", "start", "--only", "answer"]) == 0
+    assert f"start: not measured again, {FOLDER / 'start.json'} is current" in capsys.readouterr().err
+    assert command.main(["--only", "start", "--quick"]) == 0
+    assert measured == [["answer"], ["start"]]
 
 
 def test_no_result_is_stale():
