@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import copy
 import importlib.util
+import inspect
 import logging
 import os
 import pathlib
@@ -67,8 +68,8 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
     refused is not: the files there tell of the run there.
 
     Raises:
-      ConfigError: no file, a file that is not there, what gin has to say about its content, or files that bind nothing
-        of `name`; see `multiprocess.join`.
+      ConfigError: no file, a file that is not there, what gin has to say about its content, or files that do not bind
+        all that `name` requires; see `multiprocess.join`.
       CheckpointError: MODEL_DIR is an address that is none of a bucket.
       BusyError: another process is at work in MODEL_DIR.
     """
@@ -77,6 +78,7 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
         os.environ["TFDS_DATA_DIR"] = arguments.tfds_data_dir  # TFDS reads it when it is imported
     multiprocess.join(arguments)
     job = parse(name, arguments)
+    _require_arguments(name, job)
     folder = _model_dir() if name == TRAINING else None  # an evaluation writes elsewhere
     if folder is None:
         return job()
@@ -148,6 +150,14 @@ def _refuse_unused(bindings: list[str]) -> None:
 def _require_file(arguments: argparse.Namespace) -> None:
     if not arguments.gin_file:
         raise ConfigError(f"expected at least one --gin_file; hyperflax's own are: {', '.join(shipped_runs())}")
+
+
+def _require_arguments(name: str, job: Callable[..., Any]) -> None:
+    bound = gin.get_bindings(name, resolve_references=False)
+    parameters = inspect.signature(job).parameters.values()
+    required = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    if missing := [argument for argument in required if argument not in bound]:
+        raise ConfigError(f"gin: expected the files to bind {name}.{missing[0]}; required are {', '.join(required)}")
 
 
 def _is_not_a_failed_look_up(record: logging.LogRecord) -> bool:

@@ -46,6 +46,20 @@ def test_a_refused_job_leaves_the_configuration_of_the_run_that_is_there(tmp_pat
     assert all("total_steps = 2" in text for text in written())
 
 
+def test_what_a_job_requires_and_no_file_binds_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.gin").write_text("""
+from __gin__ import dynamic_registration
+from hyperflax import train
+train.train.model_dir = 'run'
+train.train.total_steps = 3
+""")
+    assert main("hyperflax.train.train", ["--gin_file=job.gin"]) == 2
+    told = "bind hyperflax.train.train.model; required are model, batches, optimizer, total_steps, model_dir"
+    assert f"gin: expected the files to {told}\n" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_configuration_is_where_the_job_writes(tmp_path, capsys):
     """Whatever its folder comes from: another macro, or no macro at all."""
     flags = {
