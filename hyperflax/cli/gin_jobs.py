@@ -32,7 +32,7 @@ from hyperflax.processes import Processes
 
 PACKAGE = "hyperflax_gin_configs"
 TRAINING = "hyperflax.train.train"
-_USED = re.compile(r"%(\w+)")  # macros, in gin's text
+_USED = re.compile(r"%(\w+)\b(?!\.)")  # macros, in gin's text; %gin.REQUIRED is none
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:

@@ -117,6 +117,9 @@ def test_a_name_that_no_file_uses_is_refused(file: pathlib.Path) -> None:
     """Gin takes any macro, and the job would run as if it had not been given."""
     with pytest.raises(ConfigError, match=r"^--gin.INDEXES: .* that the gin files use, which are INDEX, MODEL_DIR$"):
         parse(file, "--gin.MODEL_DIR=./a", "--gin.INDEXES=3")
+    file.write_text(FILE + "INDEX = %gin.REQUIRED\n")  # which is no name of a macro
+    with pytest.raises(ConfigError, match=r"which are INDEX, MODEL_DIR$"):
+        parse(file, "--gin.INDEXES=3")
     parse(file, "--gin.INDEX=3", "--gin.processes.Processes.count=%COUNT", "--gin.COUNT=4")
     assert gin.get_configurable("hyperflax.processes.Processes")() == Processes(index=3, count=4)
 
