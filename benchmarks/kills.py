@@ -27,6 +27,8 @@ import numpy as np
 
 from benchmarks.killed_run import run
 from hyperflax import trees
+from hyperflax.cli.exit_codes import exit_code
+from hyperflax.errors import ConfigError
 from hyperflax.files import append_lines, write_json
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.clock import CLOCK_FIGURES
@@ -115,8 +117,14 @@ def compare(broken: pathlib.Path, unbroken: pathlib.Path) -> dict[str, Any]:
 
 
 def measure(folder: pathlib.Path, steps: int, kills: int, seed: int) -> dict[str, Any]:
-    """Runs everything in `folder`, or what is left of it, and returns the result."""
+    """Runs everything in `folder`, or what is left of it, and returns the result.
+
+    Raises:
+      ConfigError: all of it has been run there, maybe by other code: nothing would be measured.
+    """
     broken, unbroken, began = folder / "killed", folder / "unbroken", time.monotonic()
+    if saved(unbroken) >= steps:
+        raise ConfigError(f"{folder}: expected a folder to run in, or to go on in; this one is done, delete it")
     records = kill_again_and_again(broken, steps, kills, seed, folder / KILLS)
     for place in (broken, unbroken):
         if ended := life(place, steps):
@@ -154,6 +162,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     import orbax.checkpoint  # noqa: F401  # seconds that not every life shall take
 
+    return exit_code("benchmarks.kills", lambda: report(arguments))
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Measures, writes and prints; returns 0 if the result passed."""
     result = measure(arguments.folder, arguments.steps, arguments.kills, arguments.seed)
     if arguments.out:
         write_json(arguments.out, result)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import killed_run, kills
-from hyperflax.errors import BusyError
+from hyperflax.errors import BusyError, ConfigError
 from hyperflax.training.bucket_store import BucketStore
 from hyperflax.training.run_log import read_rows
 from hyperflax.training.stopping import RESUME_EXIT_CODE
@@ -144,6 +144,8 @@ def test_random_kills_cost_no_more_than_a_save_period(tmp_path):
     assert result["same"]["state"] is result["same"]["log"] is True
     assert result["most_steps_again"] <= result["save_period"] == 10
     assert result["same"]["rows"] == 1 + 40 + 1  # before the first step, every step, an evaluation at the end
+    with pytest.raises(ConfigError, match=f"^{tmp_path}: expected a folder to run in"):  # which nobody would kill
+        kills.measure(tmp_path, steps=40, kills=3, seed=1)
 
 
 @pytest.mark.parametrize(
