@@ -74,10 +74,10 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
             losses[start], scores = bench.curves(tasks, start, count, rate)
             for at, mark in enumerate(tuning.marks):
                 for what, values in (("loss", losses[start]), ("score", scores)):
-                    measures[tuned(start, count, f"{what}_{mark}")] = _by_task(tasks, values[at])
+                    measures[tuned(start, count, f"{what}_{mark}")] = by_task(tasks, values[at])
         for start in STARTS:
             steps = steps_to(losses[start], losses["random"][-1], tuning.marks)
-            measures[tuned(start, count, "steps_to_loss")] = _by_task(tasks, steps)
+            measures[tuned(start, count, "steps_to_loss")] = by_task(tasks, steps)
     return measures, figures
 
 
@@ -225,8 +225,9 @@ class _Bench:
         )
 
 
-def _by_task(tasks: Sequence[EvaluationTask], values: np.ndarray) -> dict[str, list[float]]:
-    return {task.name: [float(value)] for task, value in zip(tasks, values, strict=True)}
+def by_task(tasks: Sequence[EvaluationTask], values: np.ndarray) -> dict[str, list[float]]:
+    """Returns a measure; a loss that is no number, of a task that diverged, is left out, for json has none."""
+    return {task.name: [float(value)] for task, value in zip(tasks, values, strict=True) if math.isfinite(value)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

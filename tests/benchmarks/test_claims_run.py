@@ -30,7 +30,7 @@ from benchmarks.claims.pictures import is_curve, turned, write_pictures
 from benchmarks.claims.report import aggregate
 from benchmarks.claims.results import read_results, run
 from benchmarks.claims.training import Workspace, trained_base
-from benchmarks.claims.tuning import descend, run_tuning, steps_to
+from benchmarks.claims.tuning import by_task, descend, run_tuning, steps_to
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.forms import load_base
@@ -41,6 +41,7 @@ from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, HyperflaxError
+from hyperflax.evaluation.runner import EvaluationTask
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.training.optimizers import adamw
@@ -294,6 +295,13 @@ def test_rates_are_tried_from_the_middle_outwards(losses, best, known):
 def test_steps_to_a_given_loss():
     losses = np.array([[3.0, 3.0, 1.0], [2.0, 3.0, 1.0], [1.0, 2.5, 1.0]])
     assert steps_to(losses, np.array([2.0, 2.0, 2.0]), (0, 10, 100)).tolist() == [10.0, 100.0, 0.0]
+
+
+def test_a_task_that_diverged_has_no_loss():
+    """One of a hundred would cost the others their result, after all of the tuning."""
+    tasks = [EvaluationTask("a", (), ()), EvaluationTask("b", (), ())]
+    assert by_task(tasks, np.array([1.5, np.nan])) == {"a": [1.5]}
+    assert steps_to(np.array([[1.5, 1.5], [1.0, np.nan]]), np.array([1.0, 1.0]), (0, 100)).tolist() == [100, 100]
 
 
 def test_spikes_are_rows_far_above_those_before():
