@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.claims.evaluation import Measures, evaluate, validation_curve
-from benchmarks.claims.experiments import Experiment, Tuning, described, digest
+from benchmarks.claims.experiments import Base, Experiment, Tuning, described, digest
 from benchmarks.claims.training import Workspace, trained, trained_base
 from benchmarks.claims.tuning import run_tuning
 from hyperflax.checkpoints.fingerprint import fingerprint
@@ -49,12 +49,18 @@ def run(experiment: Experiment | Tuning, seed: int, workspace: Workspace, scale:
     """Returns the result of an experiment for a seed: what its file holds, if that is current; else it is run.
 
     What a run depends on (its base, the systems that are tuned) is trained first where it is not there.
+
+    Raises:
+      DataError: the result is of another base than the one that is named for it: so are the models beside it.
     """
     base = experiment.base
     path = result_path(workspace.out / "results", scale, base.family, experiment.name, seed)
     if path.is_file():
         found = read_result(path)
         if found["hash"] == digest(experiment):
+            named = workspace.bases.get(base.name)
+            if named is not None and found["base"]["fingerprint"] != _fingerprint(base, workspace):
+                raise DataError(f"{path}: expected a result on the base in {named}, got another's; take another --out")
             return found
     began = time.monotonic()
     more: dict[str, Any] = {}
@@ -74,7 +80,7 @@ def run(experiment: Experiment | Tuning, seed: int, workspace: Workspace, scale:
         "seed": seed,
         "hash": digest(experiment),
         "config": described(experiment),
-        "base": {"name": base.name, "fingerprint": fingerprint(load_base(trained_base(base, workspace), base.shape))},
+        "base": {"name": base.name, "fingerprint": _fingerprint(base, workspace)},
         **more,
         "measures": _rounded(measures),
         "figures": {name: float(f"{value:.6g}") for name, value in figures.items()},
@@ -133,6 +139,10 @@ def stale(folder: pathlib.Path, tables: Mapping[tuple[str, str], Mapping[str, Ex
         elif result["hash"] != digest(experiment):
             wrong.append(f"{path}: stale, expected the hash {digest(experiment)}, got {result['hash']}")
     return wrong
+
+
+def _fingerprint(base: Base, workspace: Workspace) -> str:
+    return fingerprint(load_base(trained_base(base, workspace), base.shape))
 
 
 def _rounded(measures: Measures) -> Measures:

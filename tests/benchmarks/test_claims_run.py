@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -34,16 +35,19 @@ from benchmarks.claims.tuning import by_task, descend, run_tuning, steps_to
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.forms import load_base
+from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.task_adapters import load_task_adapters
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes
-from hyperflax.errors import ConfigError, HyperflaxError
+from hyperflax.errors import ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.runner import EvaluationTask
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.models.t5 import T5
+from hyperflax.objectives import T5Objective
 from hyperflax.training.optimizers import adamw
 from hyperflax.types import T5Config
 
@@ -151,6 +155,16 @@ def test_what_is_finished_is_not_run_again(workspace: Workspace, monkeypatch: py
     # Another configuration is another experiment, whatever its name.
     with pytest.raises(AssertionError, match="run again"):
         run(HYPER.replace(steps=3), 0, workspace, "micro")
+
+
+def test_a_result_on_another_base_than_the_named_one_is_refused(workspace: Workspace, tmp_path: pathlib.Path):
+    same = dataclasses.replace(workspace, bases={BASE.name: str(trained_base(BASE, workspace))})
+    assert run(HYPER, 0, same, "micro") == found(workspace)["hyper_t5", 0]
+    params = T5Objective(T5(SHAPE)).init(jax.random.key(7), base_batches(BASE).batch(0))
+    save_t5(tmp_path / "model", params, SHAPE, Bytes())
+    other = dataclasses.replace(workspace, bases={BASE.name: str(tmp_path / "model")})
+    with pytest.raises(DataError, match=r"seed0\.json: expected a result on the base in .*; take another --out"):
+        run(HYPER, 0, other, "micro")
 
 
 def test_experiments_are_run_by_name(workspace: Workspace, capsys: pytest.CaptureFixture):
