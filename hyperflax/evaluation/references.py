@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base, read_provenance
-from hyperflax.hypermodel import Hypermodel
+
+if TYPE_CHECKING:
+    from hyperflax.hypermodel import Hypermodel
 
 
 @dataclasses.dataclass(frozen=True)
