@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 import types
 from typing import Any
 
@@ -141,6 +142,7 @@ def test_a_run_trains_and_validates_on_these_splits(name: str, monkeypatch: pyte
         return source
 
     without_sources(monkeypatch)
+    monkeypatch.setitem(sys.modules, "seqio", seqio_source)  # only where it is imported is it asked
     monkeypatch.setattr(seqio_source, "load_seqio", load)
     parse(f"runs/{name}.gin")
     parts = gin.get_bindings("hyperflax.train.train", resolve_references=False)
@@ -242,6 +244,7 @@ def test_a_run_reads_its_tasks_once(run: str, monkeypatch: pytest.MonkeyPatch) -
     """For training and validation; and adapters of tasks are named by the source that the episodes are drawn from."""
     source = InMemorySource([TaskExamples("task", [Example.from_text("a", "b", Bytes())] * 8, TaskInfo())], Bytes())
     without_sources(monkeypatch)
+    monkeypatch.setitem(sys.modules, "seqio", seqio_source)  # only where it is imported is it asked
     monkeypatch.setattr(seqio_source, "load_seqio", lambda *_, **__: source)
     parse(f"runs/natural_instructions_{run}.gin")
     with gin.unlock_config():

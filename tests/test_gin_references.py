@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from typing import Any
 
 import gin
@@ -26,6 +27,7 @@ def test_a_suites_reference_system_is_built_beside_its_hypermodel(
     examples = [Example.from_text(f"{i} and some more words", "yes", vocabulary) for i in range(40)]
     source = InMemorySource([TaskExamples("task", examples, TaskInfo())], vocabulary)
     without_sources(monkeypatch)
+    monkeypatch.setitem(sys.modules, "seqio", seqio_source)  # only where it is imported is it asked
     monkeypatch.setattr(seqio_source, "load_seqio", lambda *_, **__: source)
 
     def described(run: str) -> tuple[Any, ...]:
