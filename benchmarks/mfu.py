@@ -226,8 +226,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mfu", description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", choices=SYSTEMS, default=["t5"], help="what is trained (default: t5)")
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["large"], help="of the T5 1.1 (default: large)")
-    rows = "rows, or tasks, a step: one number, or one for each size (default: 40)"
-    parser.add_argument("--rows", type=int, nargs="+", default=[40], metavar="N", help=rows)
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[40],
+        metavar="N",
+        help="rows, or tasks, a step: one number, or one for each size (default: 40)",
+    )
     parser.add_argument("--inputs", type=int, default=512, metavar="N", help="input tokens a row (default: 512)")
     parser.add_argument("--targets", type=int, default=128, metavar="N", help="target tokens a row (default: 128)")
     parser.add_argument("--matmul", type=int, default=8192, metavar="N", help="size of the matrices (default: 8192)")

@@ -249,11 +249,6 @@ class Engine:
         raise DataError(f"expected 1 to {self.config.sources[-1]} input tokens, got {length}")
 
 
-def not_finite(key: Hashable | None) -> str:
-    """What is to be said where no token is the likeliest, since none has a number."""
-    return f"the base model's logits are not finite with {'no adapter' if key is None else f'the adapter {key!r}'}"
-
-
 class _Queue:
     """A lane, who is in it and who waits for it."""
 
@@ -272,8 +267,10 @@ class _Queue:
         for row, request in list(self.taken.items()):
             request.tokens = seen.tokens[row, : seen.age[row]].tolist()
             request.log_prob = float(seen.log_probs[row])
-            if not math.isfinite(request.log_prob):
-                request.tokens, request.error = [], AdapterError(not_finite(request.key))
+            if not math.isfinite(request.log_prob):  # no token was the likeliest
+                beside = "no adapter" if request.key is None else f"the adapter {request.key!r}"
+                request.error = AdapterError(f"the base model's logits are not finite with {beside}")
+                request.tokens = []
             if seen.ended[row] or request.error:
                 request.done = True
                 done.append(self.taken.pop(row))
