@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -161,6 +162,19 @@ def test_a_model_records_what_its_start_was_trained_on_too(base: str, tmp_path: 
 def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyperpretrained: str) -> None:
     model = HypernetworkOf(config(WIDE, rank=3), base, start=hyperpretrained)
     with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 24\), found \(4, 24\)"):
+        started_from(model)
+
+
+@pytest.mark.parametrize("fresh_heads", [False, True])
+@pytest.mark.parametrize("change", [{"mlp_activations": ("silu", "linear")}, {"max_distance": 64}], ids=str)
+def test_a_hyperpretrained_hypernetwork_that_computes_otherwise_is_refused(
+    base: str, hyperpretrained: str, change: dict[str, object], fresh_heads: bool
+) -> None:
+    """In ways that the shapes of its parameters do not show."""
+    ((name, value),) = change.items()
+    model = HypernetworkOf(config(WIDE.replace(**change)), base, start=hyperpretrained, fresh_heads=fresh_heads)
+    message = f"hypernetwork.config.t5: {name}: expected {value}, found {getattr(WIDE, name)}"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         started_from(model)
 
 

@@ -37,7 +37,7 @@ from hyperflax.checkpoints.orbax_form import (
     read_orbax_state,
     write_orbax,
 )
-from hyperflax.checkpoints.shapes import check_shapes, is_scalable, moved_from_scalable
+from hyperflax.checkpoints.shapes import check_shapes, check_unseen, is_scalable, moved_from_scalable
 from hyperflax.checkpoints.t5_directory import load_t5, read_t5_provenance
 from hyperflax.checkpoints.t5x import look_at_t5x_state, read_t5x_checkpoint, read_t5x_state
 from hyperflax.checkpoints.t5x_index import find_checkpoint
@@ -219,11 +219,8 @@ def load_base(
     model = read_model(path)
     if None not in (vocabulary, model.vocabulary) and model.vocabulary != vocabulary:
         raise CheckpointError(f"{path}: vocabulary: expected {vocabulary!r}, found {model.vocabulary!r}")
-    # What shapes do not show; T5X's checkpoints do not tell it at all.
-    for name in () if model.form in ("t5x", "orbax") else ("mlp_activations", "max_distance"):
-        expected, found = getattr(config, name), getattr(model.config, name)
-        if found != expected:
-            raise CheckpointError(f"{path}: {name}: expected {expected}, found {found}")
+    if model.form not in ("t5x", "orbax"):  # which do not tell it
+        check_unseen(model.config, config, where=str(path))
     check_shapes(model.params, config.replace(scan_layers=False), where=str(path))
     return model.params
 

@@ -97,6 +97,17 @@ def check_shapes(params: PyTree, config: T5Config, *, where: str = "parameters")
         raise CheckpointError(f"{where}: {len(problems)} leaves do not fit the model\n  {lines}")
 
 
+def check_unseen(found: T5Config, expected: T5Config, *, where: str) -> None:
+    """Returns nothing if two models of the same shapes compute alike: in what shapes do not show.
+
+    Raises:
+      CheckpointError: other activations or another `max_distance`; names `where`, the file or directory of `found`.
+    """
+    for name in ("mlp_activations", "max_distance"):
+        if getattr(found, name) != getattr(expected, name):
+            raise CheckpointError(f"{where}: {name}: expected {getattr(expected, name)}, found {getattr(found, name)}")
+
+
 def infer_t5_config(params: PyTree, **known: Any) -> T5Config:
     """Returns the configuration of the T5 that these parameters belong to.
 

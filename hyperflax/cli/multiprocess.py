@@ -44,6 +44,8 @@ def join(arguments: argparse.Namespace) -> None:
     if given:
         if not re.fullmatch(r".+:\d+", arguments.coordinator_address):
             raise ConfigError(f"--coordinator_address: expected HOST:PORT, got {arguments.coordinator_address!r}")
+        if arguments.process_count < 1:
+            raise ConfigError(f"--process_count: expected a positive number, got {arguments.process_count}")
         if not 0 <= arguments.process_index < arguments.process_count:
             raise ConfigError(
                 f"--process_index: expected 0 to {arguments.process_count - 1} (--process_count "

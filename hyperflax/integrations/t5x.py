@@ -245,7 +245,8 @@ def registered_task(name: str, module: str | None = None, vocabulary: Vocabulary
     try:
         found = seqio.get_mixture_or_task(name)
     except ValueError as error:
-        raise DataError(f"'{name}': expected a seqio Task or Mixture that {module} registers ({error})") from error
+        where = f"that {module} registers" if module else "that is registered"
+        raise DataError(f"'{name}': expected a seqio Task or Mixture {where} ({error})") from error
     if vocabulary is not None:
         theirs = convert_vocabulary(found.output_features["inputs"].vocabulary, f"seqio Task '{name}'")
         if theirs != vocabulary:

@@ -34,7 +34,7 @@ def check_factor(factor: LossNormalizingFactor) -> LossNormalizingFactor:
             names = f"{REAL_TOKENS!r}, {TOTAL_TOKENS!r} or {PER_SEQUENCE!r}"
             raise ConfigError(f"loss_normalizing_factor: expected None, a positive number, {names}, got {factor!r}")
         return factor.upper()
-    if factor is not None and not factor > 0:
+    if isinstance(factor, bool) or (factor is not None and not factor > 0):
         raise ConfigError(f"loss_normalizing_factor: expected a positive number, got {factor!r}")
     return factor
 

@@ -9,10 +9,10 @@ from typing import Literal
 
 import jax
 
-from hyperflax import trees
+from hyperflax import configs, trees
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
-from hyperflax.checkpoints.shapes import leaf_problems
+from hyperflax.checkpoints.shapes import check_unseen, leaf_problems
 from hyperflax.data import vocabularies
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
@@ -121,9 +121,9 @@ class HypernetworkOf:
             return fresh
         if trained and not self.fresh_heads:
             unrolled = self._arranged(fresh, unstack_layers)
-            return self._arranged(_trained_hypernetwork(self.start, unrolled, self.vocabulary), stack_layers)
+            return self._arranged(_trained_hypernetwork(self.start, unrolled, self.config), stack_layers)
         if trained:
-            params = self._arranged(_hypernetwork_params(self.start, self.vocabulary), stack_layers)
+            params = self._arranged(_hypernetwork_params(self.start, self.config), stack_layers)
             if "t5" not in params:
                 raise CheckpointError(
                     f"{self.start}: fresh_heads: expected a hypernetwork with a T5, which is what would be kept, got "
@@ -153,22 +153,32 @@ class HypernetworkOf:
         )
 
 
-def _hypernetwork_params(directory: str, vocabulary: Vocabulary) -> PyTree:
-    with fetched(directory) as folder:
-        parts = load_model_directory(folder)
-        if (found := vocabularies.from_json(parts.vocabulary, folder)) != vocabulary:
-            raise CheckpointError(f"{directory}: vocabulary: expected {vocabulary!r}, found {found!r}")
-        return parts.hypernetwork_params
-
-
-def _trained_hypernetwork(directory: str, fresh: PyTree, vocabulary: Vocabulary) -> PyTree:
+def _hypernetwork_params(directory: str, config: HypermodelConfig) -> PyTree:
     """Returns the parameters of the hypernetwork in a model directory.
 
     Raises:
-      CheckpointError: they are not those of `fresh`; lists every leaf that is missing, too much or of another shape.
-        Or they were trained with another vocabulary.
+      CheckpointError: they were trained with another vocabulary, or in a T5 that computes otherwise, in a way that their
+        shapes do not show.
     """
-    params = _hypernetwork_params(directory, vocabulary)
+    with fetched(directory) as folder:
+        parts = load_model_directory(folder)
+        found = vocabularies.from_json(parts.vocabulary, folder)
+    if found != config.vocabulary:
+        raise CheckpointError(f"{directory}: vocabulary: expected {config.vocabulary!r}, found {found!r}")
+    if (t5 := parts.hypernetwork_config.get("t5")) is not None:
+        where = f"{directory}: hypernetwork.config.t5"
+        check_unseen(configs.from_json(T5Config, t5, where), config.hypernetwork.t5, where=where)
+    return parts.hypernetwork_params
+
+
+def _trained_hypernetwork(directory: str, fresh: PyTree, config: HypermodelConfig) -> PyTree:
+    """Returns what `_hypernetwork_params` does.
+
+    Raises:
+      CheckpointError: as that, or they are not those of `fresh`; lists every leaf that is missing, too much or of
+        another shape.
+    """
+    params = _hypernetwork_params(directory, config)
     expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
     if problems := leaf_problems(params, expected):
         raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))
