@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after an error of ours, which is printed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of all that is written")
-    parser.add_argument("--claims", default="1,2,3,4,5,6", metavar="N,N", help="numbers of claims (default: all)")
+    parser.add_argument("--claims", default="1,2,3,4,5,6", metavar="N,N", help="run these alone (default: all)")
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="sizes of everything (default: cpu)")
     parser.add_argument("--families", metavar="F,F", help="default: those of the scale whose data is at hand")
     parser.add_argument("--seeds", metavar="N,N", help="run these alone (default: all of every experiment)")
@@ -69,22 +69,24 @@ def _run(arguments: argparse.Namespace, numbers: set[int], seeds: set[int], work
         if missing:
             print(f"{family} is left out: {missing}", file=sys.stderr)
             continue
-        every = claims(SETTINGS[family, arguments.scale])
-        tables[family] = tuple(claim for claim in every if claim.number in numbers)
+        tables[family] = claims(SETTINGS[family, arguments.scale])
     if not tables:
         raise HyperflaxError("expected a family that is not left out, so no table is written")
+    chosen = {
+        family: tuple(claim for claim in table if claim.number in numbers) for family, table in tables.items()
+    }
     if unknown := set(workspace.bases) - {
-        experiment.base.name for table in tables.values() for experiment in experiments(table).values()
+        experiment.base.name for table in chosen.values() for experiment in experiments(table).values()
     }:
         raise HyperflaxError(f"--base: expected names of bases that these claims need, got {sorted(unknown)}")
-    names = {name for table in tables.values() for name in experiments(table)}
+    names = {name for table in chosen.values() for name in experiments(table)}
     wanted = set(arguments.experiments.split(",")) if arguments.experiments else names
     if wanted - names:
         raise HyperflaxError(
             f"--experiments: expected some of {sorted(names)}, which these claims need, got {sorted(wanted - names)}"
         )
     if not arguments.report:
-        for family, table in tables.items():
+        for family, table in chosen.items():
             run_all(family, table, workspace, arguments.scale, seeds, wanted)
     print(write_tables(arguments.out, arguments.scale, tables), end="")
 

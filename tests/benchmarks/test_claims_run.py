@@ -344,3 +344,16 @@ def test_the_command_says_what_is_wrong(tmp_path: pathlib.Path, capsys: pytest.C
         with pytest.raises(SystemExit):
             main(["--out", str(tmp_path), flag, text])
         assert f"{flag}: expected numbers out of [{allowed}], got '{text}'" in capsys.readouterr().err
+
+
+def test_running_one_claim_leaves_the_others_in_the_table(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "results" / "cpu" / "strings_demo").mkdir(parents=True)
+    ran: list[int] = []
+    monkeypatch.setattr(
+        "benchmarks.claims.__main__.run_all", lambda family, table, *_: ran.extend(claim.number for claim in table)
+    )
+    monkeypatch.setattr("benchmarks.claims.__main__.write_pictures", lambda *_: None)
+    assert main(["--out", str(tmp_path), "--families", "strings_demo", "--claims", "2"]) == 0
+    assert ran == [2]
+    (table,) = json.loads((tmp_path / "verdicts-cpu.json").read_text())
+    assert [claim["claim"] for claim in table["claims"]] == [1, 2, 3, 4, 5, 6]
