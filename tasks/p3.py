@@ -8,9 +8,10 @@ held-out data sets, one JSON object a line:
 ```
 
 A prompt-task is a data set under one prompt template, its folder `<data set>_<template>`. Rules kept here: white space
-around texts is dropped (P3's targets start with a space); a held-out example has answer choices and its target is one
-of them; held out are T0's evaluation templates, and other prompts of those data sets are neither evaluated nor trained
-on, no more than what T0+ and T0++ add. Where a held-out prompt-task has a `train.jsonl`, its first lines are its
+around texts is dropped (P3's targets start with a space); nothing is learnt from an example without a target, or without
+an input, which T0 leaves out as well; a held-out example has answer choices and its target is one of them; held out are
+T0's evaluation templates, and other prompts of those data sets are neither evaluated nor trained on, no more than what
+T0+ and T0++ add. Where a held-out prompt-task has a `train.jsonl`, its first lines are its
 positives, from which supports are taken.
 
 Reading needs neither seqio nor TensorFlow; the same as seqio Tasks: `hyperflax_tasks.seqio_tasks`.
@@ -78,6 +79,8 @@ def prompt_tasks(root: pathlib.Path | str, split: str) -> list[pathlib.Path]:
 def read_file(path: pathlib.Path | str, *, choices: bool) -> Iterator[PromptExample]:
     """The examples of one jsonl file; with `choices`, their answer choices, among which the target must be.
 
+    Without, those that lack a target or an input are left out.
+
     Raises:
       DataError: an absent file, an empty one, or a broken line (with its number).
     """
@@ -85,7 +88,9 @@ def read_file(path: pathlib.Path | str, *, choices: bool) -> Iterator[PromptExam
         with open(path, "rb") as lines:
             number = 0
             for number, row in read_rows(lines, str(path)):
-                yield _example(row, f"{path}:{number}", choices)
+                example = _example(row, f"{path}:{number}", choices)
+                if choices or (example.inputs and example.target):
+                    yield example
     except OSError as error:
         raise DataError(f"{path}: expected a file of P3 examples, cannot read it ({error.strerror})") from error
     if not number:

@@ -13,7 +13,8 @@
 - `p3_PROMPT_TASK`, for every prompt-task of T0's training mixture: features inputs, targets and the string task;
   `p3_train`: the Mixture of them with T0's rates; `p3_held_out`: features inputs, targets, the strings task and
   category, positive_inputs, positive_targets (both empty where a prompt-task has no training examples) and options.
-  `HYPERFLAX_P3` says where the prompt-tasks are; a side none of whose prompt-tasks is there is left out.
+  `HYPERFLAX_P3` says where the prompt-tasks are; a side none of whose prompt-tasks is there is left out, and so is a
+  prompt-task without a target in all of its examples.
 
 They are made by `hyperflax_tasks.text_task`, which says how they are shuffled.
 """
@@ -133,6 +134,8 @@ def _add_p3_mixture(folders: Sequence[pathlib.Path], vocabulary: Vocabulary) -> 
     by_examples = functools.partial(seqio.mixing_rate_num_examples, maximum=p3_split.CAP)
     rates = []
     for folder in folders:
+        if not any(True for _ in p3.read_file(folder / "train.jsonl", choices=False)):
+            continue  # not one of its examples has a target
 
         def rows(path: pathlib.Path = folder / "train.jsonl") -> Iterator[dict[str, Any]]:
             for example in p3.read_file(path, choices=False):

@@ -128,13 +128,22 @@ def test_a_file_that_is_no_json_empty_or_absent_is_named(tmp_path: pathlib.Path)
         list(p3.read_file(tmp_path / "none.jsonl", choices=False))
 
 
+def test_nothing_is_learnt_from_an_example_without_a_target_or_an_input(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, "trec_trec1/train.jsonl", row("Who?", " Person"), row("Why?", ""), row("", "Entity"))
+    assert list(p3.read_file(path, choices=False)) == [p3.PromptExample("Who?", "Person")]
+    held_out = write(tmp_path, "super_glue_cb_x/validation.jsonl", row("C, so D?", "", "Yes", ""))
+    assert len(list(p3.read_file(held_out, choices=True))) == 1
+
+
 def test_the_reference_data(materialised: pathlib.Path) -> None:
-    """Counts as its README states them; templates and choices of the held-out data sets."""
+    """Counts as its README states them, without TREC's seven prompts, which have no targets there; templates and choices
+    of the held-out data sets.
+    """
     root = materialised / "p3"
     sizes: dict[str, int] = {}
     for name, _ in p3.read_split(root, "train"):
         sizes[name] = sizes.get(name, 0) + 1
-    assert (len(sizes), sum(sizes.values()), max(sizes.values())) == (283, 55_185, 200)
+    assert (len(sizes), sum(sizes.values()), max(sizes.values())) == (283 - 7, 55_185 - 7 * 200, 200)
     assert not [name for name in sizes if p3_split.held_out_data_set(name)]
     t5 = SentencePiece(materialised / "vocab" / "spiece.model")
     source = p3.p3_source(root, "held_out", t5, max_examples=2)
