@@ -10,12 +10,14 @@ from typing import Any
 
 import gin
 import jax
+import numpy as np
 
 from hyperflax.cli import gin_jobs
 from hyperflax.compile.programs import PROGRAMS, Program, decoding_program, generation_program, training_program
 from hyperflax.compile.report import compile_program, fits, table
 from hyperflax.compile.topology import topology_devices
 from hyperflax.data import registry
+from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.examples import ExampleSource, InMemorySource, parts_of
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import ConfigError
@@ -23,6 +25,7 @@ from hyperflax.files import atomic_file, require_file_place, write_json
 from hyperflax.trainables import TaskAdapters
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from hyperflax.training.task_adapters import WithTaskAdapters
+from hyperflax.types import Batch
 
 DESCRIPTION = """Compile the training step of a gin run with the real TPU compiler, for a slice that need not be there,
 and report what each chip will need: memory, operations, communication, and the speed that follows from them.
@@ -102,12 +105,18 @@ def program(name: str, arguments: argparse.Namespace, devices: list[jax.Device])
         model, batches = value("model"), value("batches")
     if isinstance(model, TaskAdapters) or parts_of(batches, WithTaskAdapters):
         raise ConfigError("compile: expected a run without adapters of tasks, whose number only the data tells")
-    batch = dict(batches.batch(0))
+    # Of a curriculum the stage with the largest batches: where its step fits, the others' do.
+    starts = (0, *(step for one in parts_of(batches, Curriculum) for step in one.boundaries))
+    batch = max((dict(batches.batch(step)) for step in starts), key=_size)
     partitioner = value("partitioner") if bound.get("partitioner") else Partitioner(make_mesh(devices=devices))
     make = {"train": training_program, "generate": generation_program, "decode": decoding_program}[name]
     options = ("microbatches", "loss_normalizing_factor") if name == "train" else ()
     chosen = {key: value(key) for key in options if key in bound}
     return make(model, batch, value("optimizer"), partitioner=partitioner, **chosen)
+
+
+def _size(batch: Batch) -> int:
+    return sum(np.size(leaf) for leaf in batch.values())
 
 
 class _Uncopied(list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
@@ -10,6 +11,8 @@ import sys
 import types
 from unittest import mock
 
+import gin
+import jax
 import pytest
 
 from hyperflax.cli import compile as cli
@@ -49,6 +52,23 @@ def test_a_run_is_compiled_for_four_chips(tpu_library: pathlib.Path, tmp_path: p
     (row,) = report["collectives"]
     assert (row["kind"], row["group"]) == ("all-reduce", 4)
     assert "implied MFU" in done.stdout
+
+
+def test_of_a_curriculum_the_stage_with_the_largest_batches_is_compiled() -> None:
+    """The run's first stage has rows of 26 tokens in, 24 out."""
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    bindings = [binding.removeprefix("--gin.") for binding in SMALL]
+    given = [f"--gin_file={RUN}", "--topology=v5e:2x2"]
+    arguments = parser.parse_args(given, argparse.Namespace(gin_bindings=bindings))
+    try:
+        batch = cli.program("train", arguments, jax.devices()[:1]).arguments[2]
+    finally:
+        gin.clear_config()
+    assert {name: batch[name].shape for name in ("encoder_input_tokens", "decoder_target_tokens")} == {
+        "encoder_input_tokens": (8, 4, 44),
+        "decoder_target_tokens": (8, 4, 40),
+    }
 
 
 HOLD = """
