@@ -8,11 +8,11 @@ held-out data sets, one JSON object a line:
 ```
 
 A prompt-task is a data set under one prompt template, its folder `<data set>_<template>`. Rules kept here: white space
-around texts is dropped (P3's targets start with a space); nothing is learnt from an example without a target, or without
-an input, which T0 leaves out as well; a held-out example has answer choices and its target is one of them; held out are
-T0's evaluation templates, and other prompts of those data sets are neither evaluated nor trained on, no more than what
-T0+ and T0++ add. Where a held-out prompt-task has a `train.jsonl`, its first lines are its
-positives, from which supports are taken.
+around texts is dropped (P3's targets start with a space); nothing is learnt from an example without a target, or
+without an input, which T0 leaves out as well; a held-out example has answer choices and its target is one of them; held
+out are T0's evaluation templates, and other prompts of those data sets are neither evaluated nor trained on, no more
+than what T0+ and T0++ add. Where a held-out prompt-task has a `train.jsonl`, its first lines are its positives, from
+which supports are taken.
 
 Reading needs neither seqio nor TensorFlow; the same as seqio Tasks: `hyperflax_tasks.seqio_tasks`.
 

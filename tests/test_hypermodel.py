@@ -346,7 +346,7 @@ def test_an_unknown_model_is_named(tmp_path) -> None:
 
 
 def test_the_nearest_task_has_the_lowest_loss_on_the_support(model: Hypermodel, monkeypatch) -> None:
-    monkeypatch.setattr(conditions, "BLOCK", 2)  # three blocks of stored adapters, the last with one
+    monkeypatch.setattr("hyperflax.evaluation.neighbours.BLOCK", 2)  # three blocks, the last with one adapter
     rules = {"upper": str.upper, "double": lambda w: w + w, "first": lambda w: w[0], "last": lambda w: w[-1:] * 3}
     rules |= {"same": str.lower}
     words = [a + b + c for a in "abc" for b in "de" for c in "fg"]

@@ -87,7 +87,7 @@ def test_jax_is_told_where_the_others_are(monkeypatch, flags, given_to_jax):
         (["--multiprocess", WHERE[1]], "--process_count: expected beside it --coordinator_address, --process_index"),
         (["--multiprocess", "--coordinator_address=h", *WHERE[1:]], "expected HOST:PORT, got 'h'"),
         (["--multiprocess", *WHERE[:2], "--process_index=2"], "expected 0 to 1 .*, got 2"),
-        (["--multiprocess", WHERE[0], "--process_count=0", "--process_index=0"], "--process_count: expected a positive"),
+        (["--multiprocess", WHERE[0], "--process_count=0", "--process_index=0"], "expected a positive number, got 0"),
     ],
 )
 def test_half_an_address_is_refused(monkeypatch, flags, complaint):

@@ -72,9 +72,7 @@ def _run(arguments: argparse.Namespace, numbers: set[int], seeds: set[int], work
         tables[family] = claims(SETTINGS[family, arguments.scale])
     if not tables:
         raise HyperflaxError("expected a family that is not left out, so no table is written")
-    chosen = {
-        family: tuple(claim for claim in table if claim.number in numbers) for family, table in tables.items()
-    }
+    chosen = {family: tuple(claim for claim in table if claim.number in numbers) for family, table in tables.items()}
     if unknown := set(workspace.bases) - {
         experiment.base.name for table in chosen.values() for experiment in experiments(table).values()
     }:

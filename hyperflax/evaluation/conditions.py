@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,10 @@ from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
+from hyperflax.evaluation.neighbours import Neighbours
 from hyperflax.evaluation.ranking import rank, slices
 from hyperflax.evaluation.runner import Condition, EvaluationTask
 from hyperflax.objectives.generated import adapter_metrics
-from hyperflax.objectives.language_model import task_loss
 from hyperflax.padding import rounded_up
 from hyperflax.types import PyTree
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SUPPORT_FREE = frozenset({"bare", "instruction", "mtf_zero_shot"})  # conditions that read no support
 SHUFFLED = frozenset({"shuffled_support", "shuffled_support_refined"})  # conditions that read another task's
 NEIGHBOURS = 256  # training tasks with a stored adapter, for `nearest_task`
-BLOCK = 32  # stored adapters whose losses are computed at once
+BLOCK = 32  # tasks whose adapters are looked at, for their figures, at once
 STEP = 32  # arrays are cut to a multiple of this many columns, so that few shapes are compiled
 
 
@@ -190,13 +190,7 @@ class Conditions:
 
     def nearest_task(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """For each task the stored adapter, of all training tasks', with the lowest loss on the support."""
-        chosen = []
-        for task in batch:
-            examples = self._as_examples([self._tokens(task)])
-            losses = [np.asarray(self._losses(adapters, examples)) for adapters in self._stored]
-            index = int(np.argmin(np.concatenate(losses)))
-            block, row = divmod(index, BLOCK)
-            chosen.append(jax.tree.map(lambda leaf, row=row: leaf[row], self._stored[block]))
+        chosen = [self.neighbours.nearest(self._as_examples([self._tokens(task)])) for task in batch]
         return self._answer(batch, self._config(batch), jax.tree.map(lambda *rows: jnp.stack(rows), *chosen))
 
     def shared(self, adapter: PyTree, batch: Sequence[EvaluationTask]) -> list[list[str]]:
@@ -313,30 +307,15 @@ class Conditions:
         return self.model.own_examples(supports, infos)
 
     @functools.cached_property
-    def neighbours(self) -> HeldOut:
-        """The training tasks whose adapters are stored. Raises ConfigError where no source of them was given."""
+    def neighbours(self) -> Neighbours:
+        """Of the training tasks. Raises ConfigError where no source of them was given."""
         if self._neighbours is None:
             raise ConfigError("condition nearest_task: expected neighbours, got None")
-        return HeldOut.from_source(self._neighbours, self.model.config.episodes, examples=1, tasks=self._num_neighbours)
-
-    @functools.cached_property
-    def _stored(self) -> list[PyTree]:
-        """Adapters generated for training tasks, `BLOCK` at a time; the last block may have fewer."""
-        others = Conditions(self.model, self.neighbours)
-        tasks = self.neighbours.tasks
-        return [others._generate(tasks[i : i + BLOCK], False) for i in range(0, len(tasks), BLOCK)]
-
-    @functools.cached_property
-    def _losses(self) -> Callable[[PyTree, Any], jax.Array]:
-        model = self.model.model
-
-        @jax.jit
-        def losses(params: PyTree, adapters: PyTree, examples: dict[str, jax.Array]) -> jax.Array:
-            return jax.vmap(functools.partial(task_loss, model, params), (0, None))(adapters, examples)
-
-        return lambda adapters, examples: losses(
-            self.model.base_params, adapters, {name: leaf[0] for name, leaf in examples.items()}
+        tasks = HeldOut.from_source(
+            self._neighbours, self.model.config.episodes, examples=1, tasks=self._num_neighbours
         )
+        others = Conditions(self.model, tasks)
+        return Neighbours(self.model, tasks, functools.partial(others._generate, shuffled=False))
 
 
 def _of_few_sizes(condition: Condition) -> Condition:

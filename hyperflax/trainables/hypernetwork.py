@@ -157,8 +157,8 @@ def _hypernetwork_params(directory: str, config: HypermodelConfig) -> PyTree:
     """Returns the parameters of the hypernetwork in a model directory.
 
     Raises:
-      CheckpointError: they were trained with another vocabulary, or in a T5 that computes otherwise, in a way that their
-        shapes do not show.
+      CheckpointError: they were trained with another vocabulary, or in a T5 that computes otherwise in a way that
+        their shapes do not show.
     """
     with fetched(directory) as folder:
         parts = load_model_directory(folder)

@@ -136,8 +136,8 @@ def test_nothing_is_learnt_from_an_example_without_a_target_or_an_input(tmp_path
 
 
 def test_the_reference_data(materialised: pathlib.Path) -> None:
-    """Counts as its README states them, without TREC's seven prompts, which have no targets there; templates and choices
-    of the held-out data sets.
+    """Counts as its README states them, without TREC's seven prompts, which have no targets there; templates and
+    choices of the held-out data sets.
     """
     root = materialised / "p3"
     sizes: dict[str, int] = {}
