@@ -35,7 +35,7 @@ def expected_improvement(mean: np.ndarray, std: np.ndarray, best: float | np.nda
     gain = mean - best - xi
     z = np.clip(gain / np.where(std > 0, std, 1.0), -40.0, 40.0)  # beyond, both terms are what they are at the bound
     density = np.exp(-0.5 * np.square(z)) / math.sqrt(2.0 * math.pi)
-    below = 0.5 * (1.0 + _erf(z / math.sqrt(2.0)))
+    below = 0.5 * _erfc(-z / math.sqrt(2.0))  # 1 + erf would lose all digits where little is promised
     return np.where(std > 0, np.maximum(gain * below + std * density, 0.0), np.maximum(gain, 0.0))
 
 
@@ -46,4 +46,4 @@ def per_second(improvement: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     return np.asarray(improvement, np.float64) / np.asarray(seconds, np.float64)
 
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])

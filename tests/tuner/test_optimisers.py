@@ -125,6 +125,14 @@ def test_expected_improvement_against_a_million_draws():
         assert value == pytest.approx(draws.mean(), abs=4 * draws.std() / 1000)
 
 
+def test_expected_improvement_by_quadrature_where_hardly_anything_is_promised():
+    """The integral of u phi(u - z) over u > 0, phi(z) taken out of it: u exp(u z - u^2 / 2)."""
+    z, u = np.linspace(-30.0, -4.0, 105), np.linspace(0.0, 5.0, 200_001)
+    inner = np.array([np.trapezoid(u * np.exp(u * one - u**2 / 2), u) for one in z])
+    expected = inner * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(expected_improvement(z, np.ones(len(z)), 0.0), expected, rtol=1e-6)
+
+
 def test_expected_improvement_of_what_is_known_and_of_nonsense():
     np.testing.assert_allclose(expected_improvement(np.array([0.2, 0.7]), np.zeros(2), 0.5), [0, 0.2])
     with pytest.raises(ConfigError, match="std of 0 or more"):
