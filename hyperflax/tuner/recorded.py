@@ -37,7 +37,7 @@ class Recorded:
       scores: [run, fidelity], higher is better. cost: of each part, in `unit`. unit: `seconds` unless a table has none.
       final: [run] score on other examples than those that `scores` are of; NaN where a table has none.
       features: names of the meta-features. meta: [data set, feature], NaN where unknown.
-      start: [data set] score of the unchanged model; NaN where unknown.
+      start: [data set] score of the unchanged model, on the examples of `final`; NaN where unknown.
     """
 
     datasets: tuple[str, ...]
@@ -146,7 +146,7 @@ def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
         final=np.array([run.test_score for run in runs], np.float32),
         features=features,
         meta=np.array([[first[key].meta.get(name, np.nan) for name in features] for key in keys], np.float32),
-        start=np.array([first[key].meta.get("bare_exact", np.nan) for key in keys], np.float32),
+        start=np.array([first[key].bare_score for key in keys], np.float32),
     )
 
 

@@ -107,11 +107,19 @@ def test_our_own_runs_as_a_table():
         assert scores[row] in (*RUN.curve, *FAILED.curve)
 
 
+def test_the_unchanged_model_has_a_regret_of_1_on_the_examples_that_judge():
+    """It scored .25 on the test split, whatever it scored on the held-out examples; the best run scored .5 there."""
+    given = {"bare_score": 0.25, "meta": {**RUN.meta, "bare_exact": 0.75}}
+    unchanged = dataclasses.replace(RUN, seed=2, curve=(0.75,) * 8, test_score=0.25)
+    made = from_runs([dataclasses.replace(run, **given) for run in (RUN, unchanged)])
+    np.testing.assert_array_equal(regrets(made)[:, -1], [0.0, 1.0])
+
+
 def test_data_sets_of_one_name_are_kept_apart():
     """Other examples are, and another model's facts of the same examples; a name that is alone stays as it is."""
     others = [
         dataclasses.replace(RUN, dataset_hash="f" * 16, meta={"log_train": 2.0}),
-        dataclasses.replace(RUN, model="strings-2", meta={"log_train": 3.0, "bare_exact": 0.5}),
+        dataclasses.replace(RUN, model="strings-2", meta={"log_train": 3.0}),
         dataclasses.replace(RUN, dataset="dates", dataset_hash="e" * 16),
     ]
     made = from_runs([RUN, FAILED, *others])
@@ -123,7 +131,6 @@ def test_data_sets_of_one_name_are_kept_apart():
     )
     assert made.dataset.tolist() == [1, 1, 3, 2, 0]
     np.testing.assert_allclose(made.meta[:, made.features.index("log_train")], [4.158, 4.158, 3.0, 2.0], rtol=1e-4)
-    np.testing.assert_array_equal(made.start, np.array([NAN, NAN, 0.5, NAN], np.float32))
 
 
 def test_a_tuner_is_learnt_from_one_models_runs(tmp_path, capsys):
