@@ -1,7 +1,7 @@
 """`hyperflax COMMAND ...`: one file per command in this folder, imported only when its command runs.
 
-A command module has `HELP` (one line), `DESCRIPTION` (what it does, with an example), `add_arguments(parser)` and
-`run(arguments) -> exit code`.
+A command module has `DESCRIPTION` (what it does, with an example), `add_arguments(parser)` and `run(arguments) -> exit
+code`; the line that `hyperflax --help` has of it stands in `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
             module = load_command(self._command)
             self.description = module.DESCRIPTION
             module.add_arguments(self)
-            self.set_defaults(run=module.run)
+            self.set_defaults(run=module.run, called=self.prog)
             self._command = None
         return super().parse_known_args(args, namespace)
 
@@ -95,11 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(rest, argparse.Namespace(gin_bindings=bindings))
         if bindings and "gin_file" not in arguments:
             name = bindings[0].partition(" = ")[0]
-            raise ConfigError(f"--gin.{name}: expected none, `hyperflax {arguments.command}` runs no gin")
+            raise ConfigError(f"--gin.{name}: expected none, `{arguments.called}` runs no gin")
         keep_freed_memory()
         if not getattr(arguments, "multiprocess", False):  # of several processes only the first keeps what it compiles
             keep_compiled_programs()
-        return exit_code(f"hyperflax {arguments.command}", lambda: arguments.run(arguments))
+        return exit_code(arguments.called, lambda: arguments.run(arguments))
 
     return exit_code("hyperflax", run)
 

@@ -392,3 +392,9 @@ def test_budgets_are_read():
     for text in ("30", "m", "-1m", "0s", "1d"):
         with pytest.raises(ConfigError, match="--budget: expected a number with s, m or h"):
             parse_time(text)
+
+
+def test_a_message_names_the_command_as_it_was_typed(capsys):
+    given = ["--model", "strings", "--data", "mine.jsonl", "--out", "tuned"]
+    assert main(["tune", "run", *given, "--budget", "30"]) == 2
+    assert capsys.readouterr().err.startswith("hyperflax tune run: --budget: expected")
