@@ -15,8 +15,9 @@ DESCRIPTION = """Find a fine-tuning pipeline for a data set and keep the best ad
   hyperflax predict --model strings --adapter mine_tuned --inputs new.jsonl
 
 Pipelines run part by part; the next part goes where the expected improvement per second is largest. Without a tuner
-pipelines are tried at random. A jsonl file is split into training, held-out and test examples; a folder of train.jsonl,
-validation.jsonl and test.jsonl has its own. A killed run goes on when it is called again.
+pipelines are tried at random; --mode condition and refit need one. A jsonl file is split into training, held-out and
+test examples; a folder of train.jsonl, validation.jsonl and test.jsonl has its own. A killed run goes on when it is
+called again.
 """
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -43,11 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.tuner import datasets
 
     budget = parse_time(arguments.budget)
-    at_random = arguments.mode == "random"
+    bench, at_random = bench_of(arguments), arguments.mode == "random"
+    recommender = None if at_random else tuner_of(arguments)
+    if recommender is None and arguments.mode in ("condition", "refit"):
+        raise ConfigError(f"--mode {arguments.mode}: expected --tuner, for none ships with '{arguments.model}'")
     report = tune(
-        bench_of(arguments),
+        bench,
         datasets.read(arguments.data, arguments.seed),
-        None if at_random else tuner_of(arguments),
+        recommender,
         out=arguments.out,
         budget=budget,
         mode="transfer" if at_random else arguments.mode,

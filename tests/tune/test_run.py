@@ -13,6 +13,7 @@ import pytest
 
 import hyperflax.tune.run as module
 from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.cli import tune_run
 from hyperflax.cli.main import main
 from hyperflax.cli.tune import tuner_of
 from hyperflax.cli.tune_run import parse_time
@@ -294,6 +295,15 @@ def test_the_tuner_in_a_models_folder_is_the_default(learnt, tmp_path):
     assert tuner_of(given()).pool == tuple(POOL)
     dataclasses.replace(learnt, pool=()).save(tmp_path / "other")
     assert tuner_of(given(tuner=str(tmp_path / "other"))).pool == ()
+
+
+def test_a_tuner_that_is_to_learn_from_the_run_must_be_there(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hypermodel.json").touch()
+    monkeypatch.setattr(tune_run, "bench_of", lambda arguments: None)
+    command = ["tune", "run", "--model", str(tmp_path), "--data", "mine.jsonl", "--budget", "1s", "--out", "tuned"]
+    for mode in ("condition", "refit"):
+        assert main([*command, "--mode", mode]) == 2
+        assert f"--mode {mode}: expected --tuner, for none ships with '{tmp_path}'" in capsys.readouterr().err
 
 
 def test_a_tuner_is_for_the_model_whose_runs_it_has_seen(bench, unbroken, tmp_path, monkeypatch):
