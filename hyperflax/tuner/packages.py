@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import logging
 import pathlib
 import shutil
 import tempfile
@@ -132,15 +133,21 @@ class _DEHB(Package):
             import dehb
         except ImportError as error:
             raise MissingExtraError("dehb", "tuner-baselines") from error
-        folder = _scratch(self)  # it wants to write a log
-        self._dehb = dehb.DEHB(
+
+        class Quiet(dehb.DEHB):
+            def _setup_logger(self, kwargs: Any) -> None:
+                """In place of a log file, with a thread, that stays open as long as the process lives."""
+                silent: Any = logging.getLogger(__name__)
+                self.output_path, self.logger = kwargs["output_path"], silent
+
+        self._dehb = Quiet(
             dimensions=columns,
             min_fidelity=1,
             max_fidelity=fidelities,
             n_workers=1,
             seed=seed,
-            output_path=folder,
-            log_level="ERROR",
+            save_freq="end",  # of a run of its own, which there is not
+            output_path=_scratch(self),
         )
 
     def ask(self) -> Proposal:

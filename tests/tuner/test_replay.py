@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import lzma
+import threading
 
 import numpy as np
 import pytest
@@ -247,6 +248,16 @@ def test_packages_keep_the_rules_and_repeat_themselves(make):
     half = dataclasses.replace(first.history, observations=first.history.observations[:9])
     seen = first.history.observations[9]
     assert make(pool.pipelines).choose(half) == (seen.pipeline, seen.fidelity)
+
+
+def test_dehb_prints_nothing_and_leaves_no_log_open(capfd):
+    pool = recorded(np.sort(np.random.default_rng(0).uniform(size=(6, 4)), axis=1))
+    play(pool, DEHB(pool.pipelines), budget=4, seed=0)
+    before = threading.active_count()
+    for seed in range(3):
+        play(pool, DEHB(pool.pipelines), budget=4, seed=seed)
+    assert threading.active_count() == before  # a log has one
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_comparison_leaves_groups_out_and_tells_intervals(tmp_path):
