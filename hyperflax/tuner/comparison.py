@@ -49,7 +49,8 @@ def default_optimisers(default: np.ndarray | None = None) -> dict[str, Make]:
 
     Args:
       default: [column] the encoded default pipeline, for `default`; that row of the pool is meant which is nearest.
-        None leaves it out, as `as_generated` is where no pipeline of the pool trains nothing.
+        None leaves it out, as `as_generated` is where no pipeline of the pool trains nothing, and DEHB where runs have
+        a single part.
     """
     makers: dict[str, Make] = {
         "transfer": lambda pool, learnt: GreyBox(learnt.on(pool.pipelines, _meta(pool)), "transfer"),
@@ -57,7 +58,7 @@ def default_optimisers(default: np.ndarray | None = None) -> dict[str, Make]:
         "quick_tune": lambda pool, learnt: GreyBox(learnt.on(pool.pipelines, _meta(pool)), "refit"),
         "random": lambda pool, learnt: RandomSearch(),
         "successive_halving": lambda pool, learnt: SuccessiveHalving(),
-        "dehb": lambda pool, learnt: DEHB(pool.pipelines),
+        "dehb": lambda pool, learnt: DEHB(pool.pipelines) if pool.fidelities > 1 else None,
         "smac": lambda pool, learnt: SMAC(pool.pipelines),
         "as_generated": lambda pool, learnt: _as_generated(pool),
     }

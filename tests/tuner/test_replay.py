@@ -315,4 +315,6 @@ def test_all_default_optimisers_can_be_made_for_a_pool():
     nearest = makers["default"](made, None)
     assert nearest == Only(int(np.argmin((made.pipelines**2).sum(axis=1))))
     assert makers["as_generated"](made, None) is None
+    assert makers["dehb"](made, None) is not None
+    assert makers["dehb"](recorded([[0.3], [0.4]]), None) is None  # its package takes several fidelities only
     assert FIDELITIES == 8
