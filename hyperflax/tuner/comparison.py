@@ -182,8 +182,8 @@ def _left_out(recorded: Recorded, group: str, seed: int) -> tuple[np.ndarray, li
     if not len(train):
         order = np.random.default_rng(seed).permutation(inside)
         train, inside = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    numbers = sorted(set(recorded.dataset[inside].tolist()))
-    return train, [recorded.rows(inside[recorded.dataset[inside] == number]) for number in numbers]
+    left = recorded.rows(inside)
+    return train, [left.of(number) for number in sorted(set(left.dataset.tolist()))]
 
 
 def _regrets(played: Mapping[tuple[str, int], Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[str, Any]:

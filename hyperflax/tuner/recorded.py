@@ -7,7 +7,7 @@
 seeds counts as several.
 
 >>> recorded = from_runs(read("runs"))
->>> train, test = recorded.without("strings"), recorded.only("strings")
+>>> play(recorded.of(0), RandomSearch(), budget=10, seed=0)
 """
 
 from __future__ import annotations
@@ -81,22 +81,9 @@ class Recorded:
         """Number of parts of a whole run."""
         return self.scores.shape[1]
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """[run] number of parts that a run has."""
-        return np.sum(~np.isnan(self.scores), axis=1)
-
     def of(self, dataset: int) -> Recorded:
-        """Returns the runs of one data set."""
-        return self._rows(self.dataset == dataset)
-
-    def only(self, group: str) -> Recorded:
-        """Returns the runs of a group's data sets."""
-        return self._rows(np.array([self.groups[number] == group for number in self.dataset]))
-
-    def without(self, group: str) -> Recorded:
-        """Returns the runs of all other groups' data sets. Raises DataError where none is left."""
-        return self._rows(np.array([self.groups[number] != group for number in self.dataset]))
+        """Returns the runs of one data set, by its place in `datasets`."""
+        return self.rows(np.flatnonzero(self.dataset == dataset))
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> Recorded:
         """Returns the runs with these numbers, in their order."""
@@ -104,9 +91,6 @@ class Recorded:
         return dataclasses.replace(
             self, **{name: getattr(self, name)[np.asarray(numbers, np.int64)] for name in fields}
         )
-
-    def _rows(self, chosen: np.ndarray) -> Recorded:
-        return self.rows(np.flatnonzero(chosen))
 
 
 def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:

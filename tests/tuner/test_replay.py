@@ -96,10 +96,10 @@ def test_our_own_runs_as_a_table():
     other = dataclasses.replace(RUN, dataset="dates", corpus="ni", dataset_hash="f" * 16, meta={"log_train": 2.0})
     made = from_runs([RUN, FAILED, other])
     assert (made.datasets, made.groups) == (("dates", "initials"), ("ni", "strings"))
-    assert made.lengths.tolist() == [8, 1, 8]
+    assert np.sum(~np.isnan(made.scores), axis=1).tolist() == [8, 1, 8]
     assert made.features == ("log_train", "task_0")
     np.testing.assert_allclose(made.meta, [[2.0, NAN], [4.158, -1.5]], rtol=1e-4)
-    assert made.without("ni").dataset.tolist() == [1, 1]
+    assert made.of(1).dataset.tolist() == [1, 1]
     np.testing.assert_array_equal(made.pipelines[0], encode([default_pipeline()])[0])
     queries, scores, seconds = every_part(made)
     assert len(queries) == len(scores) == len(seconds) == 2 * (8 + 7) + 1
@@ -165,7 +165,7 @@ def test_quick_tunes_folder(folder):
     read = quick_tune(folder)
     assert (read.datasets, read.columns) == (("a", "b"), ("lr?", "lr", "opt=adam", "opt=sgd"))
     np.testing.assert_allclose(read.pipelines, [[1, 1, 1, 0], [1, 0, 0, 1], [1, 0.5, 0, 0]], atol=1e-6)
-    assert read.lengths.tolist() == [3, 2, 3]
+    assert np.sum(~np.isnan(read.scores), axis=1).tolist() == [3, 2, 3]
     np.testing.assert_allclose(read.cost[:, 0], [10, 20, 30])
     assert read.features == ("num_classes",)
     np.testing.assert_allclose(read.meta, [[10], [2]])
