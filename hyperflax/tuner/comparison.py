@@ -2,8 +2,8 @@
 
 Groups (corpora, categories) are left out one at a time: surrogates are fitted on all others and every data set of the
 group is played by every optimiser. That is done anew with every seed, which is of the surrogates, too. A table of a
-single group is split by pipelines instead: surrogates are fitted on one half of the runs and the other half is the
-pool, which says less, since the data set is known then.
+single group is split by pipelines instead: surrogates are fitted on the runs of one half of them and the other half is
+the pool, which says less, since the data set is known then.
 
 Regret (`replay.py`) is read at shares of the budget; the mean is over data sets, seeds within them averaged first, and
 its interval resamples data sets.
@@ -39,6 +39,7 @@ from hyperflax.tuner.recommender import Recommender
 from hyperflax.tuner.recorded import Recorded
 from hyperflax.tuner.replay import play
 from hyperflax.tuner.reporting import save_png
+from hyperflax.tuner.surrogates.queries import groups as same
 
 SHARES = tuple(round(0.05 * number, 2) for number in range(21))
 Make = Callable[[Recorded, Recommender], Optimiser | None]
@@ -180,8 +181,10 @@ def _left_out(recorded: Recorded, group: str, seed: int) -> tuple[np.ndarray, li
     of_group = np.array([recorded.groups[number] == group for number in recorded.dataset])
     inside, train = np.flatnonzero(of_group), np.flatnonzero(~of_group)
     if not len(train):
-        order = np.random.default_rng(seed).permutation(inside)
-        train, inside = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+        pipeline = same(recorded.pipelines)
+        drawn = np.random.default_rng(seed).permutation(pipeline.max() + 1)
+        known = np.isin(pipeline, drawn[: len(drawn) // 2])
+        train, inside = inside[known], inside[~known]
     left = recorded.rows(inside)
     return train, [left.of(number) for number in sorted(set(left.dataset.tolist()))]
 

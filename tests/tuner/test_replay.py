@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import lzma
 import threading
@@ -21,6 +22,7 @@ from hyperflax.tuner.pipeline import FIDELITIES, default_pipeline
 from hyperflax.tuner.recommender import Recommender, best_pipelines, every_part
 from hyperflax.tuner.recorded import Recorded, from_runs
 from hyperflax.tuner.replay import play, regrets
+from hyperflax.tuner.surrogates import DeepKernelGP, MLPCost
 from hyperflax.tuner.table import write
 from tests.tuner.test_table import FAILED, RUN
 
@@ -297,6 +299,25 @@ def test_a_comparison_leaves_groups_out_and_tells_intervals(tmp_path):
         called(shard=(2, 2))
     draw(result, tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_single_group_is_split_by_pipelines_not_by_their_repetitions(tmp_path, monkeypatch):
+    """Eight pipelines, each with two seeds: what surrogates learn from says nothing of a pipeline that is played."""
+    short = functools.partial(Recommender.fit, performance=DeepKernelGP(steps=2), cost=MLPCost(steps=2))
+    monkeypatch.setattr(Recommender, "fit", short)
+    made = recorded(np.random.default_rng(0).uniform(size=(16, 3)))
+    made = dataclasses.replace(made, pipelines=np.repeat(made.pipelines[:8], 2, axis=0))
+    halves = []
+
+    def watched(pool, learnt):
+        halves.append([{tuple(row) for row in rows} for rows in (pool.pipelines, learnt.scores.kept.queries.pipelines)])
+        return RandomSearch()
+
+    result = compare(made, {"random": watched}, tmp_path, budget=4, seeds=2, progress=False)
+    assert result["left_out"] == "pipelines"
+    for played, known in halves:
+        assert len(played) == len(known) == 4
+        assert not played & known
 
 
 def test_all_default_optimisers_can_be_made_for_a_pool():
