@@ -36,7 +36,7 @@ def write_datasets(
     Args:
       source: of tasks with their examples.
       out: parent of the folders, named as the tasks.
-      corpus: what the data sets are of; a task's category is left to the source's name before the first '/'.
+      corpus: what the data sets are of; a task's category is its name before the first '|' or '/'.
       train, validation, test: numbers of examples, all different.
       tasks: how many at most, drawn by `seed`; None takes all.
       longest: tokens of inputs and of targets, end of sequence not included; longer examples are left out.

@@ -91,11 +91,13 @@ def scaling_law(folder: pathlib.Path | str) -> Recorded:
 def peft_comparison(path: pathlib.Path | str, task: str = "MetaMathQA") -> Recorded:
     """Reads a file of json objects, one a line: a validation score at every evaluation with its seconds, a test score.
 
+    A part is an evaluation; a run with fewer of them than another one ends with its last.
+
     Args:
       path: of the file. task: `MetaMathQA` or `image-gen`, the folder of the runs to read.
 
     Raises:
-      DataError: a line that is no such object, no run of the task, or runs with other numbers of evaluations.
+      DataError: a line that is no such object, or no run of the task.
     """
     path, rows = pathlib.Path(path), []
     with path.open("rb") as lines:
