@@ -71,14 +71,15 @@ def build(
     """
     check_distinct(datasets)
     pipeline, out = pipeline or default_pipeline(), local_folder(out)
-    for data in tqdm(datasets, unit="source", disable=not progress):
+    for data in datasets:
         if pathlib.PurePath(data.name).name != data.name or data.name.startswith("."):
             raise ConfigError(f"bank: expected a plain folder name, got '{data.name}'")
         if (out / data.name).is_dir():
             there = load_adapter(out / data.name).metadata.provenance.get("dataset_hash")
             if there != data.hash:
                 raise DataError(f"{out / data.name}: expected the source of data set {data.hash}, found {there}'s")
-            continue
+    missing = [data for data in datasets if not (out / data.name).is_dir()]
+    for data in tqdm(missing, unit="source", disable=not progress):
         group = Group(bench, data, [pipeline], [seed])
         group.finish()
         adapter = group.adapter(0)

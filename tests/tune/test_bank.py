@@ -54,6 +54,13 @@ def test_a_source_is_never_another_one_of_its_name(model, folder, tmp_path):
         build(Bench(model), [other], folder, pipeline=SHORT, progress=False)
 
 
+def test_all_sources_are_looked_at_before_the_first_is_trained(model, tmp_path):
+    named = dataclasses.replace(data_set("second", 1), name="super_glue/boolq")
+    with pytest.raises(ConfigError, match="expected a plain folder name, got 'super_glue/boolq'"):
+        build(Bench(model), [data_set("first"), named], tmp_path, pipeline=SHORT, progress=False)
+    assert not any(tmp_path.iterdir())
+
+
 def test_embeddings_are_means_over_real_tokens_and_maps_bring_them_closer(model, folder):
     data, bank = data_set("first"), Bank.load(folder, model)
     base = embed(model, data, None)
