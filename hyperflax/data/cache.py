@@ -15,9 +15,10 @@ Written once, by whoever has seqio; read by `cache_source.CachedSource` wherever
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,17 @@ def write_cache(
       The manifest.
 
     Raises:
-      DataError: the folder is not empty, the stream is, or a token is outside the vocabulary.
+      DataError: the folder is not empty, the stream is, a token is outside the vocabulary, or the operating system
+        refuses a shard, as on a full disk.
     """
     out_dir = locate(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise DataError(f"{out_dir}: expected a folder that does not exist yet, or is empty")
     with atomic_directory(out_dir, marker=form.MANIFEST) as temporary:
-        names, count = _write_examples(stream, temporary, vocabulary, records_per_shard)
+        with contextlib.closing(_Shards(temporary, records_per_shard, out_dir)) as shards:
+            tasks, index = _write_examples(stream, shards, vocabulary, out_dir)
+        np.save(temporary / form.INDEX, index, allow_pickle=False)
+        (temporary / form.TASKS).write_text("".join(line + "\n" for line in tasks.values()), "utf-8")
         vocabulary.write_files(temporary)
         files = [form.file_entry(path) for path in sorted(temporary.iterdir())]
         manifest = {
@@ -79,8 +84,8 @@ def write_cache(
                 "references": "text",
             },
             "group_rates": None if group_rates is None else [float(rate) for rate in group_rates],
-            "num_tasks": len(names),
-            "num_examples": count,
+            "num_tasks": len(tasks),
+            "num_examples": len(index),
             "records_per_shard": records_per_shard,
             "files": files,
         }
@@ -88,41 +93,58 @@ def write_cache(
     return manifest
 
 
-def _write_examples(
-    stream: Iterable[StreamedExample], folder: pathlib.Path, vocabulary: Vocabulary, per_shard: int
-) -> tuple[list[str], int]:
-    """Writes shards, index and tasks; returns the task names and the number of examples."""
-    from array_record.python import array_record_module
+class _Shards:
+    """ArrayRecord files of `per_shard` records each, written one after the other; `place` is for errors."""
 
-    numbers: dict[str, int] = {}
-    lines: list[str] = []
-    index = np.zeros((1024, 3), np.int32)
-    writer, count = None, 0
-    try:
-        for task, example, info, group in stream:
-            if task not in numbers:
-                numbers[task] = len(numbers)
-                lines.append(form.encode_task(task, info, group))
-            for ids in (example.inputs, example.targets, *example.options):
-                if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary.vocab_size:
-                    raise DataError(
-                        f"task '{task}': expected token ids in [0, {vocabulary.vocab_size}), got {ids.max()}"
-                    )
-            if writer is None or count % per_shard == 0:
-                if writer is not None:
-                    writer.close()
-                path = folder / form.shard_name(count // per_shard)
-                writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-            writer.write(form.encode_record(example))
-            if count == len(index):
-                index = np.concatenate([index, np.zeros_like(index)])
-            index[count] = (numbers[task], len(example.inputs), len(example.targets))
-            count += 1
-    finally:
+    def __init__(self, folder: pathlib.Path, per_shard: int, place: Location):
+        self._folder, self._per_shard, self._place = folder, per_shard, place
+        self._writer: Any = None
+        self._count = 0
+
+    def write(self, record: bytes) -> None:
+        if self._count % self._per_shard == 0:
+            from array_record.python import array_record_module
+
+            self.close()
+            path = self._folder / form.shard_name(self._count // self._per_shard)
+            self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        with self._told():
+            self._writer.write(record)
+        self._count += 1
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
         if writer is not None:
-            writer.close()
+            with self._told():
+                writer.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what ArrayRecord raises for the operating system
+            raise DataError(f"{self._place}: not written, {error}") from error
+
+
+def _write_examples(
+    stream: Iterable[StreamedExample], shards: _Shards, vocabulary: Vocabulary, place: Location
+) -> tuple[dict[str, str], np.ndarray]:
+    """Writes the examples; returns the line of tasks.jsonl for each task, by name, and the index."""
+    numbers: dict[str, int] = {}
+    lines: dict[str, str] = {}
+    index, count = np.zeros((1024, 3), np.int32), 0
+    for task, example, info, group in stream:
+        if task not in numbers:
+            numbers[task] = len(numbers)
+            lines[task] = form.encode_task(task, info, group)
+        for ids in (example.inputs, example.targets, *example.options):
+            if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary.vocab_size:
+                raise DataError(f"task '{task}': expected token ids in [0, {vocabulary.vocab_size}), got {ids.max()}")
+        shards.write(form.encode_record(example))
+        if count == len(index):
+            index = np.concatenate([index, np.zeros_like(index)])
+        index[count] = (numbers[task], len(example.inputs), len(example.targets))
+        count += 1
     if not count:
-        raise DataError(f"{folder.name}: expected at least one example to cache, got none")
-    np.save(folder / form.INDEX, index[:count], allow_pickle=False)
-    (folder / form.TASKS).write_text("".join(line + "\n" for line in lines), "utf-8")
-    return list(numbers), count
+        raise DataError(f"{place}: expected at least one example to cache, got none")
+    return lines, index[:count]

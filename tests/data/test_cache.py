@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import resource
 
 import numpy as np
 import pytest
@@ -150,10 +151,22 @@ def test_a_failed_write_leaves_nothing(source: InMemorySource, tmp_path: pathlib
 
     with pytest.raises(RuntimeError, match="gone"):
         write_cache(broken(), tmp_path / "cache", Bytes())
-    with pytest.raises(DataError, match="expected at least one example"):
+    with pytest.raises(DataError, match=f"^{tmp_path / 'cache'}: expected at least one example"):
         write_cache([], tmp_path / "cache", Bytes())
     with pytest.raises(DataError, match=r"task 'a': expected token ids in \[0, 384\), got 999"):
         write_cache([StreamedExample("a", Example(ids(999), ids(4)))], tmp_path / "cache", Bytes())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_is_told_and_nothing_stays(source: InMemorySource, tmp_path: pathlib.Path) -> None:
+    """A limit on the size of files stands for a full disk; Python ignores the signal that goes with it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, limits[1]))
+    try:
+        with pytest.raises(DataError, match=f"^{tmp_path / 'cache'}: not written, .*File too large"):
+            write_cache(stream_of(source), tmp_path / "cache", Bytes())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 
