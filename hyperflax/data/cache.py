@@ -139,7 +139,9 @@ def _write_examples(
             lines[task] = form.encode_task(task, info, group)
         for ids in (example.inputs, example.targets, *example.options):
             if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary.vocab_size:
-                raise DataError(f"task '{task}': expected token ids in [0, {vocabulary.vocab_size}), got {ids.max()}")
+                raise DataError(
+                    f"task '{task}': expected token ids in [0, {vocabulary.vocab_size}), got {ids.min()} to {ids.max()}"
+                )
         shards.write(form.encode_record(example))
         if count == len(index):
             index = np.concatenate([index, np.zeros_like(index)])

@@ -153,8 +153,8 @@ def test_a_failed_write_leaves_nothing(source: InMemorySource, tmp_path: pathlib
         write_cache(broken(), tmp_path / "cache", Bytes())
     with pytest.raises(DataError, match=f"^{tmp_path / 'cache'}: expected at least one example"):
         write_cache([], tmp_path / "cache", Bytes())
-    with pytest.raises(DataError, match=r"task 'a': expected token ids in \[0, 384\), got 999"):
-        write_cache([StreamedExample("a", Example(ids(999), ids(4)))], tmp_path / "cache", Bytes())
+    with pytest.raises(DataError, match=r"task 'a': expected token ids in \[0, 384\), got -2 to 5"):
+        write_cache([StreamedExample("a", Example(ids(5, -2), ids(4)))], tmp_path / "cache", Bytes())
     assert list(tmp_path.iterdir()) == []
 
 
