@@ -106,7 +106,7 @@ def train(
       started: called once the run is accepted, before its first step: what does not fit the folder's run was refused.
 
     Raises:
-      ConfigError: an impossible setting.
+      ConfigError: an impossible setting, or fewer steps than the folder's run has taken.
       CheckpointError: the folder's run has another seed, model, optimizer or origin.
       BusyError: another process trains in the folder.
       HyperflaxError: when a log period ends, its last `GIVE_UP_AFTER` steps or more, those of periods before it
@@ -135,6 +135,10 @@ def train(
         Checkpoints(os.path.join(directory, CHECKPOINTS), keep=keep, asynchronous=async_checkpoints) as checkpoints,
         RunLog(directory, resume_step=checkpoints.latest_step(), enabled=first) as log,
     ):
+        if (done := checkpoints.latest_step() or 0) > total_steps:
+            raise ConfigError(
+                f"train.total_steps: expected at least {done}, the steps of the run in {directory}, got {total_steps}"
+            )
         run = Run(
             objective=objective,
             optimizer=optimizer,

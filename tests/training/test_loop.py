@@ -226,6 +226,13 @@ def test_settings_are_checked(tmp_path, table, copy_batches):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_is_not_taken_for_a_shorter_one(tmp_path, table, copy_batches):
+    run(table, copy_batches, tmp_path, total_steps=3)
+    with pytest.raises(ConfigError, match=f"train.total_steps: expected at least 3, .*{tmp_path}, got 2"):
+        run(table, copy_batches, tmp_path, total_steps=2)
+    assert int(run(table, copy_batches, tmp_path, total_steps=3).step) == 3
+
+
 def test_rows_after_the_resume_step_and_a_torn_line_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "kind": "train"}\n{"step": 4, "kind": "train"}\n{"step": 6, "ki')
