@@ -81,8 +81,8 @@ class RunLog:
         # An event file grows, which nothing in a bucket does: it is made here, and put there whenever it is flushed.
         self._place, self._made = folder / "tensorboard", tempfile.TemporaryDirectory(prefix="hyperflax-")
         local = self._place if isinstance(self._place, pathlib.Path) else pathlib.Path(self._made.name)
-        purge = None if resume_step is None else resume_step + 1
-        self._events = SummaryWriter(str(local), purge_step=purge)
+        # Of what a run that was killed has left, TensorBoard shows nothing from this step on.
+        self._events = SummaryWriter(str(local), purge_step=0 if resume_step is None else resume_step + 1)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> dict[str, float | str]:
         """Appends and returns one row; numbers that json cannot hold (NaN, infinity) are left out."""

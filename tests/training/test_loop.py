@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from hyperflax import trees
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
@@ -224,6 +225,21 @@ def test_settings_are_checked(tmp_path, table, copy_batches):
         with pytest.raises(ConfigError, match=f"train.{name}: expected .*at least .*, got {value!r}"):
             run(table, copy_batches, tmp_path, **{name: value})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("resume_step", "purged_from"), [(None, 0), (3, 4)])
+def test_tensorboard_forgets_the_steps_that_come_again(tmp_path, resume_step, purged_from):
+    """Those of a run, too, that was killed before its first checkpoint."""
+    with RunLog(tmp_path, resume_step=resume_step):
+        pass
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    content, events = file.read_bytes(), []
+    while content:  # length, its checksum, the event, its checksum
+        end = 12 + int.from_bytes(content[:8], "little")
+        events.append(event_pb2.Event.FromString(content[12:end]))
+        content = content[end + 4 :]
+    starts = [event.step for event in events if event.session_log.status == event_pb2.SessionLog.START]
+    assert starts == [purged_from]
 
 
 def test_a_run_is_not_taken_for_a_shorter_one(tmp_path, table, copy_batches):
