@@ -155,6 +155,9 @@ def read_model(
     if step is not None and form not in ("t5x", "orbax"):
         raise CheckpointError(f"{folder}: step: expected none, {form} holds one T5, got {step}")
     if form in ("t5x", "orbax"):
+        # Once: while this one is read, a run that goes on may write a later one.
+        found = find_orbax(folder, step)
+        form, folder = ("t5x", find_checkpoint(folder, step)) if found is None else ("orbax", found)
         read, look_at_state, read_state = (
             (read_t5x_checkpoint, look_at_t5x_state, read_t5x_state)
             if form == "t5x"

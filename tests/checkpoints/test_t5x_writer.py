@@ -139,6 +139,25 @@ def test_the_state_is_read_when_it_is_asked_for_and_not_before(write, tmp_path):
     assert (model.step, model.read_state) == (5, None)
 
 
+@pytest.mark.parametrize("write", [write_t5x_checkpoint, write_orbax])
+def test_parameters_and_state_are_of_one_checkpoint_of_a_run_that_goes_on(write, tmp_path):
+    for step in (5, 6):
+        state = random_tree({"param_states/0/mu/decoder/logits_dense/kernel": (8, 32)}, step)
+        write(tmp_path / f"until_{step}", base(step), step=step, state=state)
+    run = tmp_path / "until_5"
+
+    def saving(nbytes: int) -> None:
+        if (later := tmp_path / "until_6" / "checkpoint_6").exists():
+            later.rename(run / later.name)
+
+    model = read_model(run, progress=saving)
+    assert model.step == 5
+    same(model.params, base(5))
+    assert model.read_state is not None
+    assert int(model.read_state(saving)["step"]) == 5
+    assert read_model(run).step == 6
+
+
 @pytest.mark.parametrize(("options", "goes_along"), [(["--to", "orbax"], True), (["--to", "t5x", "--scalable"], False)])
 def test_the_state_goes_along_where_the_layout_stays(options, goes_along, tmp_path, capsys):
     state = random_tree({"param_states/0/mu/decoder/logits_dense/kernel": (8, 32)}, 1)
