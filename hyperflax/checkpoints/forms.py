@@ -40,7 +40,7 @@ from hyperflax.checkpoints.orbax_form import (
 from hyperflax.checkpoints.shapes import check_shapes, check_unseen, is_scalable, moved_from_scalable
 from hyperflax.checkpoints.t5_directory import load_t5, read_t5_provenance
 from hyperflax.checkpoints.t5x import look_at_t5x_state, read_t5x_checkpoint, read_t5x_state
-from hyperflax.checkpoints.t5x_index import find_checkpoint
+from hyperflax.checkpoints.t5x_index import LEGACY_FILE, find_checkpoint
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.checkpoints.zarr import floating_dtype
 from hyperflax.data import vocabularies
@@ -126,6 +126,18 @@ def form_of(path: Location | str, step: int | None = None) -> Form:
     return "t5x"
 
 
+def find_t5x(path: Location | str, step: int | None = None) -> tuple[Form, Location]:
+    """Returns the form of a checkpoint of T5X, `t5x` or `orbax`, and its own directory.
+
+    To be asked once for all that is read of it: a run that goes on may write a later one meanwhile. Arguments as of
+    `form_of`, and errors where there is none of T5X.
+    """
+    if (found := find_orbax(path, step)) is not None:
+        return "orbax", found
+    file = find_checkpoint(path, step)
+    return "t5x", file.parent if file.name == LEGACY_FILE else file  # a file of another name was given as it is
+
+
 def read_model(
     path: Location | str,
     *,
@@ -155,9 +167,7 @@ def read_model(
     if step is not None and form not in ("t5x", "orbax"):
         raise CheckpointError(f"{folder}: step: expected none, {form} holds one T5, got {step}")
     if form in ("t5x", "orbax"):
-        # Once: while this one is read, a run that goes on may write a later one.
-        found = find_orbax(folder, step)
-        form, folder = ("t5x", find_checkpoint(folder, step)) if found is None else ("orbax", found)
+        form, folder = find_t5x(folder, step)
         read, look_at_state, read_state = (
             (read_t5x_checkpoint, look_at_t5x_state, read_t5x_state)
             if form == "t5x"

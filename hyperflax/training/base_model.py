@@ -17,12 +17,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hyperflax import trees
-from hyperflax.checkpoints.forms import form_of, load_base
+from hyperflax.checkpoints.forms import find_t5x, form_of, load_base
 from hyperflax.checkpoints.onto_mesh import read_onto_mesh
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError
 from hyperflax.models.session import cast_kernels, kernel_dtype
 from hyperflax.models.stacking import LAYER_AXIS, stack_layers
+from hyperflax.processes import Processes
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.types import PyTree, T5Config
 
@@ -79,6 +80,8 @@ def read_base(
       CheckpointError: as `load_base`.
     """
     if form_of(path) in ("t5x", "orbax"):
+        # Of a run that goes on, hosts that look one after the other may each find another one the latest.
+        path = Processes.running().told_by_first(str(find_t5x(path)[1]))
         dtype = (lambda name: kernel_dtype(name, config)) if compute_dtype else None
         return read_onto_mesh(path, config, partitioner.t5_sharding, dtype=dtype)
     params = load_base(path, config, vocabulary)

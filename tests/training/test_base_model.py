@@ -17,6 +17,7 @@ from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.models.session import cast_kernels
 from hyperflax.models.stacking import stack_layers
+from hyperflax.processes import Processes
 from hyperflax.training.base_model import digest, read_base
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from tests.checkpoints.directories import CONFIG, random_tree
@@ -59,6 +60,26 @@ def test_every_form_gives_the_same_arrays(form: str, compute_dtype: bool, scan_l
     placed = trees.flatten(partitioner.place_frozen(trees.unflatten(found)))
     if form in ONTO_MESH:  # as it is: nothing is copied
         assert all(placed[path] is leaf for path, leaf in found.items())
+
+
+@pytest.mark.parametrize("form", sorted(ONTO_MESH))
+def test_all_processes_read_the_checkpoint_that_the_first_one_found(form, tmp_path, monkeypatch) -> None:
+    """The one that the second process finds, a moment later, is not its own choice."""
+    for step in (5, 6):
+        params = random_tree(expected_shapes(SHAPE), step)
+        write_model(tmp_path / f"until_{step}", Model("t5", params, SHAPE, step), form)
+    run, told = tmp_path / "until_5", []
+
+    def told_by_first(processes: Processes, text: str) -> str:
+        told.append(text)
+        return told[0]
+
+    monkeypatch.setattr(Processes, "told_by_first", told_by_first)
+    partitioner = Partitioner(make_mesh(devices=jax.devices()[:1]))
+    first = digest(read_base(str(run), SHAPE, partitioner))
+    (tmp_path / "until_6" / "checkpoint_6").rename(run / "checkpoint_6")
+    assert digest(read_base(str(run), SHAPE, partitioner)) == first
+    assert ["checkpoint_5" in told[0], "checkpoint_6" in told[1]] == [True, True]
 
 
 @pytest.mark.parametrize("to", [np.asarray, jnp.asarray])
