@@ -24,7 +24,7 @@ class WithTaskAdapters:
     """The same episodes, each with its task's adapter.
 
     Attributes:
-      batches: of episodes of one source, as `Episodes` has them.
+      batches: of episodes of one list of tasks, as `Episodes` and a `Curriculum` of them have it.
       directory: of task adapters; they are read into the host's memory at the first batch. A task that has none there
         gets zeros and `task_adapters_known` 0, and counts nothing.
     """
@@ -41,7 +41,7 @@ class WithTaskAdapters:
         """The episodes of a step, and `task_adapters/PATH` [task, ...] and `task_adapters_known` [task].
 
         Raises:
-          DataError: none of the source's tasks has an adapter, or there is not one source.
+          DataError: none of the tasks has an adapter, or the batches' sources do not have one list of tasks.
         """
         batch = dict(self.batches.batch(step))
         rows = self._rows[batch["task_index"]]
@@ -58,8 +58,8 @@ class WithTaskAdapters:
         """int64 [tasks of the source]: the row of each in the stored ones, -1 where it has none."""
         at = {name: row for row, name in enumerate(self.stored.metadata.tasks)}
         sources = sources_of(self.batches)
-        if len(sources) != 1:
-            raise DataError(f"WithTaskAdapters.batches: expected episodes of one source, got {len(sources)} sources")
+        if (lists := len({source.task_names for source in sources})) != 1:
+            raise DataError(f"WithTaskAdapters.batches: expected episodes of one list of tasks, got {lists} lists")
         names = sources[0].task_names
         rows = np.asarray([at.get(name, -1) for name in names])
         if (rows < 0).all():

@@ -14,6 +14,7 @@ from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, load_task_adapters, save_task_adapters
+from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episodes import EpisodeConfig, Episodes
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.prefetch import PrefetchedBatches
@@ -95,11 +96,21 @@ def test_each_episode_gets_the_adapter_of_its_task(folder: pathlib.Path, ahead: 
             np.testing.assert_array_equal(batch[f"task_adapters/{path}"][at], wanted)
 
 
+def test_stages_of_a_curriculum_may_load_their_tasks_each_for_itself(folder: pathlib.Path) -> None:
+    stages = [Episodes(source("a", "b"), SHAPE), Episodes(source("a", "b"), SHAPE.replace(inputs_length=9))]
+    batches = WithTaskAdapters(Curriculum(stages, boundaries=[1]), str(folder))
+    assert [batches.batch(step)["encoder_input_tokens"].shape[-1] for step in (0, 1)] == [8, 9]
+    assert batches.batch(1)["task_adapters_known"].all()
+    others = Curriculum([*stages, Episodes(source("b", "a"), SHAPE)], boundaries=[1, 2])
+    with pytest.raises(DataError, match="expected episodes of one list of tasks, got 2 lists"):
+        WithTaskAdapters(others, str(folder)).batch(0)
+
+
 def test_adapters_of_other_tasks_are_refused(folder: pathlib.Path) -> None:
     batches = WithTaskAdapters(Episodes(source("c", "d"), SHAPE), str(folder))
     with pytest.raises(DataError, match="expected adapters of the tasks that are trained on, of 'c' and 1 others; got"):
         batches.batch(0)
-    with pytest.raises(DataError, match="expected episodes of one source, got 0 sources"):
+    with pytest.raises(DataError, match="expected episodes of one list of tasks, got 0 lists"):
         WithTaskAdapters(
             type("Bare", (), {"batch": lambda self, step: {"task_index": np.zeros(1, int)}})(), str(folder)
         ).batch(0)
