@@ -84,8 +84,10 @@ class EpisodeConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ConfigError(f"EpisodeConfig.{name}: expected an int of at least {low}, got {value!r}")
-        if self.min_shots is not None and not 0 <= self.min_shots <= self.shots:
-            raise ConfigError(f"EpisodeConfig.min_shots: expected 0 to {self.shots} (shots), got {self.min_shots!r}")
+        if self.min_shots is not None and (type(self.min_shots) is not int or not 0 <= self.min_shots <= self.shots):
+            raise ConfigError(
+                f"EpisodeConfig.min_shots: expected an int from 0 to {self.shots} (shots), got {self.min_shots!r}"
+            )
         choices = {
             "support_layout": ("separate", "joint"),
             "definition": _PLACES,
