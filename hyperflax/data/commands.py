@@ -11,6 +11,7 @@ from hyperflax.data import registry
 from hyperflax.data.cache import write_cache
 from hyperflax.data.examples import stream_of
 from hyperflax.data.vocabularies import Vocabulary
+from hyperflax.files import require_directory_place
 
 
 def cache_mixture(
@@ -35,8 +36,10 @@ def cache_mixture(
       The manifest.
 
     Raises:
+      CheckpointError: `out_dir` may not be written; before anything is read.
       DataError, ConfigError, MissingExtraError: see `registry.load_source`, `registry.register_modules`, `write_cache`.
     """
+    require_directory_place(out_dir, in_bucket=True)
     registry.register_modules(modules)
     origin = {"mixture": name, "split": split, "modules": list(modules)}
     if name not in registry.sources() and "seqio" in sys.modules:

@@ -187,7 +187,7 @@ def load_source(
       split: of it. A folder may be one cache, of this split, or hold one cache a split.
       module: to register where the name is not known yet, see `register_modules`; T5X's MIXTURE_OR_TASK_MODULE.
       vocabulary: expected; registered sources tokenise with it, the others must have been made with it.
-      cache_dirs: folders with caches as `name/split`, looked up before anything else.
+      cache_dirs: folders with caches as `name/split`, looked up behind a cache of that name and before all else.
       seed: for a seqio Task's preprocessors that draw, see `seqio_source.read_seqio`.
 
     Raises:

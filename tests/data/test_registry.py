@@ -19,7 +19,7 @@ from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.episodes import EpisodeConfig, Episodes
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.vocabularies import Bytes, Vocabulary
-from hyperflax.errors import ConfigError, DataError, MissingExtraError
+from hyperflax.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from hyperflax_tasks import p3
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -61,6 +61,12 @@ def test_a_cache_is_found_by_its_folder_or_by_name(upper: str, tmp_path: pathlib
         DataError, match=r"expected tokens of Bytes\(extra_ids=7\), it has those of Bytes\(extra_ids=125\)"
     ):
         registry.load_source(str(folder), vocabulary=Bytes(extra_ids=7))
+
+
+def test_where_no_cache_can_be_written_nothing_is_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: already exists and is not empty"):
+        commands.cache_mixture("not even looked up", tmp_path)
 
 
 def test_without_seqio_an_unknown_name_is_answered_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
