@@ -53,6 +53,11 @@ class Windows:
         table = (np.concatenate(tasks), np.concatenate(indices), cumulative)
         object.__setattr__(self, "_table", table)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest window that there is."""
+        return min(self.length, int(np.diff(self._table[2], prepend=0).max()))
+
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Returns one window, int32 [at most length]."""
         tasks, indices, cumulative = self._table
@@ -115,6 +120,9 @@ class SpanCorruption:
     Attributes:
       source, length, shortest: as `Windows`.
       density: share of tokens that are noise. mean_span: mean length of a noise span.
+
+    Raises:
+      ConfigError: the vocabulary has too few sentinels for the spans of the longest window.
     """
 
     source: ExampleSource
@@ -130,11 +138,14 @@ class SpanCorruption:
         sentinels = np.array([vocabulary.sentinel(i) for i in range(vocabulary.extra_ids)], np.int32)
         object.__setattr__(self, "_sentinels", sentinels)
         object.__setattr__(self, "_windows", Windows(self.source, self.length, max(self.shortest, 2)))
+        self._corrupted(np.zeros(self._windows.longest, np.int32), np.random.default_rng(0))  # now, not at step 40,000
 
     def __call__(self, rng: np.random.Generator) -> list[Pair]:
-        tokens = self._windows.draw(rng)
+        return [self._corrupted(self._windows.draw(rng), rng)]
+
+    def _corrupted(self, tokens: np.ndarray, rng: np.random.Generator) -> Pair:
         mask = noise_mask(len(tokens), rng, density=self.density, mean_span=self.mean_span)
-        return [corrupt(tokens, mask, self._sentinels)]
+        return corrupt(tokens, mask, self._sentinels)
 
 
 @dataclasses.dataclass(frozen=True)

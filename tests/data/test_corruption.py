@@ -49,6 +49,14 @@ def test_too_many_spans_are_refused() -> None:
         corrupt(np.arange(4, dtype=np.int32), np.array([False, True, False, True]), SENTINELS[:1])
 
 
+def test_too_few_sentinels_for_the_longest_window_are_told_at_once() -> None:
+    """However rare it is, and not where texts are shorter than a window may be."""
+    texts = {"text": [*[("", "x" * 40)] * 50, ("", "y" * 300)]}
+    with pytest.raises(ConfigError, match=r"expected at most 10 spans \(sentinels\), got 13"):
+        SpanCorruption(InMemorySource.from_strings(texts, Bytes(extra_ids=10)), length=256)
+    SpanCorruption(InMemorySource.from_strings({"text": texts["text"][:50]}, Bytes(extra_ids=10)), length=256)
+
+
 @pytest.fixture(scope="module")
 def texts() -> InMemorySource:
     words = "the quick brown fox jumps over the lazy dog and runs away"
