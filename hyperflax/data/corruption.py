@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 
 from hyperflax.data.batches import Pair
-from hyperflax.data.examples import ExampleSource
+from hyperflax.data.examples import ExampleSource, cumulated
 from hyperflax.errors import ConfigError, DataError
 
 
@@ -24,17 +24,19 @@ class Windows:
     """Random windows of the texts of a source: a text in proportion to its length, a window anywhere in it.
 
     So tokens of long texts are equally likely to be read, those of a text shorter than a window less: by its length
-    over the window's. Rows go to windows that fill them.
+    over the window's. Rows go to windows that fill them. Of a mixture, windows come from its components at its rates.
 
     Attributes:
       source: one or many tasks whose targets are texts; inputs are ignored.
       length: tokens of a window; texts that are shorter are taken whole.
       shortest: texts with fewer tokens are left out.
+      longest: tokens of the longest window that there is.
     """
 
     source: ExampleSource
     length: int
     shortest: int = 16
+    longest: int = dataclasses.field(init=False, repr=False, compare=False)
     _table: tuple[np.ndarray, np.ndarray, np.ndarray] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,21 +49,18 @@ class Windows:
             tasks.append(np.full(len(kept), task))
             indices.append(kept)
             lengths.append(sizes[kept])
-        cumulative = np.cumsum(np.concatenate(lengths)) if lengths else np.zeros(0, np.int64)
-        if len(cumulative) == 0:
+        if not sum(map(len, lengths)):
             raise DataError(f"texts: expected at least one of {self.shortest} tokens or more, found none")
-        table = (np.concatenate(tasks), np.concatenate(indices), cumulative)
-        object.__setattr__(self, "_table", table)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest window that there is."""
-        return min(self.length, int(np.diff(self._table[2], prepend=0).max()))
+        of_task, sizes = np.concatenate(tasks), np.concatenate(lengths)
+        mixed = self.source.group_rates is not None
+        cumulative = cumulated(self.source, of_task, sizes.astype(np.float64)) if mixed else np.cumsum(sizes)
+        object.__setattr__(self, "longest", min(self.length, int(sizes.max())))
+        object.__setattr__(self, "_table", (of_task, np.concatenate(indices), cumulative))
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Returns one window, int32 [at most length]."""
         tasks, indices, cumulative = self._table
-        at = int(rng.integers(cumulative[-1]))
+        at = int(rng.integers(cumulative[-1])) if self.source.group_rates is None else rng.random()
         row = int(np.searchsorted(cumulative, at, side="right"))
         text = self.source.example(int(tasks[row]), int(indices[row])).targets
         start = int(rng.integers(max(len(text) - self.length, 0) + 1))

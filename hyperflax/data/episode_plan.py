@@ -12,7 +12,7 @@ import logging
 import numpy as np
 
 from hyperflax.data.episode_config import EpisodeConfig, in_inputs, in_support
-from hyperflax.data.examples import ExampleSource, TaskInfo
+from hyperflax.data.examples import ExampleSource, TaskInfo, cumulated
 from hyperflax.data.rendering import SENTINELS, support_definition
 from hyperflax.errors import DataError
 
@@ -96,7 +96,8 @@ def make_plan(source: ExampleSource, config: EpisodeConfig) -> EpisodePlan:
         raise DataError(
             f"expected at least one usable task out of {len(source.task_names)}, got none ({'; '.join(reasons)})"
         )
-    cumulative = _cumulative(source, tasks, eligible, config)
+    counts = np.minimum([len(indices) for indices in eligible], config.task_cap).astype(np.float64)
+    cumulative = cumulated(source, tasks, counts)
     plan = EpisodePlan(
         np.asarray(tasks), tuple(eligible), tuple(infos), cumulative, skipped_examples, skipped_tasks, cut_teacher
     )
@@ -206,18 +207,3 @@ def _shortage(usable: int, skipped: int, config: EpisodeConfig, name: str) -> st
     if config.too_few == "error":
         raise DataError(f"task '{name}': {problem}")
     return problem
-
-
-def _cumulative(
-    source: ExampleSource, tasks: list[int], eligible: list[np.ndarray], config: EpisodeConfig
-) -> np.ndarray:
-    """Cumulated probabilities: min(size, cap), or, with mixing rates, so within each mixture component."""
-    weights = np.minimum([len(indices) for indices in eligible], config.task_cap).astype(np.float64)
-    if source.group_rates is not None:
-        groups = source.groups[tasks]
-        totals = np.bincount(groups, weights, minlength=len(source.group_rates))
-        weights *= source.group_rates[groups] / totals[groups]
-    if not weights.sum() > 0:
-        raise DataError(f"expected a positive mixing rate for some task, got {source.group_rates}")
-    cumulative = np.cumsum(weights)
-    return cumulative / cumulative[-1]

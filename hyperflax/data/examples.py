@@ -271,6 +271,29 @@ def stream_of(source: ExampleSource) -> Iterator[StreamedExample]:
             yield StreamedExample(name, source.example(task, index), info, group)
 
 
+def cumulated(source: ExampleSource, tasks: Sequence[int] | np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Cumulated probabilities, the last one 1, of what is drawn from a source in proportion to its weight.
+
+    The components of a mixture come at its rates, and weights count within each.
+
+    Args:
+      source: with its groups and rates.
+      tasks: int `[n]`, of which task each thing is.
+      weights: float64 `[n]`.
+
+    Raises:
+      DataError: every rate is 0.
+    """
+    if source.group_rates is not None:
+        groups = source.groups[tasks]
+        totals = np.bincount(groups, weights, minlength=len(source.group_rates))
+        weights = weights * (source.group_rates[groups] / totals[groups])
+    if not weights.sum() > 0:
+        raise DataError(f"expected a positive mixing rate for some task, got {source.group_rates}")
+    cumulative = np.cumsum(weights)
+    return cumulative / cumulative[-1]
+
+
 def tokenise(text: str, vocabulary: Vocabulary) -> np.ndarray:
     """int32 ids of a text, without end of sequence."""
     return np.asarray(vocabulary.encode(text), np.int32)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperflax.data.corruption import MixedPairs, PrefixLM, SpanCorruption, corrupt, noise_mask
-from hyperflax.data.examples import InMemorySource
+from hyperflax.data.corruption import MixedPairs, PrefixLM, SpanCorruption, Windows, corrupt, noise_mask
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
 
@@ -81,6 +81,23 @@ def test_prefix_lm_cuts_once(texts: InMemorySource) -> None:
         assert min(len(front), len(rest)) >= 4
         window = texts.vocabulary.decode(np.concatenate([front, rest]))
         assert any(window in texts.vocabulary.decode(texts.example(0, i).targets) for i in range(30))
+
+
+def test_windows_of_a_mixture_keep_its_rates() -> None:
+    """However long the texts of its components are; within one, by their lengths, which are 1 to 3 here."""
+    texts = {"a": ["a" * 20], "b": ["b" * 300, "c" * 900]}
+    tasks = [
+        TaskExamples(name, [Example.from_text("", text, Bytes()) for text in texts[name]], group=group)
+        for group, name in enumerate(texts)
+    ]
+    windows = Windows(InMemorySource(tasks, Bytes(), group_rates=[3.0, 1.0]), length=16)
+    assert windows.longest == 16
+    rng = np.random.default_rng(0)
+    drawn = [chr(windows.draw(rng)[0] - 3) for _ in range(4000)]
+    for letter, share in (("a", 3 / 4), ("b", 1 / 16), ("c", 3 / 16)):
+        assert drawn.count(letter) / 4000 == pytest.approx(share, abs=0.02)
+    with pytest.raises(DataError, match="expected a positive mixing rate"):
+        Windows(InMemorySource(tasks, Bytes(), group_rates=[0.0, 0.0]), length=16)
 
 
 def test_texts_that_are_all_too_short_are_refused() -> None:
