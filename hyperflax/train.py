@@ -22,6 +22,7 @@ from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.forms import read_provenance
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.data.examples import parts_of, sources_of
+from hyperflax.data.prefetch import Batches
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import record
 from hyperflax.processes import Processes
@@ -31,7 +32,6 @@ from hyperflax.training.base_model import Origin, digest
 from hyperflax.training.evaluate import loss_evaluator
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
-from hyperflax.training.prefetch import Batches
 from hyperflax.training.run_log import METRICS_FILE, read_rows
 from hyperflax.training.task_adapters import WithTaskAdapters
 from hyperflax.types import PyTree

@@ -29,10 +29,10 @@ from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, ExampleSource, InMemorySource, TaskExamples, tokenise
 from hyperflax.data.multitask import TaskPairs
+from hyperflax.data.prefetch import Batches
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.training.optimizers import Optimizer, adafactor, adamw
-from hyperflax.training.prefetch import Batches
 from hyperflax.training.schedules import warmup_cosine
 from hyperflax_tasks import corpus, natural_instructions
 from hyperflax_tasks.strings import episodes as strings

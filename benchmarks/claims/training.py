@@ -42,11 +42,11 @@ from hyperflax.data.episodes import Episodes
 from hyperflax.data.examples import ExampleSource, InMemorySource, TaskExamples
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.multitask import TaskPairs
+from hyperflax.data.prefetch import Batches
 from hyperflax.data.text import PackedBatches
 from hyperflax.train import EXPORT, HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, train
 from hyperflax.training.loop import CHECKPOINTS
 from hyperflax.training.optimizers import Optimizer, Schedule, adamw, make_optimizer
-from hyperflax.training.prefetch import Batches
 from hyperflax.training.schedules import warmup_cosine
 from hyperflax.training.task_adapters import WithTaskAdapters
 

@@ -9,14 +9,11 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hyperflax.data.prefetch import Batches
 from hyperflax.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hyperflax.training.prefetch import Batches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +14,8 @@ _END = 2**62  # as many steps as anyone will ask for
 class Batches(Protocol):
     """Whatever has batches by step; `Episodes`, `PackedBatches` and `PaddedBatches` do."""
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of a step, pure in the step."""
+    def batch(self, step: int) -> Mapping[str, np.ndarray]:
+        """The batch of a step, pure in the source's own seed and the step, so that a step number is a position."""
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class PrefetchedBatches:
         self._iterator: Iterator[Any] | None = None
         self._next = -1
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int) -> Mapping[str, np.ndarray]:
         if self._iterator is None or step != self._next:
             self._iterator = self._start(step)
         batch = next(self._iterator)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from hyperflax.data.prefetch import Batches
 from hyperflax.objectives.protocol import Metrics, Objective
 from hyperflax.training.partitioning import Partitioner
-from hyperflax.training.prefetch import Batches
 from hyperflax.training.run import Evaluator
 from hyperflax.training.run_log import Sums
 from hyperflax.types import Batch, PyTree

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import jax
 from tqdm import tqdm
 
+from hyperflax.data.prefetch import Batches
 from hyperflax.errors import ConfigError, HyperflaxError
 from hyperflax.locks import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
@@ -29,7 +30,7 @@ from hyperflax.training.base_model import Origin
 from hyperflax.training.checkpointing import Checkpoints, check_keep
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
-from hyperflax.training.prefetch import Batches, Prefetcher
+from hyperflax.training.prefetch import Prefetcher
 from hyperflax.training.run import GIVE_UP_AFTER, Evaluator, Run
 from hyperflax.training.run_log import RunLog, plot_curve
 from hyperflax.training.state import TrainState

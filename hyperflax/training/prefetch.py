@@ -11,19 +11,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from hyperflax.data.prefetch import Batches
 from hyperflax.types import Batch
 
 COUNTED_FEATURES = ("support_tokens", "encoder_input_tokens", "decoder_target_tokens")
-
-
-class Batches(Protocol):
-    """A data source: `batch(step)` is pure in the source's own seed and the step, so a step number is a position."""
-
-    def batch(self, step: int) -> Mapping[str, np.ndarray]: ...
 
 
 class Prefetcher:

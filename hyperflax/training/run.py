@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import jax
 
+from hyperflax.data.prefetch import Batches
 from hyperflax.errors import CheckpointError
 from hyperflax.objectives.protocol import Metrics, Objective, is_episodes
 from hyperflax.training.base_model import Origin
@@ -17,7 +18,6 @@ from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.clock import Clock
 from hyperflax.training.optimizers import Transformation
 from hyperflax.training.partitioning import Partitioner
-from hyperflax.training.prefetch import Batches
 from hyperflax.training.run_log import RunLog, Sums, read_rows
 from hyperflax.training.state import TrainState
 from hyperflax.training.step import sum_over_microbatches
