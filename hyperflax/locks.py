@@ -13,13 +13,15 @@ import os
 import pathlib
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 
 from hyperflax.buckets import Location, locate
-from hyperflax.errors import BusyError
+from hyperflax.errors import BusyError, ConfigError
 from hyperflax.processes import Processes
 
 LOCK = ".lock"
+PATIENCE = 90.0  # seconds
 _PROCESS_NAME = secrets.token_hex(8)  # two containers on one host may have the same process id
 
 _LOG = logging.getLogger("hyperflax.locks")
@@ -35,6 +37,7 @@ def alone_in(folder: Location | str) -> Iterator[None]:
 
     Raises:
       BusyError: another process is at work there; in every process of the job.
+      ConfigError: the job's processes do not share the folder, each has one of that name; in every process.
     """
     place, processes = locate(folder), Processes.running()
     descriptor, refused = None, ""
@@ -46,10 +49,25 @@ def alone_in(folder: Location | str) -> Iterator[None]:
         if refused := processes.told_by_first(refused):
             raise BusyError(refused)
     try:
+        if isinstance(place, pathlib.Path) and not processes.all_see(processes.first or _appears(place / LOCK)):
+            raise ConfigError(
+                f"{folder}: expected a folder that all hosts of the job share, or an address in a bucket; what the "
+                "first process writes there is not seen by another"
+            )
         yield
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _appears(file: pathlib.Path) -> bool:
+    """Whether a file that another host has made is there, or comes: a network disk may show it a minute later."""
+    deadline = time.monotonic() + PATIENCE
+    while not file.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _lock(folder: pathlib.Path) -> int | None:

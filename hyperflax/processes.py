@@ -74,3 +74,12 @@ class Processes:
         sent = np.frombuffer(text.encode("utf-8")[:_MESSAGE].ljust(_MESSAGE), np.uint8)
         told = multihost_utils.broadcast_one_to_all(sent, is_source=self.first)
         return np.asarray(told, np.uint8).tobytes().decode("utf-8", errors="replace").rstrip()
+
+    def all_see(self, seen: bool) -> bool:
+        """Returns whether every process has `seen` something, in every process, once all have come here."""
+        if self.count == 1:
+            return seen
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        return bool(np.all(multihost_utils.process_allgather(np.array(seen))))

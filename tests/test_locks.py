@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from hyperflax import locks
-from hyperflax.errors import BusyError
+from hyperflax.errors import BusyError, ConfigError
 
 
 def working_in(folder: pathlib.Path) -> subprocess.Popen:
@@ -49,6 +49,15 @@ def test_a_process_may_ask_again_for_what_it_holds(tmp_path):
             pass
 
 
+def test_hosts_that_do_not_share_the_folder_are_told(tmp_path, monkeypatch):
+    """Two processes would wait for each other's part of the first checkpoint for ever."""
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    monkeypatch.setattr(locks.Processes, "running", lambda: locks.Processes(1, 2))
+    told = f"{tmp_path}: expected a folder that all hosts of the job share, or an address in a bucket; what the first"
+    with pytest.raises(ConfigError, match=re.escape(told)), locks.alone_in(tmp_path):
+        pass
+
+
 def test_what_cannot_be_locked_is_no_obstacle(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     with locks.alone_in(tmp_path / "file" / "run"):  # nothing can be made there, as in a folder that is read-only
@@ -69,6 +78,6 @@ def test_a_bucket_and_the_other_processes_of_a_job_lock_nothing(tmp_path, monkey
     with locks.alone_in("gs://bucket/run"):
         pass
     monkeypatch.setattr(locks.Processes, "running", lambda: locks.Processes(1, 2))
+    (tmp_path / locks.LOCK).write_text("the first one's")
     with locks.alone_in(tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
+        assert (tmp_path / locks.LOCK).read_text() == "the first one's"
