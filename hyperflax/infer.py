@@ -1,23 +1,30 @@
 """Inference jobs: `python -m hyperflax.infer --gin_file=F`, or `hyperflax predict` for the common case.
 
 On several hosts (`--multiprocess`) each answers a part of the file, in order, and writes `OUT-00000-of-00002` and so
-on: one after the other they are what a single host writes.
+on: one after the other they are what a single host writes. A job that was killed goes on when it is called again: what
+it had answered stands in `OUT.HASH.partial`, the hash being of all that decides about the answers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
-from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.buckets import locate_file
+from hyperflax.checkpoints.artefacts import Adapter, load_adapter
+from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Input, read_inputs
-from hyperflax.files import atomic_file
-from hyperflax.hypermodel import Hypermodel
+from hyperflax.files import append_lines, atomic_file, read_if_there
+from hyperflax.hypermodel import ROWS, Hypermodel
 from hyperflax.processes import Processes
+
+KEEP_EVERY = 30.0  # seconds of work that a kill may cost
 
 
 def infer(
@@ -28,7 +35,8 @@ def infer(
     Args:
       model: with its base model.
       inputs: jsonl file.
-      out: jsonl file; it appears when it is complete. One of several processes writes its shard of it.
+      out: jsonl file; it appears when it is complete. One of several processes writes its shard of it. The answers of
+        a killed job stand beside it.
       adapter: adapter directory; None runs the bare model.
       max_length: most tokens of a prediction.
 
@@ -42,22 +50,53 @@ def infer(
     processes = Processes.running()
     lines, shard = read_inputs(inputs), processes.shard(out)
     part = lines[processes.part(len(lines))]
-    with atomic_file(shard) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        rows = predictions(model, part, adapter, max_length)
-        for row in tqdm(rows, total=len(part), unit="input", disable=not processes.first):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    loaded = load_adapter(adapter) if adapter is not None else None
+    kept = shard.with_name(f"{shard.name}.{_digest(model, part, loaded, max_length)}.partial")
+    rows = _resume(kept)
+    with tqdm(total=len(part), initial=len(rows), unit="input", disable=not processes.first) as bar:
+        saved, at = len(rows), time.monotonic()
+        for row in predictions(model, part[len(rows) :], loaded, max_length):
+            rows.append(json.dumps(row, ensure_ascii=False))
+            bar.update()
+            if time.monotonic() - at > KEEP_EVERY:
+                append_lines(kept, rows[saved:])
+                saved, at = len(rows), time.monotonic()
+    with atomic_file(shard) as temporary:
+        temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    if read_if_there(kept) is not None:
+        locate_file(kept).unlink()
     return shard
 
 
 def predictions(
-    model: Hypermodel, inputs: Sequence[Input], adapter: str | None = None, max_length: int | None = None
+    model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None = None, max_length: int | None = None
 ) -> Iterator[dict[str, str]]:
     """Yields `{"input", "prediction"}` for each input, in order, as batches are done; raises as `infer` does."""
-    loaded = load_adapter(adapter) if adapter is not None else None
     texts, places = [line.input for line in inputs], [line.at for line in inputs]
-    answers = model.answers(texts, loaded, names=places, max_length=max_length)
+    answers = model.answers(texts, adapter, names=places, max_length=max_length)
     for text, answer in zip(texts, answers, strict=True):
         yield {"input": text, "prediction": answer}
+
+
+def _digest(model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None, max_length: int | None) -> str:
+    """Of all that decides about the answers."""
+    made = fingerprint(adapter.tree) if adapter is not None else None
+    content = [model.base_fingerprint, made, max_length, [line.input for line in inputs]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _resume(kept: pathlib.Path) -> list[str]:
+    """Returns the answers that a killed job has left: those of whole batches, so that the others are what they were.
+
+    The file has no others then: it goes on from there.
+    """
+    content = read_if_there(kept) or b""
+    whole = content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]  # no line may end in the middle
+    rows = whole[: len(whole) // ROWS * ROWS]
+    if content:
+        with atomic_file(kept) as temporary:
+            temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return rows
 
 
 if __name__ == "__main__":

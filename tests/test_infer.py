@@ -32,6 +32,40 @@ def test_answers_are_those_of_predict_over_several_batches(tmp_path: pathlib.Pat
     assert list(predictions(hypermodel(), read_inputs(inputs))) == rows
 
 
+def test_a_killed_job_goes_on_behind_its_last_whole_batch(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, out = write(tmp_path / "in.jsonl", [f"x{number}" for number in range(3 * ROWS + 7)]), tmp_path / "out.jsonl"
+    whole = infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "whole.jsonl")).read_bytes()
+    decode, batches = Hypermodel.decode, []
+
+    def dies(self: Hypermodel, tokens, *arguments, **options):
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        batches.append(len(tokens[0]))
+        return decode(self, tokens, *arguments, **options)
+
+    monkeypatch.setattr("hyperflax.infer.KEEP_EVERY", -1.0)
+    monkeypatch.setattr(Hypermodel, "decode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        infer(model=hypermodel(), inputs=inputs, out=str(out))
+    (partial,) = tmp_path.glob("out.jsonl.*.partial")
+    assert partial.read_bytes() == b"".join(whole.splitlines(keepends=True)[: 2 * ROWS])
+    partial.write_bytes(b"".join(whole.splitlines(keepends=True)[: ROWS + 5]) + b'{"input": "x')  # in a line's middle
+    batches.clear()
+    with pytest.raises(KeyboardInterrupt):  # another question, so all anew
+        infer(model=hypermodel(), inputs=inputs, out=str(out), max_length=3)
+    assert len(list(tmp_path.glob("out.jsonl.*.partial"))) == 2
+    batches[:] = [0]
+    with pytest.raises(KeyboardInterrupt):
+        infer(model=hypermodel(), inputs=inputs, out=str(out))
+    assert partial.read_bytes() == b"".join(whole.splitlines(keepends=True)[: 2 * ROWS])
+    assert not out.exists()
+    monkeypatch.setattr(Hypermodel, "decode", decode)
+    assert infer(model=hypermodel(), inputs=inputs, out=str(out)).read_bytes() == whole
+    assert not partial.exists()
+
+
 def test_a_late_input_that_is_too_long_is_named_by_file_and_line_before_anything_is_decoded(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

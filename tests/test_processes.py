@@ -38,6 +38,8 @@ def test_shards_are_named_as_t5x_does():
 class Shouting:
     """Stands for a model: it answers in capitals."""
 
+    base_fingerprint = "that of nothing"
+
     def answers(self, texts, adapter, names, max_length):
         return [text.upper() for text in texts]
 

@@ -12,7 +12,7 @@ DESCRIPTION = """Run a model's frozen T5 on inputs, with an adapter or bare.
   hyperflax predict --model strings --adapter names_adapter --inputs new.jsonl --out answers.jsonl
 
 Inputs are lines {"input": ...}; the answers are lines {"input": ..., "prediction": ...} in the same order. An adapter
-made for another base model is refused.
+made for another base model is refused. With --out a command that was killed goes on when it is called again.
 """
 
 MOST_TOKENS = 2**14  # room for them is made in the decoder's cache, for every row and layer
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from hyperflax.checkpoints.artefacts import load_adapter
     from hyperflax.data.jsonl import read_inputs
     from hyperflax.errors import ConfigError
     from hyperflax.files import require_file_place
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_length=arguments.max_length,
         )
         return 0
-    for row in predictions(model, read_inputs(arguments.inputs), arguments.adapter, arguments.max_length):
+    adapter = load_adapter(arguments.adapter) if arguments.adapter is not None else None
+    for row in predictions(model, read_inputs(arguments.inputs), adapter, arguments.max_length):
         print(json.dumps(row, ensure_ascii=False), flush=True)  # who reads a pipe has it while the next are made
     return 0
