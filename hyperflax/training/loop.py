@@ -22,10 +22,11 @@ import jax
 from tqdm import tqdm
 
 from hyperflax.data.prefetch import Batches
-from hyperflax.errors import ConfigError, HyperflaxError
+from hyperflax.errors import CheckpointError, ConfigError, HyperflaxError
 from hyperflax.locks import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor
 from hyperflax.objectives.protocol import Objective
+from hyperflax.processes import Processes
 from hyperflax.training.base_model import Origin
 from hyperflax.training.checkpointing import Checkpoints, check_keep
 from hyperflax.training.optimizers import Transformation
@@ -108,7 +109,7 @@ def train(
 
     Raises:
       ConfigError: an impossible setting, or fewer steps than the folder's run has taken.
-      CheckpointError: the folder's run has another seed, model, optimizer or origin.
+      CheckpointError: the folder's run has another seed, model, optimizer or origin, or hosts see other checkpoints.
       BusyError: another process trains in the folder.
       HyperflaxError: when a log period ends, its last `GIVE_UP_AFTER` steps or more, those of periods before it
         included, had no finite loss, gradient and update; the run is saved.
@@ -129,14 +130,20 @@ def train(
         loss_normalizing_factor=loss_normalizing_factor,
         partitioner=partitioner,
     )
-    first, directory = jax.process_index() == 0, os.fspath(model_dir)
+    processes, directory = Processes.running(), os.fspath(model_dir)
     with (
         alone_in(directory),
         StopRequest(max_seconds) as stop,
         Checkpoints(os.path.join(directory, CHECKPOINTS), keep=keep, asynchronous=async_checkpoints) as checkpoints,
-        RunLog(directory, resume_step=checkpoints.latest_step(), enabled=first) as log,
+        RunLog(directory, resume_step=checkpoints.latest_step(), enabled=processes.first) as log,
     ):
-        if (done := checkpoints.latest_step() or 0) > total_steps:
+        done = checkpoints.latest_step() or 0
+        if not processes.all_see(processes.told_by_first(str(done)) == str(done)):
+            raise CheckpointError(
+                f"{directory}: expected all hosts to see the same checkpoints, got another latest one than step {done} "
+                "on one of them; a network disk may show files late: start again"
+            )
+        if done > total_steps:
             raise ConfigError(
                 f"train.total_steps: expected at least {done}, the steps of the run in {directory}, got {total_steps}"
             )
@@ -159,7 +166,7 @@ def train(
             _evaluate(run, evaluator, early_stopping)
         ended = early_stopping is not None and early_stopping.exhausted(run.losses)
         with (
-            tqdm(total=total_steps, initial=run.step, unit="step", disable=not (progress and first)) as bar,
+            tqdm(total=total_steps, initial=run.step, unit="step", disable=not (progress and processes.first)) as bar,
             Prefetcher(
                 batches, start=run.step, stop=run.step if ended else total_steps, place=partitioner.place_batch
             ) as source,
@@ -191,7 +198,7 @@ def train(
                     )
                 if stopping:
                     break
-    if first:
+    if processes.first:
         plot_curve(directory)
         if progress:
             print(run.clock.summary(), file=sys.stderr)

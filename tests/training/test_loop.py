@@ -16,6 +16,7 @@ from tensorboardX.proto import event_pb2
 
 from hyperflax import trees
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
+from hyperflax.processes import Processes
 from hyperflax.training import loss_evaluator, make_optimizer, train
 from hyperflax.training.base_model import Origin
 from hyperflax.training.checkpointing import Checkpoints
@@ -247,6 +248,14 @@ def test_a_run_is_not_taken_for_a_shorter_one(tmp_path, table, copy_batches):
     with pytest.raises(ConfigError, match=f"train.total_steps: expected at least 3, .*{tmp_path}, got 2"):
         run(table, copy_batches, tmp_path, total_steps=2)
     assert int(run(table, copy_batches, tmp_path, total_steps=3).step) == 3
+
+
+def test_hosts_that_see_other_checkpoints_do_not_go_on(tmp_path, table, copy_batches, monkeypatch):
+    """Each would go on from its own, and say nothing."""
+    run(table, copy_batches, tmp_path, total_steps=1)
+    monkeypatch.setattr(Processes, "told_by_first", lambda processes, text: text and "2")
+    with pytest.raises(CheckpointError, match=r"hosts to see the same checkpoints, .* than step 1 on one"):
+        run(table, copy_batches, tmp_path, total_steps=3)
 
 
 def test_rows_after_the_resume_step_and_a_torn_line_are_cut(tmp_path):
