@@ -250,11 +250,15 @@ def find_checkpoint(path: Location | str, step: int | None = None) -> Location:
     if (path / LEGACY_FILE).is_file():
         check_step(path, step)
     else:
-        steps = sorted(step_directories(path))
+        run = step_directories(path)
+        steps = sorted(run)
         if steps and step is not None and step not in steps:
             raise CheckpointError(f"{path}: expected checkpoint_{step}, found steps {steps}")
+        # As in T5X the latest is one with its file, which is written last: where there is no rename, as in a bucket, a
+        # directory may lack it.
+        whole = [number for number in steps if (run[number] / LEGACY_FILE).is_file()]
         if steps:
-            path = path / f"checkpoint_{steps[-1] if step is None else step}"
+            path = run[(whole or steps)[-1] if step is None else step]
     if (path / LEGACY_FILE).is_file():
         return path / LEGACY_FILE
     if (path / "_CHECKPOINT_METADATA").exists() or (path / "_METADATA").exists():

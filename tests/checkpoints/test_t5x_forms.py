@@ -128,14 +128,15 @@ def test_integers_are_not_cast(tmp_path):
     assert found["w"].dtype == ml_dtypes.bfloat16
 
 
-def test_latest_step_by_number_and_never_a_temporary_one(tmp_path):
+def test_latest_step_by_number_and_never_one_that_is_not_finished(tmp_path):
     for step in (9, 10, 2):
         write_msgpack(tmp_path / f"checkpoint_{step}", {"w": np.full(2, step, np.float32)}, step=step)
     write_msgpack(tmp_path / "checkpoint_11.tmp-1700000000", {"w": values(2)}, step=11)
+    (tmp_path / "checkpoint_12").mkdir()  # a bucket has no rename: its file comes last
     assert read_t5x_step(tmp_path) == 10
     assert read_t5x_checkpoint(tmp_path)["w"][0] == 10
     assert read_t5x_step(tmp_path, step=9) == 9
-    with pytest.raises(CheckpointError, match=r"checkpoint_3, found steps \[2, 9, 10\]"):
+    with pytest.raises(CheckpointError, match=r"checkpoint_3, found steps \[2, 9, 10, 12\]"):
         read_t5x_step(tmp_path, step=3)
 
 
