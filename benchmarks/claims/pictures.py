@@ -121,7 +121,8 @@ def draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.set_title(curve["title"], loc="left", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6)
+    many = len(curve["lines"]) > len(_COLOURS)  # in one column they would cover the lines
+    axes.legend(fontsize=5 if many else 6, ncols=2 if many else 1)
 
 
 def is_curve(curve: Mapping[str, Any]) -> bool:
