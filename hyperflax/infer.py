@@ -63,8 +63,8 @@ def infer(
                 saved, at = len(rows), time.monotonic()
     with atomic_file(shard) as temporary:
         temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    if read_if_there(kept) is not None:
-        locate_file(kept).unlink()
+    if (place := locate_file(kept)).exists():
+        place.unlink()
     return shard
 
 
