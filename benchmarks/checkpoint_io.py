@@ -230,7 +230,7 @@ def main() -> int:
         action, name = arguments.one
         print(json.dumps(one(action, name, pathlib.Path(arguments.folder), arguments.megabytes)))
         return 0
-    from hyperflax.files import write_json
+    from hyperflax.json_files import write_json
     from hyperflax.versions import versions
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

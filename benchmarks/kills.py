@@ -29,7 +29,8 @@ from benchmarks.killed_run import run
 from hyperflax import trees
 from hyperflax.cli.exit_codes import exit_code
 from hyperflax.errors import ConfigError
-from hyperflax.files import append_lines, write_json
+from hyperflax.files import append_lines
+from hyperflax.json_files import write_json
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.clock import CLOCK_FIGURES
 from hyperflax.training.run_log import METRICS_FILE, read_rows

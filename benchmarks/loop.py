@@ -26,7 +26,7 @@ from hyperflax.data.cache import write_cache
 from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.examples import stream_of
-from hyperflax.files import write_json
+from hyperflax.json_files import write_json
 from hyperflax.objectives import HypermodelObjective
 from hyperflax.training import make_optimizer, train
 from hyperflax.training.partitioning import Partitioner

@@ -37,9 +37,9 @@ from hyperflax.compile.programs import Program, training_program
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import HyperflaxError
-from hyperflax.files import write_json
 from hyperflax.hypermodel import HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.json_files import write_json
 from hyperflax.train import HypernetworkOf, PlainT5, Trainable
 from hyperflax.training import make_optimizer
 from hyperflax.training.clock import peak_flops

@@ -32,7 +32,7 @@ from hyperflax.cli.host_memory import keep_freed_memory
 from hyperflax.compile.hlo import Computation, Instruction, Module, parse
 from hyperflax.compile.products import product_flops
 from hyperflax.compile.walk import PRODUCTS
-from hyperflax.files import write_json
+from hyperflax.json_files import write_json
 from hyperflax.versions import versions
 
 # What is traced: {name: (case, entry)} of benchmarks/peers.

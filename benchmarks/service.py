@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from benchmarks.service_clients import Load, Tally
 from hyperflax.evaluation.provenance import device
-from hyperflax.files import write_json
+from hyperflax.json_files import write_json
 from hyperflax.versions import versions
 
 HOSTED = 64  # adapters that the service holds in memory

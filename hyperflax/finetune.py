@@ -39,9 +39,10 @@ from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
-from hyperflax.files import local_folder, read_json, require_run_place, write_json
+from hyperflax.files import local_folder, require_run_place
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.hypernets.table import Table
+from hyperflax.json_files import read_json, write_json
 from hyperflax.locks import alone_in
 from hyperflax.training import loop
 from hyperflax.training.evaluate import loss_evaluator

@@ -22,7 +22,8 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-WORDS = {"types", "errors", "trees", "configs", "buckets", "files", "locks", "padding", "versions", "processes"}
+FILES = {"buckets", "files", "json_files", "locks"}
+WORDS = FILES | {"types", "errors", "trees", "configs", "padding", "versions", "processes"}
 BASE = WORDS | {"adapters", "models", "hypernets"}
 SIDE = {"data", "checkpoints", "evaluation"}
 
@@ -37,6 +38,7 @@ MAY_IMPORT = {
     "configs": WORDS,
     "buckets": WORDS,
     "files": WORDS,
+    "json_files": WORDS,
     "locks": WORDS,
     "padding": WORDS,
     "processes": WORDS,

@@ -30,8 +30,8 @@ from hyperflax.errors import HyperflaxError
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.metrics import Metric, get_metric
 from hyperflax.evaluation.runner import EvaluationTask
-from hyperflax.files import read_json, write_json
 from hyperflax.hypermodel import Hypermodel, load
+from hyperflax.json_files import read_json, write_json
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import task_loss
 from hyperflax.training import refine

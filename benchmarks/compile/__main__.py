@@ -19,7 +19,7 @@ from benchmarks.compile.configs import CONFIGS
 from benchmarks.compile.results import FOLDER, current, rendered, write_result
 from hyperflax.cli.exit_codes import exit_code
 from hyperflax.cli.main import load_command
-from hyperflax.files import read_json
+from hyperflax.json_files import read_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.compile.configs import CONFIGS
 from hyperflax.compile.report import fits
-from hyperflax.files import read_json, write_json
+from hyperflax.json_files import read_json, write_json
 from hyperflax.versions import versions
 
 FOLDER = pathlib.Path(__file__).with_name("results")

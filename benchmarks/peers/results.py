@@ -22,7 +22,7 @@ from benchmarks.peers.agreement import in_words
 from benchmarks.peers.case import Case, Ratio, Side
 from benchmarks.peers.cases import CASES
 from hyperflax.evaluation.provenance import command_line
-from hyperflax.files import read_json, write_json
+from hyperflax.json_files import read_json, write_json
 from hyperflax.versions import versions
 
 FOLDER = pathlib.Path(__file__).with_name("results")

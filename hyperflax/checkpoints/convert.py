@@ -19,7 +19,7 @@ import numpy as np
 from hyperflax.checkpoints.forms import Form, Model, read_model
 from hyperflax.checkpoints.parity import Certificate, compare, random_tokens, trace
 from hyperflax.errors import CheckpointError
-from hyperflax.files import write_json
+from hyperflax.json_files import write_json
 from hyperflax.types import T5Config
 from hyperflax.versions import versions
 

@@ -22,7 +22,8 @@ from hyperflax.checkpoints.fingerprint import PATTERN, fingerprint
 from hyperflax.checkpoints.peft_content import CONFIG as PEFT_CONFIG
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError
-from hyperflax.files import atomic_directory, fetched, read_schema, write_json
+from hyperflax.files import atomic_directory, fetched
+from hyperflax.json_files import read_schema, write_json
 from hyperflax.types import PyTree
 
 Fingerprint = Annotated[str, msgspec.Meta(pattern=PATTERN)]

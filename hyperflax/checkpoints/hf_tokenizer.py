@@ -12,7 +12,7 @@ import pathlib
 from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.data.vocabularies import MAX_EXTRA_IDS, Bytes, SentencePiece, Vocabulary
 from hyperflax.errors import CheckpointError
-from hyperflax.files import read_json
+from hyperflax.json_files import read_json
 
 PIECES, CONFIG = "spiece.model", "tokenizer_config.json"
 _BYTES = "ByT5Tokenizer"

@@ -33,7 +33,8 @@ from hyperflax.checkpoints.safetensors_files import OpenTensors, Tensor, open_te
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.zarr import floating_dtype
 from hyperflax.errors import CheckpointError
-from hyperflax.files import atomic_directory, read_json, write_json
+from hyperflax.files import atomic_directory
+from hyperflax.json_files import read_json, write_json
 from hyperflax.models.stacking import unstack_layers
 from hyperflax.types import PyTree, T5Config
 

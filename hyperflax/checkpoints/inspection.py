@@ -22,7 +22,7 @@ from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
 from hyperflax.checkpoints.safetensors_files import open_tensors
 from hyperflax.checkpoints.t5x_index import Stored, read_index
 from hyperflax.checkpoints.zarr import inspect_array
-from hyperflax.files import read_json
+from hyperflax.json_files import read_json
 
 # What a json file of each form tells of where the thing comes from.
 _ORIGIN = {

@@ -30,7 +30,8 @@ from hyperflax.checkpoints.fingerprint import PREFIX, fingerprint
 from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.errors import CheckpointError
-from hyperflax.files import atomic_directory, read_bytes, read_schema, write_json
+from hyperflax.files import atomic_directory, read_bytes
+from hyperflax.json_files import read_schema, write_json
 from hyperflax.types import PyTree, T5Config
 from hyperflax.versions import versions
 

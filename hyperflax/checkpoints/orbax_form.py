@@ -29,7 +29,8 @@ from hyperflax.checkpoints.lazy import LazyArray
 from hyperflax.checkpoints.t5x_index import LEGACY_FILE, check_new_step, check_step, step_directories
 from hyperflax.checkpoints.zarr import ZarrArray, chunk_fits, chunk_size, floating_dtype, read_arrays, unreadable
 from hyperflax.errors import CheckpointError, HyperflaxError
-from hyperflax.files import array_writing, atomic_directory, read_json
+from hyperflax.files import array_writing, atomic_directory
+from hyperflax.json_files import read_json
 from hyperflax.types import PyTree
 
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"

@@ -38,7 +38,8 @@ from hyperflax.checkpoints.peft_prefix import export_prefix, import_prefix
 from hyperflax.checkpoints.peft_prompt import export_prompt, import_prompt
 from hyperflax.checkpoints.safetensors_files import Tensor, open_tensors, write_tensors
 from hyperflax.errors import AdapterError, CheckpointError
-from hyperflax.files import atomic_directory, fetched, read_json, read_schema, write_json
+from hyperflax.files import atomic_directory, fetched
+from hyperflax.json_files import read_json, read_schema, write_json
 
 WEIGHTS, ORIGIN = "adapter_model.safetensors", "hyperflax.json"
 ORIGIN_FORMAT = "hyperflax-peft-origin"

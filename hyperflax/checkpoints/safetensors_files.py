@@ -25,7 +25,8 @@ import numpy as np
 
 from hyperflax.buckets import BucketPath, Location, locate
 from hyperflax.errors import CheckpointError
-from hyperflax.files import atomic_file, parse_json, require_file
+from hyperflax.files import atomic_file, require_file
+from hyperflax.json_files import parse_json
 
 _NAMES = {
     np.dtype(np.float64): "F64",

@@ -24,7 +24,8 @@ from hyperflax.checkpoints.shapes import check_shapes
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.data.vocabularies import Vocabulary, from_json
 from hyperflax.errors import CheckpointError
-from hyperflax.files import atomic_directory, read_schema, write_json
+from hyperflax.files import atomic_directory
+from hyperflax.json_files import read_schema, write_json
 from hyperflax.types import PyTree, T5Config
 from hyperflax.versions import versions
 

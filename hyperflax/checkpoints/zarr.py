@@ -21,7 +21,7 @@ import numpy as np
 
 from hyperflax.buckets import BucketPath, Location, kvstore
 from hyperflax.errors import CheckpointError
-from hyperflax.files import read_json
+from hyperflax.json_files import read_json
 
 # How many bytes one stored byte can stand for at most. Deflate's limit is 1032; a zstd block of 128 KiB takes 4 bytes.
 # T5X writes gzip or nothing, and zstd on request; blosc is TensorStore's own default. Others do not notice a cut end.

@@ -21,7 +21,8 @@ from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.examples import ExampleSource, InMemorySource, parts_of
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import ConfigError
-from hyperflax.files import atomic_file, require_file_place, write_json
+from hyperflax.files import atomic_file, require_file_place
+from hyperflax.json_files import write_json
 from hyperflax.trainables import TaskAdapters
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from hyperflax.training.task_adapters import WithTaskAdapters

@@ -37,7 +37,8 @@ from hyperflax import configs
 from hyperflax.checkpoints.artefacts import ADAPTER_FILES, Adapter, Count, load_adapter, save_adapter
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.errors import AdapterError, CheckpointError
-from hyperflax.files import atomic_directory, fsync, local_folder, read_bytes, read_schema, write_json
+from hyperflax.files import atomic_directory, fsync, local_folder, read_bytes
+from hyperflax.json_files import read_schema, write_json
 from hyperflax.serving.listing import Listing
 
 FORMAT, VERSION = "hyperflax-made", 1

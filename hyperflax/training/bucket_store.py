@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from hyperflax import files
 from hyperflax.buckets import BucketPath, kvstore, locate
 from hyperflax.checkpoints.onto_mesh import Source, place_arrays
 from hyperflax.checkpoints.zarr import ZarrArray, dtype_of
 from hyperflax.errors import CheckpointError
+from hyperflax.json_files import read_json
 from hyperflax.processes import Processes
 from hyperflax.training.orbax_store import PREFIX
 from hyperflax.types import Array
@@ -64,7 +64,7 @@ class BucketStore:
         """Returns what a checkpoint holds, by path."""
         folder = self._folder() / _name(step)
         mark = next(name for name in sorted(found.name for found in folder.iterdir()) if _DONE.fullmatch(name))
-        leaves = files.read_json(folder / mark)["leaves"]  # any process's: all of them name all arrays
+        leaves = read_json(folder / mark)["leaves"]  # any process's: all of them name all arrays
         try:
             return {
                 path: jax.ShapeDtypeStruct(tuple(shape), dtype_of(dtype)) for path, (shape, dtype) in leaves.items()
@@ -100,7 +100,7 @@ class BucketStore:
 
     def host(self, step: int) -> dict[str, Any]:
         """Returns the json of a checkpoint."""
-        return files.read_json(self._folder() / _name(step) / "host.json")
+        return read_json(self._folder() / _name(step) / "host.json")
 
     def close(self) -> None:
         """Waits for what is being written."""

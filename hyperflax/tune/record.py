@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping
 
 from hyperflax import configs
-from hyperflax.files import read_schema, write_json
+from hyperflax.json_files import read_schema, write_json
 from hyperflax.tuner.history import History
 from hyperflax.tuner.pipeline import Pipeline
 

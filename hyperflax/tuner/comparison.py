@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.intervals import bootstrap_mean
-from hyperflax.files import local_folder, read_json, write_json
+from hyperflax.files import local_folder
+from hyperflax.json_files import read_json, write_json
 from hyperflax.tuner.optimisers import GreyBox, Only, Optimiser, RandomSearch, SuccessiveHalving
 from hyperflax.tuner.packages import DEHB, SMAC
 from hyperflax.tuner.recommender import Recommender

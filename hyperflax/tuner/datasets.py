@@ -46,7 +46,7 @@ from hyperflax.data.finetuning import FEWEST, hold_out
 from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
-from hyperflax.files import read_json
+from hyperflax.json_files import read_json
 
 SPLITS = ("train", "validation", "test")
 FEWEST_IN_FILE = FEWEST + 2  # two are tested, and of the others, which `hold_out` wants `FEWEST` of, a part is held out

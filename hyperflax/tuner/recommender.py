@@ -24,7 +24,8 @@ import numpy as np
 from hyperflax import configs
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.errors import CheckpointError, ConfigError, DataError
-from hyperflax.files import atomic_directory, read_schema, write_json
+from hyperflax.files import atomic_directory
+from hyperflax.json_files import read_schema, write_json
 from hyperflax.tuner import surrogates
 from hyperflax.tuner.history import History, Trial
 from hyperflax.tuner.pipeline import Pipeline

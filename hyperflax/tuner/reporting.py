@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperflax.files import atomic_file, write_json
+from hyperflax.files import atomic_file
+from hyperflax.json_files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

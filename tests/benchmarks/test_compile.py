@@ -14,7 +14,7 @@ from benchmarks.compile.results import FOLDER, rendered, stale, write_result
 from hyperflax.cli import gin_jobs
 from hyperflax.cli.compile import STAND_INS
 from hyperflax.compile.topology import parse_topology
-from hyperflax.files import read_json, write_json
+from hyperflax.json_files import read_json, write_json
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "compile.md"
 

@@ -19,7 +19,7 @@ from benchmarks.peers.measure import Workers, measure, steps
 from benchmarks.peers.results import FOLDER, Figure, crossing, current, ratio_figure, rendered, stale, write_result
 from hyperflax import trees
 from hyperflax.errors import HyperflaxError
-from hyperflax.files import read_json, write_json
+from hyperflax.json_files import read_json, write_json
 
 
 def timed(**seconds: list[float]) -> dict:

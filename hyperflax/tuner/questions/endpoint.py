@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from hyperflax.errors import CheckpointError, ConfigError, DataError
-from hyperflax.files import read_json, write_json
+from hyperflax.json_files import read_json, write_json
 from hyperflax.tuner.questions.facts import Extraction, Fact, Pair, Text, digest, sentences
 from hyperflax.tuner.questions.post import Answer, NoAnswerError, check_url, post_json
 from hyperflax.tuner.questions.replies import ReplyError, read_content, read_facts, read_pairs

@@ -23,7 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hyperflax.errors import DataError
-from hyperflax.files import atomic_directory, write_json
+from hyperflax.files import atomic_directory
+from hyperflax.json_files import write_json
 from hyperflax.tuner.questions.facts import PAIRS_PER_FACT, Extractor, Fact, Pair, Text, digest, require_pairs
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")

@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 from hyperflax import configs
 from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.errors import CheckpointError, DataError, HyperflaxError
-from hyperflax.files import atomic_directory, read_schema, write_json
+from hyperflax.files import atomic_directory
+from hyperflax.json_files import read_schema, write_json
 from hyperflax.tuner.surrogates.cost import MLPCost
 from hyperflax.tuner.surrogates.deep_kernel import DeepKernelGP
 from hyperflax.tuner.surrogates.protocol import CostSurrogate, Fitted, PerformanceSurrogate
