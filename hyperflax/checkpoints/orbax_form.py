@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.buckets import Location, kvstore, locate
+from hyperflax.buckets import BucketPath, Location, kvstore, locate
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.lazy import LazyArray
 from hyperflax.checkpoints.t5x_index import LEGACY_FILE, check_new_step, check_step, step_directories
@@ -34,6 +34,7 @@ from hyperflax.json_files import read_json
 from hyperflax.types import PyTree
 
 _METADATA, _ITEM, _MANIFEST = "_CHECKPOINT_METADATA", "state", "manifest.ocdbt"
+_COMMITTED = "commit_success.txt"
 _STEP = "state/step"
 _TREE_METADATA = "_METADATA"  # inside the item: every leaf's keys, where a key may itself hold a dot
 _ARRAY = re.compile(r"([^/]+)/(\.zarray|zarr\.json)")
@@ -47,7 +48,7 @@ def find_orbax(path: Location | str, step: int | None = None) -> Location | None
 
     Args:
       path: the checkpoint's directory, or a run's with `checkpoint_<step>` inside; local or in a bucket.
-      step: which one of a run's checkpoints; by default the latest, which may be one in the legacy form.
+      step: which one of a run's checkpoints; by default the latest finished one, which may be in the legacy form.
 
     Raises:
       CheckpointError: a step, and `path` is another checkpoint's directory.
@@ -58,13 +59,20 @@ def find_orbax(path: Location | str, step: int | None = None) -> Location | None
         return path
     if not path.is_dir():
         return None
-    steps = {
-        number: entry
-        for number, entry in step_directories(path).items()
-        if (entry / _ITEM).is_dir() or (entry / LEGACY_FILE).is_file()
-    }
+    directories = step_directories(path)
+    steps = _finished({number: entry for number, entry in directories.items() if (entry / _ITEM).is_dir()})
+    steps |= {number: entry for number, entry in directories.items() if (entry / LEGACY_FILE).is_file()}
     found = steps.get(max(steps, default=-1) if step is None else step)
     return found if found is not None and (found / _ITEM).is_dir() else None
+
+
+def _finished(steps: dict[int, Location]) -> dict[int, Location]:
+    """Leaves out what Orbax has not finished in a bucket, where no rename tells: its marker comes last.
+
+    A run copied from a disk has no markers. It is taken for finished, as it was there.
+    """
+    marked = [n for n, entry in steps.items() if isinstance(entry, BucketPath) and (entry / _COMMITTED).is_file()]
+    return {number: steps[number] for number in marked or steps}
 
 
 def read_orbax(

@@ -81,11 +81,13 @@ def adapter() -> Adapter:
 def server(tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("bucket")
     write_t5x_checkpoint(folder / "legacy", base(), step=12)
-    (folder / "runs").mkdir()
-    for step, seed in ((9, 1), (10, 2)):
-        write_t5x_checkpoint(folder / "one", base(seed), step=step)
-        (folder / "one" / f"checkpoint_{step}").rename(folder / "runs" / f"checkpoint_{step}")
-        (folder / "one").rmdir()
+    for run, write in (("runs", write_t5x_checkpoint), ("written", write_orbax)):
+        (folder / run).mkdir()
+        for step, seed in ((9, 1), (10, 2)):
+            write(folder / "one", base(seed), step=step)
+            (folder / "one" / f"checkpoint_{step}").rename(folder / run / f"checkpoint_{step}")
+            (folder / "one").rmdir()
+    (folder / "written" / "checkpoint_9" / "commit_success.txt").touch()  # Orbax's last file in a bucket
     write_orbax(folder / "orbax", base(), step=12)
     write_huggingface(folder / "huggingface", base(), CONFIG)
     write_huggingface(folder / "sharded", base(), CONFIG, shard_bytes=1500)
@@ -133,6 +135,7 @@ def test_what_is_read_is_what_lies_there(server, scheme):
         ("model", f"{scheme}://bucket/orbax/checkpoint_12"),
         ("model", f"{scheme}://bucket/runs"),
         ("model", f"{scheme}://bucket/runs", 9),
+        ("model", f"{scheme}://bucket/written"),
         ("model", f"{scheme}://bucket/huggingface"),
         ("model", f"{scheme}://bucket/sharded"),
         ("model", f"{scheme}://bucket/t5"),
@@ -154,6 +157,7 @@ def test_what_is_read_is_what_lies_there(server, scheme):
         ["orbax", 12, whole],
         ["t5x", 10, fingerprint(base(2))],
         ["t5x", 9, fingerprint(base(1))],
+        ["orbax", 9, fingerprint(base(1))],
         *[["huggingface", 0, whole]] * 2,
         ["t5", 0, whole],
         *[whole] * 6,
