@@ -6,8 +6,9 @@
     out/runs/*.parquet                       a row of the meta-dataset for every pipeline that was run
     out/report.json, report.md, report.png   incumbent over time, score against cost, why this pipeline: `report.py`
 
-The budget is of everything until the last part: training, scoring, compiling, choosing. Killed and called again with
-the same arguments, a run goes on after the last part that had ended.
+The budget is of everything until the last part: training, scoring, compiling, choosing. A run ends before it when every
+held-out example is right, or when no pipeline promises to be better. Killed and called again with the same arguments,
+it goes on after the last part that had ended.
 
 >>> report = run(bench, data, recommender, out="invoices_tuned", budget=1800.0)
 >>> report["incumbent"]["test_score"]
@@ -149,6 +150,10 @@ def run(
             optimiser = GreyBox(surrogate, mode)
         session = Session(bench, data, out, begun)
         while session.record.elapsed < budget or not session.record.history.observations:
+            incumbent = session.record.history.incumbent
+            if incumbent is not None and incumbent.score == 1.0:  # of equals the earliest stays
+                say("every held-out example is right: no pipeline can be better on these")
+                break
             trial = optimiser.choose(session.record.history)
             chosen = time.perf_counter()
             if trial is None:

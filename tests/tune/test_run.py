@@ -172,6 +172,16 @@ def test_the_budget_ends_a_run(bench, tmp_path):
         tune(bench, tmp_path / "other", budget=0)
 
 
+def test_a_run_ends_when_every_held_out_example_is_right(bench, tmp_path, monkeypatch):
+    advance = module.Group.advance
+    monkeypatch.setattr(module.Group, "advance", lambda self: advance(self)._replace(exact=np.ones(1)))
+    told = []
+    report = tune(bench, tmp_path / "run", say=told.append)
+    assert (report["parts"], report["incumbent"]["validation_score"]) == (1, 1.0)
+    assert told[-1].startswith("every held-out example is right")
+    assert tune(bench, tmp_path / "run")["parts"] == 1
+
+
 def test_all_that_a_run_does_counts_towards_its_budget(bench, tmp_path, monkeypatch):
     carry_out = module.Session.carry_out
 
