@@ -40,7 +40,7 @@ from hyperflax.tuner.recommender import Recommender
 from hyperflax.tuner.recorded import Recorded
 from hyperflax.tuner.replay import play
 from hyperflax.tuner.reporting import save_png
-from hyperflax.tuner.surrogates.queries import groups as same
+from hyperflax.tuner.surrogates.queries import number_equal_rows
 
 SHARES = tuple(round(0.05 * number, 2) for number in range(21))
 Make = Callable[[Recorded, Recommender], Optimiser | None]
@@ -182,7 +182,7 @@ def _left_out(recorded: Recorded, group: str, seed: int) -> tuple[np.ndarray, li
     of_group = np.array([recorded.groups[number] == group for number in recorded.dataset])
     inside, train = np.flatnonzero(of_group), np.flatnonzero(~of_group)
     if not len(train):
-        pipeline = same(recorded.pipelines)
+        pipeline = number_equal_rows(recorded.pipelines)
         drawn = np.random.default_rng(seed).permutation(pipeline.max() + 1)
         known = np.isin(pipeline, drawn[: len(drawn) // 2])
         train, inside = inside[known], inside[~known]

@@ -28,7 +28,7 @@ import numpy as np
 from hyperflax.data.jsonl import read_rows
 from hyperflax.errors import DataError
 from hyperflax.tuner.recorded import Recorded
-from hyperflax.tuner.surrogates.queries import groups
+from hyperflax.tuner.surrogates.queries import number_equal_rows
 
 DATASET = "dataset"
 _VERSIONS = ("peft_version",)
@@ -147,7 +147,7 @@ def _recorded(
     datasets = tuple(sorted(set(names)))
     columns, pipelines = _encode(config)
     features, values = _meta(meta, datasets, where)
-    if len(set(groups(values).tolist())) < len(datasets):
+    if len(set(number_equal_rows(values).tolist())) < len(datasets):
         # Surrogates take rows of equal meta-features for one data set.
         features = (*features, DATASET)
         values = np.concatenate([values, np.arange(len(datasets), dtype=np.float32)[:, None]], axis=1)

@@ -39,7 +39,7 @@ from hyperflax.tuner.surrogates import (
     Queries,
     in_seconds,
 )
-from hyperflax.tuner.surrogates.queries import groups
+from hyperflax.tuner.surrogates.queries import number_equal_rows
 
 FORMAT, VERSION = "hyperflax-recommender", 2
 FILE, PERFORMANCE, COST = "recommender.json", "performance", "cost"
@@ -108,7 +108,7 @@ class Recommender:
           DataError: no run with solo timings, or data sets of equal meta-features, by which they are told apart.
         """
         known: dict[int, str] = {}
-        for name, task in zip(recorded.datasets, groups(recorded.meta).tolist(), strict=True):
+        for name, task in zip(recorded.datasets, number_equal_rows(recorded.meta).tolist(), strict=True):
             if (other := known.setdefault(task, name)) != name:
                 raise DataError(f"recorded runs: data sets '{other}' and '{name}' have equal meta-features")
         performance, cost = performance or DeepKernelGP(), cost or MLPCost()

@@ -35,7 +35,7 @@ from hyperflax.tuner.surrogates.exact_gp import pad, padded_size
 from hyperflax.tuner.surrogates.features import Scaling, folds, representative
 from hyperflax.tuner.surrogates.minimise import Schedule, minimise, require_count
 from hyperflax.tuner.surrogates.protocol import Fitted, Observations, Queries, table_of
-from hyperflax.tuner.surrogates.queries import groups
+from hyperflax.tuner.surrogates.queries import number_equal_rows
 from hyperflax.types import Array, PyTree
 
 FOLDS = 4
@@ -130,7 +130,7 @@ class MLPCost:
         fitted.require_sizes(queries)
         task, params = fitted.task, fitted.params
         residuals = np.log(task.values.astype(np.float64)) - self._mean(params["network"], fitted.scaling, task.queries)
-        pipelines = groups(np.concatenate([task.queries.pipelines, queries.pipelines]))
+        pipelines = number_equal_rows(np.concatenate([task.queries.pipelines, queries.pipelines]))
         variances = offsets.Variances(**{name: float(value) for name, value in params["variances"].items()})
         shift, variance = offsets.posterior(variances, residuals, pipelines[: len(task)], pipelines[len(task) :])
         return self._mean(params["network"], fitted.scaling, queries) + shift, np.sqrt(variance)
@@ -177,7 +177,7 @@ class MLPCost:
             )
             predicted = self._mean(network, scaling, table.queries.take(held))
             residuals[held] = np.log(table.values[held].astype(np.float64)) - predicted
-        return offsets.estimate(residuals, table.queries.tasks, groups(table.queries.pipelines), PRIOR)
+        return offsets.estimate(residuals, table.queries.tasks, number_equal_rows(table.queries.pipelines), PRIOR)
 
 
 def in_seconds(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -54,7 +54,7 @@ from hyperflax.tuner.surrogates.exact_gp import KERNELS, KernelName, Points, pad
 from hyperflax.tuner.surrogates.features import Scaling, folds, representative
 from hyperflax.tuner.surrogates.minimise import Schedule, minimise, require_count
 from hyperflax.tuner.surrogates.protocol import Fitted, Observations, Queries, table_of
-from hyperflax.tuner.surrogates.queries import groups
+from hyperflax.tuner.surrogates.queries import number_equal_rows
 from hyperflax.types import Array, PyTree
 
 NOISE_FLOOR = 1e-4
@@ -173,7 +173,7 @@ class DeepKernelGP:
         if not len(queries):
             return np.zeros(0), np.zeros(0)
         seen, known, scaling = _seen(self, fitted), fitted.known.queries, fitted.scaling
-        count, tasks = len(known), groups(np.concatenate([known.meta, queries.meta]))
+        count, tasks = len(known), number_equal_rows(np.concatenate([known.meta, queries.meta]))
         points = Points(seen.features, jnp.asarray(pad(tasks[:count], len(seen.mask))))
         parts = []
         for first in range(0, len(queries), BLOCK):

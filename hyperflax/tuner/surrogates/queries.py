@@ -76,7 +76,7 @@ class Queries:
     @property
     def tasks(self) -> np.ndarray:
         """[n] int from 0: the number of the row's task among those of the table."""
-        return groups(self.meta)
+        return number_equal_rows(self.meta)
 
     def take(self, rows: np.ndarray | slice) -> Queries:
         """Returns the chosen rows, in that order; a slice, or indices."""
@@ -130,14 +130,12 @@ def require_sizes(queries: Queries, sizes: tuple[int, int, int]) -> None:
         )
 
 
-def groups(rows: np.ndarray) -> np.ndarray:
+def number_equal_rows(rows: np.ndarray) -> np.ndarray:
     """Returns [n] int32: equal rows of [n, k] float32 have equal numbers, from 0; NaN equals NaN here."""
     if rows.shape[1] == 0:
         return np.zeros(len(rows), np.int32)
-    bits = (np.where(np.isnan(rows), np.float32(np.nan), rows) + np.float32(0)).view(
-        np.uint32
-    )  # + 0: one zero, not two
-    return np.unique(bits, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
+    alike = np.where(np.isnan(rows), np.float32(np.nan), rows) + np.float32(0)  # + 0: one zero, not two
+    return np.unique(alike.view(np.uint32), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
 
 
 def _numbers(name: str, value: ArrayLike, dims: int, dtype: type = np.float32) -> np.ndarray:
