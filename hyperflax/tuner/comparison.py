@@ -107,9 +107,9 @@ def compare(
       progress: show a bar.
 
     Returns:
-      json: `shares`; `regret`, by optimiser its `mean`, `low` and `high` at each share and, by data set, `datasets`;
-      `groups`, the same without data sets for each group; `left_out`, what was left out; `budget`, `seeds`, `unit`.
-      None where other shards are still to come.
+      json: `shares`; `regret`, by optimiser its `mean`, `low` and `high` at each share, the number of data sets that
+      they are `over` and, by data set, `datasets`; `groups`, the same without data sets for each group; `left_out`,
+      what was left out; `budget`, `seeds`, `unit`. None where other shards are still to come.
 
     Raises:
       ConfigError: a budget or a number of seeds that is not positive, or a shard that is none.
@@ -220,6 +220,16 @@ def _summary(curves: Sequence[Sequence[float]]) -> dict[str, Any]:
         "mean": [interval.mean for interval in intervals],
         "low": [interval.low for interval in intervals],
         "high": [interval.high for interval in intervals],
+        "over": len(curves),
+    }
+
+
+def _names(regret: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Returns each optimiser's name for readers, with the number of data sets where it was not played on all."""
+    most = max(curve["over"] for curve in regret.values())
+    return {
+        name: name if curve["over"] == most else f"{name} ({curve['over']} of {most} data sets)"
+        for name, curve in regret.items()
     }
 
 
@@ -237,9 +247,10 @@ def table(
         "|---|" + "---|" * len(shares),
     ]
     regret = result["regret"] if group is None else result["groups"][group]
+    names = _names(regret)
     for name, curve in sorted(regret.items(), key=lambda item: item[1]["mean"][places[-1]]):
         cells = [f"{curve['mean'][at]:.3f} [{curve['low'][at]:.3f}, {curve['high'][at]:.3f}]" for at in places]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -249,8 +260,9 @@ def draw(result: Mapping[str, Any], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
+    names = _names(result["regret"])
     for name, curve in result["regret"].items():
-        (drawn,) = axes.plot(result["shares"], curve["mean"], label=name)
+        (drawn,) = axes.plot(result["shares"], curve["mean"], label=names[name])
         axes.fill_between(result["shares"], curve["low"], curve["high"], alpha=0.12, color=drawn.get_color())
     axes.set(
         xlabel=f"share of the budget ({result['budget']:g} whole runs)", ylabel="normalised regret", ylim=(0, None)

@@ -272,7 +272,10 @@ def test_a_comparison_leaves_groups_out_and_tells_intervals(tmp_path):
         played.append((pool.dataset.tolist(), learnt.scores.kept.queries.meta[:, 0].tolist()))
         return RandomSearch()
 
-    makers = {"random": watched, "nobody": lambda pool, learnt: None}
+    def for_one(pool, learnt):
+        return RandomSearch() if pool.datasets[pool.dataset[0]] == "a" else None
+
+    makers = {"random": watched, "nobody": lambda pool, learnt: None, "for one": for_one}
 
     def called(**given):
         return compare(made, makers, tmp_path, budget=4, seeds=2, progress=False, **given)
@@ -284,7 +287,7 @@ def test_a_comparison_leaves_groups_out_and_tells_intervals(tmp_path):
     assert called() == result
     assert len(played) == 4  # nothing is played twice
     assert result["left_out"] == "groups"
-    assert set(result["regret"]) == {"random"}
+    assert set(result["regret"]) == {"random", "for one"}
     for inside, learnt_from in played:
         assert not {float(number) for number in inside} & set(learnt_from)
     curve = result["regret"]["random"]
@@ -294,7 +297,8 @@ def test_a_comparison_leaves_groups_out_and_tells_intervals(tmp_path):
     both = [result["groups"][group]["random"]["mean"] for group in ("a", "b")]
     np.testing.assert_allclose(np.mean(both, axis=0), curve["mean"])
     assert "| random | " in table(result)
-    assert "| random | " in table(result, "a")
+    assert "| for one (1 of 2 data sets) | " in table(result)  # no mean over others than its neighbours'
+    assert "| for one | " in table(result, "a")
     with pytest.raises(ConfigError, match=r"a shard \(i, n\) with i < n"):
         called(shard=(2, 2))
     draw(result, tmp_path / "report.png")
