@@ -46,6 +46,8 @@ class Maker:
     ):
         self.model, self.store, self.config, self.admit = model, store, config, admit
         self.made = 0
+        # Hashes of all parameters: taken here, where nobody waits yet, and not on the event loop at the first request.
+        self._parts = model.parts.id, model.base_fingerprint
         self._ended = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "hyperflax-adapt")
         self._asked: set[asyncio.Future[tuple[Made, bool]]] = set()
@@ -101,8 +103,7 @@ class Maker:
             raise ConfigError(f"metric: expected one that scores an example alone, got '{metric}'")
         with_estimate = with_estimate and len(examples) > 1
         listing, most = await self.listed(), self.config.kept
-        parts = self.model.parts.id, self.model.base_fingerprint
-        key = await asyncio.to_thread(self.store.identify, *parts, examples, **options)
+        key = await asyncio.to_thread(self.store.identify, *self._parts, examples, **options)
 
         def enough(made: Made) -> bool:
             return not with_estimate or (made.estimate or {}).get("metric") == metric

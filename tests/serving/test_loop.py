@@ -66,3 +66,9 @@ def test_what_takes_long_is_done_in_threads(tmp_path: pathlib.Path, monkeypatch:
     assert threads.keys() == {*disk, *texts, *rest}
     loop = threading.get_ident()
     assert [name for name, found in threads.items() if loop in found] == []
+
+
+def test_parameters_are_hashed_before_anybody_asks(tmp_path: pathlib.Path) -> None:
+    model = hypermodel.__wrapped__()  # of which nobody has asked for a fingerprint
+    Service(model, tmp_path)
+    assert {"base_fingerprint", "hypernetwork_fingerprint"} <= vars(model.parts).keys()
