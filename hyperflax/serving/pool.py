@@ -92,8 +92,7 @@ class AdapterPool:
         if key is None:
             raise AdapterError("the key None stands for no adapter")
         spec.validate(tree)
-        # In host memory throughout: an adapter may be added while the device is busy.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with jax.default_device(_host()):
             wide = {path: np.asarray(x, np.float32) for path, x in widen(spec.flatten(tree), spec, self.spec).items()}
         self._host[key] = {
             leaf.path: wide[leaf.path] if leaf.path in wide else np.ones(leaf.shape, np.float32) for leaf in self._every
@@ -152,6 +151,14 @@ class AdapterPool:
         slots = np.array([self._resident[key] for key in padded], np.int32)
         values = {leaf.path: np.stack([self._host[key][leaf.path] for key in padded]) for leaf in self._every}
         self._leaves = _write(self._leaves, slots, values)
+
+
+def _host() -> jax.Device | None:
+    """JAX's device in host memory, so that adapters are added while the other is busy; None, the other, without it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to leave it out: JAX_PLATFORMS=cuda
+        return None
 
 
 @functools.partial(jax.jit, donate_argnums=0)
