@@ -394,6 +394,25 @@ def test_a_service_under_pressure_says_so(page: Page, service: Service, monkeypa
         page.wait_for_error("inputs", "The service took too long")
 
 
+def test_a_service_that_will_never_be_ready_is_not_called_starting(page: Page, tmp_path: pathlib.Path) -> None:
+    def fail() -> None:
+        go_on.wait()
+        raise RuntimeError("no device")
+
+    service, go_on = Service(hypermodel(), tmp_path), threading.Event()
+    service.engine.compile = fail
+    page.expected = {500, 503}
+    with served(create_app(service), lifespan="on") as failing:
+        page.close()
+        try:
+            page.open(failing)
+            page.wait(lambda: page["page-status"].text.startswith("The service is still starting."))
+        finally:
+            go_on.set()
+        page.wait(lambda: page["page-error"].text == "The service has failed. Its log says why.")
+        assert not page["page-status"].text
+
+
 def test_text_that_looks_like_markup_stays_text(page: Page) -> None:
     told = "<script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
     page.give([("<script>", "<b>x</b>"), *PAIRS[1:]], ["<img src=x>", "<b>y</b>"])
