@@ -452,6 +452,14 @@ def test_the_token_is_asked_for_and_kept_in_memory_alone(page: Page, service: Se
         page.wait(page["token"].is_displayed)
         page["token"].send_keys(Keys.ESCAPE)
         page.wait(lambda: "wants a token" in page["page-error"].text)
+        # Entered later, it is as good: the page no longer says that there is none, but who answers.
+        page.write("inputs", "ab")
+        page.press("Predict")
+        page.wait(page["token"].is_displayed)
+        page["token"].send_keys(TOKEN, Keys.ENTER)
+        page.wait(lambda: page["model"].text.startswith("Model micro"))
+        page.wait(lambda: page["predict-status"].text.startswith("Done"), LONG)
+        assert not page["page-error"].text
 
 
 def test_policy(tmp_path: pathlib.Path) -> None:
