@@ -14,7 +14,7 @@ Lost is an adapter whose id was answered and that is not there at the end, or wi
 with; an answer that differs from what the same adapter and input got before, for which every adapter is asked once more
 at the end; or a request that is never answered. Resident memory is read every second. Adapters come all the time, but
 the service holds no more than `HOSTED` in memory, as many as there are before the clock starts: memory is flat unless
-something leaks.
+something leaks. A run of seconds, too short to tell, has null for it.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ async def run(arguments: argparse.Namespace, server: Server) -> dict[str, Any]:
 def figures(tally: Tally, seconds: float, arguments: argparse.Namespace) -> dict[str, Any]:
     """The report."""
     second, last = (
-        [size for at, size in tally.memory if seconds * third / 3 <= at < seconds * (third + 1) / 3] for third in (1, 2)
+        median_mib([size for at, size in tally.memory if seconds * third / 3 <= at < seconds * (third + 1) / 3])
+        for third in (1, 2)
     )
     minutes = itertools.groupby(tally.memory, lambda sample: sample[0] // 60)
     made = sum(len(tally.seconds.get(name, ())) for name in ("adapters", "adapters with an estimate"))
@@ -149,13 +150,18 @@ def figures(tally: Tally, seconds: float, arguments: argparse.Namespace) -> dict
         "refused_and_sent_again": dict(sorted(tally.refused.items())),
         "lost": tally.lost,
         "resident_mib": {
-            "second_third": round(statistics.median(second) / 2**20, 1),
-            "last_third": round(statistics.median(last) / 2**20, 1),
-            "by_minute": [round(statistics.median(size for _, size in found) / 2**20, 1) for _, found in minutes],
+            "second_third": second,
+            "last_third": last,
+            "by_minute": [median_mib([size for _, size in found]) for _, found in minutes],
         },
-        "memory_ratio": round(statistics.median(last) / statistics.median(second), 4),
+        "memory_ratio": round(last / second, 4) if second and last else None,
         "versions": versions(),
     }
+
+
+def median_mib(sizes: list[int]) -> float | None:
+    """Of sizes in bytes; None where there are none."""
+    return round(statistics.median(sizes) / 2**20, 1) if sizes else None
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:

@@ -108,3 +108,10 @@ def test_memory_is_compared_between_the_thirds_in_which_nothing_is_killed() -> N
     assert found["memory_ratio"] == 1.5
     assert found["latency_seconds"] == {"predictions": {"p50": 0.1, "p90": 0.1, "p99": 0.1, "max": 9.0}}
     assert (found["requests"], found["adapters_made"]) == (200, 0)
+
+
+def test_a_run_of_seconds_has_no_memory_to_compare() -> None:
+    tally = Tally(answered=20, memory=[(1.0, 2**20)])
+    found = figures(tally, 2.5, argparse.Namespace(clients=1, adapters=1, kills=0, making=0.0))
+    assert found["resident_mib"] == {"second_third": 1.0, "last_third": None, "by_minute": [1.0]}
+    assert found["memory_ratio"] is None
