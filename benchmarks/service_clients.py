@@ -116,7 +116,7 @@ class Load:
         body = {"inputs": inputs, "adapter": known.key, "stream": rng.random() < 0.25}
         began = time.monotonic()
         answer = await self.send(http, ASK, body)
-        rows = [json.loads(line) for line in answer.text.splitlines()] if body["stream"] else [answer.json()]
+        rows = [json.loads(line) for line in answer.text.split("\n") if line] if body["stream"] else [answer.json()]
         if answer.status_code != 200 or "error" in rows[-1]:
             self.tally.lost.append(f"{known.key}: {answer.status_code} {answer.text[-200:]}")
             return

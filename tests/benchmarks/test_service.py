@@ -13,13 +13,15 @@ import pytest
 from benchmarks.service import figures
 from benchmarks.service_clients import ASK, MAKE, Load, Tally
 
+TEXT = "an\u2028answer"  # one line of JSON, though two of `str.splitlines`
+
 
 class Pretender:
     """Answers as the service does; `forget`, `estimates` and `text` are what it does wrong."""
 
     def __init__(self) -> None:
         self.made: dict[str, bool] = {}
-        self.text, self.estimates, self.cut = "answer", True, 0
+        self.text, self.estimates, self.cut = TEXT, True, 0
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         if self.cut:
@@ -39,11 +41,11 @@ class Pretender:
         assert path == ASK
         rows = [{"index": i, "text": f"{self.text} {x}", "done": True} for i, x in enumerate(body["inputs"])]
         if body["stream"]:
-            return httpx2.Response(200, text="".join(json.dumps(row) + "\n" for row in reversed(rows)))
+            return httpx2.Response(200, text="".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[::-1]))
         return httpx2.Response(200, json={"predictions": rows})
 
 
-def lost(*, forget: bool = False, estimates: bool = True, text: str = "answer", cut: int = 0) -> Load:
+def lost(*, forget: bool = False, estimates: bool = True, text: str = TEXT, cut: int = 0) -> Load:
     """Makes eight adapters, asks them, lets something go wrong, and looks for it."""
 
     async def run() -> Load:
