@@ -121,10 +121,13 @@ def create_app(
     @app.post(
         "/v1/adapters",
         status_code=201,
-        responses={200: {"model": AdapterInfo}, **refused(400, 408, 413, 422, 429, 500, 503, 504, 507)},
+        responses={200: {"model": AdapterInfo}, **refused(400, 404, 408, 413, 422, 429, 500, 503, 504, 507)},
     )
     async def adapt(body: AdaptRequest, response: Response) -> AdapterInfo:
-        """Makes an adapter; 200 instead of 201 if equal examples have been given in the same way before."""
+        """Makes an adapter; 200 instead of 201 if equal examples have been given in the same way before.
+
+        404 if it is removed before its estimate is there.
+        """
         _at_most(body.refine_steps, limits.refine_steps, "refine_steps")
         _at_most(body.supports, len(body.examples), "supports")
         making = service.maker.adapt(

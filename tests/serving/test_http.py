@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 import hyperflax
 from hyperflax.errors import DataError
+from hyperflax.evaluation.estimate import Estimate, estimate
 from tests.evaluation.micro import hypermodel
 from tests.serving.http_clients import INPUTS, PAIRS, SIZES, adapters_made, client, examples, texts
 
@@ -123,6 +124,20 @@ def test_the_estimate_is_kept_and_may_come_later(http: TestClient) -> None:
     assert http.post("/v1/adapters", json=body).status_code == 200
 
 
+def test_an_adapter_that_is_removed_before_its_estimate_is_there(http: TestClient) -> None:
+    def removed(*arguments: Any, **options: Any) -> Estimate:
+        assert http.delete(f"/v1/adapters/{key}").status_code == 204
+        return estimate(*arguments, **options)
+
+    body = examples([("v", "V"), ("w", "W")])
+    key = http.post("/v1/adapters", json={**body, "estimate": False}).json()["id"]
+    with pytest.MonkeyPatch.context() as raced:
+        raced.setattr("hyperflax.serving.maker.estimate", removed)
+        gone = http.post("/v1/adapters", json=body)
+    assert (gone.status_code, gone.json()["detail"]) == (404, f"no adapter with the id '{key}'")
+    assert str(gone.status_code) in http.get("/openapi.json").json()["paths"]["/v1/adapters"]["post"]["responses"]
+
+
 def test_a_stream_grows_to_the_whole_answer(http: TestClient) -> None:
     with http.stream("POST", "/v1/predictions", json={"inputs": INPUTS, "stream": True}) as response:
         assert response.status_code == 200
@@ -207,9 +222,9 @@ def test_the_schema_names_every_route(http: TestClient) -> None:
     assert {"/v1/adapters", "/v1/adapters/{adapter}", "/v1/adapters/{adapter}/download", "/v1/predictions"} < set(paths)
     assert http.get("/v1/model").json()["inputs_length"] == 16
     assert paths["/v1/model"]["get"]["responses"].keys() == {"200", "401"}
-    common = {"200", "400", "401", "408", "413", "422", "429", "500", "503", "504"}
+    common = {"200", "400", "401", "404", "408", "413", "422", "429", "500", "503", "504"}
     assert paths["/v1/adapters"]["post"]["responses"].keys() == common | {"201", "507"}
-    assert paths["/v1/predictions"]["post"]["responses"].keys() == common | {"404"}
+    assert paths["/v1/predictions"]["post"]["responses"].keys() == common
     listed = paths["/v1/adapters"]["get"]
     assert {"200", "404", "422"} <= listed["responses"].keys()
     limit, after = listed["parameters"]
