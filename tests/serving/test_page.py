@@ -267,6 +267,16 @@ def test_an_adapter_is_made_judged_used_kept_and_deleted(page: Page) -> None:
     assert not page["adapter"].is_displayed()
 
 
+def test_an_adapter_that_somebody_else_has_deleted_can_be_put_away(page: Page, service: Service) -> None:
+    page.expected = {404}
+    page.give(PAIRS[:1])
+    service.store.remove(page.make())
+    page["delete"].click()
+    page.driver.switch_to.alert.accept()
+    page.wait(lambda: not page["adapter"].is_displayed())
+    assert not page["adapter-error"].text
+
+
 def test_former_adapters_are_listed_a_few_at_a_time(page: Page, service: Service) -> None:
     for key in service.store.listed.result().page(1000).ids:  # of other tests
         service.store.remove(key)
