@@ -60,8 +60,9 @@ class Maker:
 
     @property
     def kept(self) -> int:
-        """Adapters on disk; 0 until the folder has been read."""
-        return len(self.store.listed.result()) if self.store.listed.done() else 0
+        """Adapters on disk; 0 until the folder has been read, or if it cannot be."""
+        listed = self.store.listed
+        return len(listed.result()) if listed.done() and listed.exception() is None else 0
 
     async def listed(self) -> Listing:
         """All adapters, in memory; waits until the folder has been read."""

@@ -72,3 +72,18 @@ def test_parameters_are_hashed_before_anybody_asks(tmp_path: pathlib.Path) -> No
     model = hypermodel.__wrapped__()  # of which nobody has asked for a fingerprint
     Service(model, tmp_path)
     assert {"base_fingerprint", "hypernetwork_fingerprint"} <= vars(model.parts).keys()
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other_figure(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.scandir", broken)
+        service = Service(hypermodel(), tmp_path)
+        assert isinstance(service.store.listed.exception(60), OSError)
+    text = Figures(service).text().decode()
+    assert "hyperflax_kept_adapters 0.0" in text
+    assert "hyperflax_ready 0.0" in text
