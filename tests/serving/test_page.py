@@ -302,6 +302,31 @@ def test_former_adapters_are_listed_a_few_at_a_time(page: Page, service: Service
     page.expected = {404}
 
 
+def test_the_adapter_that_is_picked_last_is_used(page: Page, service: Service) -> None:
+    slow, fast = keys = ["a" * 32, "b" * 32]
+    for key in keys:
+        service.store.save(Made(key, 3), hypermodel().adapt(PAIRS))
+    page.open(page.origin)
+    page.wait(lambda: {key[:8] for key in keys} <= set(page.texts("#former td.id")))
+    late = """
+        const [ask, slow] = [window.fetch, arguments[0]];
+        window.fetch = async (...given) => {
+          const answer = await ask(...given);
+          if (given[0].endsWith(slow)) await new Promise((resolve) => (window.goOn = resolve));
+          return answer;
+        };
+    """
+    page.driver.execute_script(late, slow)
+    page.press(f"Use {slow[:8]}")
+    page.press(f"Use {fast[:8]}")
+    page.wait(lambda: page["adapter-id"].text == fast)
+    page.driver.execute_script("window.goOn()")
+    page.driver.execute_async_script("setTimeout(arguments[0], 200)")
+    assert page["adapter-id"].text == fast
+    for key in keys:
+        service.store.remove(key)
+
+
 def page_estimate(page: Page, key: str) -> dict[str, Any]:
     """What the service says of an adapter."""
     script = "fetch(`v1/adapters/${arguments[0]}`).then((r) => r.json()).then(arguments[1])"
