@@ -147,13 +147,15 @@ class Maker:
         self, key: str, examples: list[tuple[str, str]], options: dict[str, Any], metric: str | None
     ) -> tuple[Made, bool]:
         """Makes an adapter unless it is there, and its estimate by a metric, if there is to be one."""
-        new = key not in self.store
-        if new:
-            made = Made(key, len(examples), **options)
-            self.store.save(made, self.model.adapt(examples, **options))
-            self.made += 1
-        else:
-            made = self.store.about(key)
+        made, new = self._known(key), False
+        if made is None:
+            adapter = self.model.adapt(examples, **options)
+            # Looked for again: a service that shares the folder may have made it meanwhile, with an estimate.
+            made = self._known(key)
+            if made is None:
+                made, new = Made(key, len(examples), **options), True
+                self.store.save(made, adapter)
+                self.made += 1
         if metric is not None:
             found = estimate(self.model, examples, metric=metric, **options)
             made = dataclasses.replace(made, estimate=found.to_json())

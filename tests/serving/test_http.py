@@ -14,8 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 import hyperflax
+from hyperflax.checkpoints.artefacts import Adapter
 from hyperflax.errors import DataError
 from hyperflax.evaluation.estimate import Estimate, estimate
+from hyperflax.serving.store import AdapterStore, Made
 from tests.evaluation.micro import hypermodel
 from tests.serving.http_clients import INPUTS, PAIRS, SIZES, adapters_made, client, examples, texts
 
@@ -136,6 +138,25 @@ def test_an_adapter_that_is_removed_before_its_estimate_is_there(http: TestClien
         gone = http.post("/v1/adapters", json=body)
     assert (gone.status_code, gone.json()["detail"]) == (404, f"no adapter with the id '{key}'")
     assert str(gone.status_code) in http.get("/openapi.json").json()["paths"]["/v1/adapters"]["post"]["responses"]
+
+
+def test_what_another_service_of_the_folder_makes_meanwhile_is_kept(http: TestClient) -> None:
+    body = examples([("k", "K"), ("l", "L")], estimate=False)
+    key = http.post("/v1/adapters", json=body).json()["id"]
+    http.delete(f"/v1/adapters/{key}")
+    adapt, found = http.service.model.adapt, {"metric": "exact_match", "advice": "use"}
+
+    def slow(*arguments: Any, **options: Any) -> Adapter:
+        AdapterStore(http.service.store.folder).save(Made(key, 2, estimate=found), adapt(*arguments, **options))
+        return adapt(*arguments, **options)
+
+    before = adapters_made(http)
+    with pytest.MonkeyPatch.context() as raced:
+        raced.setattr(http.service.model, "adapt", slow)
+        answer = http.post("/v1/adapters", json=body)
+    assert (answer.status_code, answer.json()["estimate"]) == (200, found)
+    assert http.get(f"/v1/adapters/{key}").json()["estimate"] == found
+    assert adapters_made(http) == before
 
 
 def test_a_stream_grows_to_the_whole_answer(http: TestClient) -> None:
