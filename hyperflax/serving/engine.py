@@ -162,10 +162,12 @@ class Engine:
 
         Raises:
           AdapterError: there is no such adapter.
-          DataError: no tokens, or more than the longest lane takes.
+          DataError: no tokens, more than the longest lane takes, or several inputs at once.
           ConfigError: a limit or a setting out of range.
         """
-        tokens = np.asarray(source, np.int32).reshape(-1)
+        tokens = np.asarray(source, np.int32)
+        if tokens.ndim != 1:
+            raise DataError(f"source: expected the tokens of one input, [length], got shape {list(tokens.shape)}")
         limit = self._limit(max_length)
         if self.fetch is None and key is not None and key not in self.pool:
             raise AdapterError(f"no adapter with the key {key!r}")

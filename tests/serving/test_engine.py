@@ -454,6 +454,7 @@ def test_batches_that_fit_nowhere_are_refused() -> None:
     [
         (([], None), {}, DataError, "expected 1 to 9 input tokens, got 0"),
         ((range(10), None), {}, DataError, "expected 1 to 9 input tokens, got 10"),
+        (([[3, 4], [5, 6]], None), {}, DataError, r"tokens of one input, \[length\], got shape \[2, 2\]"),
         (([3], "nobody"), {}, AdapterError, "no adapter with the key 'nobody'"),
         (([3], None), {"max_length": 7}, ConfigError, "max_length: expected 1 to 6, got 7"),
         (([3], None), {"topp": 1.5}, ConfigError, "topp in"),
