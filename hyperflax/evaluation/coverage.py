@@ -58,6 +58,10 @@ def common_tasks(runs: Mapping[str, HeldOut]) -> dict[str, HeldOut]:
     """The runs with the tasks that all of them have."""
     names = set.intersection(*({task.name for task in held_out.tasks} for held_out in runs.values()))
     return {
-        label: dataclasses.replace(held_out, tasks=tuple(task for task in held_out.tasks if task.name in names))
+        label: dataclasses.replace(
+            held_out,
+            tasks=tuple(task for task in held_out.tasks if task.name in names),
+            tokens={name: given for name, given in held_out.tokens.items() if name in names},
+        )
         for label, held_out in runs.items()
     }

@@ -321,6 +321,25 @@ def test_tasks_whose_data_set_was_trained_on_in_another_collection_are_left_out(
         evaluate_suite(suite=suite, out=str(tmp_path / "none"), **options)
 
 
+def test_a_task_that_one_seed_cannot_show_is_in_none(tmp_path: pathlib.Path) -> None:
+    """Its figures of adapters, which compare two seeds, included."""
+
+    def seed(*texts: str) -> InMemorySource:
+        shown = [(Example(tokenise(text, Bytes()), tokenise("0", Bytes())),) for text in texts]
+        infos = {name: TaskInfo(positives=positives) for name, positives in zip("abc", shown, strict=True)}
+        return choice_source({name: [(f"{name}{i}", "0", ["0", "1"]) for i in range(3)] for name in infos}, **infos)
+
+    first, second = seed("p" * 60, "q", "r"), seed("s", "t", "u")
+    sources = {"seed 1": lambda vocabulary: first, "seed 2": lambda vocabulary: second}
+    suite = Suite("toy", sources, "tasks", 3, "accuracy", "positives", ranked="sum")
+    report = evaluate_suite(
+        model=hypermodel(), suite=suite, out=str(tmp_path), shots=1, conditions=["generated"], progress=False
+    )
+    assert [row["task"] for row in report["per_task"]] == ["b", "c"]
+    assert report["suite"]["missing"] == ["left out: task 'a' has no positive example that fits 32 tokens"]
+    assert report["adapters"]["within_task_distance"] > 0
+
+
 def test_supports_that_repeat_are_told(tmp_path: pathlib.Path) -> None:
     """Three positives are one support of three, whatever the draw."""
     options: dict[str, Any] = {"model": hypermodel(), "conditions": ["bare"], "support": "positives", "progress": False}
