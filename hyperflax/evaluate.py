@@ -10,6 +10,7 @@ of tasks are shared out, `out` is a folder that all hosts see, and the first one
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.references import References
 from hyperflax.evaluation.report import require_place, write_report
-from hyperflax.evaluation.runner import Condition, ScoreTable, evaluate_conditions
+from hyperflax.evaluation.runner import Condition, EvaluationTask, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.suite import Suite, suite_report
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.processes import Processes
@@ -277,8 +278,8 @@ def evaluate_suite(
         if not conditions and not any(task.instruction for task in held_out.tasks):
             del runnable["instruction"]
         first = next(iter(tables.values()), None)
-        if first and [task.inputs for task in first.tasks] == [task.inputs for task in held_out.tasks]:
-            # These conditions read no support, and the inputs are the same: they would only say it again.
+        if first and _asked(first.tasks) == _asked(held_out.tasks):
+            # These conditions read no support, and all else is the same: they would only say it again.
             runnable |= {free: _repeat(first, free) for free in everything.support_free & set(runnable)}
         tables[name] = evaluate_conditions(
             held_out.tasks,
@@ -313,6 +314,11 @@ def evaluate_suite(
 def _positives(held_out: HeldOut) -> dict[str, str]:
     """A digest where positives are read beside the support; of what else is read, the tasks hold the text."""
     return {"positives": held_out.digest} if any(t.info.positives for t in held_out.tokens.values()) else {}
+
+
+def _asked(tasks: Sequence[EvaluationTask]) -> list[EvaluationTask]:
+    """The tasks without their support."""
+    return [dataclasses.replace(task, support=()) for task in tasks]
 
 
 def _repeat(table: ScoreTable, condition: str) -> Condition:

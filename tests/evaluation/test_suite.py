@@ -399,6 +399,23 @@ def test_a_shared_adapter_is_asked_again_where_its_inputs_show_another_support(
     assert len(asked) == runs
 
 
+@pytest.mark.parametrize(("definitions", "runs"), [(("say it", "say it"), 1), (("say it", "do not say it"), 2)])
+def test_an_instruction_is_asked_again_where_runs_word_it_differently(
+    definitions: tuple[str, str], runs: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same inputs; else the first wording's answers stood for every wording."""
+    rows = {"one": [(f"{i}", "0", ["0", "1"]) for i in range(4)]}
+    given = [choice_source(rows, one=TaskInfo(tokenise(definition, Bytes()))) for definition in definitions]
+    sources = {f"wording {n}": lambda vocabulary, source=source: source for n, source in enumerate(given)}
+    asked, original = [], Conditions.instruction
+    monkeypatch.setattr(Conditions, "instruction", lambda *args: [asked.append(1), original(*args)][1])
+    suite = Suite("toy", sources, "tasks", 1, "accuracy", ranked="sum")
+    evaluate_suite(
+        model=hypermodel(), suite=suite, out=str(tmp_path), shots=1, conditions=["instruction"], progress=False
+    )
+    assert len(asked) == runs
+
+
 @pytest.mark.parametrize("name", ["mtf", "mtf_zero_shot"])
 @pytest.mark.parametrize("form", ["t5", "hypermodel"])
 def test_a_fine_tuned_t5_that_saw_a_test_task_is_refused(name: str, form: str, tmp_path: pathlib.Path) -> None:
