@@ -21,14 +21,15 @@ from hyperflax.errors import DataError
 def derangement(n: int, seed: int = 0) -> npt.NDArray[np.int64]:
     """A permutation of 0..n-1 without a fixed point, drawn uniformly from all of them.
 
-    Permutations are drawn until one has no fixed point: about one in e does, whatever n is.
+    Permutations are drawn until one has no fixed point: about one in e does, whatever n is. The seed is any integer,
+    taken modulo 2**64 as that of every draw of examples is.
 
     Raises:
       DataError: fewer than two tasks, of which there is no derangement.
     """
     if n < 2:
         raise DataError(f"shuffled_support: expected at least 2 evaluated tasks to swap supports between, got {n}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed % 2**64)
     positions = np.arange(n)
     while True:
         permutation = rng.permutation(n)
