@@ -69,7 +69,7 @@ def evaluate(
       model: to be evaluated.
       source: of the held-out tasks.
       out: folder for report.json, report.md, plots and the file of finished tasks (a killed evaluation goes on).
-      conditions: names; all that can be had by default.
+      conditions: names; by default all that can be had, `instruction` only where a task has one.
       metric: `exact_match`, `exact_match_normalised`, `rouge_l` ...
       shots: support examples of a task; by default as many as the model was trained with.
       examples: scored examples of a task, at most.
@@ -191,8 +191,7 @@ def evaluate_suite(
     Inputs that are too long are cut, never left out.
 
     Args:
-      model, out, conditions, refine_steps, learning_rate, batch_size, progress: as in `evaluate`; by default
-        `instruction` is run only where tasks have one.
+      model, out, conditions, refine_steps, learning_rate, batch_size, progress: as in `evaluate`.
       supports, shared, mtf, mtf_zero_shot: as in `evaluate`.
       suite: its tasks and rules.
       shots: support examples of a task, as far as the suite has them; by default as many as the model was trained with.
@@ -275,8 +274,6 @@ def evaluate_suite(
             **references.systems,
         )
         runnable = everything.pick(*conditions)
-        if not conditions and not any(task.instruction for task in held_out.tasks):
-            del runnable["instruction"]
         first = next(iter(tables.values()), None)
         if first and _asked(first.tasks) == _asked(held_out.tasks):
             # These conditions read no support, and all else is the same: they would only say it again.

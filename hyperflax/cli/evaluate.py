@@ -16,8 +16,8 @@ DESCRIPTION = """Score a hypermodel on held-out tasks and write report.json, rep
   hyperflax evaluate --model strings --mixture strings --split held_out --out reports/strings
   hyperflax evaluate --model runs/ni/model --suite natural_instructions --out reports/ni
 
-Every report holds the bare model, the base with the true instruction and with the examples in context, adapters as
-generated and refined, and the control: adapters generated from another task's examples.
+Every report holds the bare model, the base with the true instruction, where tasks have one, and with the examples in
+context, adapters as generated and refined, and the control: adapters generated from another task's examples.
 
 A suite is evaluated by its own rules: natural_instructions, p3, metaicl/SETTING, or a module with a function suite().
 Say with --trained_on what the model and its base were trained on: a suite that stands in it is refused.

@@ -114,7 +114,7 @@ class Conditions:
             self._all["mtf_zero_shot"] = functools.partial(zero_shot, zero_shot=True)
 
     def pick(self, *names: str) -> dict[str, Condition]:
-        """Returns the named conditions; all that can be had if none is named.
+        """Returns the named conditions; all that can be had if none is named, `instruction` only if a task has one.
 
         Raises:
           ConfigError: a name that is not among them.
@@ -130,7 +130,9 @@ class Conditions:
                 f"conditions {', '.join(wanted)}: expected at least 2 {unit}, of which each gives another its "
                 f"support, got {sorted(groups)}"
             )
-        return {name: _of_few_sizes(self._all[name]) for name in names or self._all if name not in shuffled}
+        instructed = any(task.instruction for task in self.held_out.tasks)
+        there = [name for name in self._all if name not in shuffled and (instructed or name != "instruction")]
+        return {name: _of_few_sizes(self._all[name]) for name in names or there}
 
     @property
     def support_free(self) -> frozenset[str]:

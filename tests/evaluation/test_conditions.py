@@ -113,6 +113,15 @@ def test_one_group_has_no_control_either() -> None:
         conditions.pick("shuffled_support_refined")
 
 
+def test_tasks_without_an_instruction_are_not_reported_under_one() -> None:
+    """By default; of the tasks of one's own data many have none."""
+    without = InMemorySource.from_strings({"a": PAIRS, "b": PAIRS}, Bytes())
+    for given, there in ((without, False), (source("a", "b"), True)):
+        conditions = Conditions(hypermodel(), HeldOut.from_source(given, hypermodel().config.episodes))
+        assert ("instruction" in conditions.pick()) is there
+        assert list(conditions.pick("instruction")) == ["instruction"]
+
+
 def test_other_neighbours_are_other_results(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal of finished tasks is named by them: what one set of training tasks gave is no other's."""
     configs = []
