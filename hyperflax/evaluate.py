@@ -24,6 +24,7 @@ from hyperflax.evaluation.contamination import (
     TRAINING_TASKS,
     check_contamination,
     check_names,
+    name_digests,
     record,
     recorded,
     trained_elsewhere,
@@ -151,9 +152,12 @@ def evaluate(
     reasons = list(held_out.left_out.values())
     told: dict[str, Any] = {"left_out": {"tasks": len(reasons), "reasons": reasons[:5]}} if reasons else {}
     # How well training tasks are done may be asked here; the report does not call them new.
+    trained_on = dict(references.trained_on)
+    if neighbours is not None:
+        trained_on["the neighbours"] = {TRAINING_TASKS: name_digests(neighbours.task_names)}
     counts = {
         who: len({*recorded(seen.get(TRAINING_TASKS, ()), held_out.tasks), *trained_elsewhere(seen, held_out.tasks)})
-        for who, seen in references.trained_on.items()
+        for who, seen in trained_on.items()
     }
     if counts := {who: count for who, count in counts.items() if count}:
         told["trained_on"] = counts

@@ -221,6 +221,16 @@ def test_tasks_that_were_trained_on_are_not_called_new(
         assert line in (tmp_path / f"of_{name}" / "report.md").read_text()
 
 
+def test_tasks_that_are_their_own_neighbours_are_not_called_new(tmp_path: pathlib.Path) -> None:
+    """The adapter that fits a task's support best is then one of that task."""
+    options = {"model": hypermodel(), "source": source("a", "b"), "conditions": ["nearest_task"], "examples": 2}
+    for names, told in ((("b", "c"), {"the neighbours": 1}), (("c", "d"), None)):
+        out = tmp_path / "_".join(names)
+        report = evaluate(neighbours=source(*names), out=str(out), progress=False, **options)
+        assert report["run"]["config"].get("trained_on") == told
+    assert "Tasks that are not new: 1 of 2 in the neighbours." in (tmp_path / "b_c" / "report.md").read_text()
+
+
 def test_tasks_that_are_left_out_are_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = InMemorySource.from_strings({"few": PAIRS[:2], "fine": PAIRS}, Bytes())
     registry.register_source("two_sizes", {"held_out": lambda _: few}, description="", replace=True)
