@@ -58,7 +58,7 @@ def draw_conditions(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(_metric_label(report))
+    axes.set_xlabel(_metric_label(report["metric"]))
     axes.set_title("Mean over tasks, 95% interval", loc="left")
     _clean(axes, grid="x")
     axes.tick_params(axis="y", length=0)
@@ -86,15 +86,20 @@ def draw_tasks(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_xlim(-1, 101)
     axes.set_ylim(0, 1)
     axes.set_xlabel("tasks, % (each condition sorted for itself)")
-    axes.set_ylabel(_metric_label(report))
+    axes.set_ylabel(_metric_label(report["metric"]))
     axes.set_title(f"Scores of the {n} tasks" if n > 1 else "Score of the task", loc="left")
     axes.legend(**_LEGEND)
     _clean(axes, grid="y")
 
 
 def draw_categories(axes: Axes, report: Mapping[str, Any]) -> None:
-    """One row per category, best at the top: the mean of each of a few conditions as a point."""
+    """One row per category, best at the top: the mean of each of a few conditions as a point.
+
+    A category that has another metric than the report says which.
+    """
     groups = category_means(report)
+    measured = {row["category"]: row["metric"] for row in report.get("categories", ())}
+    others = {group: f", {_metric_label(name)}" for group, name in measured.items() if name != report["metric"]}
     main = main_condition(report)
     order = sorted(groups, key=lambda group: (-groups[group][1][main], group))
     curves = _curves(report)
@@ -115,10 +120,11 @@ def draw_categories(axes: Axes, report: Mapping[str, Any]) -> None:
             ms=6,
             label=name.replace("_", " "),
         )
-    axes.set_yticks(range(len(order)), [f"{group} ({groups[group][0]})" for group in order], parse_math=False)
+    labels = [f"{group} ({groups[group][0]}{others.get(group, '')})" for group in order]
+    axes.set_yticks(range(len(order)), labels, parse_math=False)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(_metric_label(report))
+    axes.set_xlabel(_metric_label(report["metric"]))
     axes.set_title("Mean by category (number of tasks)", loc="left")
     axes.legend(**_LEGEND)
     _clean(axes, grid="x")
@@ -189,10 +195,8 @@ def _face(name: str) -> str:
     return "white" if name.startswith("shuffled") else _STYLES[name][0]
 
 
-def _metric_label(report: Mapping[str, Any]) -> str:
-    return {"rouge_l": "ROUGE-L", "rouge_1": "ROUGE-1", "macro_f1": "macro-F1"}.get(
-        report["metric"], report["metric"].replace("_", " ")
-    )
+def _metric_label(metric: str) -> str:
+    return {"rouge_l": "ROUGE-L", "rouge_1": "ROUGE-1", "macro_f1": "macro-F1"}.get(metric, metric.replace("_", " "))
 
 
 def _clean(axes: Axes, grid: Literal["x", "y"]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hyperflax.evaluation import CONDITIONS, build_report, run_info, write_plots
+from hyperflax.evaluation.markdown import category_means
 from hyperflax.evaluation.plots import draw_adapters, draw_categories, draw_conditions, draw_tasks
 
 
@@ -89,6 +90,19 @@ def test_categories_are_ordered_by_the_main_condition() -> None:
     points = list(generated.get_xdata())
     assert points == sorted(points, reverse=True)
     assert len(points) == 3
+
+
+def test_a_category_by_another_metric_than_the_report_s_says_which() -> None:
+    report, axes = make(), Figure().subplots()
+    metrics = dict(zip(category_means(report), ["rouge_l", "exact_match_normalised", "macro_f1"], strict=True))
+    report["categories"] = [
+        {"category": group, "metric": metrics[group], "n_tasks": count, "scores": scores}
+        for group, (count, scores) in category_means(report).items()
+    ]
+    draw_categories(axes, report)
+    labels = {label.get_text() for label in axes.get_yticklabels()}
+    assert labels == {"group 0 (7)", "group 1 (7, exact match normalised)", "group 2 (6, macro-F1)"}
+    assert axes.get_xlabel() == "ROUGE-L"
 
 
 def test_importing_evaluation_is_light() -> None:
