@@ -152,7 +152,7 @@ def draw_adapters(axes: Axes, report: Mapping[str, Any], figure: str) -> None:
 
 def write_plots(report: Mapping[str, Any], out: Location | str) -> list[Location]:
     """Draws a valid report into `out`: `report.png`; `categories.png` where tasks have two categories or more;
-    `adapters.png` where the report has figures of generated adapters.
+    `adapters.png` where the report has figures of generated adapters. Where it has none, an earlier report's goes.
 
     Returns:
       The paths written.
@@ -178,6 +178,9 @@ def write_plots(report: Mapping[str, Any], out: Location | str) -> list[Location
             draw_adapters(axes, report, name)
         paths.append(folder / "adapters.png")
         _save(figure, paths[-1])
+    for name in {"categories.png", "adapters.png"} - {path.name for path in paths}:
+        if (earlier := folder / name).is_file():
+            earlier.unlink()
     return paths
 
 

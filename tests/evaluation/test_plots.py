@@ -124,3 +124,12 @@ def test_adapters_are_drawn_layer_by_layer_encoder_first(tmp_path: pathlib.Path)
     assert (list(decoder.get_xdata()), list(decoder.get_ydata())) == ([3, 4], [0.0, 1.0])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "10", "0", "1"]
     assert [path.name for path in write_plots(report, tmp_path)] == ["report.png", "adapters.png"]
+
+
+def test_pictures_of_an_earlier_report_do_not_stay_beside_another(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "adapters.png").write_bytes(b"an earlier report's")
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    write_plots(make(2, 2), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.png", "categories.png", "mine.png"}
+    write_plots(make(2, 2, categories=False), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.png", "mine.png"}
