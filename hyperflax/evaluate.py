@@ -238,8 +238,11 @@ def evaluate_suite(
     references = References.load(model, shared, mtf, mtf_zero_shot)
     for who, seen in references.trained_on.items():
         check_names(who, seen.get(TRAINING_TASKS, ()), evaluated)
+    checked_against = []
     for name, training in (trained_on or {}).items():
-        check_contamination(name, training, evaluated)
+        unknown = check_contamination(name, training, evaluated)
+        but = f" (but {unknown} inputs with characters that its vocabulary lacks were not compared)" if unknown else ""
+        checked_against.append(name + but)
     given = {f"'{name}'": record([training]) for name, training in (trained_on or {}).items()}
     seen_elsewhere = {
         task: f"task '{task}': {who} has its data set as {data_set}"
@@ -303,7 +306,7 @@ def evaluate_suite(
         tables,
         run_info(config, seconds=time.monotonic() - began),
         missing=lacks(suite, runs, config, episodes, cut),
-        checked_against=list(trained_on or {}),
+        checked_against=checked_against,
         adapters=figures or None,
     )
     if processes.first:

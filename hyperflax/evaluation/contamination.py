@@ -17,8 +17,8 @@ Traceback (most recent call last):
 hyperflax.errors.DataError: 'mine' was trained on and holds what is evaluated: 1 example of 'upper' (in 'capitals')
 
 Training data is there as tokens, and what a vocabulary makes of a text need not be the text: evaluated examples are
-taken through the training data's vocabulary first. Inputs with characters that it does not know are not compared: it
-makes one and the same of all of them.
+taken through the training data's vocabulary first. Inputs with characters that it does not know are not compared, but
+counted: it makes one and the same of all of them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ RECORDED_TASKS = 4096  # most training tasks of a source of which there is a rec
 _NAMED = 5  # offenders in the message
 
 
-def check_contamination(name: str, training: ExampleSource, tasks: Sequence[EvaluationTask]) -> None:
+def check_contamination(name: str, training: ExampleSource, tasks: Sequence[EvaluationTask]) -> int:
     """Compares training data with evaluated tasks; every accepted answer counts as a target.
 
     Args:
       name: of the training data, for the message.
       training: its examples, all of which are read.
       tasks: with their scored examples.
+
+    Returns:
+      how many of their inputs have characters that the training data's vocabulary lacks, and are not compared.
 
     Raises:
       DataError: a task of the same name or an example of the same content; the message names them. Or no training
@@ -53,10 +56,13 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
     check_names(f"'{name}' was trained on and", name_digests(training.task_names), tasks)
     vocabulary, decode = training.vocabulary, training.vocabulary.decode
     evaluated: dict[bytes, str] = {}
+    unknown: set[str] = set()
     for task in tasks:
         for source, answers in zip(task.inputs, task.references, strict=True):
             tokens = vocabulary.encode(source)
-            if vocabulary.unk_id not in tokens:
+            if vocabulary.unk_id in tokens:
+                unknown.add(source)
+            else:
                 seen = {_content(decode(tokens), decode(vocabulary.encode(answer))) for answer in answers}
                 evaluated.update(dict.fromkeys(seen, task.name))
     hits: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -77,6 +83,7 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
         ]
         more = f" and of {len(hits) - _NAMED} further pairs of tasks" if len(hits) > _NAMED else ""
         raise DataError(f"'{name}' was trained on and holds what is evaluated: {', '.join(found)}{more}")
+    return len(unknown)
 
 
 def check_names(who: str, digests: Iterable[str], tasks: Sequence[EvaluationTask]) -> None:

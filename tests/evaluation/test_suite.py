@@ -228,9 +228,25 @@ def test_what_a_vocabulary_loses_hides_no_example(data_dir: pathlib.Path) -> Non
         tasks = [EvaluationTask("asked", ("what is it?",), ((answer,),))]
         with pytest.raises(DataError, match=r"1 example of 'asked' \(in 'mine'\)"):
             check_contamination("seen", trained(("what is it?", answer)), tasks)
-    # Of inputs in letters that it does not know nothing is left to compare.
-    other = [EvaluationTask("other", ("你好吗",), (("yes",),))]
-    check_contamination("seen", trained(("元気ですか", "yes")), other)
+    # Of inputs in letters that it does not know nothing is left to compare, which is said.
+    other = [EvaluationTask("other", ("你好吗", "how are you?"), (("yes",), ("yes",)))]
+    assert check_contamination("seen", trained(("元気ですか", "yes")), other) == 1
+    assert check_contamination("seen", trained(("元気ですか", "yes")), other[:0]) == 0
+
+
+def test_a_report_says_how_many_inputs_were_not_compared_with_training_data(
+    tmp_path: pathlib.Path, data_dir: pathlib.Path
+) -> None:
+    seen = InMemorySource.from_strings(
+        {"mine": [("what is it?", "a cup")]}, SentencePiece(data_dir / "vocab" / "spiece.model")
+    )
+    rows = {"one": [(f"{{{i}}}", "0", ["0", "1"]) for i in range(4)]}
+    suite = Suite("toy", {"all": lambda vocabulary: choice_source(rows)}, "tasks", 1, "accuracy", ranked="sum")
+    options: dict[str, Any] = {"conditions": ["bare"], "shots": 1, "examples": 2, "progress": False}
+    report = evaluate_suite(model=hypermodel(), suite=suite, out=str(tmp_path), trained_on={"mine": seen}, **options)
+    told = "mine (but 2 inputs with characters that its vocabulary lacks were not compared)"
+    assert report["suite"]["checked_against"] == [told]
+    assert f"named as trained on: {told}." in (tmp_path / "report.md").read_text()
 
 
 def test_texts_are_not_called_compared() -> None:
