@@ -151,6 +151,10 @@ def evaluate(
     # Beside the configuration, whose hash names the file of finished tasks.
     reasons = list(held_out.left_out.values())
     told: dict[str, Any] = {"left_out": {"tasks": len(reasons), "reasons": reasons[:5]}} if reasons else {}
+    if long := held_out.too_long:
+        sizes = dict(zip(source.task_names, source.sizes, strict=True))
+        of = int(sum(sizes[name] for name in long))
+        told["too_long"] = {"tasks": len(long), "examples": sum(long.values()), "of": of}
     # How well training tasks are done may be asked here; the report does not call them new.
     trained_on = dict(references.trained_on)
     if neighbours is not None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hyperflax.data.draws import stream
 from hyperflax.data.episode_config import EpisodeConfig, in_support
-from hyperflax.data.episode_plan import support_overhead, usable_info
+from hyperflax.data.episode_plan import fitting_scored, support_overhead, usable_info
 from hyperflax.data.episodes import EvaluationEpisode, evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo
 from hyperflax.errors import DataError
@@ -44,12 +44,14 @@ class HeldOut:
       tokens: the same by task name.
       left_out: tasks that could not be evaluated, with the reason.
       ranked: the rule by which answer choices are ranked; None where answers are generated.
+      too_long: of the tasks that have examples too long to be scored, how many.
     """
 
     tasks: tuple[EvaluationTask, ...]
     tokens: dict[str, TaskTokens]
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
     ranked: Rule | None = None
+    too_long: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_source(
@@ -96,7 +98,7 @@ class HeldOut:
         numbers = range(len(source.task_names))
         if tasks is not None and tasks < len(numbers):
             numbers = [i * len(numbers) // tasks for i in range(tasks)]
-        chosen, tokens, left_out = [], {}, {}
+        chosen, tokens, left_out, too_long = [], {}, {}, {}
         for number in numbers:
             name, size = source.task_names[number], int(source.sizes[number])
             most = max(1, min(examples or size, size - draws * config.shots))
@@ -134,16 +136,18 @@ class HeldOut:
             # Positives that are the support already do not stand in it a second time.
             twice = support == "positives" and config.positives == "support"
             given = info._replace(positives=() if twice else usable.positives)
-            tokens[episode.name] = TaskTokens(tuple(shown), episode.examples, given)
+            tokens[name] = TaskTokens(tuple(shown), episode.examples, given)
+            if over := int(np.count_nonzero(~fitting_scored(source.lengths(number), usable, config))):
+                too_long[name] = over
             chosen.append(
                 EvaluationTask(
-                    name=episode.name,
+                    name=name,
                     inputs=tuple(decode(e.inputs.tolist()) for e in episode.examples),
                     references=episode.references,
                     support=tuple((decode(e.inputs.tolist()), decode(e.targets.tolist())) for e in shown),
                     instruction=decode(info.definition.tolist()),
                     options=_options(episode, decode) if ranked else (),
-                    category=category(episode.name) if category else info.category or None,
+                    category=category(name) if category else info.category or None,
                     data_sets=info.data_sets,
                 )
             )
@@ -152,7 +156,7 @@ class HeldOut:
                 f"evaluation: expected at least one task that can be evaluated, got none of {len(numbers)} "
                 f"({next(iter(left_out.values()), '')})"
             )
-        return cls(tuple(chosen), tokens, left_out, ranked)
+        return cls(tuple(chosen), tokens, left_out, ranked, too_long)
 
     def without(self, reasons: Mapping[str, str]) -> HeldOut:
         """Leaves some tasks out, `{task: why}`. Raises DataError if none is left."""

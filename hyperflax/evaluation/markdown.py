@@ -80,7 +80,7 @@ def coverage(report: Mapping[str, Any]) -> str:
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """What else is to be known of a mixture's tasks, one line each."""
-    return [line for line in (_left_out(report), _trained_on(report)) if line]
+    return [line for line in (_left_out(report), _too_long(report), _trained_on(report)) if line]
 
 
 def _left_out(report: Mapping[str, Any]) -> str:
@@ -89,6 +89,15 @@ def _left_out(report: Mapping[str, Any]) -> str:
         return ""
     told = report["run"]["config"]["left_out"]
     return f"Left out, {told['tasks']} task{'s' * (told['tasks'] > 1)}: {told['reasons'][0]}"
+
+
+def _too_long(report: Mapping[str, Any]) -> str:
+    """One line: how many examples of a mixture's tasks are not scored, being too long; empty where none is."""
+    if "too_long" not in report["run"]["config"]:
+        return ""
+    told = report["run"]["config"]["too_long"]
+    tasks = f"{told['tasks']} task{'s' * (told['tasks'] > 1)}"
+    return f"Too long for the model and not scored: {told['examples']} of the {told['of']} examples of {tasks}."
 
 
 def _trained_on(report: Mapping[str, Any]) -> str:

@@ -231,6 +231,19 @@ def test_tasks_that_are_their_own_neighbours_are_not_called_new(tmp_path: pathli
     assert "Tasks that are not new: 1 of 2 in the neighbours." in (tmp_path / "b_c" / "report.md").read_text()
 
 
+def test_examples_that_are_too_long_to_be_scored_are_told(tmp_path: pathlib.Path) -> None:
+    """Of an input 15 bytes fit the micro model, of a target 7."""
+    long = [("a" * 15, "y"), ("b" * 16, "y"), ("c", "y" * 7), ("d", "y" * 8)]
+    given = InMemorySource.from_strings({"some": PAIRS + long, "none": PAIRS}, Bytes())
+    options = {"model": hypermodel(), "conditions": ["bare"], "progress": False}
+    report = evaluate(source=given, out=str(tmp_path), **options)
+    assert report["run"]["config"]["too_long"] == {"tasks": 1, "examples": 2, "of": 12}
+    line = "Too long for the model and not scored: 2 of the 12 examples of 1 task."
+    assert line in (tmp_path / "report.md").read_text()
+    whole = evaluate(source=source("a", "b"), out=str(tmp_path), **options)
+    assert "too_long" not in whole["run"]["config"]
+
+
 def test_tasks_that_are_left_out_are_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = InMemorySource.from_strings({"few": PAIRS[:2], "fine": PAIRS}, Bytes())
     registry.register_source("two_sizes", {"held_out": lambda _: few}, description="", replace=True)
