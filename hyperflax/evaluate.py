@@ -29,7 +29,7 @@ from hyperflax.evaluation.contamination import (
     recorded,
     trained_elsewhere,
 )
-from hyperflax.evaluation.coverage import common_tasks, count_cut, lacks
+from hyperflax.evaluation.coverage import common_tasks, count_cut, count_cut_supports, lacks, not_covered
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
@@ -149,12 +149,7 @@ def evaluate(
                 again = HeldOut.from_source(source, episodes, draw=1, apart=True, **drawing)
         figures = runnable.adapter_figures(again)
     # Beside the configuration, whose hash names the file of finished tasks.
-    reasons = list(held_out.left_out.values())
-    told: dict[str, Any] = {"left_out": {"tasks": len(reasons), "reasons": reasons[:5]}} if reasons else {}
-    if long := held_out.too_long:
-        sizes = dict(zip(source.task_names, source.sizes, strict=True))
-        of = int(sum(sizes[name] for name in long))
-        told["too_long"] = {"tasks": len(long), "examples": sum(long.values()), "of": of}
+    told = not_covered(held_out, source, episodes, supports)
     # How well training tasks are done may be asked here; the report does not call them new.
     trained_on = dict(references.trained_on)
     if neighbours is not None:
@@ -303,13 +298,16 @@ def evaluate_suite(
             # The first two draws are two supports of a task; of other sources there may be one, or the same again.
             again = [second.where_supports_differ(held_out) for second in list(common.values())[1:2]]
             figures = everything.adapter_figures(*again)
-    cut, inputs = count_cut(runs, episodes.inputs_length)
+    cut, inputs = count_cut(common, episodes.inputs_length)
     config["inputs_cut"] = f"{cut} of {inputs}"
+    cut_supports = sum(
+        count_cut_supports(held_out, episodes, model.config.vocabulary, supports) for held_out in common.values()
+    )
     report = suite_report(
         suite,
         tables,
         run_info(config, seconds=time.monotonic() - began),
-        missing=lacks(suite, runs, config, episodes, cut),
+        missing=lacks(suite, common, config, episodes, cut, cut_supports),
         checked_against=checked_against,
         adapters=figures or None,
     )

@@ -1,4 +1,4 @@
-"""What an evaluation on a benchmark suite has of it, and what it lacks: tasks, examples, shots, whole inputs.
+"""What an evaluation has of a benchmark suite or a mixture, and what it lacks: tasks, examples, shots, whole inputs.
 
 A figure on a part of a suite is never the suite's score; a report lists every lack that makes it a part.
 """
@@ -6,18 +6,28 @@ A figure on a part of a suite is never the suite's score; a report lists every l
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hyperflax.data.episode_config import EpisodeConfig
+import numpy as np
+
+from hyperflax.data.episode_config import EpisodeConfig, in_support
+from hyperflax.data.examples import Example, ExampleSource, TaskInfo
+from hyperflax.data.rendering import SENTINELS, deal, episode_arrays
+from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.suite import Suite
 
 
 def lacks(
-    suite: Suite, runs: Mapping[str, HeldOut], config: Mapping[str, Any], episodes: EpisodeConfig, cut: int
+    suite: Suite,
+    runs: Mapping[str, HeldOut],
+    config: Mapping[str, Any],
+    episodes: EpisodeConfig,
+    cut: int,
+    cut_supports: int,
 ) -> list[str]:
-    """What this evaluation lacks of the suite's own, one line each."""
+    """What this evaluation lacks of the suite's own, one line each; `cut` and `cut_supports` as counted below."""
     shots = episodes.shots
     lines = [f"only {config[name]} {name} were asked for" for name in ("tasks", "examples") if config[name] is not None]
     if suite.shots not in (None, shots):
@@ -34,6 +44,10 @@ def lacks(
         lines.append(
             f"{short} of {len(supports)} supports have fewer than {shots} shots: the others do not fit or are not there"
         )
+    if cut_supports:
+        lines.append(
+            f"{cut_supports} of {len(supports)} supports are not read whole, a row has {episodes.support_length} tokens"
+        )
     shown = [
         (task, tuple((shot.inputs.tobytes(), shot.targets.tobytes()) for shot in tokens.support))
         for held_out in runs.values()
@@ -46,12 +60,57 @@ def lacks(
     return [*lines, *(f"left out: {reason}" for reason in left_out.values())]
 
 
+def not_covered(held_out: HeldOut, source: ExampleSource, episodes: EpisodeConfig, supports: int) -> dict[str, Any]:
+    """What a report on a mixture says of what was not evaluated, `{}` where all was.
+
+    Args:
+      held_out: its tasks.
+      source: of them.
+      episodes, supports: as `count_cut_supports` has them.
+    """
+    told: dict[str, Any] = {}
+    if reasons := list(held_out.left_out.values()):
+        told["left_out"] = {"tasks": len(reasons), "reasons": reasons[:5]}
+    if long := held_out.too_long:
+        sizes = dict(zip(source.task_names, source.sizes, strict=True))
+        of = int(sum(sizes[name] for name in long))
+        told["too_long"] = {"tasks": len(long), "examples": sum(long.values()), "of": of}
+    if cut := count_cut_supports(held_out, episodes, source.vocabulary, supports):
+        told["supports_cut"] = {"tasks": cut, "length": episodes.support_length}
+    return told
+
+
 def count_cut(runs: Mapping[str, HeldOut], length: int) -> tuple[int, int]:
     """How many inputs are cut, end of sequence included, of how many."""
     sizes = [
         len(e.inputs) + 1 for held_out in runs.values() for tokens in held_out.tokens.values() for e in tokens.scored
     ]
     return sum(size > length for size in sizes), len(sizes)
+
+
+def count_cut_supports(held_out: HeldOut, episodes: EpisodeConfig, vocabulary: Vocabulary, supports: int) -> int:
+    """How many tasks' supports are not read whole: a row cuts the definition, a joint one has no room for an example.
+
+    Args:
+      held_out: the tasks.
+      episodes, vocabulary: what the model reads.
+      supports: parts that each task's examples are dealt out to.
+    """
+    config = episodes.replace(min_shots=None, too_long="truncate", teacher="none")
+    return sum(
+        any(_is_cut(part, given.info, config, vocabulary) for part in deal(given.support, supports))
+        for given in held_out.tokens.values()
+    )
+
+
+def _is_cut(shown: Sequence[Example], info: TaskInfo, config: EpisodeConfig, vocabulary: Vocabulary) -> bool:
+    rows = episode_arrays(shown, (), config.replace(shots=len(shown)), vocabulary, info)["support_tokens"]
+    positives = info.positives[: config.num_positives] if in_support(config.positives) else ()
+    demonstrations = (*positives, *(shown if in_support(config.demonstrations) else ()))
+    whole = len(info.definition) if in_support(config.definition) else 0
+    whole += sum(len(e.inputs) + len(e.targets) + SENTINELS for e in demonstrations)
+    ends = int(np.count_nonzero(rows[:, 0]))  # one in each row that has anything
+    return int(np.count_nonzero(rows)) - ends < whole
 
 
 def common_tasks(runs: Mapping[str, HeldOut]) -> dict[str, HeldOut]:

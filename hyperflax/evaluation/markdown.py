@@ -80,7 +80,8 @@ def coverage(report: Mapping[str, Any]) -> str:
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """What else is to be known of a mixture's tasks, one line each."""
-    return [line for line in (_left_out(report), _too_long(report), _trained_on(report)) if line]
+    lines = (_left_out(report), _too_long(report), _supports_cut(report), _trained_on(report))
+    return [line for line in lines if line]
 
 
 def _left_out(report: Mapping[str, Any]) -> str:
@@ -98,6 +99,15 @@ def _too_long(report: Mapping[str, Any]) -> str:
     told = report["run"]["config"]["too_long"]
     tasks = f"{told['tasks']} task{'s' * (told['tasks'] > 1)}"
     return f"Too long for the model and not scored: {told['examples']} of the {told['of']} examples of {tasks}."
+
+
+def _supports_cut(report: Mapping[str, Any]) -> str:
+    """One line: how many supports of a mixture's tasks are not read whole; empty where all are."""
+    if "supports_cut" not in report["run"]["config"]:
+        return ""
+    told = report["run"]["config"]["supports_cut"]
+    cut = f"{told['tasks']} of {report['n_tasks']} tasks"
+    return f"Not read whole: the supports of {cut}, a row has {told['length']} tokens."
 
 
 def _trained_on(report: Mapping[str, Any]) -> str:

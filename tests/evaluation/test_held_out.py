@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskI
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import Conditions
+from hyperflax.evaluation.coverage import count_cut_supports, not_covered
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.hypermodel import Hypermodel
 from tests.evaluation.micro import hypermodel
@@ -109,3 +111,28 @@ def test_positives_that_are_the_support_stand_in_it_once() -> None:
     tokens = HeldOut.from_source(source, config, support="positives").tokens["y"]
     assert (tokens.support, tokens.info.positives) == ((shown,), ())
     assert HeldOut.from_source(source, config).tokens["y"].info.positives == (shown,)
+
+
+@pytest.mark.parametrize(
+    ("layout", "definition", "supports", "cut"),
+    [
+        ("separate", "say y", 1, 0),
+        ("separate", "say y" * 3, 1, 0),  # 15 tokens and their end fill a row
+        ("separate", "say y" * 3 + "!", 1, 1),
+        ("joint", "", 1, 0),
+        ("joint", "!", 1, 1),  # room for two of the three examples
+        ("joint", "!", 3, 0),
+        ("joint", "say y" * 3, 3, 1),
+    ],
+)
+def test_supports_that_are_not_read_whole_are_counted(layout: Any, definition: str, supports: int, cut: int) -> None:
+    """Of one task, whose examples take 5 of the 16 tokens of a row each."""
+    vocabulary = Bytes()
+    config = CONFIG.replace(support_layout=layout, definition="support", shots=3, too_long="truncate")
+    pairs = [Example.from_text(f"{i:02}", "y", vocabulary) for i in range(6)]
+    info = TaskInfo(definition=np.array(vocabulary.encode(definition), np.int32))
+    source = InMemorySource([TaskExamples("y", pairs, info)], vocabulary)
+    held_out = HeldOut.from_source(source, config)
+    assert count_cut_supports(held_out, config, vocabulary, supports) == cut
+    told = not_covered(held_out, source, config, supports)
+    assert told == ({"supports_cut": {"tasks": 1, "length": 16}} if cut else {})

@@ -24,7 +24,7 @@ from hyperflax.data.prefetch import PrefetchedBatches
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
-from hyperflax.evaluate import evaluate_suite
+from hyperflax.evaluate import evaluate, evaluate_suite
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.contamination import (
     TRAINING_DATA_SETS,
@@ -382,6 +382,24 @@ def test_inputs_that_are_cut_shorter_than_the_suite_cuts_them_are_told(
     report = evaluate_suite(model=hypermodel(), suite=suite, out=str(tmp_path), conditions=["bare"], progress=False)
     assert report["suite"]["missing"] == told
     assert report["suite"]["complete"] is not bool(told)
+
+
+def test_definitions_that_are_cut_are_told(tmp_path: pathlib.Path) -> None:
+    """In a suite and, where the model's own rule is to cut them, in a mixture; 31 tokens and their end fill a row."""
+    made = hypermodel()
+    episodes = made.config.episodes.replace(definition="support", too_long="truncate")
+    model = Hypermodel(
+        dataclasses.replace(made.config, episodes=episodes), made.base_params, made.parts.hypernetwork_params
+    )
+    rows = {name: [(f"{name}{i}", "0", ["0", "1"]) for i in range(4)] for name in "ab"}
+    source = choice_source(rows, a=TaskInfo(tokenise("a" * 31, Bytes())), b=TaskInfo(tokenise("b" * 32, Bytes())))
+    suite = Suite("toy", {"all": lambda vocabulary: source}, "tasks", 2, "accuracy", ranked="sum")
+    options: dict[str, Any] = {"model": model, "conditions": ["bare"], "progress": False}
+    report = evaluate_suite(suite=suite, out=str(tmp_path / "suite"), **options)
+    assert report["suite"]["missing"] == ["1 of 2 supports are not read whole, a row has 32 tokens"]
+    evaluate(source=source, out=str(tmp_path / "mixture"), **options)
+    page = (tmp_path / "mixture" / "report.md").read_text()
+    assert "Not read whole: the supports of 1 of 2 tasks, a row has 32 tokens." in page
 
 
 def test_a_shared_adapter_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path) -> None:
