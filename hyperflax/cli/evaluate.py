@@ -98,13 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
         "mtf_zero_shot": arguments.mtf_zero_shot,
     }
     if suite is not None:
-        named = [(given, *given.partition(":")) for given in arguments.trained_on]
         report = evaluate_suite(
             suite=suite,
             examples=arguments.examples,
             draws=arguments.draws,
             support=arguments.support,
-            trained_on={given: source(name, split or "train") for given, name, _, split in named},
+            trained_on={given: source(*_name_and_split(given)) for given in arguments.trained_on},
             **common,
         )
         print(coverage(report) + "\n")
@@ -124,6 +123,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(conditions_table(report))
     print(f"\nwritten: {arguments.out}/report.json, report.md, report.png")
     return 0
+
+
+def _name_and_split(given: str) -> tuple[str, str]:
+    """What `--trained_on` names, NAME or NAME:SPLIT; a name may be a bucket's address."""
+    name, _, split = given.rpartition(":")
+    return (name, split) if name and split and "/" not in split else (given.removesuffix(":"), "train")
 
 
 def load_suite(name: str) -> Suite:

@@ -9,10 +9,12 @@ import pytest
 
 from hyperflax.cli.evaluate import SUITES, load_suite
 from hyperflax.cli.main import main
-from hyperflax.errors import ConfigError
+from hyperflax.data import registry
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.report import read_report
 from hyperflax_tasks import natural_instructions, p3_split
 from tests.evaluation.micro import hypermodel
+from tests.evaluation.test_suite import toy_suite
 
 MODULE = """
 from tests.evaluation.test_suite import toy_suite
@@ -83,3 +85,32 @@ def test_a_suite_of_ones_own_is_evaluated(tmp_path: pathlib.Path, monkeypatch: p
     report = read_report(tmp_path / "report")
     assert report["suite"]["checked_against"] == ["strings_handwritten:test"]
     assert (tmp_path / "report" / "report.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "split"),
+    [
+        ("mine", "mine", "train"),
+        ("mine:test", "mine", "test"),
+        ("caches/mine", "caches/mine", "train"),
+        ("gs://bucket/caches/mine", "gs://bucket/caches/mine", "train"),
+        ("gs://bucket/caches/mine:test", "gs://bucket/caches/mine", "test"),
+    ],
+)
+def test_training_data_is_named_with_a_split_or_without(
+    given: str, name: str, split: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypermodel().save(tmp_path / "model")
+    asked = []
+
+    def load(name: str, split: str, **options: object) -> None:
+        asked.append((name, split))
+        raise DataError("seen enough")
+
+    monkeypatch.setattr(registry, "load_source", load)
+    arguments = ["--model", str(tmp_path / "model"), "--suite", "tests.evaluation.test_suite_command"]
+    assert main(["evaluate", *arguments, "--out", str(tmp_path / "report"), "--trained_on", given]) == 2
+    assert asked == [(name, split)]
+
+
+suite = toy_suite
