@@ -49,15 +49,24 @@ def alone_in(folder: Location | str) -> Iterator[None]:
         if refused := processes.told_by_first(refused):
             raise BusyError(refused)
     try:
-        if isinstance(place, pathlib.Path) and not processes.all_see(processes.first or _appears(place / LOCK)):
-            raise ConfigError(
-                f"{folder}: expected a folder that all hosts of the job share, or an address in a bucket; what the "
-                "first process writes there is not seen by another"
-            )
+        require_shared(place, LOCK, processes)
         yield
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def require_shared(folder: Location, file: str, processes: Processes) -> None:
+    """Returns once all processes of a job, which all come here, see the file that the first one has made in a folder.
+
+    Raises:
+      ConfigError: they do not share the folder, each has one of that name; in every process.
+    """
+    if isinstance(folder, pathlib.Path) and not processes.all_see(processes.first or _appears(folder / file)):
+        raise ConfigError(
+            f"{folder}: expected a folder that all hosts of the job share, or an address in a bucket; what the "
+            "first process writes there is not seen by another"
+        )
 
 
 def _appears(file: pathlib.Path) -> bool:

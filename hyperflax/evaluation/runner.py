@@ -35,6 +35,7 @@ from hyperflax.evaluation.provenance import plain_json
 from hyperflax.evaluation.report import build_report
 from hyperflax.evaluation.schema import CONDITIONS
 from hyperflax.files import append_lines, atomic_file
+from hyperflax.locks import require_shared
 from hyperflax.processes import Processes
 
 ALONE = Processes()
@@ -134,9 +135,9 @@ def evaluate_conditions(
 
     Raises:
       ConfigError: an unknown condition or metric, a batch size below 1, `out` without `config`, several processes
-        without `out`.
+        without `out` or with one that they do not share.
       DataError: no tasks, a name given twice, a condition that answers with a wrong number of lists or strings, a
-        broken file of finished tasks, or a folder in which the other processes' files do not appear.
+        broken file of finished tasks, or a folder in which what the other processes wrote does not appear.
     """
     measure = get_metric(metric) if isinstance(metric, str) else metric
     _check(tasks, conditions, batch_size)
@@ -148,6 +149,10 @@ def evaluate_conditions(
                 "evaluate_conditions: `out` needs `config`, or results of another model might be taken up"
             )
         journal = pathlib.Path(out) / f"scores-{_digest(config, measure.name, tasks)}.jsonl"
+        if processes.count > 1:
+            append_lines(processes.shard(journal), [])
+            first = dataclasses.replace(processes, index=0).shard(journal)
+            require_shared(locate(first.parent), first.name, processes)
         done = _read_journals(journal, processes)
     elif processes.count > 1:
         raise ConfigError("evaluate_conditions: several processes need `out`, where each finds what the others did")

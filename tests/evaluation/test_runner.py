@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hyperflax import locks
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation import EvaluationTask, evaluate_conditions, run_info, with_shuffled_support
 from hyperflax.processes import Processes
@@ -147,6 +148,16 @@ def test_several_processes_need_a_folder_that_all_see(tmp_path: pathlib.Path) ->
         run(Oracle(), processes=Processes(0, 2))
     with pytest.raises(DataError, match=r"6 of 14 results are missing, .* 'add_3'; .* that all hosts see"):
         run(Oracle(), out=tmp_path, config=CONFIG, processes=Threads(0, 2, threading.Barrier(1)))
+
+
+def test_a_folder_that_is_another_on_every_host_is_refused_before_the_work(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    second, alone = Oracle(), threading.Barrier(1)
+    with pytest.raises(ConfigError, match="expected a folder that all hosts of the job share"):
+        run(second, out=tmp_path / "of_the_second", config=CONFIG, processes=Threads(1, 2, alone))
+    assert second.batches == []
 
 
 def test_a_torn_line_is_done_again_in_its_old_batch(tmp_path: pathlib.Path) -> None:
