@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from hyperflax.cli.adapt import MOST_STEPS
 from hyperflax.cli.models import add_model_argument, add_module_argument
 from hyperflax.errors import ConfigError
 
@@ -164,4 +165,6 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}: expected at least {least}, got {value}")
+    if arguments.refine > MOST_STEPS:
+        raise ConfigError(f"--refine: expected at most {MOST_STEPS}, got {arguments.refine}")
     require_place(arguments.out)

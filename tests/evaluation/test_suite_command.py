@@ -60,9 +60,10 @@ def test_an_unknown_suite_is_named(name: str, problem: str) -> None:
         (["--suite", "p3", "--first"], "--first goes with --mixture"),
         (["--mixture", "strings", "--draws", "3"], "--draws goes with --suite, got it beside --mixture"),
         (["--mixture", "strings", "--trained_on", "strings"], "--trained_on goes with --suite"),
+        (["--mixture", "strings", "--refine", "10000000000"], "--refine: expected at most 1000000, got 10000000000"),
     ],
 )
-def test_arguments_that_do_not_go_together_are_refused(given: list[str], problem: str, capsys) -> None:
+def test_arguments_that_mean_nothing_are_refused(given: list[str], problem: str, capsys) -> None:
     assert main(["evaluate", "--model", "nothing", "--out", "nowhere", *given]) == 2
     assert problem in capsys.readouterr().err
 
