@@ -36,7 +36,7 @@ from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.references import References
 from hyperflax.evaluation.report import require_place, write_report
 from hyperflax.evaluation.runner import Condition, EvaluationTask, ScoreTable, evaluate_conditions
-from hyperflax.evaluation.suite import Suite, suite_report
+from hyperflax.evaluation.suite import Suite, check_units, suite_report
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.processes import Processes
 
@@ -234,6 +234,7 @@ def evaluate_suite(
                 ranked=suite.ranked,
             )
     evaluated = [task for held_out in runs.values() for task in held_out.tasks]
+    check_units(suite, evaluated)
     references = References.load(model, shared, mtf, mtf_zero_shot)
     for who, seen in references.trained_on.items():
         check_names(who, seen.get(TRAINING_TASKS, ()), evaluated)

@@ -134,6 +134,13 @@ def suite_report(
     )
 
 
+def check_units(suite: Suite, tasks: Sequence[EvaluationTask]) -> None:
+    """Raises DataError unless tasks make what the suite counts, and no more than it has; asked before they are run."""
+    units = {_unit(suite, task) for task in tasks}
+    if len(units) > suite.official:
+        raise DataError(f"suite '{suite.name}': expected at most {suite.official} {suite.unit}, got {len(units)}")
+
+
 def _unit(suite: Suite, task: EvaluationTask) -> str:
     """The report's task that a source's task belongs to."""
     if not suite.grouped:

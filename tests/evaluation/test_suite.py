@@ -312,6 +312,19 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
         evaluate_suite(suite=toy_suite(), **options)
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"official": 2}, "suite 'toy': expected at most 2 data sets, got 3"),
+        ({"sources": {"all": lambda vocabulary: choice_source({"a": 5 * [("x", "0", ["0", "1"])]})}}, "of task 'a'"),
+    ],
+)
+def test_what_no_report_can_be_made_of_is_not_run(tmp_path: pathlib.Path, changes: Any, problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        evaluate_suite(model=hypermodel(), suite=toy_suite(**changes), out=str(tmp_path), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_tasks_whose_data_set_was_trained_on_in_another_collection_are_left_out(tmp_path: pathlib.Path) -> None:
     """Under other names and in other words; a data set of the suite's own collection is its split's affair."""
     source = toy_suite().sources["held_out"](Bytes())
