@@ -28,7 +28,7 @@ BASE = WORDS | {"adapters", "models", "hypernets"}
 SIDE = {"data", "checkpoints", "evaluation"}
 
 # What gin files configure, one file per command; run as `python -m hyperflax.train` they hand over to the command line.
-JOBS = {"train", "evaluate", "infer", "finetune"}
+JOBS = {"train", "evaluate", "evaluate_suite", "infer", "finetune"}
 
 # room -> the rooms it may import. "" is the package itself: `from hyperflax import __version__`.
 MAY_IMPORT = {

@@ -73,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.data import registry
-    from hyperflax.evaluate import evaluate, evaluate_suite
+    from hyperflax.evaluate import evaluate
+    from hyperflax.evaluate_suite import evaluate_suite
     from hyperflax.evaluation.markdown import conditions_table, coverage, remarks
     from hyperflax.hypermodel import load
 

@@ -180,6 +180,11 @@ class HeldOut:
         return dataclasses.replace(self, tokens=others) if others else None
 
     @property
+    def described(self) -> dict[str, str]:
+        """What a configuration has to say of them beside their text: a digest where positives are read as well."""
+        return {"positives": self.digest} if any(given.info.positives for given in self.tokens.values()) else {}
+
+    @property
     def digest(self) -> str:
         """Of what adapters of these tasks are generated from; 16 hexadecimal digits."""
         digest = hashlib.sha256()

@@ -1,7 +1,7 @@
 """Benchmark suites: official test tasks, the rules by which they are measured, and what of them is at hand.
 
 A suite is data that a task module hands over, `suite()` in `hyperflax_tasks.natural_instructions`, `.p3`, `.metaicl`;
-`hyperflax.evaluate.evaluate_suite` runs it. Three shapes of benchmark are one here:
+`hyperflax.evaluate_suite` runs it. Three shapes of benchmark are one here:
 
 - Super-NaturalInstructions: a task is a task; a run is a draw of its support
 - MetaICL: a task is a task; a run is a seed, which brings support and scored examples of its own

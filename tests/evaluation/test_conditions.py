@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from hyperflax import evaluate as evaluation
+from hyperflax import evaluate as of_mixtures
+from hyperflax import evaluate_suite as of_suites
 from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.checkpoints.model_directory import save_model_directory
 from hyperflax.cli.main import main
@@ -130,7 +131,8 @@ def test_other_neighbours_are_other_results(tmp_path: pathlib.Path, monkeypatch:
         configs.append(config)
         raise InterruptedError
 
-    monkeypatch.setattr(evaluation, "evaluate_conditions", stop)
+    for jobs in (of_mixtures, of_suites):
+        monkeypatch.setattr(jobs, "evaluate_conditions", stop)
     swapped = [(letter, PAIRS[number - 1][1]) for number, (letter, _) in enumerate(PAIRS)]
     given = (source("x"), source("y"), source("x", pairs=PAIRS[:4]), source("x", pairs=swapped), source("x"), None)
     for neighbours in given:
@@ -161,7 +163,8 @@ def test_other_positives_are_other_results(tmp_path: pathlib.Path, monkeypatch: 
         configs.append(config)
         raise InterruptedError
 
-    monkeypatch.setattr(evaluation, "evaluate_conditions", stop)
+    for jobs in (of_mixtures, of_suites):
+        monkeypatch.setattr(jobs, "evaluate_conditions", stop)
     made = hypermodel()
     reading = dataclasses.replace(made.config, episodes=made.config.episodes.replace(positives="support"))
     examples = [Example.from_text(*pair, Bytes()) for pair in PAIRS]
@@ -173,7 +176,7 @@ def test_other_positives_are_other_results(tmp_path: pathlib.Path, monkeypatch: 
         with pytest.raises(InterruptedError):
             evaluate(model=model, source=given, out=str(tmp_path))
         with pytest.raises(InterruptedError):
-            evaluation.evaluate_suite(model=model, suite=suite, out=str(tmp_path))
+            of_suites.evaluate_suite(model=model, suite=suite, out=str(tmp_path))
     for first, second, again, unread, same in (configs[::2], configs[1::2]):
         assert first == again != second
         assert unread == same

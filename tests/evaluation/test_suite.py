@@ -24,7 +24,8 @@ from hyperflax.data.prefetch import PrefetchedBatches
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
-from hyperflax.evaluate import evaluate, evaluate_suite
+from hyperflax.evaluate import evaluate
+from hyperflax.evaluate_suite import evaluate_suite
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.contamination import (
     TRAINING_DATA_SETS,

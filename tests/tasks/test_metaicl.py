@@ -14,7 +14,7 @@ from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import InMemorySource, TaskExamples
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
-from hyperflax.evaluate import evaluate_suite
+from hyperflax.evaluate_suite import evaluate_suite
 from hyperflax.evaluation.contamination import check_contamination
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.markdown import coverage
