@@ -3,7 +3,8 @@
 A Task with `inputs` and `targets`, as T5 users have it, is one task. With a string feature `task` it carries as many
 tasks as that feature has values; `definition` and `category` (strings), `positive_inputs` and `positive_targets`
 (string lists, of the task) and `references` and `options` (string lists, of the example) are read where present. A
-Mixture is its Tasks with their rates; the tasks inside a Task with a `task` feature are then named `TASK/task`.
+Mixture is its Tasks with their rates; the tasks inside a Task with a `task` feature are named `TASK/task` where it has
+several Tasks, which may share names.
 
 >>> source = load_seqio("my_task", split="train")    # doctest: +SKIP
 >>> source.task_names                                # doctest: +SKIP
