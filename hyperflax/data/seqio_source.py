@@ -158,21 +158,22 @@ def _examples(
     strip = {name: bool(task.output_features[name].add_eos) for name in ("inputs", "targets")}
     for index, row in enumerate(rows):
         inputs, targets = (_ids(row[name], strip[name], task.name, index, name) for name in ("inputs", "targets"))
-        name = prefix + _text(row["task"]) if "task" in row else task.name
+        where = f"seqio Task '{task.name}', example {index}"
+        name = prefix + _text(row, "task", where) if "task" in row else task.name
         if name not in infos:
-            infos[name] = task_info(row, vocabulary, f"seqio Task '{task.name}', example {index}")
-        options = tuple(tokenise(text, vocabulary) for text in _texts(row.get("options")))
-        references = _references(row, targets, vocabulary)
+            infos[name] = task_info(row, vocabulary, where)
+        options = tuple(tokenise(text, vocabulary) for text in _texts(row, "options", where))
+        references = _references(row, targets, vocabulary, where)
         yield StreamedExample(name, Example(inputs, targets, options, references), infos[name], group)
 
 
-def _references(row: Mapping[str, Any], targets: np.ndarray, vocabulary: Vocabulary) -> tuple[str, ...]:
+def _references(row: Mapping[str, Any], targets: np.ndarray, vocabulary: Vocabulary, where: str) -> tuple[str, ...]:
     """The accepted answers of a row that lists some, the target among them."""
-    listed = tuple(_texts(row.get("references")))
+    listed = tuple(_texts(row, "references", where))
     if not listed:
         return ()
-    told = row.get("targets_pretokenized")  # what seqio keeps of a target that it has tokenised
-    target = vocabulary.decode(targets.tolist()) if told is None else _text(told)
+    told = "targets_pretokenized"  # what seqio keeps of a target that it has tokenised
+    target = _text(row, told, where) if told in row else vocabulary.decode(targets.tolist())
     return listed if target in listed else (target, *listed)
 
 
@@ -193,26 +194,39 @@ def task_info(row: Mapping[str, Any], vocabulary: Vocabulary, where: str) -> Tas
     """What a row says of its task: definition, positives and category, where it has such features.
 
     Raises:
-      DataError: as many positive inputs as targets were expected, `where` the row stands.
+      DataError: as many positive inputs as targets were expected, or a string where a list was and the other way round;
+        says `where` the row stands.
     """
-    inputs, targets = _texts(row.get("positive_inputs")), _texts(row.get("positive_targets"))
+    inputs, targets = (_texts(row, feature, where) for feature in ("positive_inputs", "positive_targets"))
     if len(inputs) != len(targets):
         raise DataError(
             f"{where}: expected as many positive_targets as positive_inputs, {len(inputs)}, got {len(targets)}"
         )
     return TaskInfo(
-        definition=tokenise(_text(row.get("definition", b"")), vocabulary),
+        definition=tokenise(_text(row, "definition", where), vocabulary),
         positives=tuple(Example.from_text(a, b, vocabulary) for a, b in zip(inputs, targets, strict=True)),
-        category=_text(row.get("category", b"")),
+        category=_text(row, "category", where),
     )
 
 
-def _text(value: Any) -> str:
+def _text(row: Mapping[str, Any], feature: str, where: str) -> str:
+    """The string of a feature, "" where there is none."""
+    value = row.get(feature, b"")
+    if np.ndim(value):
+        raise DataError(f"{where}: expected '{feature}' to be a string, got an array of shape {np.shape(value)}")
+    return _decoded(value)
+
+
+def _texts(row: Mapping[str, Any], feature: str, where: str) -> list[str]:
+    """The strings of a feature, [] where there is none."""
+    values = row.get(feature, ())
+    if np.ndim(values) != 1:
+        raise DataError(f"{where}: expected '{feature}' to be a list of strings, got {values!r:.60}")
+    return [_decoded(value) for value in np.asarray(values, object).tolist()]
+
+
+def _decoded(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _texts(values: Any) -> list[str]:
-    return [] if values is None else [_text(value) for value in np.asarray(values, object).tolist()]
 
 
 def _vocabulary(tasks: list[Any]) -> Vocabulary:

@@ -168,6 +168,16 @@ def test_what_cannot_be_read_is_named(model: str) -> None:
     told = r"seqio Task 'uneven', example 0: expected as many positive_targets as positive_inputs, 2, got 1"
     with pytest.raises(DataError, match=told):
         load_seqio("uneven")
+    for feature, value, kind in (("references", "one", "a list of strings, got b'one'"),
+                                 ("options", "one", "a list of strings, got b'one'"),
+                                 ("positive_inputs", "x", "a list of strings, got b'x'"),
+                                 ("definition", ["a", "b"], r"a string, got an array of shape \(2,\)"),
+                                 ("task", ["a"], r"a string, got an array of shape \(1,\)")):  # fmt: skip
+        add(f"bad_{feature}", [{**row, feature: value} for row in pairs("a")], seqio.ByteVocabulary(extra_ids=125))
+        with pytest.raises(
+            DataError, match=f"seqio Task 'bad_{feature}', example 0: expected '{feature}' to be {kind}"
+        ):
+            load_seqio(f"bad_{feature}")
     told = r"'no_such_task': expected a token cache's folder, one of \[.*\] or a registered seqio Task"
     with pytest.raises(DataError, match=told):
         load_seqio("no_such_task")
