@@ -12,14 +12,27 @@ batches add `encoder_segment_ids`, `encoder_positions`, `decoder_segment_ids`, `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from hyperflax.data.vocabularies import EOS_ID, PAD_ID
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 
 Tokens = Sequence[int] | np.ndarray
 Pair = tuple[Tokens, Tokens]
+
+
+def check_sizes(config: Any, **least: int) -> None:
+    """Checks the fields of a configuration that count something.
+
+    Raises:
+      ConfigError: one that is no int, or below its `least`; names class and field.
+    """
+    for name, low in least.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ConfigError(f"{type(config).__name__}.{name}: expected an int of at least {low}, got {value!r}")
 
 
 def shift_right(targets: np.ndarray, segment_ids: np.ndarray | None = None) -> np.ndarray:

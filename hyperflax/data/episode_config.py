@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from hyperflax.data.batches import check_sizes
 from hyperflax.errors import ConfigError
 
 Place = Literal["support", "inputs", "both", "none"]
@@ -66,24 +67,21 @@ class EpisodeConfig:
     target_sentinel: int = 1
 
     def __post_init__(self) -> None:
-        lows = {
-            "tasks_per_batch": 1,
-            "shots": 0,
-            "examples": 1,
-            "supports": 1,
-            "support_length": 4,
-            "inputs_length": 2,
-            "targets_length": 2,
-            "teacher_length": 4,
-            "num_positives": 0,
-            "task_cap": 1,
-            "input_sentinel": 0,
-            "target_sentinel": 0,
-        }
-        for name, low in lows.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"EpisodeConfig.{name}: expected an int of at least {low}, got {value!r}")
+        check_sizes(
+            self,
+            tasks_per_batch=1,
+            shots=0,
+            examples=1,
+            supports=1,
+            support_length=4,
+            inputs_length=2,
+            targets_length=2,
+            teacher_length=4,
+            num_positives=0,
+            task_cap=1,
+            input_sentinel=0,
+            target_sentinel=0,
+        )
         if self.min_shots is not None and (type(self.min_shots) is not int or not 0 <= self.min_shots <= self.shots):
             raise ConfigError(
                 f"EpisodeConfig.min_shots: expected an int from 0 to {self.shots} (shots), got {self.min_shots!r}"

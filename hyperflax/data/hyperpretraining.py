@@ -24,12 +24,11 @@ import dataclasses
 
 import numpy as np
 
-from hyperflax.data.batches import decoder_features
+from hyperflax.data.batches import check_sizes, decoder_features
 from hyperflax.data.corruption import Windows
 from hyperflax.data.draws import stream
 from hyperflax.data.examples import ExampleSource
 from hyperflax.data.vocabularies import EOS_ID
-from hyperflax.errors import ConfigError
 
 _PURPOSE = 0x6361636C6D  # keeps these draws apart from those of episodes and of plain text
 
@@ -67,11 +66,8 @@ class CACLM:
     _windows: Windows = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        longest = self.length - 2 * self.shortest + 2
-        for name, least in (("batch_size", 1), ("shortest", 1), ("support_length", longest),
-                            ("inputs_length", 2), ("targets_length", 1)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"CACLM.{name}: expected at least {least}, got {getattr(self, name)!r}")
+        check_sizes(self, batch_size=1, length=4, shortest=1, inputs_length=2, targets_length=1)
+        check_sizes(self, support_length=self.length - 2 * self.shortest + 2)
         object.__setattr__(self, "_windows", Windows(self.source, self.length, 4 * self.shortest))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hyperflax.data.batches import Packer, Pair, text_batch
+from hyperflax.data.batches import Packer, Pair, check_sizes, text_batch
 from hyperflax.data.draws import stream
 from hyperflax.errors import DataError
 
@@ -39,6 +39,9 @@ class PackedBatches:
         ones: batches hold fewer long pairs than were drawn. With 8 rows of 768 tokens and pairs of 300 on average, of
         which 15% have more than 500, 13% of a batch's pairs do, and 14% with `misses` of 1, which fills 90% of the
         rows and not 95%.
+
+    Raises:
+      ConfigError: a size that is no int of 1 or more.
     """
 
     pairs: PairSource
@@ -47,6 +50,9 @@ class PackedBatches:
     targets_length: int
     seed: int = 0
     misses: int = 8
+
+    def __post_init__(self) -> None:
+        check_sizes(self, batch_size=1, inputs_length=1, targets_length=1, misses=1)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The features of `hyperflax.data.batches.Packer`, `[batch_size, length]` each."""
@@ -72,6 +78,9 @@ class PaddedBatches:
     inputs_length: int
     targets_length: int
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, batch_size=1, inputs_length=1, targets_length=1)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The features of `hyperflax.data.batches.text_batch`, `[batch_size, length]` each."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hyperflax.data.batches import pack_examples, shift_right, text_batch
 from hyperflax.data.text import PackedBatches, PaddedBatches
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 
 tokens = st.lists(st.integers(3, 99), max_size=7)
 
@@ -83,6 +83,15 @@ def test_streams_are_pure_in_seed_and_step(kind: type, seed: int, step: int) -> 
 def test_packed_batches_are_nearly_full() -> None:
     batch = PackedBatches(_pairs, batch_size=8, inputs_length=64, targets_length=64).batch(0)
     assert batch["decoder_loss_weights"].mean() > 0.85
+
+
+@pytest.mark.parametrize("kind", [PackedBatches, PaddedBatches])
+@pytest.mark.parametrize(("field", "value"), [("batch_size", 0), ("batch_size", 2.0), ("inputs_length", "64")])
+def test_a_size_that_is_none_is_refused_before_a_batch_is_asked_for(kind: type, field: str, value: object) -> None:
+    """As a run file gives it: in the first batch it was a traceback of numpy's."""
+    sizes = {"batch_size": 2, "inputs_length": 8, "targets_length": 8, field: value}
+    with pytest.raises(ConfigError, match=rf"{kind.__name__}\.{field}: expected an int of at least 1, got {value!r}"):
+        kind(_pairs, **sizes)
 
 
 def test_a_pair_that_fits_nowhere_is_named() -> None:
