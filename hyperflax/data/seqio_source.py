@@ -14,6 +14,7 @@ several Tasks, which may share names.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import pathlib
 import tempfile
@@ -27,6 +28,8 @@ from hyperflax.data.examples import Example, InMemorySource, StreamedExample, Ta
 from hyperflax.data.rendering import SENTINELS
 from hyperflax.data.vocabularies import EOS_ID, Bytes, SentencePiece, Vocabulary
 from hyperflax.errors import DataError, MissingExtraError
+
+_LOG = logging.getLogger("hyperflax.data")
 
 
 class SeqioStream(NamedTuple):
@@ -71,7 +74,7 @@ def read_seqio(
 
     Args:
       name: of the Task or Mixture.
-      split: of it.
+      split: of it. Tasks of a Mixture that have none of that name are left out with a warning, as seqio does.
       sequence_length: passed to preprocessors that need one. seqio trims examples to it; without it nothing is trimmed.
       seed: for preprocessors that draw. seqio passes it to a function data source, too; a Task whose function takes
         none is read without a seed.
@@ -87,9 +90,13 @@ def read_seqio(
         raise registry.unknown(name) from error
     mixture = isinstance(provider, seqio.Mixture)
     tasks = list(provider.tasks) if mixture else [provider]
+    if without := [task.name for task in tasks if split not in task.splits]:
+        if len(without) == len(tasks):
+            kind = "Mixture" if mixture else "Task"
+            raise DataError(f"seqio {kind} '{name}': expected a split out of {sorted(provider.splits)}, got '{split}'")
+        _LOG.warning("seqio Mixture '%s': left out, without a split '%s': %s", name, split, ", ".join(without))
+        tasks = [task for task in tasks if split in task.splits]
     for task in tasks:
-        if split not in task.splits:
-            raise DataError(f"seqio Task '{task.name}': expected a split out of {sorted(task.splits)}, got '{split}'")
         for feature in ("inputs", "targets"):
             if feature not in task.output_features:
                 found = sorted(task.output_features)

@@ -32,7 +32,12 @@ def model(data_dir: pathlib.Path) -> str:
 
 
 def add(
-    name: str, rows: list[dict[str, object]], vocabulary: object, copy_pretokenized: bool = True, **feature: object
+    name: str,
+    rows: list[dict[str, object]],
+    vocabulary: object,
+    copy_pretokenized: bool = True,
+    splits: tuple[str, ...] = ("train",),
+    **feature: object,
 ) -> None:
     """A Task as T5 users write it: strings from somewhere, tokenised by seqio, end of sequence appended."""
 
@@ -43,7 +48,7 @@ def add(
     features = {key: seqio.Feature(vocabulary=vocabulary, **feature) for key in ("inputs", "targets")}
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(dataset_fn, splits=["train"], num_input_examples={"train": len(rows)}),
+        source=seqio.FunctionDataSource(dataset_fn, splits=splits, num_input_examples=dict.fromkeys(splits, len(rows))),
         preprocessors=[
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=copy_pretokenized),
             seqio.preprocessors.append_eos,
@@ -143,6 +148,24 @@ def test_a_mixture_keeps_its_rates() -> None:
     assert source.group_rates.tolist() == [1.0, 3.0]
     assert Episodes(source, CONFIG).plan.cumulative.tolist() == [0.25, 1.0]
     assert ("mix", "train", "seqio mixture", None, 18, "2 seqio Tasks") in list_seqio()
+
+
+@pytest.mark.usefixtures("seqio_registries")
+def test_a_mixture_s_split_is_of_the_tasks_that_have_it(caplog: pytest.LogCaptureFixture) -> None:
+    """As in seqio, and as it is listed."""
+    vocabulary = seqio.ByteVocabulary(extra_ids=125)
+    for name, splits in {"with_both": ("train", "validation"), "with_one": ("train",)}.items():
+        add(name, pairs("a"), vocabulary, splits=splits)
+    seqio.MixtureRegistry.add("uneven_splits", [("with_one", 1.0), ("with_both", 3.0)])
+    assert ("uneven_splits", "validation", "seqio mixture", None, 9, "2 seqio Tasks") in list_seqio()
+    assert load_seqio("uneven_splits").task_names == ("with_both", "with_one")
+    assert not caplog.messages
+    source = load_seqio("uneven_splits", "validation")
+    assert (source.task_names, source.group_rates.tolist()) == (("with_both",), [3.0])
+    assert caplog.messages == ["seqio Mixture 'uneven_splits': left out, without a split 'validation': with_one"]
+    told = r"seqio Mixture 'uneven_splits': expected a split out of \['train', 'validation'\], got 'test'"
+    with pytest.raises(DataError, match=told):
+        load_seqio("uneven_splits", "test")
 
 
 @pytest.mark.usefixtures("seqio_registries")
