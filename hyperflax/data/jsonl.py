@@ -93,7 +93,12 @@ def read_inputs(path: pathlib.Path | str) -> list[Input]:
 
 
 def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
-    """The tokenised examples of files; a line without `task` belongs to the task named as its file (without suffix)."""
+    """The tokenised examples of files; a line without `task` belongs to the task named as its file (without suffix).
+
+    Raises:
+      DataError: see `jsonl_source`.
+    """
+    paths = list(paths)
     known: dict[str, tuple[str, TaskInfo]] = {}  # a definition that stands on every line is tokenised once
     for path in paths:
         for at, row in _rows_of(path):
@@ -116,6 +121,8 @@ def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) ->
                     f"{definition!r:.60}"
                 )
             yield StreamedExample(task, example, info)
+    if not known:
+        raise DataError(f"{', '.join(map(str, paths))}: expected at least one example, got none")
 
 
 def jsonl_source(*paths: pathlib.Path | str, vocabulary: Vocabulary) -> InMemorySource:

@@ -38,7 +38,7 @@ class SeqioStream(NamedTuple):
     Attributes:
       vocabulary: of the tokens, without TensorFlow.
       group_rates: a Mixture's rates in the order of its Tasks; None for a Task.
-      examples: read when iterated over.
+      examples: read when iterated over; DataError if there are none.
     """
 
     vocabulary: Vocabulary
@@ -105,6 +105,7 @@ def read_seqio(
     rates = [float(provider.get_rate(task)) for task in tasks] if mixture else None
 
     def examples() -> Iterator[StreamedExample]:
+        empty = True
         for group, task in enumerate(tasks):
             dataset = task.get_dataset(
                 sequence_length=sequence_length,
@@ -114,7 +115,11 @@ def read_seqio(
                 try_in_mem_cache=False,
             )
             prefix = f"{task.name}/" if len(tasks) > 1 else ""
-            yield from _examples(dataset.as_numpy_iterator(), task, vocabulary, prefix, group)
+            for example in _examples(dataset.as_numpy_iterator(), task, vocabulary, prefix, group):
+                empty = False
+                yield example
+        if empty:
+            raise DataError(f"'{name}', split '{split}': expected at least one example, seqio gives none")
 
     return SeqioStream(vocabulary, rates, examples())
 

@@ -86,6 +86,8 @@ def test_bad_files_are_named(tmp_path: pathlib.Path) -> None:
         read_lines(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match=r"empty\.jsonl: expected at least one example, got none"):
         read_lines(write(tmp_path / "empty.jsonl", ""))
+    with pytest.raises(DataError, match=r"empty\.jsonl: expected at least one example, got none"):
+        jsonl_source(tmp_path / "empty.jsonl", vocabulary=Bytes())
     for before in (0, 1, 2000):
         (tmp_path / "latin.jsonl").write_bytes((before * '{"input": "a"}\n' + '{"input": "é"}\n').encode("latin-1"))
         with pytest.raises(DataError, match=rf"latin\.jsonl:{before + 1}: expected UTF-8 text"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ def add(
     vocabulary: object,
     copy_pretokenized: bool = True,
     splits: tuple[str, ...] = ("train",),
+    first: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda dataset: dataset,
     **feature: object,
 ) -> None:
     """A Task as T5 users write it: strings from somewhere, tokenised by seqio, end of sequence appended."""
@@ -50,6 +52,7 @@ def add(
         name,
         source=seqio.FunctionDataSource(dataset_fn, splits=splits, num_input_examples=dict.fromkeys(splits, len(rows))),
         preprocessors=[
+            first,
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=copy_pretokenized),
             seqio.preprocessors.append_eos,
         ],
@@ -186,6 +189,9 @@ def test_what_cannot_be_read_is_named(model: str) -> None:
     add("bytes_task", pairs("a"), seqio.ByteVocabulary())
     with pytest.raises(DataError, match=r"seqio Task 'bytes_task': expected a split out of \['train'\], got 'test'"):
         load_seqio("bytes_task", "test")
+    add("filtered", pairs("a"), seqio.ByteVocabulary(extra_ids=125), first=lambda dataset: dataset.take(0))
+    with pytest.raises(DataError, match="'filtered', split 'train': expected at least one example, seqio gives none"):
+        load_seqio("filtered")
     more = {"positive_inputs": ["x", "y"], "positive_targets": ["X"]}
     add("uneven", [{**row, **more} for row in pairs("a")], seqio.ByteVocabulary(extra_ids=125))
     told = r"seqio Task 'uneven', example 0: expected as many positive_targets as positive_inputs, 2, got 1"
