@@ -86,7 +86,10 @@ def train(
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
     known = set(inspect.signature(loop.train).parameters) - OWN
     if unknown := sorted(set(options) - known):
-        raise ConfigError(f"train.{unknown[0]}: expected one of {', '.join(sorted(known))}, got another name")
+        names = sorted((known | set(inspect.signature(train).parameters)) - {"options"})
+        raise ConfigError(f"train.{unknown[0]}: expected one of {', '.join(names)}, got another name")
+    if not isinstance(optimizer, Transformation):
+        raise ConfigError(f"train.optimizer: expected an optimizer, such as @make_optimizer(), got {optimizer!r:.80}")
     for name, given in (("batches", batches), ("validation", validation)):
         for source in sources_of(given):
             if source.vocabulary != model.vocabulary:

@@ -347,18 +347,23 @@ def test_a_run_whose_base_changed_neither_goes_on_nor_is_exported(
         return train(
             model=SharedAdapter(BASE, config().spec, Bytes(), path),
             batches=Episodes(TASKS, EPISODES.replace(shots=0, demonstrations="none")),
-            optimizer=adamw(1e-2),
             total_steps=steps,
             model_dir=str(tmp_path / "run"),
             progress=False,
-            **options,
+            **{"optimizer": adamw(1e-2), **options},
         )
 
     write(params, 1)
-    with pytest.raises(ConfigError, match=r"train\.stepz: expected one of .*total_steps, got another name"):
+    with pytest.raises(ConfigError, match=r"train\.stepz: expected one of .*total_steps, .*got another name"):
         start(first, 1, stepz=5)
     with pytest.raises(ConfigError, match=r"train\.evaluator: expected one of async_checkpoints.*, got another name"):
         start(first, 1, evaluator=None)
+    with pytest.raises(
+        ConfigError, match=r"train\.validation_batch: expected one of .*validation, validation_batches,"
+    ):
+        start(first, 1, validation_batch=2)
+    with pytest.raises(ConfigError, match=r"train\.optimizer: expected an optimizer, such as @make_.*, got 'adamw'"):
+        start(first, 1, optimizer="adamw")
     assert not (tmp_path / "run").exists()
     read = str(tmp_path / "base")
     told = rf"expected .* began with, \w{{16}} from {read}, got \w{{16}} from {read}; "

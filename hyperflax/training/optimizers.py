@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ Schedule: TypeAlias = Callable[[Any], Array]
 LearningRate: TypeAlias = float | Schedule
 
 
+@runtime_checkable
 class Transformation(Protocol):
     """Any optax transformation, or an `Optimizer`."""
 
