@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -20,6 +21,7 @@ from hyperflax.buckets import locate_file
 from hyperflax.checkpoints.artefacts import Adapter, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Input, read_inputs
+from hyperflax.errors import ConfigError
 from hyperflax.files import append_lines, atomic_file, read_if_there
 from hyperflax.hypermodel import ROWS, Hypermodel
 from hyperflax.processes import Processes
@@ -41,6 +43,7 @@ def infer(
       max_length: most tokens of a prediction.
 
     Raises:
+      ConfigError: `out` is the file of inputs.
       DataError: a broken line or an input that is too long, with file and line; before any input is decoded.
       AdapterError: the adapter belongs to another base model.
 
@@ -49,6 +52,8 @@ def infer(
     """
     processes = Processes.running()
     lines, shard = read_inputs(inputs), processes.shard(out)
+    if inputs != "-" and _is_same(inputs, out):
+        raise ConfigError(f"{out}: expected another file than the inputs', which it would replace")
     part = lines[processes.part(len(lines))]
     loaded = load_adapter(adapter) if adapter is not None else None
     kept = shard.with_name(f"{shard.name}.{_digest(model, part, loaded, max_length)}.partial")
@@ -76,6 +81,13 @@ def predictions(
     answers = model.answers(texts, adapter, names=places, max_length=max_length)
     for text, answer in zip(texts, answers, strict=True):
         yield {"input": text, "prediction": answer}
+
+
+def _is_same(one: str, other: str) -> bool:
+    places = locate_file(one), locate_file(other)
+    if all(isinstance(place, pathlib.Path) and place.exists() for place in places):
+        return os.path.samefile(one, other)
+    return str(places[0]) == str(places[1])
 
 
 def _digest(model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None, max_length: int | None) -> str:

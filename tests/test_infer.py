@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from hyperflax.data.jsonl import read_inputs
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypermodel import ROWS, Hypermodel
 from hyperflax.infer import infer, predictions
 from tests.evaluation.micro import hypermodel
@@ -77,3 +77,12 @@ def test_a_late_input_that_is_too_long_is_named_by_file_and_line_before_anything
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     with pytest.raises(DataError, match=f"^input {ROWS}: inputs: expected at most 16"):
         hypermodel().predict([*["a"] * ROWS, "b" * 16])
+
+
+def test_answers_do_not_take_the_place_of_their_inputs(tmp_path: pathlib.Path) -> None:
+    inputs = write(tmp_path / "in.jsonl", ["a"])
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    for out in (inputs, str(tmp_path / "link.jsonl")):
+        with pytest.raises(ConfigError, match="expected another file than the inputs'"):
+            infer(model=hypermodel(), inputs=inputs, out=out)
+    assert [line.input for line in read_inputs(inputs)] == ["a"]

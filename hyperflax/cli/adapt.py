@@ -70,9 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     metadata = dataclasses.replace(adapter.metadata, created_with="hyperflax adapt")
     save_adapter(arguments.out, adapter.tree, adapter.spec, metadata)
-    values = adapter.spec.num_parameters
+    values, examples = adapter.spec.num_parameters, f"{len(lines)} example{'s' * (len(lines) > 1)}"
     print(
-        f"{arguments.out}: adapter of {values:,} values from {len(lines)} examples, for model {model.parts.id}",
+        f"{arguments.out}: adapter of {values:,} values from {examples}, for model {model.parts.id}",
         flush=True,
     )
     if arguments.estimate and len(lines) == 1:

@@ -59,7 +59,7 @@ def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:  # brackets nested too deep
                 raise DataError(
-                    f"{name}:{number}: expected a JSON object, got {line.strip()[:60]!r} ({error})"
+                    f"{name}:{number}: expected a JSON object, one a line, got {line.strip()[:60]!r} ({error})"
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{name}:{number}: expected a JSON object, got {type(row).__name__}")

@@ -59,7 +59,7 @@ def test_a_file_of_several_tasks(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{'input': 1}", r"bad\.jsonl:2: expected a JSON object, got \"\{'input'"),
+        ("{'input': 1}", r"bad\.jsonl:2: expected a JSON object, one a line, got \"\{'input'"),
         ("[1]", r"bad\.jsonl:2: expected a JSON object, got list"),
         ({"input": "a"}, r"bad\.jsonl:2: expected a string 'target', got the keys \['input'\]"),
         ({"input": "a", "target": ["b"]}, r"bad\.jsonl:2: expected a string 'target', got list \['b'\]"),
@@ -67,7 +67,7 @@ def test_a_file_of_several_tasks(tmp_path: pathlib.Path) -> None:
         ('{"input": "a\\ud800", "target": "b"}', r"bad\.jsonl:2: expected Unicode text in 'input', got '\\ud800'"),
         ('{"input": "a", "target": "\\udfff"}', r"bad\.jsonl:2: expected Unicode text in 'target', got '\\udfff'"),
         ('{"input": "a", "target": "b", "options": ["\\ud800x"]}', r"bad\.jsonl:2: expected Unicode text in 'options'"),
-        ('{"input": ' + "[" * 100_000, r"bad\.jsonl:2: expected a JSON object, got '\{\"input\": \[\["),
+        ('{"input": ' + "[" * 100_000, r"bad\.jsonl:2: expected a JSON object, one a line, got '\{\"input\": \[\["),
     ],
 )
 def test_broken_lines_are_named(tmp_path: pathlib.Path, line: object, message: str) -> None:
