@@ -163,6 +163,8 @@ gather_gin_files() {
       [[ $file == /* ]] || file=./$file
       local_files+=("$file")
       file=$base
+    elif [[ $file != hyperflax_gin_configs/* ]]; then
+      say "--gin_file: '$file' is no file here; the hosts look for it"
     fi
     flags+=("--gin_file=$file")
   done

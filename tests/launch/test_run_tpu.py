@@ -28,6 +28,9 @@ def test_every_host_installs_and_runs_the_same(world: World):
         *("--module=my_pkg.my_tasks", "--setup", "touch ready; echo set up", "--extras", "tpu,seqio"),
     )
     assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "is no file here" in line] == [
+        "run_tpu.sh: --gin_file: 'runs/a.gin' is no file here; the hosts look for it"
+    ]
     for number in "01":
         assert (world.hosts / number / "ready").exists()
         folder = world.hosts / number / "hyperflax-run"
