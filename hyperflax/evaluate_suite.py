@@ -67,7 +67,7 @@ def evaluate_suite(
       supports, shared, mtf, mtf_zero_shot: as there.
       suite: its tasks and rules.
       shots: support examples of a task, as far as the suite has them; by default as many as the model was trained with.
-      examples, tasks: score only so many; the report says so.
+      examples, tasks: score only so many; the report says so where there are more.
       draws: supports of every task, over which its score is averaged.
       support: where supports come from; by default as the suite has it.
       seed: of drawn supports and of the shuffled-support control.
@@ -87,8 +87,11 @@ def evaluate_suite(
     episodes = episodes if shots is None else episodes.replace(shots=shots)
     source_of_support = support or suite.support
     runs: dict[str, HeldOut] = {}
+    most_tasks, most_examples = 0, 0
     for label, load in suite.sources.items():
         source = load(model.config.vocabulary)
+        most_tasks = max(most_tasks, len(source.task_names))
+        most_examples = max([most_examples, *source.sizes.tolist()])
         for draw in range(draws):
             runs[label if draws == 1 else f"{label} draw {draw}"] = HeldOut.from_source(
                 source,
@@ -124,8 +127,8 @@ def evaluate_suite(
         "base": model.base_fingerprint,
         "episodes": configs.to_json(episodes),
         "suite": suite.name,
-        "tasks": tasks,
-        "examples": examples,
+        "tasks": _fewer(tasks, most_tasks),
+        "examples": _fewer(examples, most_examples),
         "draws": draws,
         "support": source_of_support,
         "ranked": suite.ranked,
@@ -185,6 +188,11 @@ def evaluate_suite(
         write_report(report, out)
         write_plots(report, out)
     return report
+
+
+def _fewer(asked: int | None, there: int) -> int | None:
+    """The number that was asked for; None where it leaves nothing out."""
+    return asked if asked is not None and asked < there else None
 
 
 def _asked(tasks: Sequence[EvaluationTask]) -> list[EvaluationTask]:

@@ -479,6 +479,15 @@ def test_a_fine_tuned_t5_that_saw_a_test_task_is_refused(name: str, form: str, t
         )
 
 
+def test_as_many_as_there_are_is_no_part(tmp_path: pathlib.Path) -> None:
+    options = {"model": hypermodel(), "suite": toy_suite(), "conditions": ["bare"], "progress": False}
+    whole, all_named = (
+        evaluate_suite(out=str(tmp_path / name), **options, **asked)
+        for name, asked in (("whole", {}), ("named", {"tasks": 10**6, "examples": 10**6}))
+    )
+    assert all_named["suite"] == whole["suite"]
+
+
 def test_what_was_asked_for_is_said(tmp_path: pathlib.Path) -> None:
     suite = toy_suite(support="positives", shots=3, grouped=False, official=4)
     report = evaluate_suite(
