@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 import sys
 import time
@@ -84,10 +83,10 @@ def predictions(
 
 
 def _is_same(one: str, other: str) -> bool:
-    places = locate_file(one), locate_file(other)
-    if all(isinstance(place, pathlib.Path) and place.exists() for place in places):
-        return os.path.samefile(one, other)
-    return str(places[0]) == str(places[1])
+    a, b = locate_file(one), locate_file(other)
+    if isinstance(a, pathlib.Path) and isinstance(b, pathlib.Path) and a.exists() and b.exists():
+        return a.samefile(b)
+    return str(a) == str(b)
 
 
 def _digest(model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None, max_length: int | None) -> str:
