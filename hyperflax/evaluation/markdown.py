@@ -45,8 +45,12 @@ def category_means(report: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """The page for a valid report."""
-    tasks = "1 task" if report["n_tasks"] == 1 else f"{report['n_tasks']} tasks"
-    parts = [f"# {report['metric']} over {tasks}", *_suite(report), *_notes(report), conditions_table(report)]
+    parts = [
+        f"# {report['metric']} over {_counted(report['n_tasks'])}",
+        *_suite(report),
+        *_notes(report),
+        conditions_table(report),
+    ]
     parts[1:1] = remarks(report)
     if report["differences"]:
         lines = [_difference(report, row) for row in report["differences"]]
@@ -79,42 +83,25 @@ def coverage(report: Mapping[str, Any]) -> str:
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
-    """What else is to be known of a mixture's tasks, one line each."""
-    lines = (_left_out(report), _too_long(report), _supports_cut(report), _trained_on(report))
-    return [line for line in lines if line]
+    """What else is to be known of a mixture's tasks, one line each: what was left out or cut, and what is not new."""
+    config, tasks = report["run"]["config"], report["n_tasks"]
+    lines = []
+    if told := config.get("left_out"):
+        lines.append(f"Left out, {_counted(told['tasks'])}: {told['reasons'][0]}")
+    if told := config.get("too_long"):
+        examples = f"{told['examples']} of the {told['of']} examples of {_counted(told['tasks'])}"
+        lines.append(f"Too long for the model and not scored: {examples}.")
+    if told := config.get("supports_cut"):
+        cut = f"{told['tasks']} of {tasks} tasks"
+        lines.append(f"Not read whole: the supports of {cut}, a row has {told['length']} tokens.")
+    if told := config.get("trained_on"):
+        counts = ", ".join(f"{count} of {tasks} in {who}" for who, count in told.items())
+        lines.append(f"Tasks that are not new: {counts}.")
+    return lines
 
 
-def _left_out(report: Mapping[str, Any]) -> str:
-    """One line: how many tasks of a mixture could not be evaluated, and why the first; empty where all could."""
-    if "left_out" not in report["run"]["config"]:
-        return ""
-    told = report["run"]["config"]["left_out"]
-    return f"Left out, {told['tasks']} task{'s' * (told['tasks'] > 1)}: {told['reasons'][0]}"
-
-
-def _too_long(report: Mapping[str, Any]) -> str:
-    """One line: how many examples of a mixture's tasks are not scored, being too long; empty where none is."""
-    if "too_long" not in report["run"]["config"]:
-        return ""
-    told = report["run"]["config"]["too_long"]
-    tasks = f"{told['tasks']} task{'s' * (told['tasks'] > 1)}"
-    return f"Too long for the model and not scored: {told['examples']} of the {told['of']} examples of {tasks}."
-
-
-def _supports_cut(report: Mapping[str, Any]) -> str:
-    """One line: how many supports of a mixture's tasks are not read whole; empty where all are."""
-    if "supports_cut" not in report["run"]["config"]:
-        return ""
-    told = report["run"]["config"]["supports_cut"]
-    cut = f"{told['tasks']} of {report['n_tasks']} tasks"
-    return f"Not read whole: the supports of {cut}, a row has {told['length']} tokens."
-
-
-def _trained_on(report: Mapping[str, Any]) -> str:
-    """One line: how many tasks of a mixture were trained on, by the records there are of it; empty where none was."""
-    told = report["run"]["config"].get("trained_on", {})
-    counts = ", ".join(f"{count} of {report['n_tasks']} in {who}" for who, count in told.items())
-    return f"Tasks that are not new: {counts}." if told else ""
+def _counted(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
 
 
 def _suite(report: Mapping[str, Any]) -> list[str]:
