@@ -12,16 +12,19 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hyperflax.errors import ConfigError
+from hyperflax.errors import ConfigError, HyperflaxError
 from hyperflax.evaluation.estimate import estimate
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.bounds import Full, ServiceConfig
 from hyperflax.serving.listing import Listing
 from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
+
+log = logging.getLogger("hyperflax.serving")
 
 
 class Maker:
@@ -95,7 +98,11 @@ class Maker:
         self._asked.add(asked)  # the loop itself would forget it
         asked.add_done_callback(self._asked.discard)
         # A caller who leaves does not take the adapter with him.
-        return await asyncio.shield(asked)
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(_tell_log)
+            raise
 
     async def _adapt(
         self, examples: list[tuple[str, str]], with_estimate: bool, metric: str, options: dict[str, Any]
@@ -112,9 +119,9 @@ class Maker:
         known = await asyncio.to_thread(self._known, key)
         if known is not None and enough(known):
             return known, False
-        if key in self._making:  # the same is being made for somebody else
-            made, _ = await asyncio.shield(self._making[key])
-            return (made, False) if enough(made) else await self._adapt(examples, True, metric, options)
+        if key in self._making:  # for somebody else, who may have asked for more, and is told alone if that fails
+            await asyncio.wait([self._making[key]])
+            return await self._adapt(examples, with_estimate, metric, options)
         waiting = self.adapting
         with self.admit(waiting < self.config.adapting, f"{waiting} adapters are waiting to be made"):
             # One that is there may get its estimate; those that are being made count before they are there.
@@ -161,3 +168,10 @@ class Maker:
             made = dataclasses.replace(made, estimate=found.to_json())
             self.store.describe(made)
         return made, new
+
+
+def _tell_log(asked: asyncio.Future[tuple[Made, bool]]) -> None:
+    """What went wrong with an adapter whose caller has left."""
+    if not asked.cancelled() and (error := asked.exception()) is not None:
+        unexpected = not isinstance(error, HyperflaxError)
+        log.warning("an adapter that nobody waits for: %s", error, exc_info=error if unexpected else None)
