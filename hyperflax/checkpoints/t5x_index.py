@@ -199,7 +199,9 @@ def read_index(path: Location | str, step: int | None = None) -> T5XIndex:
             tree = _unpacked(stream)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
-        raise CheckpointError(f"{file}: expected a msgpack file as T5X writes it, {reason[:200]}") from error
+        # Of another name it may be anything: weights that lie in a directory, and that directory is what is asked for.
+        what = "" if file.name == LEGACY_FILE else "a checkpoint's directory, or "
+        raise CheckpointError(f"{file}: expected {what}a msgpack file as T5X writes it, {reason[:200]}") from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{file}: expected a msgpack map with 'version' and 'optimizer', got {_told(tree)}")
     version = tree.get("version", 0)

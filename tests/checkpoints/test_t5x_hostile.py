@@ -366,6 +366,11 @@ def test_index_and_array_must_agree(tmp_path):
     refused(tmp_path, "target/w", "float64", "float32")
 
 
+def test_a_file_of_another_kind_lies_in_the_directory_that_was_meant(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"{}")
+    refused(tmp_path / "model.safetensors", "expected a checkpoint's directory, or a msgpack file as T5X writes it")
+
+
 @pytest.mark.parametrize("step", ["text", 1.5, np.zeros(2, np.int32), {}])
 def test_step_that_is_no_number(tmp_path, step):
     write_msgpack(tmp_path, {"w": ARRAY}, step=step)
