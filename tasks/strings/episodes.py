@@ -10,6 +10,7 @@ inputs from the training pool; held-out programs take theirs from strings that n
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 from hyperflax.data.corruption import MixedPairs
@@ -27,13 +28,12 @@ from .split import load_split
 SplitName = Literal["train", "held_out"]
 
 
-@functools.lru_cache(maxsize=4)
 def source(
     split: SplitName = "train",
     examples: int = 40,
     tasks: int | None = None,
     seed: int = 0,
-    kinds: tuple[str, ...] | None = None,
+    kinds: Sequence[str] | None = None,
     max_depth: int = MAX_DEPTH,
 ) -> InMemorySource:
     """Returns the programs of a split with `examples` examples each.
@@ -53,8 +53,15 @@ def source(
         got = (split, examples, tasks, max_depth)
         raise ConfigError(f"strings source: expected split 'train' or 'held_out' and positive sizes, got {got}")
     unknown = sorted(set(kinds or ()).difference(TYPES))
-    if unknown or kinds == ():
+    if unknown or (kinds is not None and not kinds):
         raise ConfigError(f"strings source: expected kinds among {', '.join(TYPES)}, got {unknown or kinds}")
+    return _source(split, examples, tasks, seed, None if kinds is None else tuple(kinds), max_depth)
+
+
+@functools.lru_cache(maxsize=4)
+def _source(
+    split: SplitName, examples: int, tasks: int | None, seed: int, kinds: tuple[str, ...] | None, max_depth: int
+) -> InMemorySource:
     everything = load_split().train if split == "train" else load_split().held_out
     programs = tuple(p for p in everything if p.depth <= max_depth and (kinds is None or p.kind in kinds))
     if tasks is not None and tasks < len(programs):

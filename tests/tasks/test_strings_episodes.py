@@ -44,12 +44,21 @@ def test_a_source_of_some_types_and_depths() -> None:
     names = source("held_out", 6, kinds=("email", "isodate"), max_depth=2).task_names
     expected = [p for p in load_split().held_out if p.kind in ("email", "isodate") and p.depth <= 2]
     assert list(names) == [p.instruction for p in expected]
+    assert source("held_out", 6, kinds=["email", "isodate"], max_depth=2).task_names == names  # as gin files write it
     assert next(iter(source("held_out", 6, tasks=1, kinds=("email",)).task_names)).startswith("email | ")
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"split": "test"}, {"examples": 0}, {"tasks": 0}, {"max_depth": 0}, {"kinds": ()}, {"kinds": ("emial",)}],
+    [
+        {"split": "test"},
+        {"examples": 0},
+        {"tasks": 0},
+        {"max_depth": 0},
+        {"kinds": ()},
+        {"kinds": []},
+        {"kinds": ("emial",)},
+    ],
 )
 def test_impossible_settings_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError, match="strings source"):
