@@ -102,7 +102,7 @@ def read_seqio(
                 found = sorted(task.output_features)
                 raise DataError(f"seqio Task '{task.name}': expected the features inputs and targets, got {found}")
     vocabulary = _vocabulary(tasks)
-    rates = [float(provider.get_rate(task)) for task in tasks] if mixture else None
+    rates = [_rate(provider, task) for task in tasks] if mixture else None
 
     def examples() -> Iterator[StreamedExample]:
         empty = True
@@ -122,6 +122,16 @@ def read_seqio(
             raise DataError(f"'{name}', split '{split}': expected at least one example, seqio gives none")
 
     return SeqioStream(vocabulary, rates, examples())
+
+
+def _rate(mixture: Any, task: Any) -> float:
+    try:
+        return float(mixture.get_rate(task))
+    except (TypeError, ValueError) as error:  # seqio's own rates by size multiply None where a source tells no size
+        raise DataError(
+            f"seqio Mixture '{mixture.name}': expected the rate of Task '{task.name}' to be a number ({error}); a rate "
+            f"by size needs num_input_examples of the Task's source"
+        ) from error
 
 
 def load_seqio(name: str, split: str = "train", **options: Any) -> InMemorySource:

@@ -38,6 +38,7 @@ def add(
     vocabulary: object,
     copy_pretokenized: bool = True,
     splits: tuple[str, ...] = ("train",),
+    sized: bool = True,
     first: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda dataset: dataset,
     **feature: object,
 ) -> None:
@@ -48,9 +49,10 @@ def add(
         return tf.data.Dataset.from_tensor_slices({key: [row[key] for row in rows] for key in rows[0]})
 
     features = {key: seqio.Feature(vocabulary=vocabulary, **feature) for key in ("inputs", "targets")}
+    sizes = dict.fromkeys(splits, len(rows)) if sized else None
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(dataset_fn, splits=splits, num_input_examples=dict.fromkeys(splits, len(rows))),
+        source=seqio.FunctionDataSource(dataset_fn, splits=splits, num_input_examples=sizes),
         preprocessors=[
             first,
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=copy_pretokenized),
@@ -151,6 +153,20 @@ def test_a_mixture_keeps_its_rates() -> None:
     assert source.group_rates.tolist() == [1.0, 3.0]
     assert Episodes(source, CONFIG).plan.cumulative.tolist() == [0.25, 1.0]
     assert ("mix", "train", "seqio mixture", None, 18, "2 seqio Tasks") in list_seqio()
+
+
+@pytest.mark.usefixtures("seqio_registries")
+def test_rates_by_size_need_sizes() -> None:
+    vocabulary = seqio.ByteVocabulary(extra_ids=125)
+    add("told", pairs("a"), vocabulary)
+    add("not_told", pairs("b"), vocabulary, sized=False)
+    rate = functools.partial(seqio.mixing_rate_num_examples, scale=2.0)
+    seqio.MixtureRegistry.add("by_size", ["told"], default_rate=rate)
+    assert load_seqio("by_size").group_rates.tolist() == [18.0]
+    seqio.MixtureRegistry.add("by_no_size", ["told", "not_told"], default_rate=rate)
+    told = r"seqio Mixture 'by_no_size': expected the rate of Task 'not_told' .*needs num_input_examples"
+    with pytest.raises(DataError, match=told):
+        load_seqio("by_no_size")
 
 
 @pytest.mark.usefixtures("seqio_registries")
