@@ -74,7 +74,7 @@ def test_a_shown_module_s_job_is_taken(command: str) -> None:
     job, *words = shlex.split(command, comments=True)
     rest, bindings = split_bindings(words)
     parser = argparse.ArgumentParser()
-    gin_jobs.add_gin_arguments(parser)
+    gin_jobs.add_job_arguments(parser)
     arguments = parser.parse_args(rest, argparse.Namespace(gin_bindings=bindings))
     if with_shipped_files(arguments):
         parse(f"hyperflax.{job}.{job}", arguments)

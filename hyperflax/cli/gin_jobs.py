@@ -35,6 +35,15 @@ TRAINING = "hyperflax.train.train"
 _USED = re.compile(r"%(\w+)\b(?!\.)")  # macros, in gin's text; %gin.REQUIRED is none
 
 
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds T5X's flags of a gin job: what it runs, where its data lies and the other hosts."""
+    add_gin_arguments(parser)
+    parser.add_argument(
+        "--tfds_data_dir", metavar="DIR", help="where data sets of TensorFlow Datasets lie, or a bucket"
+    )
+    multiprocess.add_multiprocess_arguments(parser)
+
+
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds T5X's gin flags."""
     parser.add_argument(
@@ -54,10 +63,6 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gin_search_paths", default="", metavar="P,P", help="folders to look for gin files and includes in"
     )
-    parser.add_argument(
-        "--tfds_data_dir", metavar="DIR", help="where data sets of TensorFlow Datasets lie, or a bucket"
-    )
-    multiprocess.add_multiprocess_arguments(parser)
     add_module_argument(parser)
 
 

@@ -15,7 +15,7 @@ from hyperflax.cli.host_memory import keep_freed_memory
 def main(function: str, argv: Sequence[str]) -> int:
     """Runs the gin-configured `function`, a dotted name; returns an exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m {function.rpartition('.')[0]}", allow_abbrev=False)
-    gin_jobs.add_gin_arguments(parser)
+    gin_jobs.add_job_arguments(parser)
 
     def run() -> None:
         rest, bindings = split_bindings(argv)

@@ -17,7 +17,7 @@ checkpoints/, metrics.jsonl, tensorboard/, loss.png, config.gin, operative_confi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    gin_jobs.add_gin_arguments(parser)
+    gin_jobs.add_job_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

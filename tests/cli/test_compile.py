@@ -134,3 +134,11 @@ def test_without_the_compiler_the_answer_is_a_pip_command(monkeypatch: pytest.Mo
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'hyperflax\[tpu\]'"):
         topology.topology_devices("v5e:2x2")
+
+
+@pytest.mark.parametrize("flag", ["--multiprocess", "--tfds_data_dir=data"])
+def test_flags_of_a_job_that_runs_are_refused(flag: str, capsys: pytest.CaptureFixture) -> None:
+    """It joins no hosts and reads no data."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["compile", "--topology=v5e:1x1", flag])
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
