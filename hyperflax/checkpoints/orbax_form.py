@@ -51,7 +51,7 @@ def find_orbax(path: Location | str, step: int | None = None) -> Location | None
       step: which one of a run's checkpoints; by default the latest finished one, which may be in the legacy form.
 
     Raises:
-      CheckpointError: a step, and `path` is another checkpoint's directory.
+      CheckpointError: a step, and `path` is another checkpoint's directory; or one that Orbax has not finished.
     """
     path = locate(path)
     if (path / _ITEM).is_dir():
@@ -62,6 +62,11 @@ def find_orbax(path: Location | str, step: int | None = None) -> Location | None
     directories = step_directories(path)
     steps = _finished({number: entry for number, entry in directories.items() if (entry / _ITEM).is_dir()})
     steps |= {number: entry for number, entry in directories.items() if (entry / LEGACY_FILE).is_file()}
+    if step in directories and step not in steps and (directories[step] / _ITEM).is_dir():
+        raise CheckpointError(
+            f"{directories[step]}: expected a finished checkpoint, found no {_COMMITTED}, which Orbax writes last; "
+            f"finished are {sorted(steps)}"
+        )
     found = steps.get(max(steps, default=-1) if step is None else step)
     return found if found is not None and (found / _ITEM).is_dir() else None
 

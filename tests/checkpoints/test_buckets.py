@@ -186,6 +186,7 @@ def test_what_is_damaged_or_no_checkpoint_is_refused(server):
         ("model", "gs://bucket/nothing"),
         ("model", "gs://other/nothing"),
         ("model", "gs://bucket/runs", 7),
+        ("model", "gs://bucket/written", 10),
     )
     told = (
         "chunk is missing",
@@ -196,6 +197,7 @@ def test_what_is_damaged_or_no_checkpoint_is_refused(server):
         "found none",
         "listed",
         "checkpoint_7",
+        "checkpoint_10: expected a finished checkpoint, found no commit_success.txt",
     )
     for answer, words in zip(answers, told, strict=True):
         assert answer.startswith("refused: gs://"), answer
