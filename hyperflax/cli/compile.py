@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import gin
@@ -101,19 +103,31 @@ def program(name: str, arguments: argparse.Namespace, devices: list[jax.Device])
             raise ConfigError(f"gin: the files bind no {gin_jobs.TRAINING}.{key}")
         return copy.deepcopy(bound[key])  # evaluates references
 
-    logging.getLogger("hyperflax.data").setLevel(logging.ERROR)  # that examples are left out is of no interest here
-    with registry.standing_in(stand_in):
-        model, batches = value("model"), value("batches")
-    if isinstance(model, TaskAdapters) or parts_of(batches, WithTaskAdapters):
-        raise ConfigError("compile: expected a run without adapters of tasks, whose number only the data tells")
-    # Of a curriculum the stage with the largest batches: where its step fits, the others' do.
-    starts = (0, *(step for one in parts_of(batches, Curriculum) for step in one.boundaries))
-    batch = max((dict(batches.batch(step)) for step in starts), key=_size)
+    with _errors_alone("hyperflax.data"):  # that examples are left out is of no interest here
+        with registry.standing_in(stand_in):
+            model, batches = value("model"), value("batches")
+        if isinstance(model, TaskAdapters) or parts_of(batches, WithTaskAdapters):
+            raise ConfigError("compile: expected a run without adapters of tasks, whose number only the data tells")
+        # Of a curriculum the stage with the largest batches: where its step fits, the others' do.
+        starts = (0, *(step for one in parts_of(batches, Curriculum) for step in one.boundaries))
+        batch = max((dict(batches.batch(step)) for step in starts), key=_size)
     partitioner = value("partitioner") if bound.get("partitioner") else Partitioner(make_mesh(devices=devices))
     make = {"train": training_program, "generate": generation_program, "decode": decoding_program}[name]
     options = ("microbatches", "loss_normalizing_factor") if name == "train" else ()
     chosen = {key: value(key) for key in options if key in bound}
     return make(model, batch, value("optimizer"), partitioner=partitioner, **chosen)
+
+
+@contextlib.contextmanager
+def _errors_alone(logger: str) -> Iterator[None]:
+    """Keeps a logger's warnings back."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _size(batch: Batch) -> int:
