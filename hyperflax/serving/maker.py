@@ -116,12 +116,14 @@ class Maker:
         def enough(made: Made) -> bool:
             return not with_estimate or (made.estimate or {}).get("metric") == metric
 
-        known = await asyncio.to_thread(self._known, key)
-        if known is not None and enough(known):
-            return known, False
-        if key in self._making:  # for somebody else, who may have asked for more, and is told alone if that fails
+        while True:
+            known = await asyncio.to_thread(self._known, key)
+            if known is not None and enough(known):
+                return known, False
+            if key not in self._making:
+                break
+            # For somebody else, who may have asked for more, and is told alone if that fails.
             await asyncio.wait([self._making[key]])
-            return await self._adapt(examples, with_estimate, metric, options)
         waiting = self.adapting
         with self.admit(waiting < self.config.adapting, f"{waiting} adapters are waiting to be made"):
             # One that is there may get its estimate; those that are being made count before they are there.

@@ -44,7 +44,8 @@ def run(
     async def asked() -> None:
         service = Service(hypermodel(), folder)
         try:
-            await ask(service.maker, begun, go_on)
+            async with asyncio.timeout(120):
+                await ask(service.maker, begun, go_on)
         finally:
             go_on.set()
             await asyncio.to_thread(service.stop)
