@@ -16,7 +16,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -60,24 +60,23 @@ def find_orbax(path: Location | str, step: int | None = None) -> Location | None
     if not path.is_dir():
         return None
     directories = step_directories(path)
-    steps = _finished({number: entry for number, entry in directories.items() if (entry / _ITEM).is_dir()})
-    steps |= {number: entry for number, entry in directories.items() if (entry / LEGACY_FILE).is_file()}
-    if step in directories and step not in steps and (directories[step] / _ITEM).is_dir():
+    orbax = {number: entry for number, entry in directories.items() if (entry / _ITEM).is_dir()}
+    steps = {*_finished(orbax), *(number for number, entry in directories.items() if (entry / LEGACY_FILE).is_file())}
+    if step in orbax and step not in steps:
         raise CheckpointError(
-            f"{directories[step]}: expected a finished checkpoint, found no {_COMMITTED}, which Orbax writes last; "
+            f"{orbax[step]}: expected a finished checkpoint, found no {_COMMITTED}, which Orbax writes last; "
             f"finished are {sorted(steps)}"
         )
-    found = steps.get(max(steps, default=-1) if step is None else step)
-    return found if found is not None and (found / _ITEM).is_dir() else None
+    return orbax.get(max(steps, default=-1) if step is None else step)
 
 
-def _finished(steps: dict[int, Location]) -> dict[int, Location]:
+def _finished(steps: dict[int, Location]) -> Collection[int]:
     """Leaves out what Orbax has not finished in a bucket, where no rename tells: its marker comes last.
 
     A run copied from a disk has no markers. It is taken for finished, as it was there.
     """
     marked = [n for n, entry in steps.items() if isinstance(entry, BucketPath) and (entry / _COMMITTED).is_file()]
-    return {number: steps[number] for number in marked or steps}
+    return marked or steps
 
 
 def read_orbax(
