@@ -19,6 +19,16 @@ def rounded_up(count: int) -> int:
     return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
 
 
+def trim(tokens: np.ndarray, least: int = 32) -> np.ndarray:
+    """Cuts trailing columns that are padding in every row, down to one of few lengths, at least `least`.
+
+    >>> trim(np.array([[5, 0, 0, 0], [5, 6, 0, 0]]), least=1).tolist()
+    [[5, 0], [5, 6]]
+    """
+    used = int(np.flatnonzero(tokens.reshape(-1, tokens.shape[-1]).any(axis=0)).max(initial=0)) + 1
+    return tokens[..., : rounded_up(max(used, least))]
+
+
 def blocks(data: Mapping[str, Array | np.ndarray], most: int, axis: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Yields the rows of arrays, whose last one is padding, in blocks of one size, at most `most`.
 

@@ -31,6 +31,7 @@ from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.beam import Beam
 from hyperflax.models.sampling import Greedy, Sample
+from hyperflax.padding import trim
 from hyperflax.training import refine
 from hyperflax.types import T5Config
 
@@ -117,6 +118,28 @@ def test_refining_by_another_number_of_steps_compiles_nothing(model: Hypermodel)
     once, twice = (model.refine(adapters, examples, steps)[0] for steps in (1, 2))
     assert not same(once, twice)
     assert model._refine._cache_size() == 1
+
+
+def test_short_texts_cost_no_more_in_a_model_with_room_for_long_ones(
+    model: Hypermodel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(model.config, episodes=model.config.episodes.replace(inputs_length=512))
+    roomy = Hypermodel(config, model.parts.base, model.parts.hypernetwork_params, name="roomy")
+    examples = own_examples(roomy, [[*EXAMPLES, ("a" * 40, "b")]])
+    assert {leaf.shape for leaf in examples.values()} == {(1, 4, 48), (1, 4, 8)}
+    adapters = model.generate({"support_tokens": model.episode(EXAMPLES, [])["support_tokens"][None]})
+    refined, losses = roomy.refine(adapters, own_examples(roomy, [EXAMPLES]), 2)
+    expected, expected_losses = model.refine(adapters, own_examples(model, [EXAMPLES]), 2)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), refined, expected)
+    widths = []
+    decode = roomy.decode
+    monkeypatch.setattr(
+        roomy, "decode", lambda rows, *more, **kw: widths.append(rows.shape) or decode(rows, *more, **kw)
+    )
+    inputs = [*("x" * (1 + number % 6) for number in range(64)), "y" * 100]
+    assert roomy.predict(inputs)[:64] == model.predict(inputs[:64])
+    assert widths == [(1, 64, 32), (1, 1, 128)]
 
 
 def test_refining_in_parts_is_refining_at_once(model: Hypermodel) -> None:
@@ -371,7 +394,7 @@ def test_the_nearest_task_has_the_lowest_loss_on_the_support(model: Hypermodel, 
         picked.add(int(np.argmin(losses)))
         arrays = model.episode(task.support, [(x, "") for x in task.inputs])
         tree = jax.tree.map(lambda leaf: leaf[None], adapters[int(np.argmin(losses))])
-        out = model.decode(conditions.trim(arrays["encoder_input_tokens"])[None], tree)[0]
+        out = model.decode(trim(arrays["encoder_input_tokens"])[None], tree)[0]
         expected.append([model.config.vocabulary.decode(row.tolist()) for row in out])
     found = conditions.Conditions(model, held_out, neighbours=source(rules)).nearest_task(held_out.tasks)
     assert found == expected

@@ -27,13 +27,14 @@ from benchmarks.claims.training import Workspace, trained
 from hyperflax.checkpoints.artefacts import check_base, load_adapter
 from hyperflax.data.rendering import episode_arrays
 from hyperflax.errors import HyperflaxError
-from hyperflax.evaluation.held_out import HeldOut
+from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.metrics import Metric, get_metric
 from hyperflax.evaluation.runner import EvaluationTask
 from hyperflax.hypermodel import Hypermodel, load
 from hyperflax.json_files import read_json, write_json
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import task_loss
+from hyperflax.padding import rounded_up
 from hyperflax.training import refine
 from hyperflax.types import Array, Batch, PyTree
 
@@ -176,34 +177,35 @@ class _Bench:
         *,
         scored: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
-        losses, scores = [], []
-        for at in range(0, len(tasks), BLOCK):
-            block = tasks[at : at + BLOCK]
-            tokens = [self._held_out.tokens[task.name] for task in block]
+        tokens = [self._held_out.tokens[task.name] for task in tasks]
+        starts = self._starts(start, tokens)
+        losses, scores = np.zeros((2, len(marks), len(tasks)))
+        # A block's rows are as long as its longest, so tasks of like lengths are tuned together.
+        order = sorted(range(len(tasks)), key=lambda at: _lengths(tokens[at]))
+        for first in range(0, len(tasks), BLOCK):
+            block = order[first : first + BLOCK]
             # Without padding, the last block would be compiled for itself.
-            padded = [*tokens, *tokens[:1] * (BLOCK - len(block))]
-            examples = self._model.own_examples([given.support[:count] for given in padded])
-            asked = self._model.own_examples([given.scored for given in padded])
-            rows = []
-            state = refine.start(self._start(start, padded, at))
-            for steps in np.diff(marks, prepend=0):
+            padded = np.array([*block, *block[:1] * (BLOCK - len(block))])
+            examples = self._model.own_examples([tokens[at].support[:count] for at in padded])
+            asked = self._model.own_examples([tokens[at].scored for at in padded])
+            state = refine.start(jax.tree.map(lambda leaf, padded=padded: leaf[padded], starts))
+            for mark, steps in enumerate(np.diff(marks, prepend=0)):
                 state = _advance(self._model.model, self._model.base_params, state, examples, steps, rate)
-                adapters = state.adapters
-                found = _task_losses(self._model.model, self._model.base_params, adapters, asked)
-                score = self._scores(block, asked, adapters) if scored else np.zeros(len(block))
-                rows.append((np.asarray(found)[: len(block)], score))
-            losses.append(np.stack([loss for loss, _ in rows]))
-            scores.append(np.stack([score for _, score in rows]))
-        return np.concatenate(losses, axis=1), np.concatenate(scores, axis=1)
+                found = _task_losses(self._model.model, self._model.base_params, state.adapters, asked)
+                losses[mark, block] = np.asarray(found)[: len(block)]
+                if scored:
+                    scores[mark, block] = self._scores([tasks[at] for at in block], asked, state.adapters)
+        return losses, scores
 
-    def _start(self, start: str, tokens: Sequence, at: int) -> PyTree:
+    def _starts(self, start: str, tokens: Sequence[TaskTokens]) -> PyTree:
         """Adapters [task, ...] to tune from."""
         if start == "shared":
             many = len(tokens)
             return jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (many, *leaf.shape)), self._shared)
         config = self._model.config
         if start == "random":
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(self._seed), at), len(tokens))
+            of_blocks = [jax.random.fold_in(jax.random.key(self._seed), at) for at in range(0, len(tokens), BLOCK)]
+            keys = jnp.concatenate([jax.random.split(key, BLOCK) for key in of_blocks])[: len(tokens)]
             return jax.vmap(lambda key: config.spec.materialise(config.spec.init(key)))(keys)
         shots = config.episodes.shots
         rows = [
@@ -223,6 +225,12 @@ class _Bench:
                 for found, task in zip(answers, block, strict=True)
             ]
         )
+
+
+def _lengths(tokens: TaskTokens) -> tuple[int, int]:
+    """The longest target and the longest input of a task, that of the targets as roughly as rows are padded."""
+    examples = (*tokens.support, *tokens.scored)
+    return rounded_up(max(len(e.targets) for e in examples) + 1), max(len(e.inputs) for e in examples)
 
 
 def by_task(tasks: Sequence[EvaluationTask], values: np.ndarray) -> dict[str, list[float]]:

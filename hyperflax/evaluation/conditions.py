@@ -33,7 +33,7 @@ from hyperflax.evaluation.neighbours import Neighbours
 from hyperflax.evaluation.ranking import rank, slices
 from hyperflax.evaluation.runner import Condition, EvaluationTask
 from hyperflax.objectives.generated import adapter_metrics
-from hyperflax.padding import rounded_up
+from hyperflax.padding import rounded_up, trim
 from hyperflax.types import PyTree
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ SUPPORT_FREE = frozenset({"bare", "instruction", "mtf_zero_shot"})  # conditions
 SHUFFLED = frozenset({"shuffled_support", "shuffled_support_refined"})  # conditions that read another task's
 NEIGHBOURS = 256  # training tasks with a stored adapter, for `nearest_task`
 BLOCK = 32  # tasks whose adapters are looked at, for their figures, at once
-STEP = 32  # arrays are cut to a multiple of this many columns, so that few shapes are compiled
 
 
 class Conditions:
@@ -328,9 +327,3 @@ def _of_few_sizes(condition: Condition) -> Condition:
         return condition([*batch, *more * [batch[-1]]])[: len(batch)]
 
     return answer
-
-
-def trim(tokens: np.ndarray) -> np.ndarray:
-    """Cuts trailing columns that are padding in every row, down to a multiple of `STEP`."""
-    used = int(np.flatnonzero(tokens.reshape(-1, tokens.shape[-1]).any(axis=0)).max(initial=0)) + 1
-    return tokens[..., : min(-(-used // STEP) * STEP, tokens.shape[-1])]

@@ -22,7 +22,7 @@ from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE, ArrayHypermodel
 from hyperflax.models.decoding import Method
-from hyperflax.padding import rounded_up
+from hyperflax.padding import rounded_up, trim
 from hyperflax.types import Array
 
 ROWS = 64  # rows decoded at once
@@ -203,7 +203,7 @@ class Hypermodel(ArrayHypermodel):
             names=names,
         )["encoder_input_tokens"]
         for start in range(0, len(tokens), ROWS):
-            rows = tokens[start : start + ROWS]
+            rows = trim(tokens[start : start + ROWS])
             padded = np.pad(rows, ((0, rounded_up(len(rows)) - len(rows)), (0, 0)))
             key = None if rng is None else jax.random.fold_in(rng, start)
             out = self.decode(padded[None], tree, method=method, max_length=max_length, rng=key)[0]
@@ -246,7 +246,7 @@ class Hypermodel(ArrayHypermodel):
 
         Definitions and positives, given as `infos`, stand before the inputs where they stood in training; the support
         never does, it would show its own targets. What is too long is cut. Rows of padding, of weight 0, fill up to one
-        of few numbers of examples.
+        of few numbers of examples, and columns in which all is padding are left out down to one of few lengths.
         """
         episodes = self.config.episodes
         config = episodes.replace(
@@ -262,7 +262,10 @@ class Hypermodel(ArrayHypermodel):
             episode_arrays((), support, config, self.config.vocabulary, info)
             for support, info in zip(supports, infos, strict=True)
         ]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
+        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
+        inputs = trim(arrays.pop("encoder_input_tokens"))
+        length = trim(arrays["decoder_target_tokens"], least=8).shape[-1]
+        return {"encoder_input_tokens": inputs, **{name: array[..., :length] for name, array in arrays.items()}}
 
 
 def _pair(example: TextPair, name: str) -> tuple[str, str]:
