@@ -47,3 +47,15 @@ class ServiceConfig:
 
 
 DEFAULT_CONFIG = ServiceConfig()
+
+
+def lane_lengths(longest: int) -> tuple[int, ...]:
+    """Returns the lengths that inputs are served at: the longest, half of it and, of 32 tokens or more, an eighth.
+
+    Every lane is compiled before the service is ready and has rows of its own, so they are few.
+
+    >>> lane_lengths(512), lane_lengths(40)
+    ((64, 256, 512), (20, 40))
+    """
+    eighth = longest // 8
+    return (*([eighth] if eighth >= 32 else []), *sorted({max(longest // 2, 1), longest}))

@@ -35,7 +35,7 @@ from hyperflax.data.examples import tokenise
 from hyperflax.data.vocabularies import EOS_ID
 from hyperflax.errors import DataError, HyperflaxError
 from hyperflax.hypermodel import Hypermodel
-from hyperflax.serving.bounds import DEFAULT_CONFIG, Closing, Overloaded, ServiceConfig
+from hyperflax.serving.bounds import DEFAULT_CONFIG, Closing, Overloaded, ServiceConfig, lane_lengths
 from hyperflax.serving.engine import Engine, EngineConfig, Request
 from hyperflax.serving.maker import Maker
 from hyperflax.serving.store import AdapterStore, UnknownAdapter
@@ -96,7 +96,7 @@ class Service:
         self.maker = Maker(model, self.store, config, self._admit)
         episodes = model.config.episodes
         sizes = EngineConfig(
-            sources=tuple({max(episodes.inputs_length // 2, 1), episodes.inputs_length}),
+            sources=lane_lengths(episodes.inputs_length),
             max_length=episodes.targets_length,
             rows=config.rows,
             resident=config.resident,

@@ -27,6 +27,7 @@ from hyperflax.models.decoding import decode
 from hyperflax.models.sampling import choose_each, keep_topk, keep_topp
 from hyperflax.models.scoring import score_options
 from hyperflax.models.t5 import T5
+from hyperflax.serving.bounds import lane_lengths
 from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK, Engine, EngineConfig, Request
 from tests.models import t5_cases as cases
 
@@ -484,3 +485,13 @@ def test_a_lane_is_needed() -> None:
         EngineConfig(sources=())
     with pytest.raises(ConfigError, match="sizes of at least 1"):
         EngineConfig(rows=0)
+
+
+def test_lanes_of_a_service_are_few_and_the_longest_takes_every_input() -> None:
+    assert lane_lengths(512) == (64, 256, 512)
+    assert lane_lengths(128) == (64, 128)
+    for longest in (1, 2, 3, 40, 255, 256, 1024):
+        lengths = lane_lengths(longest)
+        assert lengths == tuple(sorted(set(lengths)))
+        assert lengths[-1] == longest
+        assert len(lengths) <= 3
