@@ -123,7 +123,9 @@ def test_refining_by_another_number_of_steps_compiles_nothing(model: Hypermodel)
 def test_short_texts_cost_no_more_in_a_model_with_room_for_long_ones(
     model: Hypermodel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(model.config, episodes=model.config.episodes.replace(inputs_length=512))
+    config = dataclasses.replace(
+        model.config, episodes=model.config.episodes.replace(support_length=256, inputs_length=512)
+    )
     roomy = Hypermodel(config, model.parts.base, model.parts.hypernetwork_params, name="roomy")
     examples = own_examples(roomy, [[*EXAMPLES, ("a" * 40, "b")]])
     assert {leaf.shape for leaf in examples.values()} == {(1, 4, 48), (1, 4, 8)}
@@ -132,14 +134,19 @@ def test_short_texts_cost_no_more_in_a_model_with_room_for_long_ones(
     expected, expected_losses = model.refine(adapters, own_examples(model, [EXAMPLES]), 2)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), refined, expected)
-    widths = []
-    decode = roomy.decode
-    monkeypatch.setattr(
-        roomy, "decode", lambda rows, *more, **kw: widths.append(rows.shape) or decode(rows, *more, **kw)
-    )
+    seen = []
+
+    def watched(method: Any) -> Any:
+        return lambda arrays, *rest, **settings: seen.append(arrays) or method(arrays, *rest, **settings)
+
+    monkeypatch.setattr(roomy, "decode", watched(roomy.decode))
+    monkeypatch.setattr(roomy, "generate", watched(roomy.generate))
     inputs = [*("x" * (1 + number % 6) for number in range(64)), "y" * 100]
     assert roomy.predict(inputs)[:64] == model.predict(inputs[:64])
-    assert widths == [(1, 64, 32), (1, 1, 128)]
+    assert [rows.shape for rows in seen] == [(1, 64, 32), (1, 1, 128)]
+    made, expected = roomy.adapt(EXAMPLES), model.adapt(EXAMPLES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), made.tree, expected.tree)
+    assert seen[-1]["support_tokens"].shape == (1, 3, 32)
 
 
 def test_refining_in_parts_is_refining_at_once(model: Hypermodel) -> None:
