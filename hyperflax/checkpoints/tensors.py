@@ -26,6 +26,7 @@ from hyperflax.types import PyTree
 
 StorageDtype = Literal["bfloat16"]
 
+_ALIGNMENT = 64  # bytes
 _ROUNDED = "hyperflax_rounded_from_float32"
 
 
@@ -94,16 +95,18 @@ def load_tree(path: pathlib.Path | str, *, progress: Callable[[int], None] = lam
     arrays: dict[str, np.ndarray] = {}
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                arrays[name] = _tensor(file, path, name)
-                progress(arrays[name].nbytes)
+            names = file.keys()
+            narrowed = set(_narrowed(path, file.metadata() or {}))
+            if missing := sorted(narrowed.difference(names)):
+                raise _not_narrowed(path, missing[0])
+            for name in names:
+                array = _tensor(file, path, name)
+                progress(array.nbytes)
+                if name in narrowed and array.dtype != ml_dtypes.bfloat16:
+                    raise _not_narrowed(path, name)
+                arrays[name] = _aligned(array, np.float32 if name in narrowed else array.dtype)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: expected a safetensors file, {error}") from error
-    for name in _narrowed(path, metadata):
-        if name not in arrays or arrays[name].dtype != ml_dtypes.bfloat16:
-            raise CheckpointError(f"{path}: leaf '{name}': expected bfloat16 values, as the file's metadata says")
-        arrays[name] = arrays[name].astype(np.float32)
     return tree_of(path, arrays)
 
 
@@ -117,6 +120,16 @@ def tree_of(path: pathlib.Path, arrays: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def _aligned(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """A copy where XLA wants its arrays: on a CPU `jax.device_put` takes it as it is, and a model is in memory once."""
+    size = array.size * np.dtype(dtype).itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    copy = room[start : start + size].view(dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def _tensor(file: Any, path: pathlib.Path, name: str) -> np.ndarray:
     try:
         return file.get_tensor(name)
@@ -124,6 +137,10 @@ def _tensor(file: Any, path: pathlib.Path, name: str) -> np.ndarray:
         raise CheckpointError(f"{path}: leaf '{name}': expected a dtype that numpy knows ({error})") from error
     except (ValueError, OverflowError) as error:  # [0, 2**62]
         raise CheckpointError(f"{path}: leaf '{name}': expected a shape that numpy can have ({error})") from error
+
+
+def _not_narrowed(path: pathlib.Path, name: str) -> CheckpointError:
+    return CheckpointError(f"{path}: leaf '{name}': expected bfloat16 values, as the file's metadata says")
 
 
 def _narrowed(path: pathlib.Path, metadata: dict[str, str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -57,6 +58,15 @@ def test_round_trip_in_bfloat16(tmp_path, tree, seed):
             np.testing.assert_array_equal(loaded, leaf)
     save_tree(tmp_path / "again.safetensors", found, dtype="bfloat16")
     assert same(load_tree(tmp_path / "again.safetensors"), found)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_loaded_model_is_in_memory_once(tmp_path, dtype):
+    cpu = jax.devices("cpu")[0]
+    kernels = {f"layer_{number}": np.full((7, 31 + number), number, np.float32) for number in range(40)}
+    save_tree(tmp_path / "t.safetensors", kernels, dtype=dtype)
+    for array in load_tree(tmp_path / "t.safetensors").values():
+        assert jax.device_put(array, cpu).unsafe_buffer_pointer() == array.ctypes.data
 
 
 def test_other_software_reads_the_file(tmp_path):
