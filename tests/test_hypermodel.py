@@ -30,6 +30,7 @@ from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.beam import Beam
+from hyperflax.models.memory import kept_bytes
 from hyperflax.models.sampling import Greedy, Sample
 from hyperflax.padding import trim
 from hyperflax.training import refine
@@ -63,6 +64,12 @@ def model() -> Hypermodel:
 def own_examples(model: Hypermodel, supports):
     tokens = [[Example(tokenise(x, Bytes()), tokenise(y, Bytes())) for x, y in support] for support in supports]
     return model.own_examples(tokens)
+
+
+def kept(examples) -> int:
+    """Bytes that refining keeps of all of them."""
+    (tasks, count, inputs), targets = examples["encoder_input_tokens"].shape, examples["decoder_input_tokens"].shape[2]
+    return kept_bytes(T5, tasks * count, inputs, targets)
 
 
 def same(a, b) -> bool:
@@ -166,9 +173,8 @@ def test_many_long_examples_are_refined_a_few_tasks_at_once(model: Hypermodel, m
     tokens = np.stack([model.episode(support, [])["support_tokens"] for support in supports])
     adapters, examples = model.generate({"support_tokens": tokens}), own_examples(model, supports)
     together, losses = model.refine(adapters, examples, 3, 1e-2)
-    length = examples["encoder_input_tokens"].shape[2] + examples["decoder_input_tokens"].shape[2]
     for at_once in (2, 1):
-        monkeypatch.setattr(module, "REFINED_TOKENS", at_once * examples["encoder_input_tokens"].shape[1] * length)
+        monkeypatch.setattr(module, "REFINED_BYTES", at_once * kept(examples) // len(supports))
         sizes = []
 
         def watched(params, adapters, examples, *given, microbatches, whole=model._refine, sizes=sizes):
@@ -201,9 +207,9 @@ def test_a_task_of_many_examples_is_refined_a_few_at_once(model: Hypermodel, mon
         np.testing.assert_allclose(moments[1][path], leaf, rtol=1e-4, atol=1e-6, err_msg=path)
     taken = []
     monkeypatch.setitem(vars(model), "_refine", lambda *given, microbatches: taken.append(microbatches))
-    tokens = sum(examples[name].size for name in ("encoder_input_tokens", "decoder_input_tokens"))
-    for most in (tokens, tokens - 1, tokens // 4, 1):
-        monkeypatch.setattr(module, "REFINED_TOKENS", most)
+    whole = kept(examples)
+    for most in (whole, whole - 1, whole // 4, 1):
+        monkeypatch.setattr(module, "REFINED_BYTES", most)
         model.refine(adapters, examples, 3)
     assert taken == [1, 2, 4, 8]  # and no more than there are examples
 

@@ -31,11 +31,12 @@ from hyperflax.hypermodel.config import HYPERNETWORKS, HypermodelConfig
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.protocol import SupportReader, parameter_shapes
 from hyperflax.models.decoding import Greedy, Method, decode
+from hyperflax.models.memory import kept_bytes
 from hyperflax.training.refine import refine
 from hyperflax.types import Array, PyTree, T5Config
 
 REFINE_LEARNING_RATE = 1e-3
-REFINED_TOKENS = 1 << 15  # of examples that refining works on at once: those of some tasks, or a part of one task's
+REFINED_BYTES = 4 << 30  # kept of the examples that refining works on at once: some tasks', or a part of one task's
 
 
 class ArrayHypermodel:
@@ -168,13 +169,14 @@ class ArrayHypermodel:
     ) -> tuple[PyTree, np.ndarray]:
         """Returns the adapters after `steps` Adam steps on `examples` [task, example, length], and each task's loss
         [task] before the last of them. Of many long examples, few tasks are refined at once, or few of one task's."""
-        tasks, count = examples["encoder_input_tokens"].shape[:2]
-        tokens = sum(np.size(leaf) for name, leaf in examples.items() if name.endswith("input_tokens"))
+        tasks, count, inputs = examples["encoder_input_tokens"].shape
+        targets = examples["decoder_input_tokens"].shape[2]
+        kept = kept_bytes(self.config.base, tasks * count, inputs, targets)
         microbatches = 1
-        while tokens > microbatches * tasks * REFINED_TOKENS and count % (2 * microbatches) == 0:
+        while kept > microbatches * tasks * REFINED_BYTES and count % (2 * microbatches) == 0:
             microbatches *= 2
         run = functools.partial(self._refine, microbatches=microbatches)
-        blocks = min(tasks, -(-tokens // (microbatches * REFINED_TOKENS)))
+        blocks = min(tasks, -(-kept // (microbatches * REFINED_BYTES)))
         if blocks <= 1:
             return run(self.base_params, adapters, dict(examples), steps, learning_rate)
         size, parts = -(-tasks // blocks), []

@@ -1,0 +1,26 @@
+"""What a T5 keeps of a forward pass for its gradient, in closed form: who works on many examples at once counts by it.
+
+Counted are, without rematerialisation, a layer's input, what it normalises, its queries, keys, values and scores, and
+the parts of its feed-forward; and the logits. XLA fuses some of it and copies some: `tests/models/test_memory.py` holds
+the figure against XLA's own.
+
+>>> kept_bytes(T5Config(...), rows=8, inputs=256, targets=64)
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from hyperflax.types import T5Config
+
+
+def kept_bytes(config: T5Config, rows: int, inputs: int, targets: int) -> int:
+    """Bytes that are kept of `rows` examples of so many tokens, the parameters not counted."""
+    width = 4 * config.emb_dim + 4 * config.joined_kv + (len(config.mlp_activations) + 2) * config.mlp_dim
+    scores = 2 * config.num_heads  # and the weights that become of them, of a query and a key
+    encoder = inputs * (width + scores * inputs)
+    cross = 4 * targets * config.joined_kv + 2 * inputs * config.joined_kv
+    decoder = targets * (width + scores * (targets + inputs)) + cross
+    values = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
+    values += 3 * targets * config.vocab_size
+    return rows * values * jnp.dtype(config.dtype).itemsize
