@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             metric=arguments.metric,
             refine_steps=arguments.refine,
             supports=arguments.supports,
+            progress=True,
         )
         print(found.table())
     return 0

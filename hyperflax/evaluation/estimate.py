@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from hyperflax.data.episode_plan import support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
@@ -141,6 +142,7 @@ def estimate(
     refine_steps: int = 0,
     supports: int = 1,
     seed: int = 0,
+    progress: bool = False,
 ) -> Estimate:
     """Leaves out each example once, in at most `FOLDS` parts, and asks it of an adapter made from the rest.
 
@@ -151,6 +153,7 @@ def estimate(
       metric: how a prediction is scored against its target.
       refine_steps: of the condition `refined`; 0, for an adapter that is not refined, shows what `REFINE_STEPS` give.
       seed: of the mismatched pairs.
+      progress: shows a bar, on a terminal; a large model takes minutes.
 
     Raises:
       DataError: fewer than two examples, or one that is too long for the model.
@@ -169,16 +172,18 @@ def estimate(
     options: dict[str, Any] = {"refine_steps": refine_steps, "supports": min(supports, len(pairs) - len(parts[0]))}
     runnable = Conditions(model, folds, **options)
     few = Conditions(model, _folds(model, pairs, pairs, parts, definition, most=CONTEXT))
-    conditions = {
+    asking = {
         **runnable.pick("bare"),
         **few.pick("in_context"),
         **runnable.pick("generated", "refined"),
     }
-    answers = {name: condition(folds.tasks) for name, condition in conditions.items()}
+    tasks = dict.fromkeys(asking, folds.tasks)
     if len(pairs) > 2:
         mismatched = _folds(model, pairs, _mismatch(pairs, seed), parts, definition, cut=True)
-        generated = Conditions(model, mismatched, **options).pick("generated")["generated"]
-        answers["mismatched"] = generated(mismatched.tasks)
+        asking["mismatched"] = Conditions(model, mismatched, **options).pick("generated")["generated"]
+        tasks["mismatched"] = mismatched.tasks
+    bar = tqdm(asking, desc="estimate", unit="condition", leave=False, disable=None if progress else True)
+    answers = {name: asking[name](tasks[name]) for name in bar}
     asked = [pairs[i] for part in parts for i in part]
     predictions = {name: [text for fold in given for text in fold] for name, given in answers.items()}
     score = scored_by.score

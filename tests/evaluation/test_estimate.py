@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from hyperflax.errors import ConfigError, DataError
@@ -32,6 +35,15 @@ def test_with_many_examples_a_part_is_left_out_at_a_time(monkeypatch: pytest.Mon
     assert found.asked == (*PAIRS[::2], *PAIRS[1::2])
     assert found.predictions["generated"][:3] == model.predict(["ab", "ef", "ij"], model.adapt(PAIRS[1::2]))
     assert found.predictions["generated"][3:] == model.predict(["cd", "gh"], model.adapt(PAIRS[::2]))
+
+
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal, progress, shown in ((True, True, True), (False, True, False), (True, False, False)):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda terminal=terminal: terminal, raising=False)
+        monkeypatch.setattr(sys, "stderr", screen)
+        estimate(hypermodel(), PAIRS, progress=progress)
+        assert ("estimate:" in screen.getvalue()) == shown
 
 
 def test_in_context_stand_as_many_of_the_rest_as_fit() -> None:
