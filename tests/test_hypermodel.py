@@ -24,13 +24,12 @@ from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataErr
 from hyperflax.evaluation import conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig, load
-from hyperflax.hypermodel import arrays as module
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
+from hyperflax.models import memory
 from hyperflax.models.beam import Beam
-from hyperflax.models.memory import kept_bytes
 from hyperflax.models.sampling import Greedy, Sample
 from hyperflax.padding import trim
 from hyperflax.training import refine
@@ -69,7 +68,7 @@ def own_examples(model: Hypermodel, supports):
 def kept(examples) -> int:
     """Bytes that refining keeps of all of them."""
     (tasks, count, inputs), targets = examples["encoder_input_tokens"].shape, examples["decoder_input_tokens"].shape[2]
-    return kept_bytes(T5, tasks * count, inputs, targets)
+    return memory.kept_bytes(T5, tasks * count, inputs, targets)
 
 
 def same(a, b) -> bool:
@@ -174,7 +173,7 @@ def test_many_long_examples_are_refined_a_few_tasks_at_once(model: Hypermodel, m
     adapters, examples = model.generate({"support_tokens": tokens}), own_examples(model, supports)
     together, losses = model.refine(adapters, examples, 3, 1e-2)
     for at_once in (2, 1):
-        monkeypatch.setattr(module, "REFINED_BYTES", at_once * kept(examples) // len(supports))
+        monkeypatch.setattr(memory, "AT_ONCE", at_once * kept(examples) // len(supports))
         sizes = []
 
         def watched(params, adapters, examples, *given, microbatches, whole=model._refine, sizes=sizes):
@@ -209,7 +208,7 @@ def test_a_task_of_many_examples_is_refined_a_few_at_once(model: Hypermodel, mon
     monkeypatch.setitem(vars(model), "_refine", lambda *given, microbatches: taken.append(microbatches))
     whole = kept(examples)
     for most in (whole, whole - 1, whole // 4, 1):
-        monkeypatch.setattr(module, "REFINED_BYTES", most)
+        monkeypatch.setattr(memory, "AT_ONCE", most)
         model.refine(adapters, examples, 3)
     assert taken == [1, 2, 4, 8]  # and no more than there are examples
 

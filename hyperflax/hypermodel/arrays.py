@@ -30,13 +30,12 @@ from hyperflax.errors import AdapterError, CheckpointError, ConfigError
 from hyperflax.hypermodel.config import HYPERNETWORKS, HypermodelConfig
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.protocol import SupportReader, parameter_shapes
+from hyperflax.models import memory
 from hyperflax.models.decoding import Greedy, Method, decode
-from hyperflax.models.memory import kept_bytes
 from hyperflax.training.refine import refine
 from hyperflax.types import Array, PyTree, T5Config
 
 REFINE_LEARNING_RATE = 1e-3
-REFINED_BYTES = 4 << 30  # kept of the examples that refining works on at once: some tasks', or a part of one task's
 
 
 class ArrayHypermodel:
@@ -171,12 +170,10 @@ class ArrayHypermodel:
         [task] before the last of them. Of many long examples, few tasks are refined at once, or few of one task's."""
         tasks, count, inputs = examples["encoder_input_tokens"].shape
         targets = examples["decoder_input_tokens"].shape[2]
-        kept = kept_bytes(self.config.base, tasks * count, inputs, targets)
-        microbatches = 1
-        while kept > microbatches * tasks * REFINED_BYTES and count % (2 * microbatches) == 0:
-            microbatches *= 2
+        kept = memory.kept_bytes(self.config.base, tasks * count, inputs, targets)
+        microbatches = memory.microbatches(kept // tasks, count)
         run = functools.partial(self._refine, microbatches=microbatches)
-        blocks = min(tasks, -(-kept // (microbatches * REFINED_BYTES)))
+        blocks = min(tasks, -(-kept // (microbatches * memory.AT_ONCE)))
         if blocks <= 1:
             return run(self.base_params, adapters, dict(examples), steps, learning_rate)
         size, parts = -(-tasks // blocks), []

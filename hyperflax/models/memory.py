@@ -1,10 +1,12 @@
-"""What a T5 keeps of a forward pass for its gradient, in closed form: who works on many examples at once counts by it.
+"""What a T5 keeps of a forward pass for its gradient, in closed form, and how few examples at once that leaves.
 
 Counted are, without rematerialisation, a layer's input, what it normalises, its queries, keys, values and scores, and
 the parts of its feed-forward; and the logits. XLA fuses some of it and copies some: `tests/models/test_memory.py` holds
 the figure against XLA's own.
 
->>> kept_bytes(T5Config(...), rows=8, inputs=256, targets=64)
+>>> kept = kept_bytes(T5Config(...), rows=16, inputs=512, targets=64)
+>>> microbatches(kept, 16)
+4
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from hyperflax.types import T5Config
+
+AT_ONCE = 4 << 30
+"""Bytes that are kept at once, where it can be chosen: what a laptop has beside the model."""
 
 
 def kept_bytes(config: T5Config, rows: int, inputs: int, targets: int) -> int:
@@ -24,3 +29,14 @@ def kept_bytes(config: T5Config, rows: int, inputs: int, targets: int) -> int:
     values = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
     values += 3 * targets * config.vocab_size
     return rows * values * jnp.dtype(config.dtype).itemsize
+
+
+def microbatches(kept: int, examples: int) -> int:
+    """Into how many equal parts examples that keep so much are cut, for a part to keep at most `AT_ONCE`.
+
+    It is a power of two, and stays below what it should be where the number of examples has no such part.
+    """
+    parts = 1
+    while kept > parts * AT_ONCE and examples % (2 * parts) == 0:
+        parts *= 2
+    return parts

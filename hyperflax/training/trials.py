@@ -34,11 +34,14 @@ from hyperflax import trees
 from hyperflax.adapters.kinds import kind_of
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
+from hyperflax.models import memory
 from hyperflax.models.t5 import T5
+from hyperflax.objectives.normalisation import target_weights
 from hyperflax.objectives.token_loss import TokenLoss, correct_tokens, token_loss
 from hyperflax.padding import blocks, rounded_up
 from hyperflax.training.adafactor import scale_by_adafactor
-from hyperflax.types import Array, PyTree
+from hyperflax.training.step import sum_over_microbatches
+from hyperflax.types import Array, Batch, PyTree
 
 SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "adafactor", "lion")
@@ -200,18 +203,29 @@ class Trials:
         return TrialState(raw, self._direction.init(raw), jnp.int32(0))
 
     def _run_all(self, state, params, hyper, data, rows, steps):
+        (runs, _, inputs), targets = data["encoder_input_tokens"].shape, data["decoder_target_tokens"].shape[-1]
+        batch_size = rows.shape[-1]
+        kept = memory.kept_bytes(self._model.config, runs * batch_size, inputs, targets)
+        step = functools.partial(self._step, memory.microbatches(kept, batch_size))
+
         def body(number: Array, carry: tuple[TrialState, Array]) -> tuple[TrialState, Array]:
             state, total = carry
             batch = jax.vmap(lambda arrays, row: jax.tree.map(lambda array: array[row], arrays))(data, rows[:, number])
-            state, loss = jax.vmap(self._step, in_axes=(0, None, 0, 0))(state, params, hyper, batch)
+            state, loss = jax.vmap(step, in_axes=(0, None, 0, 0))(state, params, hyper, batch)
             return state, total + loss
 
         state, total = jax.lax.fori_loop(0, steps, body, (state, jnp.zeros(rows.shape[0], jnp.float32)))
         return state, total / jnp.maximum(steps, 1)
 
-    def _step(self, state: TrialState, params: PyTree, hyper: Hyper, batch: Mapping[str, Array]):
+    def _step(self, microbatches: int, state: TrialState, params: PyTree, hyper: Hyper, batch: Batch):
+        weight = target_weights(batch).sum()
+
+        def of_part(part: Batch, key: Array | None) -> tuple[Array, PyTree]:
+            """Its share in the mean over all of the batch, and the gradient of that."""
+            return jax.value_and_grad(self._loss)(state.params, params, part, key, weight)
+
         key = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
-        loss, gradient = jax.value_and_grad(self._loss)(state.params, params, batch, key)
+        loss, gradient = sum_over_microbatches(of_part, batch, key, microbatches)
         mask = self._mask(state.params, state.step < hyper.prompt_steps)
         gradient = jax.tree.map(jnp.multiply, gradient, mask)
         norm = optax.tree.norm(gradient)
@@ -233,8 +247,8 @@ class Trials:
         leaves = {leaf.path: kind_of(leaf).kind == PROMPT for leaf in self.recipe.spec.leaves}
         return trees.map_with_path(lambda path, leaf: jnp.float32(prompting == leaves[path]), raw)
 
-    def _loss(self, raw: PyTree, params: PyTree, batch: Mapping[str, Array], key: Array) -> Array:
-        return self._losses(self._training_model, raw, params, batch, key)[0].mean
+    def _loss(self, raw: PyTree, params: PyTree, batch: Batch, key: Array | None, weight: Array) -> Array:
+        return self._losses(self._training_model, raw, params, batch, key)[0]._replace(weight_sum=weight).mean
 
     def _score_one(self, raw: PyTree, params: PyTree, data: Mapping[str, Array]) -> tuple[Array, TokenLoss]:
         loss, logits = self._losses(self._model, raw, params, data, None)

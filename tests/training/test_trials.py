@@ -13,11 +13,13 @@ from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.data.batches import text_batch
 from hyperflax.errors import ConfigError
+from hyperflax.models import memory
 from hyperflax.models.decoding import decode
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import token_loss
 from hyperflax.training import trials as module
 from hyperflax.training.information_gain import informative
+from hyperflax.training.step import sum_over_microbatches
 from hyperflax.training.trials import Hyper, Recipe, Trials, epoch_rows, learning_rate
 from hyperflax.types import T5Config
 
@@ -82,11 +84,18 @@ def test_learning_rates_by_hand():
         np.testing.assert_allclose(rates, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion"])
-def test_each_run_takes_the_steps_of_optax_alone(model, name):
-    """optax.adamw / lion with the same schedule, clipping and batches, one run at a time, in a plain loop."""
+@pytest.mark.parametrize(("name", "parts"), [("adamw", 1), ("lion", 1), ("adamw", 4)])
+def test_each_run_takes_the_steps_of_optax_alone(model, monkeypatch, name, parts):
+    """optax.adamw / lion with the same schedule, clipping and batches, one run at a time, in a plain loop; and the same
+    where memory is short, so that the four examples of a step follow each other."""
+    taken = []
+    monkeypatch.setattr(memory, "AT_ONCE", memory.kept_bytes(CONFIG, 2 * 4, 5, 5) // parts)
+    monkeypatch.setattr(
+        module, "sum_over_microbatches", lambda *given: taken.append(given[-1]) or sum_over_microbatches(*given)
+    )
     values = hyper()
     state, both, rows = run(Trials(*model, Recipe(SPEC, name)), values)
+    assert set(taken) == {parts}
     make = {"adamw": optax.scale_by_adam, "lion": optax.scale_by_lion}[name]
     for number in range(2):
         one = jax.tree.map(lambda value, number=number: jnp.asarray(value[number : number + 1]), values)
