@@ -193,9 +193,9 @@ NATURAL_CPU = Setting(
     window=Hyperpretraining(400, 8, 256, 16, 128, 64, 5e-4),
     teacher_length=256,
     tuning_tasks=32,
-    tuning_rate_tasks=8,
+    tuning_rate_tasks=6,
     tuning_examples=8,
-    tuning_train_examples=(2, 16),
+    tuning_train_examples=(2, 8),
     steps=400,
     hyperpretraining=(100, 400, 1600),
 )
@@ -217,6 +217,7 @@ NATURAL_GPU = dataclasses.replace(
     tuning_tasks=60,
     tuning_rate_tasks=20,
     tuning_examples=16,
+    tuning_train_examples=(2, 16),
     hyperpretraining=(1000, 4000, 16000),
     consistency=(1.0, 10.0, 20.0),
 )
