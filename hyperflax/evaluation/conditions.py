@@ -267,7 +267,7 @@ class Conditions:
             parts = deal(given.support, self.supports)
             rows = [self._episode(part, (), config, given, task)["support_tokens"] for part in parts]
             supports.append(rows[0] if self.supports == 1 else np.stack(rows))
-        return self.model.generate({"support_tokens": trim(np.stack(supports))})
+        return self.model.generate({"support_tokens": np.stack(supports)})
 
     def _episode(
         self,

@@ -32,6 +32,7 @@ from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.protocol import SupportReader, parameter_shapes
 from hyperflax.models import memory
 from hyperflax.models.decoding import Greedy, Method, decode
+from hyperflax.padding import trim
 from hyperflax.training.refine import refine
 from hyperflax.types import Array, PyTree, T5Config
 
@@ -148,7 +149,8 @@ class ArrayHypermodel:
         """Returns the adapters, leaves [task, ...], of `support_tokens` [task, rows, length].
 
         Several supports of each task, [task, supports, rows, length], are each read alone, and the adapters are written
-        from the mean of their slot states. A row that was read before is not encoded again, see `EncodedRows`.
+        from the mean of their slot states. Rows are read at the length they have, and one that was read before is not
+        encoded again, see `EncodedRows`.
         """
         if not isinstance(self.hypernetwork, SupportReader):
             names = [name for name in ("support_tokens", "task_index") if name in episodes]
@@ -157,7 +159,7 @@ class ArrayHypermodel:
 
     def slot_states(self, episodes: Mapping[str, Any]) -> Array:
         """Returns the states [task, slots, emb] that `generate` writes the adapters of `support_tokens` from."""
-        tokens = np.asarray(episodes["support_tokens"], np.int32)
+        tokens = trim(np.asarray(episodes["support_tokens"], np.int32))
         *tasks, rows, length = tokens.shape
         flat = tokens.reshape(-1, rows, length)
         states = self._read(self.hypernetwork_params, self._encoded(flat), flat)

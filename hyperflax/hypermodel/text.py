@@ -104,7 +104,7 @@ class Hypermodel(ArrayHypermodel):
                 len(pairs),
                 self.config.episodes.support_length,
             )
-        adapters = self.generate({"support_tokens": trim(rows[0] if supports == 1 else np.stack(rows))[None]})
+        adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
         if refine_steps:
             self._tell_what_is_cut(shown)
             adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)

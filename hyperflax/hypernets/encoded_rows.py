@@ -4,6 +4,9 @@ A hypernetwork's encoder reads every row of a support alone, so what it makes of
 adds an example to those that an adapter was made from, or leaves one out after the other to see how good adapters get,
 shows the same rows again. Long supports are read in parts of bounded size.
 
+What is computed for a row depends, in its last bits, on how many others were encoded with it. Two processes that read
+the same supports in the same order agree bit for bit, two that read them in another order agree but for rounding.
+
 >>> encoded = EncodedRows(lambda rows: encode(params, rows))
 >>> encoded(support_tokens)     # int32 [..., length] -> [..., length, emb]
 """

@@ -21,7 +21,6 @@ from hyperflax.checkpoints.artefacts import Adapter
 from hyperflax.errors import ConfigError
 from hyperflax.finetune import generate, readable, supports_for
 from hyperflax.hypermodel import Hypermodel
-from hyperflax.padding import trim
 from hyperflax.training.trials import Recipe, Trials
 from hyperflax.tuner.datasets import DataSet, task_embedding
 from hyperflax.tuner.pipeline import AS_GENERATED, GENERATED, RANDOM, Pipeline
@@ -155,7 +154,7 @@ class Bench:
             shown, shots = readable(self.model, data.train), max(1, self.model.config.episodes.shots)
             support = self.model.episode(shown[:shots], [])["support_tokens"]
             # As often as there were supports for the adapter, so that the program is there already.
-            supports = np.repeat(trim(support)[None], supports_for(len(shown), shots), axis=0)
+            supports = np.repeat(support[None], supports_for(len(shown), shots), axis=0)
             meta |= task_embedding(np.asarray(self.model.slot_states({"support_tokens": supports}))[0])
         return Facts(meta, adapter)
 
