@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.claims.evaluation import Measures
 from benchmarks.claims.experiments import Tuning
@@ -39,7 +40,7 @@ from hyperflax.training import refine
 from hyperflax.types import Array, Batch, PyTree
 
 STARTS = ("generated", "shared", "random")
-BLOCK = 8  # tasks tuned at once
+BLOCK = 8  # tasks tuned at once, at most
 
 
 def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measures, dict[str, float]]:
@@ -182,10 +183,12 @@ class _Bench:
         losses, scores = np.zeros((2, len(marks), len(tasks)))
         # A block's rows are as long as its longest, so tasks of like lengths are tuned together.
         order = sorted(range(len(tasks)), key=lambda at: _lengths(tokens[at]))
-        for first in range(0, len(tasks), BLOCK):
-            block = order[first : first + BLOCK]
+        size = min(BLOCK, len(tasks))
+        told = f"{start} start, {count} examples, rate {rate:g}"
+        for first in tqdm(range(0, len(tasks), size), told, unit="block", leave=False):
+            block = order[first : first + size]
             # Without padding, the last block would be compiled for itself.
-            padded = np.array([*block, *block[:1] * (BLOCK - len(block))])
+            padded = np.array([*block, *block[:1] * (size - len(block))])
             examples = self._model.own_examples([tokens[at].support[:count] for at in padded])
             asked = self._model.own_examples([tokens[at].scored for at in padded])
             state = refine.start(jax.tree.map(lambda leaf, padded=padded: leaf[padded], starts))
