@@ -44,6 +44,7 @@ from hyperflax.hypermodel import Hypermodel
 from hyperflax.hypernets.table import Table
 from hyperflax.json_files import read_json, write_json
 from hyperflax.locks import alone_in
+from hyperflax.models import memory
 from hyperflax.training import loop
 from hyperflax.training.evaluate import loss_evaluator
 from hyperflax.training.finetuning import FineTuning, TableObjective
@@ -116,7 +117,9 @@ def finetune(
     adapter = init if isinstance(init, Adapter) else generated if init == GENERATED else None
     start = None if adapter is None else _table_of(adapter, model, spec, settings.seed)
     with alone_in(folder):
-        _claim(folder, settings, spec, model, lines, held, start)
+        # A generated start by what it was generated with: its last bits differ between machines.
+        origin = f"{GENERATED} by {model.parts.id}" if init == GENERATED else adapter and fingerprint(adapter.tree)
+        _claim(folder, settings, spec, model, lines, held, origin or RANDOM)
         _train(folder, settings, spec, model, batches, held_batches, start, progress)
     rows = [row for row in read_rows(folder / METRICS_FILE) if row["kind"] == "eval" and "loss" in row]
     best = min(rows, key=lambda row: (row["loss"], row["step"]))
@@ -183,6 +186,9 @@ def _train(
     """Trains the table, or goes on; leaves the adapter of the lowest held-out loss in `BEST`."""
     table = Table(spec, shared=True)
     objective = TableObjective(model.model, table)
+    inputs, targets = (batches.arrays[name].shape[-1] for name in ("encoder_input_tokens", "decoder_target_tokens"))
+    kept = memory.kept_bytes(model.config.base, batches.batch_size, inputs, targets)
+    parts = memory.microbatches(kept, batches.batch_size)
 
     def keep(params: PyTree, step: int) -> None:
         del step
@@ -191,7 +197,8 @@ def _train(
     loop.train(
         objective=objective,
         optimizer=settings.optimizer(spec.kinds),
-        batches=batches,
+        batches=dataclasses.replace(batches, parts=parts),
+        microbatches=parts,
         model_dir=folder,
         total_steps=settings.steps,
         frozen=model.base_params,
@@ -224,7 +231,7 @@ def _claim(
     model: Hypermodel,
     lines: Sequence[Line],
     held: Sequence[Line],
-    start: PyTree | None,
+    start: str,
 ) -> None:
     """Makes the folder this run's, or makes sure that it is; a run goes on with exactly what it began with."""
     run: dict[str, Any] = {
@@ -233,7 +240,7 @@ def _claim(
         "base": model.base_fingerprint,
         "examples": _hash(lines),
         "held_out": _hash(held),
-        "start": RANDOM if start is None else fingerprint(start),
+        "start": start,
     }
     if (folder / RUN).is_file():
         earlier = read_json(folder / RUN)

@@ -29,6 +29,18 @@ def trim(tokens: np.ndarray, least: int = 32) -> np.ndarray:
     return tokens[..., : rounded_up(max(used, least))]
 
 
+def trim_examples(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`trim` of the inputs of some examples and, to at least 8, of all that belongs to their targets.
+
+    Args:
+      examples: encoder_input_tokens, decoder_target_tokens and other decoder_*, [..., length] each.
+    """
+    length = trim(examples["decoder_target_tokens"], least=8).shape[-1]
+    return {
+        name: trim(array) if name == "encoder_input_tokens" else array[..., :length] for name, array in examples.items()
+    }
+
+
 def blocks(data: Mapping[str, Array | np.ndarray], most: int, axis: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Yields the rows of arrays, whose last one is padding, in blocks of one size, at most `most`.
 

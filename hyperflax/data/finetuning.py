@@ -2,7 +2,9 @@
 
 Everything follows from (examples, seed): which are held out, and the batch of every step.
 
-    encoder_input_tokens [1, batch, inputs_length], decoder_* [1, batch, targets_length], task_index [1]
+    encoder_input_tokens [parts, batch / parts, length], decoder_* alike, task_index [parts], all 0
+
+The step takes the parts for tasks with one adapter, so that as microbatches they can be worked through one by one.
 
 >>> train, held_out = hold_out(lines, share=0.2, seed=0)
 >>> PairBatches.of(train, config, vocabulary, batch_size=16, seed=0).batch(3)["task_index"].tolist()
@@ -25,6 +27,7 @@ from hyperflax.data.examples import tokenise
 from hyperflax.data.jsonl import Line
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
+from hyperflax.padding import trim_examples
 
 FEWEST = 8
 _HELD_OUT, _EPOCHS = 0x686F6C64, 0x65706F63  # purposes of the random streams
@@ -57,17 +60,19 @@ class PairBatches:
       arrays: every example's row, [n, length] each; one more row of padding with weight 0 at the end.
       batch_size: rows of a batch.
       seed: of the shuffles; None keeps the order, for evaluation.
+      parts: into which a batch is cut; divides its size.
     """
 
     arrays: Mapping[str, np.ndarray]
     batch_size: int
     seed: int | None
+    parts: int = 1
 
     @classmethod
     def of(
         cls, lines: Sequence[Line], config: EpisodeConfig, vocabulary: Vocabulary, *, batch_size: int, seed: int | None
     ) -> PairBatches:
-        """Tokenises the examples.
+        """Tokenises the examples; columns in which all is padding are left out, down to one of few lengths.
 
         Raises:
           DataError: an input or target that is too long, with file and line.
@@ -79,7 +84,7 @@ class PairBatches:
             batch_size=len(lines) + 1,
             names=[line.at for line in lines],
         )
-        return cls(arrays, min(batch_size, len(lines)), seed)
+        return cls(trim_examples(arrays), min(batch_size, len(lines)), seed)
 
     @property
     def size(self) -> int:
@@ -97,8 +102,8 @@ class PairBatches:
         order = range(self.size) if self.seed is None else _shuffled(self.size, self.seed, epoch)
         rows = list(order[number * self.batch_size :][: self.batch_size])
         rows += [self.size] * (self.batch_size - len(rows))
-        batch = {name: array[rows][None] for name, array in self.arrays.items()}
-        return {**batch, "task_index": np.zeros(1, np.int32)}
+        batch = {name: array[rows].reshape(self.parts, -1, array.shape[-1]) for name, array in self.arrays.items()}
+        return {**batch, "task_index": np.zeros(self.parts, np.int32)}
 
 
 @functools.lru_cache(maxsize=2)  # of many examples it takes longer than a batch of them

@@ -22,7 +22,7 @@ from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE, ArrayHypermodel
 from hyperflax.models.decoding import Method
-from hyperflax.padding import rounded_up, trim
+from hyperflax.padding import rounded_up, trim, trim_examples
 from hyperflax.types import Array
 
 ROWS = 64  # rows decoded at once
@@ -262,10 +262,9 @@ class Hypermodel(ArrayHypermodel):
             episode_arrays((), support, config, self.config.vocabulary, info)
             for support, info in zip(supports, infos, strict=True)
         ]
-        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
-        inputs = trim(arrays.pop("encoder_input_tokens"))
-        length = trim(arrays["decoder_target_tokens"], least=8).shape[-1]
-        return {"encoder_input_tokens": inputs, **{name: array[..., :length] for name, array in arrays.items()}}
+        return trim_examples(
+            {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "support_tokens"}
+        )
 
 
 def _pair(example: TextPair, name: str) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,6 +75,18 @@ def test_an_epoch_is_shuffled_once_and_not_for_every_batch(monkeypatch):
     for step in range(2 * batches.per_epoch):
         batches.batch(step)
     assert len(drawn) == 2
+
+
+def test_parts_are_the_batch_cut_and_rows_are_as_long_as_the_examples():
+    roomy = EpisodeConfig(inputs_length=500, targets_length=100)
+    whole = PairBatches.of(lines(16), roomy, Bytes(), batch_size=8, seed=5)
+    assert whole.arrays["encoder_input_tokens"].shape == (17, 32)
+    assert whole.arrays["decoder_target_tokens"].shape == whole.arrays["decoder_loss_weights"].shape == (17, 8)
+    batch, parts = whole.batch(1), dataclasses.replace(whole, parts=4).batch(1)
+    assert parts.pop("task_index").tolist() == [0, 0, 0, 0]
+    for name, array in parts.items():
+        assert array.shape[:2] == (4, 2)
+        np.testing.assert_array_equal(array.reshape(batch[name].shape), batch[name])
 
 
 def test_a_long_example_is_named_by_file_and_line():
