@@ -92,7 +92,9 @@ def _is_same(one: str, other: str) -> bool:
 def _digest(model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None, max_length: int | None) -> str:
     """Of all that decides about the answers."""
     made = fingerprint(adapter.tree) if adapter is not None else None
-    content = [model.base_fingerprint, made, max_length, [line.input for line in inputs]]
+    length = model.config.episodes.targets_length if max_length is None else max_length
+    t5, vocabulary = model.parts.t5, model.parts.vocabulary
+    content = [model.base_fingerprint, t5, vocabulary, made, length, [line.input for line in inputs]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -64,6 +65,30 @@ def test_a_killed_job_goes_on_behind_its_last_whole_batch(
     monkeypatch.setattr(Hypermodel, "decode", decode)
     assert infer(model=hypermodel(), inputs=inputs, out=str(out)).read_bytes() == whole
     assert not partial.exists()
+
+
+def test_a_model_that_answers_at_other_lengths_does_not_go_on_with_anothers_answers(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = hypermodel()
+    episodes = short.config.episodes.replace(targets_length=2)
+    short = Hypermodel(dataclasses.replace(short.config, episodes=episodes), short.parts.base, None)
+    inputs = write(tmp_path / "in.jsonl", [f"x{number}" for number in range(ROWS + 7)])
+    expected = infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "whole.jsonl")).read_bytes()
+    decode, batches = Hypermodel.decode, []
+
+    def dies(*given, **options):
+        if batches:
+            raise KeyboardInterrupt
+        batches.append(given)
+        return decode(*given, **options)
+
+    monkeypatch.setattr("hyperflax.infer.KEEP_EVERY", -1.0)
+    monkeypatch.setattr(Hypermodel, "decode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        infer(model=short, inputs=inputs, out=str(tmp_path / "out.jsonl"))
+    monkeypatch.setattr(Hypermodel, "decode", decode)
+    assert infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "out.jsonl")).read_bytes() == expected
 
 
 def test_a_late_input_that_is_too_long_is_named_by_file_and_line_before_anything_is_decoded(
