@@ -195,19 +195,21 @@ class Hypermodel(ArrayHypermodel):
             check_spec(adapter.spec, self.config.base)
             adapter.spec.validate(adapter.tree)
             tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], adapter.tree)
-        vocabulary, names = self.config.vocabulary, names or [f"input {number}" for number in range(len(inputs))]
-        tokens = text_batch(
-            [(tokenise(_text(text, name), vocabulary), ()) for text, name in zip(inputs, names, strict=True)],
-            inputs_length=self.config.episodes.inputs_length,
-            targets_length=2,
-            names=names,
-        )["encoder_input_tokens"]
-        for start in range(0, len(tokens), ROWS):
-            rows = trim(tokens[start : start + ROWS])
+        names = names or [f"input {number}" for number in range(len(inputs))]
+        starts = range(0, len(inputs), ROWS)
+        blocks = [self._block(inputs[start : start + ROWS], names[start : start + ROWS]) for start in starts]
+        for start, rows in zip(starts, blocks, strict=True):
             padded = np.pad(rows, ((0, rounded_up(len(rows)) - len(rows)), (0, 0)))
             key = None if rng is None else jax.random.fold_in(rng, start)
             out = self.decode(padded[None], tree, method=method, max_length=max_length, rng=key)[0]
-            yield from (vocabulary.decode(row.tolist()) for row in out[: len(rows)])
+            yield from (self.config.vocabulary.decode(row.tolist()) for row in out[: len(rows)])
+
+    def _block(self, inputs: Sequence[str], names: Sequence[str]) -> np.ndarray:
+        """Returns the tokens [input, length] of inputs that are decoded together, as long as they need be."""
+        tokens = [tokenise(_text(text, name), self.config.vocabulary) for text, name in zip(inputs, names, strict=True)]
+        room = self.config.episodes.inputs_length
+        rows = text_batch([(row, ()) for row in tokens], inputs_length=room, targets_length=1, names=names)
+        return trim(rows["encoder_input_tokens"])
 
     # Text to the arrays of `ArrayHypermodel`
 
