@@ -120,7 +120,7 @@ class DataSet:
         entropy = -float(np.sum(shares * np.log(shares)))
         known = {token for tokens, _ in pairs[: len(self.train)] for token in tokens}
         asked = {token for tokens, _ in pairs[len(self.train) :] for token in tokens}
-        copied = [np.mean([token in set(given) for token in target]) for given, target in pairs if len(target)]
+        copied = [np.isin(target, given).mean() for given, target in pairs if len(target)]
         return {
             "log_train": math.log(len(self.train)),
             "log_held_out": math.log(len(self.validation)),
