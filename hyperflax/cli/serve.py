@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapters", type=pathlib.Path, default=pathlib.Path("adapters"), metavar="DIR", help="default ./adapters"
     )
-    parser.add_argument("--rows", type=int, default=16, help="inputs decoded at once, for each of two lengths (16)")
+    parser.add_argument(
+        "--rows", type=int, default=16, help="inputs decoded at once, for each of up to three lengths (16)"
+    )
     parser.add_argument("--resident", type=int, default=64, help="adapters on the device at once (64)")
     parser.add_argument("--hosted", type=int, default=1024, help="adapters in host memory at once (1024)")
     parser.add_argument("--waiting", type=int, default=1024, help="inputs that may wait, above it 429 (1024)")

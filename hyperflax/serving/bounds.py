@@ -24,7 +24,7 @@ class ServiceConfig:
     """Bounds.
 
     Attributes:
-      rows: inputs decoded at once, for each of two input lengths.
+      rows: inputs decoded at once, for each of up to three input lengths, see `lane_lengths`.
       resident: adapters on the device at once.
       hosted: adapters in host memory at once; the others are read from disk when a row is free for who asks for them.
       waiting: inputs that may wait or be decoded at once.
