@@ -35,7 +35,7 @@ from hyperflax.tune import record as records
 from hyperflax.tune import report as reports
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.record import Expected, Record
-from hyperflax.tune.trial import Group, row
+from hyperflax.tune.trial import Begin, Group, row
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet
 from hyperflax.tuner.encoding import encode
@@ -178,6 +178,7 @@ class Session:
     def __init__(self, bench: Bench, data: DataSet, folder: pathlib.Path, begun: Record):
         self.bench, self.data, self.folder = bench, data, folder
         self._groups: dict[int, Group] = {}
+        self._begun_with: dict[int, Begin] = {}
         self.record = self._claim(begun)
         self._save()
 
@@ -235,10 +236,12 @@ class Session:
         return dataclasses.replace(one, **broken)
 
     def _group(self, pipeline: int) -> Group:
-        """The group of a pipeline, made or read from its file; the last one used is the only one in memory."""
+        """The group of a pipeline, made or read from its file; of others than the last one only `begin` is kept."""
         if pipeline not in self._groups:
             self._groups.clear()
-            group = Group(self.bench, self.data, [self.record.pool[pipeline]], [self.record.seed])
+            known = self._begun_with.get(pipeline)
+            group = Group(self.bench, self.data, [self.record.pool[pipeline]], [self.record.seed], known)
+            self._begun_with[pipeline] = group.begin
             if self._trial_file(pipeline).is_file():
                 group.restore(self._trial_file(pipeline))
             # A part that was saved and not told of, by a kill in between, is run again.

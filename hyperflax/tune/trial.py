@@ -50,18 +50,33 @@ class Part(NamedTuple):
     seconds: np.ndarray
 
 
+class Begin(NamedTuple):
+    """What is found out before a group's first part: the examples of every step [run, steps, batch], and the scores."""
+
+    rows: np.ndarray
+    start: Part
+
+
 class Group:
     """Runs of one program on one data set, side by side.
 
     Args:
       bench: see there. data: what they are run on.
       pipelines: of one program, see `program`. seeds: one for each.
+      begin: of an earlier group of the same arguments; which examples teach the most can take as long as a part.
 
     Raises:
       ConfigError: pipelines of several programs, one that is not in the bench's space, or one without a start.
     """
 
-    def __init__(self, bench: Bench, data: DataSet, pipelines: Sequence[Pipeline], seeds: Sequence[int]):
+    def __init__(
+        self,
+        bench: Bench,
+        data: DataSet,
+        pipelines: Sequence[Pipeline],
+        seeds: Sequence[int],
+        begin: Begin | None = None,
+    ):
         for pipeline in pipelines:
             bench.space.check(pipeline)
         programs = {program(bench, data, pipeline) for pipeline in pipelines}
@@ -78,15 +93,21 @@ class Group:
             stack([bench.arrays(data, split)] * len(seeds)) for split in ("train", "validation", "test")
         )
         self._raw = raw = [self._start(pipeline, seed) for pipeline, seed in zip(pipelines, seeds, strict=True)]
-        self._rows = np.stack([self._examples(*run) for run in zip(pipelines, seeds, raw, strict=True)])
+        examples = begin.rows if begin else [self._examples(*run) for run in zip(pipelines, seeds, raw, strict=True)]
+        self._rows = np.stack(examples)
         self._bounds = [round(self._rows.shape[1] * part / FIDELITIES) for part in range(FIDELITIES + 1)]
         self._hyper = _hyper(pipelines, seeds, self._rows.shape[1])
         self._state = self._trials.start(stack(raw))
         self._best = stack(raw)
         self._compile()
-        self.start = Part(*self._scored(), np.zeros(len(seeds)))
+        self.start = begin.start if begin else Part(*self._scored(), np.zeros(len(seeds)))
         self._best_scores = list(zip(self.start.exact, -self.start.loss, strict=True))
         self.training_seconds = 0.0
+
+    @property
+    def begin(self) -> Begin:
+        """What another group of the same arguments need not find out again."""
+        return Begin(self._rows, self.start)
 
     def advance(self) -> Part:
         """Runs the next part and scores it; the best parameters so far, the start included, are kept."""

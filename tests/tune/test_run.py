@@ -18,6 +18,7 @@ from hyperflax.cli.main import main
 from hyperflax.cli.tune import tuner_of
 from hyperflax.cli.tune_run import parse_time
 from hyperflax.errors import CheckpointError, ConfigError, DataError
+from hyperflax.tune import trial as groups
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.record import Expected, Record, read
 from hyperflax.tune.report import incumbents, markdown, of, pareto
@@ -80,6 +81,22 @@ def test_a_run_writes_adapter_table_and_report(bench, unbroken):
     text = (out / "report.md").read_text()
     assert f"{report['test']['tuned']:.3f}" in text
     assert (out / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_going_back_to_a_pipeline_finds_out_nothing_twice(bench, tmp_path, monkeypatch):
+    """Which examples are left out, and what the start scores: with two pipelines in turns, once for each."""
+    pool = [dataclasses.replace(POOL[1], epochs=4, skip=0.5, learning_rate=rate) for rate in (0.01, 0.02)]
+    monkeypatch.setattr(module, "make_pool", lambda *arguments, **names: pool)
+    monkeypatch.setattr(module.RandomSearch, "choose", lambda self, history: next(turns, None))
+    turns = iter([Trial(number, part) for part in (1, 2, 3) for number in (0, 1)])
+    chosen, scored = [], []
+    informative, scores = groups.informative, groups.Group._scored
+    monkeypatch.setattr(groups, "informative", lambda *given, **share: chosen.append(1) or informative(*given, **share))
+    monkeypatch.setattr(groups.Group, "_scored", lambda self: scored.append(1) or scores(self))
+    report = tune(bench, tmp_path / "run")
+    assert report["parts"] == 6
+    assert len(chosen) == 2
+    assert len(scored) == 2 + 6
 
 
 def test_the_command_writes_the_report_that_the_run_wrote(unbroken, tmp_path):
