@@ -77,7 +77,7 @@ def run(directory: str, *kills: str, total_steps: int = 20, schedule_steps: int 
         watched = pathlib.Path(directory) / "checkpoints"
         threading.Thread(target=kill_while_saving, args=(watched, step), daemon=True).start()
     objective = T5Objective(T5(CONFIG))
-    settings: dict[str, Any] = {"log_period": 3, "save_period": 5, "eval_period": 10} | options
+    settings: dict[str, Any] = {"log_period": 3, "save_period": 5, "eval_period": 10, "progress": False} | options
     train(
         objective=objective,
         optimizer=make_optimizer("adamw", warmup_cosine(0.01, 3, schedule_steps or total_steps)),
@@ -85,7 +85,6 @@ def run(directory: str, *kills: str, total_steps: int = 20, schedule_steps: int 
         model_dir=directory,
         total_steps=total_steps,
         evaluator=loss_evaluator(objective, Batches(), num_batches=2, first_batch=100),
-        progress=False,
         **settings,
     )
 

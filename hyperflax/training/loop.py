@@ -15,7 +15,6 @@ from __future__ import annotations
 import numbers
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 import jax
@@ -34,6 +33,7 @@ from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.prefetch import Prefetcher
 from hyperflax.training.run import GIVE_UP_AFTER, Evaluator, Run
 from hyperflax.training.run_log import RunLog, plot_curve
+from hyperflax.training.standard_error import StandardError
 from hyperflax.training.state import TrainState
 from hyperflax.training.step import Step, make_train_step
 from hyperflax.training.stopping import EarlyStopping, StopRequest
@@ -130,7 +130,7 @@ def train(
         loss_normalizing_factor=loss_normalizing_factor,
         partitioner=partitioner,
     )
-    processes, directory = Processes.running(), os.fspath(model_dir)
+    processes, directory, shown = Processes.running(), os.fspath(model_dir), StandardError()
     with (
         alone_in(directory),
         StopRequest(max_seconds) as stop,
@@ -166,7 +166,14 @@ def train(
             _evaluate(run, evaluator, early_stopping)
         ended = early_stopping is not None and early_stopping.exhausted(run.losses)
         with (
-            tqdm(total=total_steps, initial=run.step, unit="step", disable=not (progress and processes.first)) as bar,
+            tqdm(
+                total=total_steps,
+                initial=run.step,
+                unit="step",
+                file=shown,
+                dynamic_ncols=True,
+                disable=not (progress and processes.first),
+            ) as bar,
             Prefetcher(
                 batches, start=run.step, stop=run.step if ended else total_steps, place=partitioner.place_batch
             ) as source,
@@ -201,9 +208,9 @@ def train(
     if processes.first:
         plot_curve(directory)
         if progress:
-            print(run.clock.summary(), file=sys.stderr)
+            print(run.clock.summary(), file=shown)
         if stop.signal:
-            print(f"{signal.Signals(stop.signal).name}: {directory} is saved at step {run.step}", file=sys.stderr)
+            print(f"{signal.Signals(stop.signal).name}: {directory} is saved at step {run.step}", file=shown)
     stop.leave()
     return run.state
 

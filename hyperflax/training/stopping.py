@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from hyperflax.errors import ConfigError
+from hyperflax.training.standard_error import read_or_not
 from hyperflax.types import PyTree
 
 RESUME_EXIT_CODE = 75
@@ -119,7 +120,8 @@ class StopRequest:
         self._restore()
         # Not by print, which the signal may have interrupted.
         name = signal.Signals(number).name
-        os.write(2, f"\n{name}: the run is going to be saved and end; another one ends it at once\n".encode())
+        with read_or_not():
+            os.write(2, f"\n{name}: the run is going to be saved and end; another one ends it at once\n".encode())
 
     def _restore(self) -> None:
         while self._previous:

@@ -82,6 +82,16 @@ def test_told_to_stop_saved_and_restarted(unbroken):
     assert_ends_alike(broken, unbroken)
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_saved_where_nobody_reads_any_more_what_it_tells(tmp_path, name):
+    """Ctrl-C ends the `tee` that a run writes to before it ends the run; a terminal may be closed."""
+    code = f"from benchmarks import killed_run; killed_run.run({str(tmp_path)!r}, '{name}:7', progress=True)"
+    running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, cwd=REPOSITORY)
+    running.stderr.close()
+    assert running.wait() == {"SIGINT": -signal.SIGINT, "SIGTERM": RESUME_EXIT_CODE}[name]
+    assert 5 <= saved(tmp_path) <= 8
+
+
 def saved(directory):
     return max(int(path.name.removeprefix("checkpoint_")) for path in (directory / "checkpoints").iterdir())
 
