@@ -135,18 +135,11 @@ def train(
         alone_in(directory),
         StopRequest(max_seconds) as stop,
         Checkpoints(os.path.join(directory, CHECKPOINTS), keep=keep, asynchronous=async_checkpoints) as checkpoints,
-        RunLog(directory, resume_step=checkpoints.latest_step(), enabled=processes.first) as log,
+        # What was logged after the checkpoint is cut off, so not before the run is known to go on from it.
+        RunLog(
+            directory, resume_step=_step_to_go_on_from(checkpoints, directory, total_steps), enabled=processes.first
+        ) as log,
     ):
-        done = checkpoints.latest_step() or 0
-        if not processes.all_see(processes.told_by_first(str(done)) == str(done)):
-            raise CheckpointError(
-                f"{directory}: expected all hosts to see the same checkpoints, got another latest one than step {done} "
-                "on one of them; a network disk may show files late: start again"
-            )
-        if done > total_steps:
-            raise ConfigError(
-                f"train.total_steps: expected at least {done}, the steps of the run in {directory}, got {total_steps}"
-            )
         run = Run(
             objective=objective,
             optimizer=optimizer,
@@ -213,6 +206,21 @@ def train(
             print(f"{signal.Signals(stop.signal).name}: {directory} is saved at step {run.step}", file=shown)
     stop.leave()
     return run.state
+
+
+def _step_to_go_on_from(checkpoints: Checkpoints, directory: str, total_steps: int) -> int | None:
+    """Returns the latest checkpoint's step, None for a new run; raises as `train` does."""
+    processes, latest = Processes.running(), checkpoints.latest_step()
+    if not processes.all_see(processes.told_by_first(str(latest)) == str(latest)):
+        raise CheckpointError(
+            f"{directory}: expected all hosts to see the same checkpoints, got another latest one than step "
+            f"{latest or 0} on one of them; a network disk may show files late: start again"
+        )
+    if latest is not None and latest > total_steps:
+        raise ConfigError(
+            f"train.total_steps: expected at least {latest}, the steps of the run in {directory}, got {total_steps}"
+        )
+    return latest
 
 
 def _evaluate(run: Run, evaluator: Evaluator, early_stopping: EarlyStopping | None) -> bool:

@@ -251,11 +251,14 @@ def test_a_run_is_not_taken_for_a_shorter_one(tmp_path, table, copy_batches):
 
 
 def test_hosts_that_see_other_checkpoints_do_not_go_on(tmp_path, table, copy_batches, monkeypatch):
-    """Each would go on from its own, and say nothing."""
-    run(table, copy_batches, tmp_path, total_steps=1)
-    monkeypatch.setattr(Processes, "told_by_first", lambda processes, text: text and "2")
+    """Each would go on from its own, and say nothing; what the first one sees too late is cut off no log."""
+    run(table, copy_batches, tmp_path, total_steps=3, log_period=1, save_period=1)
+    logged = (tmp_path / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(Processes, "told_by_first", lambda processes, text: text and "3")
+    monkeypatch.setattr(Checkpoints, "latest_step", lambda checkpoints: 1)
     with pytest.raises(CheckpointError, match=r"hosts to see the same checkpoints, .* than step 1 on one"):
         run(table, copy_batches, tmp_path, total_steps=3)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == logged
 
 
 def test_rows_after_the_resume_step_and_a_torn_line_are_cut(tmp_path):
