@@ -29,7 +29,8 @@ from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.evaluation.contamination import TRAINING_DATA_SETS, TRAINING_TASKS, name_digests
-from hyperflax.hypermodel import HypermodelConfig, load
+from hyperflax.hypermodel import Hypermodel, HypermodelConfig, load
+from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.stacking import stack_layers
@@ -163,6 +164,34 @@ def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyp
     model = HypernetworkOf(config(WIDE, rank=3), base, start=hyperpretrained)
     with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 24\), found \(4, 24\)"):
         started_from(model)
+
+
+def test_a_hyperpretrained_hypernetwork_of_adapters_at_another_scale_is_refused(
+    base: str, hyperpretrained: str
+) -> None:
+    other = dataclasses.replace(config(WIDE), spec=build_spec(LoRA(rank=2, alpha=4.0), BASE))
+    message = r"/model: spec: '.*/lora/b': expected scale 2\.0, found 4\.0; the same parameters would be other"
+    with pytest.raises(CheckpointError, match=message):
+        started_from(HypernetworkOf(other, base, start=hyperpretrained))
+
+
+@pytest.mark.parametrize("change", [{"order": "backward"}, {"steps_per_layer": 2}], ids=str)
+def test_a_trained_hart_of_other_settings_is_refused(base: str, tmp_path: pathlib.Path, change: dict[str, Any]) -> None:
+    """Its parameters have the same shapes."""
+    ours = dataclasses.replace(config(WIDE), hypernetwork=HARTConfig(t5=WIDE, heads=HeadsConfig(hidden=8)))
+    params = fresh(HypernetworkOf(ours, base))
+    Hypermodel(ours, load_base(base, BASE), params).save(tmp_path / "model")
+    assert same(started_from(HypernetworkOf(ours, base, start=str(tmp_path / "model"))), params)
+    other = dataclasses.replace(ours, hypernetwork=dataclasses.replace(ours.hypernetwork, **change))
+    ((name, value),) = change.items()
+    with pytest.raises(CheckpointError, match=f"model: hypernetwork.{name}: expected {value!r}, found "):
+        started_from(HypernetworkOf(other, base, start=str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("change", [{"mlp_activations": ("silu", "linear")}, {"max_distance": 64}], ids=str)
+def test_a_trunk_that_computes_otherwise_is_no_copy_of_the_base(base: str, change: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=rf"a copy of the base: {next(iter(change))}: expected"):
+        started_from(HypernetworkOf(config(BASE.replace(**change)), base))
 
 
 @pytest.mark.parametrize("fresh_heads", [False, True])

@@ -11,7 +11,7 @@ import jax
 
 from hyperflax import configs, trees
 from hyperflax.buckets import Location
-from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory
+from hyperflax.checkpoints.model_directory import ModelParts, is_model_directory, load_model_directory
 from hyperflax.checkpoints.shapes import check_unseen, leaf_problems
 from hyperflax.data import vocabularies
 from hyperflax.data.vocabularies import Vocabulary
@@ -123,7 +123,7 @@ class HypernetworkOf:
             unrolled = self._arranged(fresh, unstack_layers)
             return self._arranged(_trained_hypernetwork(self.start, unrolled, self.config), stack_layers)
         if trained:
-            params = self._arranged(_hypernetwork_params(self.start, self.config), stack_layers)
+            params = self._arranged(_read_hypernetwork(self.start, self.config).hypernetwork_params, stack_layers)
             if "t5" not in params:
                 raise CheckpointError(
                     f"{self.start}: fresh_heads: expected a hypernetwork with a T5, which is what would be kept, got "
@@ -131,6 +131,8 @@ class HypernetworkOf:
                 )
             return initialise_from_t5(fresh, params["t5"])
         trunk = self.config.hypernetwork.t5
+        if self.start == "base":
+            check_unseen(self.config.base, trunk, where="HypernetworkOf.start, a copy of the base")
         path, shape = (self.base_checkpoint, self.config.base) if self.start == "base" else (self.start, trunk)
         shape = shape.replace(scan_layers=self.scan_layers)
         return initialise_from_t5(fresh, read_base(path, shape, partitioner, vocabulary=self.vocabulary))
@@ -153,12 +155,12 @@ class HypernetworkOf:
         )
 
 
-def _hypernetwork_params(directory: str, config: HypermodelConfig) -> PyTree:
-    """Returns the parameters of the hypernetwork in a model directory.
+def _read_hypernetwork(directory: str, config: HypermodelConfig) -> ModelParts:
+    """Returns the model in a model directory, for its hypernetwork.
 
     Raises:
-      CheckpointError: they were trained with another vocabulary, or in a T5 that computes otherwise in a way that
-        their shapes do not show.
+      CheckpointError: it was trained with another vocabulary, or in a T5 that computes otherwise in a way that the
+        shapes of parameters do not show.
     """
     with fetched(directory) as folder:
         parts = load_model_directory(folder)
@@ -168,18 +170,30 @@ def _hypernetwork_params(directory: str, config: HypermodelConfig) -> PyTree:
     if (t5 := parts.hypernetwork_config.get("t5")) is not None:
         where = f"{directory}: hypernetwork.config.t5"
         check_unseen(configs.from_json(T5Config, t5, where), config.hypernetwork.t5, where=where)
-    return parts.hypernetwork_params
+    return parts
 
 
 def _trained_hypernetwork(directory: str, fresh: PyTree, config: HypermodelConfig) -> PyTree:
-    """Returns what `_hypernetwork_params` does.
+    """Returns the parameters of the hypernetwork in a model directory.
 
     Raises:
-      CheckpointError: as that, or they are not those of `fresh`; lists every leaf that is missing, too much or of
-        another shape.
+      CheckpointError: as `_read_hypernetwork`; or they are not those of `fresh`, and every leaf is listed that is
+        missing, too much or of another shape; or they mean something else there: in another hypernetwork, under other
+        settings, or as adapters of other places or scales.
     """
-    params = _hypernetwork_params(directory, config)
+    parts = _read_hypernetwork(directory, config)
     expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
-    if problems := leaf_problems(params, expected):
+    if problems := leaf_problems(parts.hypernetwork_params, expected):
         raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))
-    return params
+    found = {"class": parts.hypernetwork_class, **parts.hypernetwork_config}
+    for name, value in {"class": config.hypernetwork_class, **configs.to_json(config.hypernetwork)}.items():
+        if name != "t5" and found.get(name, value) != value:
+            raise CheckpointError(f"{directory}: hypernetwork.{name}: expected {value!r}, found {found[name]!r}")
+    ours, theirs = ({leaf.path: leaf.scale for leaf in spec.leaves} for spec in (config.spec, parts.spec))
+    for path in {**ours, **theirs}:
+        if ours.get(path) != theirs.get(path):
+            raise CheckpointError(
+                f"{directory}: spec: '{path}': expected scale {ours.get(path)}, found {theirs.get(path)}; the same "
+                "parameters would be other adapters"
+            )
+    return parts.hypernetwork_params
