@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 import sys
 from typing import Any
 
@@ -79,7 +80,7 @@ def train(
     Raises:
       CheckpointError: the run in `model_dir` began with another base, or what the base was read from has changed since;
         that run is saved, and exported once the base is there again.
-      ConfigError: an unknown option, or batches in another vocabulary than the model's.
+      ConfigError: an unknown option, batches in another vocabulary than the model's, or none to validate on.
       HyperflaxError: as `hyperflax.training.loop.train`.
     """
     if not model_dir:
@@ -104,6 +105,10 @@ def train(
     partitioner = partitioner or Partitioner()
     evaluator = None
     if validation is not None:
+        if not isinstance(validation_batches, numbers.Integral) or validation_batches < 1:
+            raise ConfigError(
+                f"train.validation_batches: expected a whole number of at least 1, got {validation_batches!r}"
+            )
         evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
     path, frozen = model.base_checkpoint, model.read_frozen(partitioner)
     origin = None if path is None else Origin(path, digest(frozen))

@@ -393,6 +393,8 @@ def test_a_run_whose_base_changed_neither_goes_on_nor_is_exported(
         start(first, 1, validation_batch=2)
     with pytest.raises(ConfigError, match=r"train\.optimizer: expected an optimizer, such as @make_.*, got 'adamw'"):
         start(first, 1, optimizer="adamw")
+    with pytest.raises(ConfigError, match=r"train\.validation_batches: expected a whole number of at least 1, got 0"):
+        start(first, 1, validation=Episodes(TASKS, EPISODES), validation_batches=0)
     assert not (tmp_path / "run").exists()
     read = str(tmp_path / "base")
     told = rf"expected .* began with, \w{{16}} from {read}, got \w{{16}} from {read}; "
