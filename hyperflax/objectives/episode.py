@@ -39,6 +39,7 @@ from hyperflax.objectives.protocol import (
     Metrics,
     check_batch,
     mesh_batch_axes,
+    mesh_batch_shards,
     scored_metrics,
 )
 from hyperflax.objectives.reconstruction import reconstruction
@@ -256,11 +257,11 @@ class HypermodelObjective:
 
     def _over_tasks(self, fn: Any) -> Any:
         """Returns `fn` of one task, mapped over the leading axis of its arguments."""
-        axes = mesh_batch_axes()
+        axes, shards = mesh_batch_axes(), mesh_batch_shards()
         mapped = jax.vmap(fn, spmd_axis_name=axes or None)
 
         def over(*arguments: Any) -> Any:
-            if axes or {leaf.shape[0] for leaf in jax.tree.leaves(arguments)} != {1}:
+            if shards > 1 or {leaf.shape[0] for leaf in jax.tree.leaves(arguments)} != {1}:
                 return mapped(*arguments)
             # A task alone, as in fine-tuning: with an axis of one in front, XLA on CPU takes ten times as long over
             # the gradient of a norm.

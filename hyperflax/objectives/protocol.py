@@ -11,6 +11,7 @@ add up exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -114,3 +115,8 @@ def is_episodes(batch: Mapping[str, Any]) -> bool:
 def mesh_batch_axes() -> tuple[str, ...]:
     """Returns the axes of `BATCH_AXES` that the mesh in use has, or () where none is (see `jax.set_mesh`)."""
     return tuple(axis for axis in BATCH_AXES if axis in jax.sharding.get_abstract_mesh().axis_names)
+
+
+def mesh_batch_shards() -> int:
+    """Returns over how many shards the mesh in use splits a batch; 1 where none is."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in mesh_batch_axes())

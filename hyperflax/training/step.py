@@ -11,7 +11,6 @@ changes nothing but the step number, and its metrics do not count.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -28,7 +27,7 @@ from hyperflax.objectives.normalisation import (
     check_factor,
     normalise,
 )
-from hyperflax.objectives.protocol import Metrics, Objective, mesh_batch_axes
+from hyperflax.objectives.protocol import Metrics, Objective, mesh_batch_axes, mesh_batch_shards
 from hyperflax.training.optimizers import Transformation, at_step
 from hyperflax.training.state import TrainState
 from hyperflax.types import Array, Batch, PyTree
@@ -131,8 +130,7 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     Raises:
       ConfigError: the leading axis does not divide, or a part's does not over the mesh in use.
     """
-    axes = mesh_batch_axes()
-    shards = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+    axes, shards = mesh_batch_axes(), mesh_batch_shards()
 
     def split(name: str, feature: Array) -> Array:
         size = feature.shape[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from hyperflax.models.t5 import T5
 from hyperflax.objectives import HypermodelObjective, T5Objective, token_loss
 from hyperflax.objectives.protocol import Objective
 from hyperflax.training.optimizers import adamw
+from hyperflax.training.partitioning import make_mesh
 from hyperflax.training.state import create_state
 from hyperflax.training.step import make_train_step
 from hyperflax.types import T5Config
@@ -96,6 +98,20 @@ def test_loss_is_the_sum_over_tasks_one_by_one(hyper, params, frozen):
     np.testing.assert_allclose(metrics["accuracy"], [(right * weights).sum(), weights.sum()])
     np.testing.assert_allclose(metrics["sequence_accuracy"], [(right | (weights == 0)).all(-1).sum(), 6])
     np.testing.assert_allclose(metrics["z_loss"][0], wanted.z_loss_sum, rtol=1e-5)
+
+
+def test_a_task_alone_has_no_axis_of_tasks_on_a_mesh_of_one_device_either(hyper, params, frozen):
+    """As in fine-tuning, which runs on such a mesh: XLA is slower over products with an axis of one in front."""
+
+    def most_axes(tasks: int) -> int:
+        text = jax.jit(hyper.loss).lower(params, frozen, make_batch(tasks), None).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        return max(shape.count("x") for line in products for shape in re.findall(r"tensor<([0-9x]*)xf32>", line))
+
+    alone = most_axes(1)
+    assert most_axes(2) == alone + 1
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+        assert most_axes(1) == alone
 
 
 def test_a_step_moves_every_trained_leaf_and_no_frozen_bit(hyper, params, frozen):
