@@ -113,7 +113,7 @@ def evaluate_suite(
     checked_against = []
     for name, training in (trained_on or {}).items():
         unknown = check_contamination(name, training, evaluated)
-        but = f" (but {unknown} inputs with characters that its vocabulary lacks were not compared)" if unknown else ""
+        but = f" (but {unknown} inputs with characters that a vocabulary lacks were not compared)" if unknown else ""
         checked_against.append(name + but)
     given = {f"'{name}'": record([training]) for name, training in (trained_on or {}).items()}
     seen_elsewhere = {

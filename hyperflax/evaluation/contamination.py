@@ -18,7 +18,8 @@ hyperflax.errors.DataError: 'mine' was trained on and holds what is evaluated: 1
 
 Training data is there as tokens, and what a vocabulary makes of a text need not be the text: evaluated examples are
 taken through the training data's vocabulary first. Inputs with characters that it does not know are not compared, but
-counted: it makes one and the same of all of them.
+counted: it makes one and the same of all of them. So are inputs that hold what the model's vocabulary has made of such
+characters.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from hyperflax.evaluation.runner import EvaluationTask
 TRAINING_TASKS, TRAINING_DATA_SETS = "training_tasks", "training_data_sets"
 RECORDED_TASKS = 4096  # most training tasks of a source of which there is a record
 _NAMED = 5  # offenders in the message
+_LOST = "\u2047"  # what sentencepiece writes for a token that stands for characters it does not know
 
 
 def check_contamination(name: str, training: ExampleSource, tasks: Sequence[EvaluationTask]) -> int:
@@ -47,7 +49,7 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
       tasks: with their scored examples.
 
     Returns:
-      how many of their inputs have characters that the training data's vocabulary lacks, and are not compared.
+      how many of their inputs have, or had, characters that a vocabulary lacks, and are not compared.
 
     Raises:
       DataError: a task of the same name or an example of the same content; the message names them. Or no training
@@ -60,10 +62,12 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
     for task in tasks:
         for source, answers in zip(task.inputs, task.references, strict=True):
             tokens = vocabulary.encode(source)
-            if vocabulary.unk_id in tokens:
+            if vocabulary.unk_id in tokens or _LOST in source:
                 unknown.add(source)
             else:
-                seen = {_content(decode(tokens), decode(vocabulary.encode(answer))) for answer in answers}
+                # An answer is a text, or is what the same vocabulary has made of one already.
+                forms = [form for answer in answers for form in (answer, decode(vocabulary.encode(answer)))]
+                seen = {_content(decode(tokens), form) for form in forms}
                 evaluated.update(dict.fromkeys(seen, task.name))
     hits: collections.Counter[tuple[str, str]] = collections.Counter()
     comparable = False

@@ -35,6 +35,7 @@ from hyperflax.evaluation.contamination import (
     name_digests,
     record,
 )
+from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.markdown import coverage, render_markdown
 from hyperflax.evaluation.metrics import macro_f1
 from hyperflax.evaluation.report import read_report, validate_report
@@ -235,6 +236,26 @@ def test_what_a_vocabulary_loses_hides_no_example(data_dir: pathlib.Path) -> Non
     assert check_contamination("seen", trained(("元気ですか", "yes")), other[:0]) == 0
 
 
+def test_what_the_model_s_own_vocabulary_lost_hides_no_example(data_dir: pathlib.Path) -> None:
+    """Tasks of a source are texts that its vocabulary wrote; read again, its mark is no longer one of the unknown."""
+    vocabulary = SentencePiece(data_dir / "vocab" / "spiece.model")
+
+    def source(name: str, pair: tuple[str, str]) -> InMemorySource:
+        return InMemorySource.from_strings({name: [pair, ("one", "1"), ("two", "2")]}, vocabulary)
+
+    def tasks(pair: tuple[str, str]) -> tuple[EvaluationTask, ...]:
+        config = EpisodeConfig(shots=2, examples=1)
+        return HeldOut.from_source(source("asked", pair), config, examples=1, first=True).tasks
+
+    first, second = ("f{x} = 2", "yes"), ("what?", "{x}")
+    seen = InMemorySource.from_strings({"mine": [first, second]}, vocabulary)
+    assert tasks(first)[0].inputs == ("f ⁇ x ⁇  = 2",)
+    assert check_contamination("seen", seen, tasks(first)) == 1
+    with pytest.raises(DataError, match=r"1 example of 'asked' \(in 'mine'\)"):
+        check_contamination("seen", seen, tasks(second))
+    assert check_contamination("seen", seen, tasks(("what?", "x"))) == 0
+
+
 def test_a_report_says_how_many_inputs_were_not_compared_with_training_data(
     tmp_path: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
@@ -245,7 +266,7 @@ def test_a_report_says_how_many_inputs_were_not_compared_with_training_data(
     suite = Suite("toy", {"all": lambda vocabulary: choice_source(rows)}, "tasks", 1, "accuracy", ranked="sum")
     options: dict[str, Any] = {"conditions": ["bare"], "shots": 1, "examples": 2, "progress": False}
     report = evaluate_suite(model=hypermodel(), suite=suite, out=str(tmp_path), trained_on={"mine": seen}, **options)
-    told = "mine (but 2 inputs with characters that its vocabulary lacks were not compared)"
+    told = "mine (but 2 inputs with characters that a vocabulary lacks were not compared)"
     assert report["suite"]["checked_against"] == [told]
     assert f"named as trained on: {told}." in (tmp_path / "report.md").read_text()
 
