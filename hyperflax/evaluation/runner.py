@@ -28,7 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hyperflax.buckets import Location, locate
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.metrics import Metric, get_metric
 from hyperflax.evaluation.provenance import plain_json
@@ -138,6 +138,7 @@ def evaluate_conditions(
         without `out` or with one that they do not share.
       DataError: no tasks, a name given twice, a condition that answers with a wrong number of lists or strings, a
         broken file of finished tasks, or a folder in which what the other processes wrote does not appear.
+      AdapterError: an adapter under which the base model's logits are not finite, as refining may leave it.
     """
     measure = get_metric(metric) if isinstance(metric, str) else metric
     _check(tasks, conditions, batch_size)
@@ -216,8 +217,9 @@ def _run_batch(
     started = time.perf_counter()
     try:
         answers = predict(batch)
-    except DataError as error:
-        raise DataError(f"condition '{condition}', tasks '{batch[0].name}' to '{batch[-1].name}': {error}") from error
+    except (AdapterError, DataError) as error:
+        names = ", ".join(f"'{task.name}'" for task in batch)
+        raise type(error)(f"condition '{condition}', tasks {names}: {error}") from error
     seconds = (time.perf_counter() - started) / len(batch)
     if len(answers) != len(batch):
         raise DataError(

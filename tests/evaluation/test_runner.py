@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hyperflax import locks
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.evaluation import EvaluationTask, evaluate_conditions, run_info, with_shuffled_support
 from hyperflax.processes import Processes
 
@@ -223,10 +223,15 @@ def test_refusals(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match=r"'generated': 2 lists .* batch of 3"):
         run(lambda batch: bare(batch)[:2] if len(batch) == 3 else bare(batch))
 
-    def diverged(batch: Any) -> Any:
-        raise DataError("NaN among the scores")
 
-    with pytest.raises(DataError, match=r"^condition 'generated', tasks 'add_0' to 'add_2': NaN among the scores"):
+@pytest.mark.parametrize("kind", [AdapterError, DataError])
+def test_what_goes_wrong_in_a_condition_is_told_with_its_place(kind: type[ValueError]) -> None:
+    """As where refining diverges, and the model's logits are not finite."""
+
+    def diverged(batch: Any) -> Any:
+        raise kind("logits are not finite")
+
+    with pytest.raises(kind, match=r"^condition 'generated', tasks 'add_0', 'add_1', 'add_2': logits are not finite"):
         run(diverged)
     with pytest.raises(DataError, match=r"'generated', task 'add_0': .*1 predictions for 2"):
         run(lambda batch: [["x"] for _ in batch])
