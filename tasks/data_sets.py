@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable
 
 # Benchmarks whose parts are known by themselves; `adversarial_qa_dbert` and the like are configurations.
-_BENCHMARK = re.compile("^(super_?glue|glue|kilt_tasks|kilt)_(?=[a-z])")
+_BENCHMARK = re.compile("^(super_?glue|glue|kilt_tasks|kilt|unifiedqa)_(?=[a-z])")
 _CONFIGURATION = re.compile(
-    "^(adversarial_qa|anli|cnn_dailymail|cos_e|duorc|ethos|hatexplain|paws|quartz|race|story_cloze|tweet_eval|wiki_hop"
-    "|winogrande)_.*"
+    "^(adversarial_qa|anli|cnn_dailymail|cos_e|duorc|ethos|hatexplain|natural_questions|openbookqa|paws|qasc|quartz"
+    "|race|story_cloze|trec|tweet_eval|wiki_hop|winogrande)_.*"
 )
 _ALIASES = {
     "abductive_nli": "art",
@@ -25,7 +25,14 @@ _ALIASES = {
     "cos_e": "commonsense_qa",  # its questions
     "cosmosqa": "cosmos_qa",
     "hotpot_qa": "hotpotqa",
+    "nq": "natural_questions",
+    "physical_iqa": "piqa",
     "social_iqa": "social_i_qa",
+    "squad1_1": "squad",
+    "squad2": "squad",  # all of the first one's questions, and more
+    "squad_no_context": "squad",
+    "squad_v2": "squad",
+    "squad_with_context": "squad",
     "sst2": "sst_2",
     "storycloze": "story_cloze",
     "wino_grande": "winogrande",

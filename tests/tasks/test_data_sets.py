@@ -27,6 +27,14 @@ from hyperflax_tasks.data_sets import data_sets, shared_name
         (("kilt_tasks_hotpotqa", "kilt_hotpotqa", "hotpot_qa", "hotpotqa"), "hotpotqa"),
         (("paws_labeled_final", "paws"), "paws"),
         (("glue_mrpc", "glue-mrpc", "mrpc"), "mrpc"),
+        (("qasc", "unifiedqa:qasc", "unifiedqa:qasc_with_ir"), "qasc"),
+        (("openbookqa_main", "openbookqa", "unifiedqa:openbookqa_with_ir"), "openbookqa"),
+        (("trec", "trec-finegrained"), "trec"),
+        (("piqa", "unifiedqa:physical_iqa"), "piqa"),
+        (("social_i_qa", "unifiedqa:social_iqa"), "social_i_qa"),
+        (("race_high", "unifiedqa:race_string"), "race"),
+        (("kilt_nq", "natural_questions", "unifiedqa:natural_questions_with_dpr_para"), "natural_questions"),
+        (("squad_v2", "squad-with_context", "squad-no_context", "unifiedqa:squad1_1", "unifiedqa:squad2"), "squad"),
     ],
 )
 def test_names_of_one_data_set_are_one(names: tuple[str, ...], shared: str) -> None:
