@@ -57,8 +57,8 @@ class Conditions:
       supports: each task's examples are dealt out to so many supports, see `Hypermodel.adapt`.
       neighbours: training tasks for `nearest_task`; without them that condition is not to be had.
       num_neighbours: how many of their tasks have a stored adapter.
-      unlike: the shuffled support comes from a task of another category, for sources whose tasks of one category are
-        the same in other words (P3's prompts of a data set).
+      unlike: the shuffled support comes from a task of another data set (of another category, where data sets are not
+        told), for sources whose tasks of one are the same in other words (P3's prompts).
       shared: the adapter behind the condition `shared`; it must fit the model's base.
       mtf, mtf_zero_shot: models whose bases are those behind the conditions of these names, of the same shape and
         vocabulary as `model`'s.
@@ -88,7 +88,8 @@ class Conditions:
         if supports < 1:
             raise ConfigError(f"supports: expected at least 1, got {supports}")
         self._seed, self._unlike = seed, unlike
-        self._groups = {task.name: (task.category if unlike else None) or task.name for task in held_out.tasks}
+        told = {task.name: ", ".join(task.data_sets) or task.category for task in held_out.tasks if unlike}
+        self._groups = {task.name: told.get(task.name) or task.name for task in held_out.tasks}
         self._neighbours, self._num_neighbours = neighbours, num_neighbours
         self._all: dict[str, Condition] = {
             "bare": self.bare,
@@ -117,7 +118,7 @@ class Conditions:
 
         Raises:
           ConfigError: a name that is not among them.
-          DataError: one of `SHUFFLED` is named, and no task (with `unlike`, no category) has another beside it.
+          DataError: one of `SHUFFLED` is named, and no task (with `unlike`, no data set) has another beside it.
         """
         if unknown := set(names) - set(self._all):
             raise ConfigError(f"conditions: expected some of {sorted(self._all)}, got {sorted(unknown)}")

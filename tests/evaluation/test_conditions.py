@@ -114,6 +114,18 @@ def test_one_group_has_no_control_either() -> None:
         conditions.pick("shuffled_support_refined")
 
 
+def test_no_part_of_a_data_set_gives_another_part_its_support() -> None:
+    """ANLI's rounds are three categories of one data set."""
+    sets = {"anli_r1": "p3/anli", "anli_r2": "p3/anli", "anli_r3": "p3/anli", "cb": "p3/cb"}
+    pairs = [Example.from_text(*pair, Bytes()) for pair in PAIRS]
+    tasks = [TaskExamples(name, pairs, TaskInfo(category=name, data_sets=(of,))) for name, of in sets.items()]
+    held_out = HeldOut.from_source(InMemorySource(tasks, Bytes()), hypermodel().config.episodes)
+    for seed in range(20):
+        donors = Conditions(hypermodel(), held_out, seed=seed, unlike=True)._donors
+        assert all(sets[donor] != sets[task] for task, donor in donors.items())
+    assert len({Conditions(hypermodel(), held_out, seed=seed)._donors["cb"] for seed in range(20)}) == 3
+
+
 def test_tasks_without_an_instruction_are_not_reported_under_one() -> None:
     """By default; of the tasks of one's own data many have none."""
     without = InMemorySource.from_strings({"a": PAIRS, "b": PAIRS}, Bytes())
