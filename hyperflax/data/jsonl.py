@@ -104,12 +104,13 @@ def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) ->
         for at, row in _rows_of(path):
             task = _text(row, "task", at) if "task" in row else pathlib.Path(path).stem
             target = _text(row, "target", at)
-            references = _texts(row, "references", at)
+            accepted = (target, *further) if (further := _texts(row, "references", at)) else ()
             example = Example(
                 tokenise(_text(row, "input", at), vocabulary),
                 tokenise(target, vocabulary),
                 tuple(tokenise(option, vocabulary) for option in _texts(row, "options", at)),
-                references if not references or target in references else (target, *references),
+                # As the vocabulary writes them: a model's answer can be nothing else.
+                tuple(dict.fromkeys(vocabulary.decode(vocabulary.encode(text)) for text in accepted)),
             )
             definition = _text(row, "definition", at) if "definition" in row else ""
             if task not in known:

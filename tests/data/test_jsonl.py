@@ -9,7 +9,7 @@ import pathlib
 import pytest
 
 from hyperflax.data.jsonl import jsonl_source, read_inputs, read_lines
-from hyperflax.data.vocabularies import Bytes
+from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
 
 
@@ -54,6 +54,16 @@ def test_a_file_of_several_tasks(tmp_path: pathlib.Path) -> None:
     assert example.references == ("y", "z")
     assert [vocabulary.decode(option) for option in example.options] == ["y", "z"]
     assert vocabulary.decode(source.example(0, 1).targets) == "B"
+
+
+def test_references_are_what_a_model_can_write(tmp_path: pathlib.Path, data_dir: pathlib.Path) -> None:
+    """T5's vocabulary has no line ends, no double spaces, no fractions and no braces."""
+    vocabulary = SentencePiece(data_dir / "vocab" / "spiece.model")
+    path = write(tmp_path / "a.jsonl", {"input": "x", "target": "½ cup\nof  tea", "references": ["a {b}", "a  cup"]})
+    example = jsonl_source(path, vocabulary=vocabulary).example(0, 0)
+    assert example.references == (vocabulary.decode(example.targets.tolist()), "a  ⁇ b ⁇ ", "a cup")
+    path = write(tmp_path / "b.jsonl", {"input": "x", "target": "y", "references": ["z", "y"]})
+    assert jsonl_source(path, vocabulary=vocabulary).example(0, 0).references == ("y", "z")
 
 
 @pytest.mark.parametrize(
