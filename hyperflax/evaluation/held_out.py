@@ -19,6 +19,7 @@ from hyperflax.data.episode_config import EpisodeConfig, in_support
 from hyperflax.data.episode_plan import fitting_scored, support_overhead, usable_info
 from hyperflax.data.episodes import EvaluationEpisode, evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo
+from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
 from hyperflax.evaluation.ranking import Rule
 from hyperflax.evaluation.runner import EvaluationTask
@@ -88,7 +89,8 @@ class HeldOut:
           category: of a task's name; by default what the source says.
 
         Raises:
-          DataError: no task has enough examples; with `ranked`, an example whose target is none of its choices.
+          DataError: no task has enough examples; with `ranked`, an example whose target is none of its choices, or of
+            whose choices the vocabulary makes one, knowing none of the characters in which they differ.
         """
         shots = config.shots
         # A teacher is for training: no condition reads its rows.
@@ -146,7 +148,7 @@ class HeldOut:
                     references=episode.references,
                     support=tuple((decode(e.inputs.tolist()), decode(e.targets.tolist())) for e in shown),
                     instruction=decode(info.definition.tolist()),
-                    options=_options(episode, decode) if ranked else (),
+                    options=_options(episode, source.vocabulary) if ranked else (),
                     category=category(name) if category else info.category or None,
                     data_sets=info.data_sets,
                 )
@@ -203,7 +205,7 @@ def _draw(positives: list[Example], shots: int, seed: int, draw: int, name: str)
     return [positives[i] for i in stream(seed, _POSITIVES, draw, key).distinct(len(positives), shots)]
 
 
-def _options(episode: EvaluationEpisode, decode: Callable[[list[int]], str]) -> tuple[tuple[str, ...], ...]:
+def _options(episode: EvaluationEpisode, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
     """The answer choices of every scored example, as text."""
     texts = []
     for index, example in zip(episode.scored, episode.examples, strict=True):
@@ -212,5 +214,11 @@ def _options(episode: EvaluationEpisode, decode: Callable[[list[int]], str]) -> 
                 f"task '{episode.name}', example {index}: expected its target among its answer choices, it has "
                 f"{len(example.options)} choices"
             )
-        texts.append(tuple(decode(option.tolist()) for option in example.options))
+        choices = [option.tolist() for option in example.options]
+        if alike := [tokens for tokens in choices if vocabulary.unk_id in tokens and choices.count(tokens) > 1]:
+            raise DataError(
+                f"task '{episode.name}', example {index}: expected answer choices that the vocabulary tells apart, got "
+                f"{len(alike)} of {len(choices)} that it writes alike, as {vocabulary.decode(alike[0])!r:.80}"
+            )
+        texts.append(tuple(map(vocabulary.decode, choices)))
     return tuple(texts)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples
 from hyperflax.data.rendering import render
-from hyperflax.data.vocabularies import EOS_ID
+from hyperflax.data.vocabularies import EOS_ID, SentencePiece
 from hyperflax.errors import DataError
 from hyperflax.evaluation import ranking
 from hyperflax.evaluation.conditions import Conditions
@@ -154,6 +157,21 @@ def test_an_example_whose_target_is_no_choice_is_named() -> None:
         DataError, match=r"task 'bad', example \d: expected its target among its answer choices, it has 2"
     ):
         HeldOut.from_source(source, hypermodel().config.episodes, ranked="sum")
+
+
+def test_choices_that_the_vocabulary_makes_one_of_are_refused(data_dir: pathlib.Path) -> None:
+    """T5's has neither braces nor "<": whichever is chosen would be right."""
+    t5, config = SentencePiece(data_dir / "vocab" / "spiece.model"), hypermodel().config.episodes
+
+    def held_out(*choices: str) -> HeldOut:
+        example = Example.from_text("1 ? 2", choices[0], t5, options=choices)
+        return HeldOut.from_source(InMemorySource([TaskExamples("compare", 4 * [example])], t5), config, ranked="sum")
+
+    told = r"task 'compare', example \d: expected answer choices that the vocabulary tells apart, got 2 of 3 .* ' ⁇ '"
+    with pytest.raises(DataError, match=told):
+        held_out("<", "=", "}")
+    for choices in (("<", ">"), ("a <", "b <"), ("same", "same")):
+        assert len(held_out(*choices).tasks[0].options[0]) == 2
 
 
 def test_draws_of_the_support_share_their_scored_examples() -> None:
