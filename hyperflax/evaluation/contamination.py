@@ -37,6 +37,7 @@ from hyperflax.evaluation.runner import EvaluationTask
 TRAINING_TASKS, TRAINING_DATA_SETS = "training_tasks", "training_data_sets"
 RECORDED_TASKS = 4096  # most training tasks of a source of which there is a record
 _NAMED = 5  # offenders in the message
+_AT_ONCE = 1024  # training examples in memory
 _LOST = "\u2047"  # what sentencepiece writes for a token that stands for characters it does not know
 
 
@@ -69,18 +70,18 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
                 forms = [form for answer in answers for form in (answer, decode(vocabulary.encode(answer)))]
                 seen = {_content(decode(tokens), form) for form in forms}
                 evaluated.update(dict.fromkeys(seen, task.name))
-    hits: collections.Counter[tuple[str, str]] = collections.Counter()
-    comparable = False
-    for number, trained in enumerate(training.task_names):
-        for example in training.examples(number, range(int(training.sizes[number]))):
-            comparable |= len(example.inputs) > 0
-            content = _content(decode(example.inputs.tolist()), decode(example.targets.tolist()))
-            if content in evaluated:
-                hits[evaluated[content], trained] += 1
-    if not comparable:
+    if not any(training.lengths(number)[:, 0].any() for number in range(len(training.task_names))):
         raise DataError(
             f"'{name}': expected examples of an input and a target to compare with, got texts without inputs"
         )
+    hits: collections.Counter[tuple[str, str]] = collections.Counter()
+    for number, trained in enumerate(training.task_names):
+        indices = range(int(training.sizes[number]))
+        for start in indices[::_AT_ONCE]:
+            for example in training.examples(number, indices[start : start + _AT_ONCE]):
+                content = _content(decode(example.inputs.tolist()), decode(example.targets.tolist()))
+                if content in evaluated:
+                    hits[evaluated[content], trained] += 1
     if hits:
         found = [
             f"{count} example{'s' * (count > 1)} of '{a}' (in '{b}')" for (a, b), count in hits.most_common(_NAMED)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import pathlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -271,10 +271,27 @@ def test_a_report_says_how_many_inputs_were_not_compared_with_training_data(
     assert f"named as trained on: {told}." in (tmp_path / "report.md").read_text()
 
 
+class Read(InMemorySource):
+    """A source that tells how many examples were asked for at once."""
+
+    def examples(self, task: int, indices: Sequence[int]) -> list[Example]:
+        self.asked = [*getattr(self, "asked", []), len(indices)]
+        return super().examples(task, indices)
+
+
 def test_texts_are_not_called_compared() -> None:
-    texts = InMemorySource.from_strings({"text": [("", "a long text")]}, Bytes())
+    """Nor read: a corpus takes long."""
+    texts = Read.from_strings({"text": [("", "a long text")]}, Bytes())
     with pytest.raises(DataError, match=r"^'mine': expected examples .* got texts without inputs"):
         check_contamination("mine", texts, [EvaluationTask("upper", ("a",), (("A",),))])
+    assert not hasattr(texts, "asked")
+
+
+def test_training_data_is_not_read_all_at_once() -> None:
+    seen = Read.from_strings({"few": [("x", "y")], "many": [(f"{i}", f"{-i}") for i in range(2049)]}, Bytes())
+    with pytest.raises(DataError, match=r"evaluated: 2 examples of 'minus' \(in 'many'\)"):
+        check_contamination("mine", seen, [EvaluationTask("minus", ("1023", "2048"), (("-1023",), ("-2048",)))])
+    assert seen.asked == [1, 1024, 1024, 1]
 
 
 def test_training_batches_tell_their_tasks_through_stages_and_mixtures() -> None:
