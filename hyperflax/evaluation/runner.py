@@ -119,14 +119,14 @@ def evaluate_conditions(
 ) -> ScoreTable:
     """Scores every task under every condition.
 
-    Batches are the same slices of `tasks` in every run, resumed or not and on however many hosts, so that a batch's
-    composition cannot change a figure.
+    Tasks of like size share a batch, whose tasks all cost what its largest costs. Batches are the same in every run,
+    resumed or not and on however many hosts, so that a batch's composition cannot change a figure.
 
     Args:
       tasks: at least one.
       conditions: {name from `CONDITIONS`: callable from a batch of tasks to their predictions}.
       metric: a metric, or its name.
-      batch_size: tasks per call of a condition.
+      batch_size: tasks per call of a condition, at most.
       out: folder of the file of finished tasks; None keeps none.
       config: all that decides the predictions (model fingerprint, seeds, refining steps ...), as json; part of the
         file's name and hence needed with `out`.
@@ -160,11 +160,11 @@ def evaluate_conditions(
     names = [task.name for task in tasks]
     finished = sum((condition, name) in done for condition in conditions for name in names)
     total = len(tasks) * len(conditions)
+    batches = _batches(tasks, batch_size)
     with tqdm(total=total, initial=finished, unit="task", disable=not (progress and processes.first)) as bar:
         for condition, predict in conditions.items():
             bar.set_description(condition)
-            for start in range(processes.index * batch_size, len(tasks), processes.count * batch_size):
-                batch = tasks[start : start + batch_size]
+            for batch in batches[processes.index :: processes.count]:
                 open_tasks = [task.name for task in batch if (condition, task.name) not in done]
                 if not open_tasks:
                     continue
@@ -209,6 +209,16 @@ def _check(tasks: Sequence[EvaluationTask], conditions: Mapping[str, Condition],
             raise DataError(
                 f"task '{task.name}': {len(task.inputs)} inputs for {len(task.references)} lists of references"
             )
+
+
+def _batches(tasks: Sequence[EvaluationTask], most: int) -> list[list[EvaluationTask]]:
+    """The tasks by their number of inputs, of which none of a batch has more than twice as many as another."""
+    batches: list[list[EvaluationTask]] = []
+    for task in sorted(tasks, key=lambda task: len(task.inputs)):
+        if not batches or len(batches[-1]) == most or len(task.inputs) > 2 * len(batches[-1][0].inputs):
+            batches.append([])
+        batches[-1].append(task)
+    return batches
 
 
 def _run_batch(

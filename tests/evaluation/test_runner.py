@@ -62,6 +62,22 @@ def test_scores_and_predictions() -> None:
     assert table.seconds["generated"] >= 0
 
 
+def test_small_tasks_do_not_cost_what_a_large_one_does(tmp_path: pathlib.Path) -> None:
+    """Tasks of like size share a batch; the table is in the order of the tasks, and what is finished stays so."""
+    sizes = {"a": 1, "b": 100, "c": 1, "d": 100, "e": 3, "f": 2, "g": 100}
+    tasks = [EvaluationTask(name, n * ("x",), n * (("x1",),), (("a", "a1"),)) for name, n in sizes.items()]
+    oracle = Oracle()
+    table = evaluate_conditions(tasks, {"generated": oracle}, "exact_match", batch_size=4, progress=False)
+    assert oracle.batches == [["a", "c", "f"], ["e"], ["b", "d", "g"]]
+    assert list(table.scores["generated"].items()) == [(name, 1.0) for name in sizes]
+    options: dict[str, Any] = {"batch_size": 2, "out": tmp_path, "config": CONFIG, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_conditions(tasks, {"generated": Oracle(dies_at=3)}, "exact_match", **options)
+    second = Oracle()
+    assert evaluate_conditions(tasks, {"generated": second}, "exact_match", **options).scores == table.scores
+    assert second.batches == [["g"]]
+
+
 def test_shuffled_support_control() -> None:
     control = with_shuffled_support(TASKS, seed=1)
     assert [task.inputs for task in control] == [task.inputs for task in TASKS]
