@@ -292,7 +292,9 @@ def suite(setting: str, root: pathlib.Path | str | None = None) -> Suite:
 
 
 def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
-    """Registers `metaicl_<setting>` for every setting with tasks at hand: splits `train`, `test_100`, `test_13`, ...
+    """Registers `metaicl_<setting>` for every setting: splits `train`, `test_100`, `test_13`, ...
+
+    No file is read before a split is loaded: one of a setting that is not at hand says then what it lacks.
 
     Args:
       root: of the tasks; by default what `HYPERFLAX_METAICL` says.
