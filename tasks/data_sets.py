@@ -21,12 +21,16 @@ _CONFIGURATION = re.compile(
 _ALIASES = {
     "abductive_nli": "art",
     "arc": "ai2_arc",
+    "commongen": "common_gen",
     "commonsenseqa": "commonsense_qa",
     "cos_e": "commonsense_qa",  # its questions
     "cosmosqa": "cosmos_qa",
     "hotpot_qa": "hotpotqa",
+    "multinli": "mnli",
     "nq": "natural_questions",
+    "numersense": "numer_sense",
     "physical_iqa": "piqa",
+    "sms_spam_collection_v_1": "sms_spam",
     "social_iqa": "social_i_qa",
     "squad1_1": "squad",
     "squad2": "squad",  # all of the first one's questions, and more
@@ -35,6 +39,7 @@ _ALIASES = {
     "squad_with_context": "squad",
     "sst2": "sst_2",
     "storycloze": "story_cloze",
+    "tweetqa": "tweet_qa",
     "wino_grande": "winogrande",
     "wsc_fixed": "wsc",
     "wscfixed": "wsc",
