@@ -118,8 +118,9 @@ def finetune(
     start = None if adapter is None else _table_of(adapter, model, spec, settings.seed)
     with alone_in(folder):
         # A generated start by what it was generated with: its last bits differ between machines.
-        origin = f"{GENERATED} by {model.parts.id}" if init == GENERATED else adapter and fingerprint(adapter.tree)
-        _claim(folder, settings, spec, model, lines, held, origin or RANDOM)
+        origin = fingerprint(init.tree) if isinstance(init, Adapter) else init
+        origin = f"{GENERATED} by {model.parts.id}" if origin == GENERATED else origin
+        _claim(folder, settings, spec, model, lines, held, origin)
         _train(folder, settings, spec, model, batches, held_batches, start, progress)
     rows = [row for row in read_rows(folder / METRICS_FILE) if row["kind"] == "eval" and "loss" in row]
     best = min(rows, key=lambda row: (row["loss"], row["step"]))

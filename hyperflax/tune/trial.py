@@ -93,8 +93,8 @@ class Group:
             stack([bench.arrays(data, split)] * len(seeds)) for split in ("train", "validation", "test")
         )
         self._raw = raw = [self._start(pipeline, seed) for pipeline, seed in zip(pipelines, seeds, strict=True)]
-        examples = begin.rows if begin else [self._examples(*run) for run in zip(pipelines, seeds, raw, strict=True)]
-        self._rows = np.stack(examples)
+        runs = zip(pipelines, seeds, raw, strict=True)
+        self._rows = begin.rows if begin else np.stack([self._examples(*run) for run in runs])
         self._bounds = [round(self._rows.shape[1] * part / FIDELITIES) for part in range(FIDELITIES + 1)]
         self._hyper = _hyper(pipelines, seeds, self._rows.shape[1])
         self._state = self._trials.start(stack(raw))
