@@ -7,7 +7,7 @@
 #   bash host.sh stop               stops what runs here: SIGTERM, so that it saves, and SIGKILL after STOP_SECONDS
 #
 # It keeps run.log, all that the commands printed; run.launch; run.pid, the machine's boot and the command's session;
-# run.code, the exit code.
+# run.command, the command's own number; run.code, the exit code.
 set -euo pipefail
 
 boot=$(cat /proc/sys/kernel/random/boot_id)
@@ -26,7 +26,8 @@ stop() {
   running || return 0
   pid=$(cut -d' ' -f2 run.pid)
   echo "host.sh: stopping $(<run.launch)"
-  kill -TERM "$pid" 2>/dev/null || kill -TERM -- "-$pid"
+  until [[ -f run.command ]] || ! running; do sleep 0.1; done
+  kill -TERM "$(<run.command)" 2>/dev/null || kill -TERM -- "-$pid" 2>/dev/null || true
   for ((second = 0; second < ${STOP_SECONDS:-300}; second++)); do
     running || return 0
     sleep 1
@@ -36,19 +37,23 @@ stop() {
 }
 
 start() {
-  rm -f run.code
+  rm -f run.code run.command
   echo "$1" >run.launch
   shift
   setsid bash "${BASH_SOURCE[0]}" hold "$@" </dev/null >/dev/null 2>&1 &
   echo "$boot $!" >run.pid
 }
 
-# In a session of its own, which a broken connection does not reach: waits for the command and keeps its exit code.
-# SIGTERM goes to the command alone; a wait that it interrupted has not waited.
+# In a session of its own, which a broken connection does not reach: waits for the command and keeps its exit code. A
+# machine that shuts down sends SIGTERM to both, and SIGHUP right after it: the command has to hear the first once, for
+# the second time it means "at once", and not to hear the other. A wait that SIGTERM interrupted has not waited.
 hold() {
   local code signalled=false
+  trap '' HUP
+  trap 'signalled=true' TERM
   "$@" >>run.log 2>&1 &
-  trap 'signalled=true; kill -TERM "$!"' TERM
+  echo "$!" >.run.command
+  mv .run.command run.command
   while :; do
     code=0
     wait "$!" || code=$?

@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 
 SCRIPT = pathlib.Path(__file__).resolve().parent.parent.parent / "launch/host.sh"
@@ -59,6 +60,27 @@ def test_stop_lets_it_save(tmp_path: pathlib.Path):
     assert caller.returncode == 75
     assert (tmp_path / "run.log").read_text() == "waiting\nsaved\n"
     assert call(tmp_path, "stop").stdout == ""
+
+
+def test_a_machine_that_shuts_down_is_heard_once(tmp_path: pathlib.Path):
+    """It signals all processes; a training run is saved at the first SIGTERM and ends at once at the second."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def told(*_):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "    time.sleep(2)\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, told)\n"
+        "print('waiting', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    caller = start(tmp_path, "first", f"exec {sys.executable} {script}")
+    group = int((tmp_path / "run.pid").read_text().split()[1])
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        os.killpg(group, number)
+    caller.communicate(timeout=TIMEOUT)
+    assert caller.returncode == 75
 
 
 def test_another_launch_stops_the_one_before(tmp_path: pathlib.Path):
