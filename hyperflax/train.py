@@ -42,7 +42,7 @@ __all__ = ["HypernetworkOf", "PlainT5", "SharedAdapter", "TaskAdapters", "Traina
 
 EXPORT = "model"
 # Arguments of `loop.train` that follow from the model and its validation batches.
-OWN = frozenset({"objective", "frozen", "origin", "initial_params", "evaluator"})
+OWN = frozenset({"objective", "frozen", "origin", "provenance", "initial_params", "evaluator"})
 
 
 def train(
@@ -119,6 +119,9 @@ def train(
                 f"{wanted.directory}: expected task adapters of the base model {origin.digest} in {path}, got those "
                 f"of {made_for}"
             )
+    # Of a run that goes on with other data, too: what it learnt from before stays known.
+    earlier = [*map(read_provenance, model.checkpoints), loop.saved_provenance(model_dir)]
+    provenance = record(sources_of(batches), earlier)
     state = loop.train(
         objective=model.objective,
         optimizer=optimizer,
@@ -127,6 +130,7 @@ def train(
         total_steps=total_steps,
         frozen=frozen,
         origin=origin,
+        provenance=provenance,
         initial_params=functools.partial(model.initial_params, partitioner=partitioner),
         evaluator=evaluator,
         eval_period=eval_period,
@@ -139,7 +143,6 @@ def train(
     processes = Processes.running()
     if processes.first:
         results = {"steps": int(state.step), **_last_validation(model_dir)}
-        provenance = record(sources_of(batches), map(read_provenance, model.checkpoints))
         model.export(directory, Trained(params, results, provenance, export_dtype, origin))
     processes.wait("exported")
     return directory

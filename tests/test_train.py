@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -157,6 +158,17 @@ def test_a_model_records_what_its_start_was_trained_on_too(base: str, tmp_path: 
     other = InMemorySource.from_strings({"other": [(w, w) for w in WORDS]}, Bytes())
     first = run(model, Episodes(TASKS, EPISODES), tmp_path / "first")
     second = run(dataclasses.replace(model, start=str(first)), Episodes(other, EPISODES), tmp_path / "second")
+    assert load(second).parts.provenance[TRAINING_TASKS] == name_digests([*TASKS.task_names, "other"])
+
+
+def test_a_run_that_goes_on_with_other_data_records_what_it_learnt_from_before(
+    base: str, tmp_path: pathlib.Path
+) -> None:
+    model = HypernetworkOf(config(), base)
+    other = InMemorySource.from_strings({"other": [(w, w) for w in WORDS]}, Bytes())
+    run(model, Episodes(TASKS, EPISODES), tmp_path / "run", steps=1)
+    shutil.rmtree(tmp_path / "run" / "model")
+    second = run(model, Episodes(other, EPISODES), tmp_path / "run", steps=2)
     assert load(second).parts.provenance[TRAINING_TASKS] == name_digests([*TASKS.task_names, "other"])
 
 

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 
@@ -61,8 +61,10 @@ class Run:
         checkpoints: Checkpoints,
         log: RunLog,
         microbatches: int,
+        provenance: Mapping[str, Any] | None,
     ) -> None:
         self.frozen, self._origin, self._checkpoints, self._log, self._seed = frozen, origin, checkpoints, log, seed
+        self._provenance = provenance
         self._sums, self._waiting = Sums(), collections.deque[Metrics]()
         self._objective, self._flops = objective, dict[tuple, int]()
         self.clock = Clock(partitioner.mesh.devices.flatten().tolist())
@@ -137,6 +139,7 @@ class Run:
         host = {
             "seed": self._seed,
             "origin": None if self._origin is None else dataclasses.asdict(self._origin),
+            "provenance": self._provenance,
             "seconds": self._seconds(),
             "period": {"pairs": self._sums.as_json(), "steps": self._sums.steps},
         }
