@@ -34,7 +34,13 @@ _SIZES = {
 }
 _FEED_FORWARD = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
 # Settings that our T5 has no field for, with the one value that it computes.
-_FIXED = {"layer_norm_epsilon": 1e-6, "pad_token_id": 0, "decoder_start_token_id": 0, "is_encoder_decoder": True}
+_FIXED = {
+    "layer_norm_epsilon": 1e-6,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "is_encoder_decoder": True,
+}
 
 # flax's name of an activation, transformers' name. transformers' plain `gelu` is another function, the exact one.
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
@@ -56,7 +62,7 @@ def from_hf(data: Mapping[str, Any], where: str) -> T5Config:
     if not isinstance(family, str) or family not in ARCHITECTURES:
         raise CheckpointError(f"{where}: key 'model_type': expected one of {sorted(ARCHITECTURES)}, got {family!r}")
     for key, value in _FIXED.items():
-        if data.get(key, value) != value:
+        if data.get(key, value) not in (value, [value]):  # transformers takes a list of ends of sequence as well
             raise CheckpointError(
                 f"{where}: key '{key}': expected {value!r}, the value T5 computes with, got {data[key]!r}"
             )

@@ -62,6 +62,8 @@ def rewrite(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
         ({"feed_forward_proj": 3}, "feed_forward_proj"),
         ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon.*1e-06.*1e-05"),
         ({"decoder_start_token_id": 5}, "decoder_start_token_id"),
+        ({"eos_token_id": 2}, "eos_token_id.*1.*2"),
+        ({"eos_token_id": [1, 2]}, "eos_token_id"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ({"d_model": -1}, "emb_dim"),
@@ -87,6 +89,7 @@ def test_settings_that_do_not_fit_are_refused_by_name(model, change, told):
     [
         ({"model_type": "t5"}, {"emb_dim": 512, "mlp_activations": ("relu",), "logits_via_embedding": True}),
         ({"model_type": "t5", "tie_word_embeddings": False}, {"num_decoder_layers": 6, "logits_via_embedding": False}),
+        ({"model_type": "t5", "eos_token_id": [1]}, {"vocab_size": 32128}),
         ({"model_type": "mt5"}, {"vocab_size": 250112, "mlp_dim": 1024, "logits_via_embedding": False}),
         ({"model_type": "umt5", "tie_word_embeddings": False}, {"relative_bias": "per_layer", "num_heads": 6}),
         # Version 5 of transformers writes the first key as true for every model.
