@@ -15,6 +15,7 @@ and says so.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -40,6 +41,7 @@ from hyperflax.checkpoints.safetensors_files import Tensor, open_tensors, write_
 from hyperflax.errors import AdapterError, CheckpointError
 from hyperflax.files import atomic_directory, fetched
 from hyperflax.json_files import read_json, read_schema, write_json
+from hyperflax.types import PyTree
 
 WEIGHTS, ORIGIN = "adapter_model.safetensors", "hyperflax.json"
 ORIGIN_FORMAT = "hyperflax-peft-origin"
@@ -120,9 +122,9 @@ def read_peft(directory: Location | str, *, decoder_layers: int | None = None) -
 
     Args:
       directory: the adapter's, here or in a bucket.
-      decoder_layers: of the base model. PEFT does not store it, and a prefix needs it: None takes it from
-        hyperflax.json or, failing that, believes `num_layers` in adapter_config.json, which PEFT fills with the
-        encoder's.
+      decoder_layers: of the base model. PEFT does not store it, and a prefix needs it: hyperflax.json tells it for
+        weights that are still those which were exported. Of others, None takes it from there too or, failing that,
+        believes `num_layers` in adapter_config.json, which PEFT fills with the encoder's.
 
     Returns:
       The adapter, leaves float32. Its metadata name a base model only if hyperflax wrote the directory and nobody has
@@ -150,24 +152,33 @@ def _read(folder: pathlib.Path, decoder_layers: int | None) -> Adapter:
         )
     with open_tensors(folder / WEIGHTS) as tensors:
         weights = {name: tensors.read(name).astype(np.float32) for name in tensors.shapes}
-    origin = _read_origin(folder)
-    own = None if origin is None else spec_from(origin.spec, folder / ORIGIN)
-    if own is not None and decoder_layers is None:
-        decoder_layers = 1 + max((leaf.layer for leaf in own.leaves if leaf.stack == "decoder"), default=-1) or None
-    try:
-        flat, spec = _METHODS[method][2](Content(config, weights), decoder_layers)
+    provenance = {"imported_from": "PEFT", "base_model": config.get("base_model_name_or_path")}
+
+    def read(layers: int | None) -> tuple[PyTree, AdapterSpec]:
+        flat, spec = _METHODS[method][2](Content(config, weights), layers)
         tree = trees.unflatten(flat)
         spec.validate(tree)
+        return tree, spec
+
+    if (origin := _read_origin(folder)) is not None:
+        own = spec_from(origin.spec, folder / ORIGIN)
+        layers = 1 + max((leaf.layer for leaf in own.leaves if leaf.stack == "decoder"), default=-1) or None
+        tree = None
+        with contextlib.suppress(AdapterError):  # other weights than were written need not make a tree of that depth
+            tree, _ = read(layers)
+        if tree is not None and fingerprint(tree) == origin.fingerprint:
+            try:
+                own.validate(tree)
+            except AdapterError as error:
+                raise CheckpointError(f"{folder / ORIGIN}: key 'spec': does not fit {WEIGHTS}: {error}") from error
+            kept = {name: getattr(origin, name) for name in _KEPT}
+            return Adapter(tree, own, AdapterMetadata(**kept, provenance=provenance))
+        decoder_layers = decoder_layers or layers
+    try:
+        tree, spec = read(decoder_layers)
     except AdapterError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    provenance = {"imported_from": "PEFT", "base_model": config.get("base_model_name_or_path")}
-    if origin is None or own is None or fingerprint(tree) != origin.fingerprint:
-        return Adapter(tree, spec, AdapterMetadata(base_fingerprint=None, provenance=provenance))
-    try:
-        own.validate(tree)
-    except AdapterError as error:
-        raise CheckpointError(f"{folder / ORIGIN}: key 'spec': does not fit {WEIGHTS}: {error}") from error
-    return Adapter(tree, own, AdapterMetadata(**{name: getattr(origin, name) for name in _KEPT}, provenance=provenance))
+    return Adapter(tree, spec, AdapterMetadata(base_fingerprint=None, provenance=provenance))
 
 
 def _read_origin(folder: pathlib.Path) -> _Origin | None:

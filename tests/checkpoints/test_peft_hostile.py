@@ -150,6 +150,7 @@ def test_prefix_settings_that_contradict_the_weights(prefix, change, told):
 
 
 def test_a_decoder_deeper_than_the_pairs_is_refused(prefix):
+    (prefix / "hyperflax.json").unlink()
     with pytest.raises(CheckpointError, match=r"num_layers.*at least 5"):
         read_peft(prefix, decoder_layers=5)
 

@@ -16,6 +16,7 @@ from hyperflax.checkpoints import AdapterMetadata, fingerprint, load_adapter, sa
 from hyperflax.checkpoints.convert import behaviour, certify
 from hyperflax.checkpoints.forms import read_model, write_model
 from hyperflax.checkpoints.huggingface import read_huggingface, write_huggingface
+from hyperflax.checkpoints.peft import read_peft
 from hyperflax.checkpoints.shapes import expected_shapes
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.cli.main import main
@@ -192,6 +193,16 @@ def test_a_base_makes_an_adapter_from_elsewhere_usable(tmp_path, capsys):
     assert (
         main(["import", theirs, "--out", str(tmp_path / "never"), "--base", str(GOLDENS / "peft" / "prefix_odd")]) == 2
     )
+
+
+@pytest.mark.parametrize(("name", "other"), [("prefix_odd", "byt5"), ("prefix_even", "umt5")])
+def test_an_exported_prefix_keeps_its_base_before_one_of_another_depth(name, other, tmp_path, capsys):
+    made_for = read_peft(GOLDENS / "exported" / name).metadata.base_fingerprint
+    given = fingerprint(read_huggingface(MODELS / other)[0])
+    command = ["import", str(GOLDENS / "exported" / name), "--out", str(tmp_path / "out")]
+    assert main([*command, "--base", str(MODELS / other)]) == 2
+    assert f"made for the base model {made_for}; this base model is {given}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_inspect_tells_form_origin_and_every_array(model, tmp_path, capsys):
