@@ -214,7 +214,7 @@ def load_model_directory(
         files[name] = read_bytes(folder / name)
         if _sha256(files[name]) != expected:
             raise CheckpointError(f"{folder / name}: expected {expected}, the file has {_sha256(files[name])}")
-    return ModelParts(
+    parts = ModelParts(
         name=content.name,
         t5=content.t5,
         base=base,
@@ -230,6 +230,10 @@ def load_model_directory(
         versions=content.versions,
         files=files,
     )
+    vars(parts)["base_fingerprint"] = content.base_fingerprint  # just checked, and slow to compute again
+    if hypernetwork:
+        vars(parts)["hypernetwork_fingerprint"] = content.hypernetwork_fingerprint
+    return parts
 
 
 def is_model_directory(path: Location | str) -> bool:

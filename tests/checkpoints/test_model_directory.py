@@ -15,10 +15,12 @@ import pytest
 from hyperflax import trees
 from hyperflax.checkpoints import (
     collect_files,
+    documents,
     fingerprint,
     load_adapter,
     load_model_directory,
     load_tree,
+    model_directory,
     rounded,
     save_model_directory,
     save_tree,
@@ -57,6 +59,18 @@ def test_round_trip(saved):
     assert found.id.startswith("small@")
     names = ["base.safetensors", "hypermodel.json", "hypernetwork.safetensors", "vocabulary.model"]
     assert sorted(path.name for path in saved.iterdir()) == names
+
+
+def test_a_loaded_model_is_hashed_once(saved, monkeypatch):
+    hashed = []
+    for module in (documents, model_directory):
+        monkeypatch.setattr(module, "fingerprint", lambda tree: hashed.append(tree) or fingerprint(tree))
+    found = load_model_directory(saved)
+    assert (found.base_fingerprint, found.id) == (fingerprint(base()), model_parts().id)
+    assert len(hashed) == 3  # base and hypernetwork, and the model that it is compared with
+    del hashed[:]
+    assert load_model_directory(saved, hypernetwork=False).base_fingerprint == fingerprint(base())
+    assert len(hashed) == 1
 
 
 def test_round_trip_in_bfloat16(tmp_path):
