@@ -43,7 +43,8 @@ _FIXED = {
 }
 
 # flax's name of an activation, transformers' name. transformers' plain `gelu` is another function, the exact one.
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
+# Of two names for one function the last is read.
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "swish": "silu", "silu": "silu"}
 _GATED_GELU = "gated-gelu"
 
 

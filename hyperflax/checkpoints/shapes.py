@@ -103,6 +103,10 @@ def check_unseen(found: T5Config, expected: T5Config, *, where: str) -> None:
     Raises:
       CheckpointError: other activations or another `max_distance`; names `where`, the file or directory of `found`.
     """
+    found, expected = (
+        config.replace(mlp_activations=tuple("silu" if name == "swish" else name for name in config.mlp_activations))
+        for config in (found, expected)
+    )
     for name in ("mlp_activations", "max_distance"):
         if getattr(found, name) != getattr(expected, name):
             raise CheckpointError(f"{where}: {name}: expected {getattr(expected, name)}, found {getattr(found, name)}")

@@ -110,6 +110,13 @@ def test_a_configuration_comes_back(config):
     assert from_hf(json.loads(json.dumps(to_hf(config))), "config.json") == config
 
 
+def test_swish_is_silu_for_transformers_and_back():
+    gated = CONFIG.replace(mlp_activations=("swish", "linear"))
+    assert to_hf(gated)["feed_forward_proj"] == "gated-silu"
+    assert from_hf(to_hf(gated), "config.json") == gated.replace(mlp_activations=("silu", "linear"))
+    assert to_hf(CONFIG.replace(mlp_activations=("swish",)))["feed_forward_proj"] == "silu"
+
+
 def test_activations_that_transformers_lacks_are_refused():
     with pytest.raises(CheckpointError, match=r"linear.*gelu"):
         to_hf(CONFIG.replace(mlp_activations=("linear", "gelu")))

@@ -9,7 +9,7 @@ import pytest
 
 from hyperflax import trees
 from hyperflax.checkpoints import check_shapes, infer_t5_config
-from hyperflax.checkpoints.shapes import expected_shapes, shape_problems
+from hyperflax.checkpoints.shapes import check_unseen, expected_shapes, shape_problems
 from hyperflax.errors import CheckpointError
 from hyperflax.models.t5 import T5
 from hyperflax.types import T5Config
@@ -56,6 +56,14 @@ def test_what_shapes_cannot_tell_can_be_given():
     assert config == BASE.replace(mlp_activations=("silu", "linear"), max_distance=64)
     with pytest.raises(CheckpointError, match="num_head"):
         infer_t5_config(tree_of(BASE), num_head=3)
+
+
+def test_two_names_of_one_activation_are_no_difference():
+    silu, swish = (BASE.replace(mlp_activations=(name, "linear")) for name in ("silu", "swish"))
+    check_unseen(silu, swish, where="here")
+    check_unseen(swish, silu, where="here")
+    with pytest.raises(CheckpointError, match=r"here: mlp_activations: expected \('gelu', 'linear'\), found \('s"):
+        check_unseen(swish, BASE, where="here")
 
 
 def test_every_difference_is_listed_with_expected_and_found():
