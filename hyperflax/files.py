@@ -263,6 +263,8 @@ def _require_free(path: Location, overwrite: bool, owned: Collection[str]) -> No
             raise CheckpointError(
                 f"{path}: expected a directory or nothing, found a {'link' if path.is_symlink() else 'file'}"
             )
+        if os.path.ismount(path):  # as of `docker run -v`: no rename takes its place
+            raise CheckpointError(f"{path}: a file system is mounted there, which stays; name a folder inside it")
     present = sorted(found.name for found in path.iterdir())
     if not present:
         return

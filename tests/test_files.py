@@ -131,6 +131,17 @@ def test_a_file_or_link_in_the_way(tmp_path):
     assert names(tmp_path) == ["file", "link"]
 
 
+def test_no_directory_takes_the_place_of_a_mount_point(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "out")
+    for asked in (files.require_directory_place, lambda path: files.atomic_directory(path).__enter__()):
+        with pytest.raises(CheckpointError, match=r"out: a file system is mounted there.*; name a folder inside it"):
+            asked(tmp_path / "out")
+    with files.atomic_directory(tmp_path / "out" / "model") as temporary:
+        write_two(temporary, "x")
+    assert names(tmp_path / "out" / "model") == ["one", "two"]
+
+
 def test_asking_for_a_place_leaves_no_trace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
