@@ -99,10 +99,9 @@ def _safetensors(file: Location, named: bool) -> list[Entry]:
     entries = []
     with open_tensors(file) as tensors:
         for name, shape in tensors.shapes.items():
-            dtype = tensors.dtypes[name]
-            nbytes = 0 if dtype is None else math.prod(shape) * dtype.itemsize
+            dtype, (stored, nbytes) = tensors.dtypes[name], tensors.stored[name]
             path = f"{pathlib.PurePath(file.name).stem}/{name}" if named else name
-            entries.append(Entry(path, shape, "unknown" if dtype is None else dtype.name, nbytes))
+            entries.append(Entry(path, shape, stored.lower() if dtype is None else dtype.name, nbytes))
     return entries
 
 

@@ -70,11 +70,13 @@ class OpenTensors:
       path: the file.
       shapes: by name.
       dtypes: by name; None where it holds no floating-point numbers.
+      stored: by name, the dtype as the file calls it, such as `I64`, and the number of bytes.
     """
 
     path: Location
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, np.dtype | None]
+    stored: dict[str, tuple[str, int]]
     _starts: dict[str, int]
     _fill: Fill
 
@@ -147,12 +149,12 @@ def _filled(fill: Fill, start: int, into: memoryview) -> int:
 
 def _checked(
     header: dict[str, Any], path: Location, begin: int, size: int | None
-) -> tuple[dict[str, tuple[int, ...]], dict[str, np.dtype | None], dict[str, int]]:
-    """Returns shapes, dtypes and places of the tensors, which must follow one another up to the end of the file."""
+) -> tuple[dict[str, tuple[int, ...]], dict[str, np.dtype | None], dict[str, tuple[str, int]], dict[str, int]]:
+    """Returns the fields of `OpenTensors`; the tensors must follow one another up to the end of the file."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: expected a safetensors file, '__metadata__' is no object of strings")
-    shapes, dtypes, starts, stops = {}, {}, {}, {}
+    shapes, dtypes, stored, starts, stops = {}, {}, {}, {}, {}
     for name, told in header.items():
         try:
             bits, shape, (start, stop) = _BITS[told["dtype"]], told["shape"], told["data_offsets"]
@@ -168,6 +170,7 @@ def _checked(
                 f"{path}: tensor '{name}': shape {shape} of {told['dtype']} does not take {stop - start:,} bytes"
             )
         shapes[name], dtypes[name] = tuple(shape), _DTYPES.get(told["dtype"])
+        stored[name] = told["dtype"], stop - start
         starts[name], stops[name] = begin + start, begin + stop
     end = begin
     for name in sorted(starts, key=lambda name: (starts[name], stops[name])):
@@ -176,7 +179,7 @@ def _checked(
         end = stops[name]
     if size is not None and end != size:
         raise CheckpointError(f"{path}: expected a safetensors file of {end:,} bytes, the file has {size:,}")
-    return shapes, dtypes, starts
+    return shapes, dtypes, stored, starts
 
 
 def write_tensors(path: pathlib.Path | str, tensors: Sequence[Tensor]) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hyperflax import trees
 from hyperflax.checkpoints.hf_config import from_hf, to_hf
 from hyperflax.checkpoints.huggingface import read_huggingface, write_huggingface
+from hyperflax.checkpoints.inspection import Entry, inspect_path
 from hyperflax.checkpoints.safetensors_files import Tensor, write_tensors
 from hyperflax.checkpoints.shapes import expected_shapes
 from hyperflax.errors import CheckpointError
@@ -206,6 +207,19 @@ def test_integers_are_no_weights(model, tmp_path):
     save_file(tensors, model / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"lm_head\.weight.*floating"):
         read_huggingface(model)
+
+
+def test_integers_are_listed_with_their_size(model, tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = tensors_of(base(), CONFIG, tmp_path / "copy")
+    save_file(
+        {**tensors, "counts": np.zeros(10, np.int8), "ids": np.zeros((2, 3), np.int64)}, model / "model.safetensors"
+    )
+    found = {entry.path: entry for entry in inspect_path(model).leaves}
+    assert found["counts"] == Entry("counts", (10,), "i8", 10)
+    assert found["ids"] == Entry("ids", (2, 3), "i64", 48)
+    assert found["shared.weight"].dtype == "float32"
 
 
 def header(entries: dict) -> bytes:
