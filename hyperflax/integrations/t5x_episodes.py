@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from hyperflax.data.episode_config import EpisodeConfig
-from hyperflax.data.episode_plan import fitting, usable_info
+from hyperflax.data.episode_plan import fitting, needs, usable_info
 from hyperflax.data.examples import Example, TaskInfo
 from hyperflax.data.rendering import empty_arrays, episode_arrays, finish
 from hyperflax.data.seqio_source import import_seqio, task_info
@@ -36,7 +36,8 @@ seqio = import_seqio()  # keeps TensorFlow off the accelerator
 TOKENS = ("inputs", "targets")
 OF_TASK = ("definition", "category", "positive_inputs", "positive_targets")
 _TRIED = 4  # windows of a task that repeat an example before it may count as too small
-_PATIENCE = 100_000  # windows that repeat an example, and no other, before the stream is given up
+# Examples that do not fit, or windows that repeat one, and no other, before the stream is given up.
+_PATIENCE = 100_000
 
 
 class EpisodeFeatureConverter(seqio.FeatureConverter):
@@ -73,6 +74,7 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
                 raise ConfigError(f"EpisodeConfig.{name}: expected {plain!r} for episodes of a stream, got {found!r}")
         self._config, self._vocabulary = config, vocabulary
         self._infos: dict[str, tuple[TaskInfo, str]] = {}
+        self._unfit = 0  # examples that do not fit, and none did yet
         self._left_out = 0  # windows that repeat an example, and no episode was made yet
         self._seen: dict[str, tuple[int, set[int]]] = {}  # of a task: such windows, and different examples in them
         self._empty = finish(empty_arrays(config, ()))
@@ -110,7 +112,7 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
 
         def fits(row: Mapping[str, Any]) -> Any:
             given = [row[name] for name in names]
-            return tf.ensure_shape(tf.numpy_function(named(self._fits), given, tf.bool, stateful=False), ())
+            return tf.ensure_shape(tf.numpy_function(named(self._fits), given, tf.bool), ())
 
         def distinct(rows: Mapping[str, Any]) -> Any:
             given = [rows[name] for name in names]
@@ -139,12 +141,20 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
         )
 
     def _fits(self, row: dict[str, Any]) -> np.bool_:
-        """Whether an example can be support and scored alike; DataError where `too_long` says so."""
+        """Whether an example can be support and scored alike; DataError where `too_long` says so, or none ever can."""
         info, problem = self._info(row)
-        if problem:
-            return np.bool_(False)
         lengths = np.asarray([[len(_ids(row[name])) for name in TOKENS]])
-        return np.bool_(fitting(lengths, info, self._config, _name(row))[0])
+        if not problem and fitting(lengths, info, self._config, _name(row))[0]:
+            self._unfit = -1
+            return np.bool_(True)
+        if self._unfit >= 0:
+            self._unfit += 1
+            if self._unfit == _PATIENCE:
+                told = problem or f"takes {needs(lengths[0], info, self._config)}"
+                raise DataError(
+                    f"expected an example that fits, got none in {_PATIENCE}; the last, of task '{_name(row)}': {told}"
+                )
+        return np.bool_(False)
 
     def _distinct(self, rows: dict[str, np.ndarray]) -> np.bool_:
         """Whether no example of a window comes twice; DataError where the task has too few for any such window."""

@@ -109,6 +109,20 @@ def test_a_stream_that_never_makes_an_episode_ends(monkeypatch: pytest.MonkeyPat
         convert(endless, SKIPS)
 
 
+def test_a_stream_in_which_nothing_fits_ends(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hyperflax.integrations.t5x_episodes._PATIENCE", 5)
+    long, short = ("a", [10] * 9, [20]), ("a", [10], [20])
+    skips = SKIPS.replace(too_long="skip")
+    told = r"expected an example that fits, got none in 5; the last, of task 'a': takes .*, 10 of inputs_length=4"
+    with pytest.raises(Exception, match=told):
+        convert(dataset(long).repeat(), skips)
+    defined = dataset(long, definition=["as long as can be"]).repeat()
+    with pytest.raises(Exception, match="the last, of task 'a': definition of 18 tokens, expected at most 8"):
+        convert(defined, skips.replace(definition="support"))
+    rows = [long, long, short, *[long] * 9, ("a", [11], [20])]
+    assert len(convert(dataset(*rows), skips)) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [({"supports": 2}, "supports"), ({"min_shots": 0}, "min_shots"), ({"teacher": "demonstrations"}, "teacher")],
