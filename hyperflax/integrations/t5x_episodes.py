@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperflax.data.episode_config import EpisodeConfig
+from hyperflax.data.episode_config import EpisodeConfig, in_support
 from hyperflax.data.episode_plan import fitting, needs, usable_info
 from hyperflax.data.examples import Example, TaskInfo
 from hyperflax.data.rendering import empty_arrays, episode_arrays, finish
@@ -93,7 +93,11 @@ class EpisodeFeatureConverter(seqio.FeatureConverter):
         import tensorflow as tf
 
         config, spec = self._config, ds.element_spec
-        for name, most in zip(TOKENS, (config.inputs_length, config.targets_length), strict=True):
+        # Where scored examples are cut, `support_length` alone decides whether one fits.
+        shows = config.too_long == "truncate" and config.shots and in_support(config.demonstrations)
+        shown = config.support_length if shows else 0
+        for name, scored in zip(TOKENS, (config.inputs_length, config.targets_length), strict=True):
+            most = max(scored, shown)
             # T5X cuts examples at these lengths before anybody sees them: one cut short must not look as if it fitted.
             if task_feature_lengths[name] <= most:
                 raise ConfigError(

@@ -147,3 +147,9 @@ def test_lengths_that_would_hide_a_long_example_are_refused():
     converter = EpisodeFeatureConverter(config=CONFIG, vocabulary=VOCABULARY)
     with pytest.raises(ConfigError, match=r"TASK_FEATURE_LENGTHS\['inputs'\]: expected more than EpisodeConfig's 4"):
         converter(dataset(("a", [10], [20])), {"inputs": 4, "targets": 32})
+    cuts = CONFIG.replace(too_long="truncate")  # a demonstration is as long as the support has room for
+    converter = EpisodeFeatureConverter(config=cuts, vocabulary=VOCABULARY)
+    with pytest.raises(ConfigError, match=r"TASK_FEATURE_LENGTHS\['targets'\]: expected more than EpisodeConfig's 8"):
+        converter(dataset(("a", [10], [20])), {"inputs": 32, "targets": 8})
+    converter = EpisodeFeatureConverter(config=cuts.replace(demonstrations="none"), vocabulary=VOCABULARY)
+    converter(dataset(("a", [10], [20])), {"inputs": 5, "targets": 5})
