@@ -13,11 +13,13 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeAlias
 
 from hyperflax.errors import CheckpointError
@@ -180,6 +182,38 @@ def locate_file(path: Location | str) -> Location:
         return found
     folder, _, name = str(found).rpartition("/")
     return locate(folder) / name
+
+
+@contextlib.contextmanager
+def fetched(path: Location | str, marker: str, *, without: Collection[str] = ()) -> Iterator[pathlib.Path]:
+    """Yields a directory on this machine: a local one as it is, one of a bucket as a copy that goes on leaving.
+
+    What is copied are the files directly in it: below the address there may be a whole run.
+
+    Args:
+      path: the directory.
+      marker: the file without which nobody takes a directory of this kind for one; of a bucket it is read first.
+      without: names of files that are not copied.
+
+    Raises:
+      CheckpointError: there is no marker in the bucket, or an object cannot be read or has a name that leads out of the
+        directory.
+    """
+    place = locate(path)
+    if isinstance(place, pathlib.Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="hyperflax-") as folder:
+        local = pathlib.Path(folder, *str(place).split("/")[2:])  # so that an error tells of which
+        local.mkdir(parents=True)
+        (local / marker).write_bytes((place / marker).read_bytes())
+        for file in place.iterdir():
+            if not file.is_file() or file.name in (marker, *without):
+                continue
+            if file.name in ("", ".", "..") or "\0" in file.name:
+                raise CheckpointError(f"{file}: is no name of a file")
+            (local / file.name).write_bytes(file.read_bytes())
+        yield local
 
 
 def kvstore(directory: Location) -> dict[str, Any]:

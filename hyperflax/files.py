@@ -138,35 +138,6 @@ def _put(folder: pathlib.Path, final: BucketPath, marker: str) -> None:
         (final / name).write_bytes((folder / name).read_bytes())
 
 
-@contextlib.contextmanager
-def fetched(path: Location | str) -> Iterator[pathlib.Path]:
-    """Yields a directory on this machine: a local one as it is, one of a bucket as a copy that goes on leaving.
-
-    Raises:
-      CheckpointError: an object cannot be read, or has a name that leads out of the directory.
-    """
-    place = locate(path)
-    if isinstance(place, pathlib.Path):
-        yield place
-        return
-    with tempfile.TemporaryDirectory(prefix="hyperflax-") as folder:
-        local = pathlib.Path(folder, *str(place).split("/")[2:])  # so that an error tells of which
-        local.mkdir(parents=True)
-        _get(place, local)
-        yield local
-
-
-def _get(place: BucketPath, into: pathlib.Path) -> None:
-    for below in place.iterdir():
-        if below.name in ("", ".", "..") or "\0" in below.name:
-            raise CheckpointError(f"{below}: is no name of a file")
-        if below.is_dir():
-            (into / below.name).mkdir()
-            _get(below, into / below.name)
-        else:
-            (into / below.name).write_bytes(below.read_bytes())
-
-
 def append_lines(path: Location | str, lines: Iterable[str]) -> None:
     """Adds lines to a text file that this process alone writes; makes it and its folder. They are on the disk then.
 

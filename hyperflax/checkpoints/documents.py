@@ -17,12 +17,12 @@ import msgspec
 
 from hyperflax import configs
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.buckets import Location, locate
+from hyperflax.buckets import Location, fetched, locate
 from hyperflax.checkpoints.fingerprint import PATTERN, fingerprint
 from hyperflax.checkpoints.peft_content import CONFIG as PEFT_CONFIG
 from hyperflax.checkpoints.tensors import StorageDtype, load_tree, rounded, save_tree
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError
-from hyperflax.files import atomic_directory, fetched
+from hyperflax.files import atomic_directory
 from hyperflax.json_files import read_schema, write_json
 from hyperflax.types import PyTree
 
@@ -85,11 +85,12 @@ class AdapterForm:
     def read(self, directory: Location | str, check: Callable[..., None]) -> tuple[PyTree, AdapterSpec, Any]:
         """Returns tree, spec and metadata, of which `check(tree, spec, metadata, file)` is to raise what is wrong."""
         name, weights = self.files
-        with fetched(directory) as folder:
-            if (folder / PEFT_CONFIG).is_file() and not (folder / name).exists():
-                raise CheckpointError(
-                    f"{directory}: expected {name}, found an adapter of PEFT; `hyperflax import` reads it"
-                )
+        place = locate(directory)
+        if (place / PEFT_CONFIG).is_file() and not (place / name).exists():
+            raise CheckpointError(
+                f"{directory}: expected {name}, found an adapter of PEFT; `hyperflax import` reads it"
+            )
+        with fetched(place, name) as folder:
             content: Any = read_schema(folder / name, self.schema, file_format=self.format, version=self.version)
             spec = spec_from(content.spec, folder / name)
             tree = load_tree(folder / weights)

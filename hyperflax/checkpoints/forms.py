@@ -25,11 +25,16 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from hyperflax import configs, trees
-from hyperflax.buckets import Location, locate
+from hyperflax.buckets import Location, fetched, locate
 from hyperflax.checkpoints import huggingface
 from hyperflax.checkpoints.hf_tokenizer import vocabulary_files
 from hyperflax.checkpoints.layouts import to_minimal, to_scalable, unrolled
-from hyperflax.checkpoints.model_directory import is_model_directory, load_model_directory, read_model_provenance
+from hyperflax.checkpoints.model_directory import (
+    fetched_model,
+    is_model_directory,
+    load_model_directory,
+    read_model_provenance,
+)
 from hyperflax.checkpoints.orbax_form import (
     find_orbax,
     look_at_orbax_state,
@@ -45,7 +50,6 @@ from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.checkpoints.zarr import floating_dtype
 from hyperflax.data import vocabularies
 from hyperflax.errors import CheckpointError
-from hyperflax.files import fetched
 from hyperflax.models.stacking import unstack_layers
 from hyperflax.types import PyTree, T5Config
 
@@ -192,7 +196,7 @@ def read_model(
         files = {name: (folder / name).read_bytes() for name in _VOCABULARY if (folder / name).is_file()}
         params, config = huggingface.read_huggingface(folder, dtype=dtype, progress=progress)
         return Model(form, params, config, files=files)
-    with fetched(folder) as local:
+    with fetched(folder, "t5.json") if form == "t5" else fetched_model(folder, hypernetwork=False) as local:
         if form == "t5":
             params, config, vocabulary = load_t5(local, progress=progress)
         else:

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import msgspec
 
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.buckets import Location, locate
+from hyperflax.buckets import Location, fetched, locate
 from hyperflax.checkpoints.documents import Fingerprint, check_fingerprint, checked, spec_from
 from hyperflax.checkpoints.fingerprint import PREFIX, fingerprint
 from hyperflax.checkpoints.shapes import check_shapes
@@ -234,6 +234,13 @@ def load_model_directory(
     if hypernetwork:
         vars(parts)["hypernetwork_fingerprint"] = content.hypernetwork_fingerprint
     return parts
+
+
+def fetched_model(
+    path: Location | str, *, hypernetwork: bool = True
+) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """Yields a model directory on this machine, see `fetched`; `hypernetwork` is for `load_model_directory`, too."""
+    return fetched(path, _JSON, without=() if hypernetwork else (_HYPERNETWORK,))
 
 
 def is_model_directory(path: Location | str) -> bool:

@@ -29,7 +29,7 @@ from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.adapters.soft_prompt import SoftPrompt
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.buckets import Location
+from hyperflax.buckets import Location, fetched
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, Count
 from hyperflax.checkpoints.documents import Fingerprint, spec_from
 from hyperflax.checkpoints.fingerprint import as_numpy, fingerprint
@@ -39,7 +39,7 @@ from hyperflax.checkpoints.peft_prefix import export_prefix, import_prefix
 from hyperflax.checkpoints.peft_prompt import export_prompt, import_prompt
 from hyperflax.checkpoints.safetensors_files import Tensor, open_tensors, write_tensors
 from hyperflax.errors import AdapterError, CheckpointError
-from hyperflax.files import atomic_directory, fetched
+from hyperflax.files import atomic_directory
 from hyperflax.json_files import read_json, read_schema, write_json
 from hyperflax.types import PyTree
 
@@ -134,7 +134,7 @@ def read_peft(directory: Location | str, *, decoder_layers: int | None = None) -
       CheckpointError: a file is missing or damaged, holds a pickle, or names what hyperflax has no adapter for: another
         method, a variant of LoRA, a module that is no projection of a T5 layer. Names file and key or weight.
     """
-    with fetched(directory) as folder:
+    with fetched(directory, CONFIG) as folder:
         return _read(folder, decoder_layers)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pathlib
 
-from hyperflax.checkpoints.model_directory import is_model_directory
+from hyperflax.buckets import Location, locate
+from hyperflax.checkpoints.model_directory import fetched_model, is_model_directory
 from hyperflax.errors import CheckpointError
-from hyperflax.files import fetched
 from hyperflax.hypermodel.text import Hypermodel
 
 SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "assets"
@@ -17,13 +17,15 @@ def load(name_or_directory: pathlib.Path | str, *, hypernetwork: bool = True) ->
 
     Args:
       name_or_directory: which.
-      hypernetwork: False leaves it on the disk: half the time and memory, for predictions with adapters that are there.
+      hypernetwork: False leaves it where it is: half the time and memory, for predictions with adapters that are there.
 
     Raises:
       CheckpointError: there is no such model, or its files are damaged.
     """
-    with fetched(name_or_directory) as directory:
-        return Hypermodel.from_directory(find(directory), hypernetwork=hypernetwork)
+    place = locate(shipped(str(name_or_directory)))
+    _check(place)
+    with fetched_model(place, hypernetwork=hypernetwork) as directory:
+        return Hypermodel.from_directory(directory, hypernetwork=hypernetwork)
 
 
 def shipped(name_or_path: str) -> str:
@@ -34,18 +36,23 @@ def shipped(name_or_path: str) -> str:
 
 
 def find(name_or_directory: pathlib.Path | str) -> pathlib.Path:
-    """Returns the directory of a model that `load` takes. Raises CheckpointError where there is none."""
+    """Returns the directory of a model on this machine that `load` takes. CheckpointError where there is none."""
     path = pathlib.Path(shipped(str(name_or_directory)))
+    _check(path)
+    return path
+
+
+def _check(path: Location) -> None:
+    """Raises CheckpointError unless a model directory, whole or damaged, stands there."""
     if not path.is_dir():
         names = sorted(p.name for p in SHIPPED.glob("*") if is_model_directory(p))
         shipping = f"one of {names}" if names else "(none ships with this version; docs/strings.md trains one)"
-        raise CheckpointError(f"model '{name_or_directory}': expected a model directory or {shipping}")
+        raise CheckpointError(f"model '{path}': expected a model directory or {shipping}")
     if not is_model_directory(path):
-        inside = next(filter(is_model_directory, path.glob("*")), None)
+        inside = next(filter(is_model_directory, path.iterdir()), None)
         hint = (
             f"one is {inside}"
             if inside
             else "`hyperflax inspect` says what this is, `hyperflax train` makes one of a T5"
         )
-        raise CheckpointError(f"model '{name_or_directory}': expected a hypermodel, with hypermodel.json; {hint}")
-    return path
+        raise CheckpointError(f"model '{path}': expected a hypermodel, with hypermodel.json; {hint}")

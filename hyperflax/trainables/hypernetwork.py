@@ -11,12 +11,16 @@ import jax
 
 from hyperflax import configs, trees
 from hyperflax.buckets import Location
-from hyperflax.checkpoints.model_directory import ModelParts, is_model_directory, load_model_directory
+from hyperflax.checkpoints.model_directory import (
+    ModelParts,
+    fetched_model,
+    is_model_directory,
+    load_model_directory,
+)
 from hyperflax.checkpoints.shapes import check_unseen, leaf_problems
 from hyperflax.data import vocabularies
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import fetched
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import initialise_from_t5
 from hyperflax.models.session import cast_kernels, changes_parameters
@@ -162,7 +166,7 @@ def _read_hypernetwork(directory: str, config: HypermodelConfig) -> ModelParts:
       CheckpointError: it was trained with another vocabulary, or in a T5 that computes otherwise in a way that the
         shapes of parameters do not show.
     """
-    with fetched(directory) as folder:
+    with fetched_model(directory) as folder:
         parts = load_model_directory(folder)
         found = vocabularies.from_json(parts.vocabulary, folder)
     if found != config.vocabulary:

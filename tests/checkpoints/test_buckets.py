@@ -13,22 +13,24 @@ import pytest
 import tensorstore
 
 from hyperflax.adapters import LoRA, build_spec
-from hyperflax.buckets import Bucket, BucketPath, locate
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
+from hyperflax.buckets import Bucket, BucketPath, fetched, locate
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
 from hyperflax.checkpoints.inspection import Entry, inspect_path
+from hyperflax.checkpoints.model_directory import save_model_directory
 from hyperflax.checkpoints.orbax_form import write_orbax
 from hyperflax.checkpoints.peft import write_peft
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
-from hyperflax.files import fetched, require_directory_place
+from hyperflax.files import require_directory_place
+from hyperflax.hypermodel import load
 from tests.adapters.micro import random_tree
 from tests.checkpoints.bucket_server import Server, serve
-from tests.checkpoints.directories import CONFIG, base
+from tests.checkpoints.directories import CONFIG, base, model_parts
 from tests.checkpoints.t5x_writer import write_zarr_with_tensorstore
 
 # TensorStore takes the server's address from the environment when it starts, so every reader is a process of its own.
@@ -204,6 +206,35 @@ def test_what_is_damaged_or_no_checkpoint_is_refused(server):
         assert words in answer
 
 
+@pytest.fixture
+def asked(server, monkeypatch) -> list[str]:
+    """The calls of this process, at Amazon's addresses."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.requests.clear()
+    return server.requests
+
+
+def test_of_a_model_directory_no_more_is_fetched_than_is_read(server, asked):
+    save_model_directory(server.folder / "run" / "model", model_parts())
+    (server.folder / "run" / "model" / "checkpoints").mkdir()
+    (server.folder / "run" / "model" / "checkpoints" / "9").write_bytes(b"large")
+    with pytest.raises(CheckpointError, match=r"model 's3://bucket/run': .*; one is s3://bucket/run/model$"):
+        load("s3://bucket/run")
+    with pytest.raises(CheckpointError, match=r"^s3://bucket/run/adapter\.json: expected a file, found nothing$"):
+        load_adapter("s3://bucket/run")
+    assert objects(asked) == ["run/adapter.json"]
+    asked.clear()
+    assert fingerprint(read_model("s3://bucket/run/model").params) == fingerprint(base())
+    assert objects(asked) == [
+        f"run/model/{name}" for name in ("hypermodel.json", "base.safetensors", "vocabulary.model")
+    ]
+
+
+def objects(requests: list[str]) -> list[str]:
+    return [path.removeprefix("/bucket/") for path in requests if path.startswith("/bucket/") and path != "/bucket/"]
+
+
 def test_convert_takes_an_address(server, tmp_path):
     here = str(pathlib.Path(__file__).resolve().parents[2])
     environment = {**os.environ, **server.environment, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
@@ -248,6 +279,8 @@ def test_folders_that_a_console_made_are_no_files(tmp_path):
     bucket.changed()
     assert [str(found) for found in place.iterdir()] == ["s3://bucket/run/sub"]
     assert not place.is_file()
-    with fetched(place) as folder:
+    bucket.store.write("marker", b"").result()
+    bucket.changed()
+    with fetched(place, "marker") as folder:
         found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    assert found == {"sub", "sub/file"}
+    assert found == {"marker"}  # what lies deeper is not asked for
