@@ -131,7 +131,8 @@ def _put(folder: pathlib.Path, final: BucketPath, marker: str) -> None:
     """Puts the files of a directory in the place of those that are there, none of which is wanted any more."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     old = [place for place in final.iterdir() if place.name not in names]
-    (final / marker).unlink()
+    if (final / marker).is_file():  # not everybody who may write may remove
+        (final / marker).unlink()
     for place in old:
         place.rmtree() if place.is_dir() else place.unlink()
     for name in [name for name in names if name != marker] + [marker]:
@@ -177,6 +178,10 @@ def require_directory_place(
     _require_free(final, overwrite, owned)
     if isinstance(final, pathlib.Path):
         _require_writable(final)
+    else:
+        probe = final / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        probe.write_bytes(b"")
+        probe.unlink()
 
 
 def require_run_place(folder: pathlib.Path, record: str, command: str) -> None:

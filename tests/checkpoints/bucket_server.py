@@ -7,8 +7,8 @@ https://docs.aws.amazon.com/AmazonS3/latest/API: `ListObjectsV2` in pages, `GetO
 `DeleteObject`.
 An object has the generation, or ETag, of its time and size; a write may ask for the one that it replaces, or for none.
 Every call is kept in `requests`, every write or removal with its verb in `changes`. An object of a name that `admits`
-does not is not written, and its writer gets no answer. Who asks finds it by
-TENSORSTORE_GCS_HTTP_URL and AWS_ENDPOINT_URL.
+does not is not written, and its writer gets no answer. What `forbids` names, "write" or "delete", is answered with 403.
+Who asks finds it by TENSORSTORE_GCS_HTTP_URL and AWS_ENDPOINT_URL.
 
 >>> with serve(folder) as server:
 ...     subprocess.run(command, env={**os.environ, **server.environment})      # gs://bucket/... is folder/...
@@ -25,7 +25,7 @@ import re
 import tempfile
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from xml.sax.saxutils import escape
 
 PAGE = 20
@@ -41,6 +41,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.changes: list[tuple[str, str]] = []
         self.lock = threading.Lock()
         self.admits: Callable[[str], bool] = lambda name: True
+        self.forbids: Collection[str] = ()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -113,6 +114,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path = urllib.parse.urlsplit(self.path).path
         match = re.fullmatch(r"/(?:storage/v1/b/bucket/o|bucket)/(.+)", path)
         name = urllib.parse.unquote(match[1]) if match else ""
+        if "delete" in self.server.forbids:
+            self._answer(403, b"not allowed")
+            return
         with self.server.lock:
             self.server.changes.append(("delete", name))
             if file := self.server.file(name):
@@ -127,6 +131,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         file = self.server.folder / name
         if not self.server.admits(name):
+            return
+        if "write" in self.server.forbids:
+            self._answer(403, b"not allowed")
             return
         with self.server.lock:
             if expected is not None and expected.strip('"') != (_generation(file) if file.is_file() else "0"):

@@ -26,7 +26,7 @@ from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
-from hyperflax.files import require_directory_place
+from hyperflax.files import atomic_directory, require_directory_place
 from hyperflax.hypermodel import load
 from tests.adapters.micro import random_tree
 from tests.checkpoints.bucket_server import Server, serve
@@ -233,6 +233,25 @@ def test_of_a_model_directory_no_more_is_fetched_than_is_read(server, asked):
 
 def objects(requests: list[str]) -> list[str]:
     return [path.removeprefix("/bucket/") for path in requests if path.startswith("/bucket/") and path != "/bucket/"]
+
+
+@pytest.mark.usefixtures("asked")
+def test_who_may_not_write_is_told_before_the_work(server, monkeypatch):
+    server.changes.clear()
+    require_directory_place("s3://bucket/new", in_bucket=True)
+    assert [verb for verb, _ in server.changes] == ["write", "delete"]
+    assert not list((server.folder / "new").iterdir())
+    monkeypatch.setattr(server, "forbids", ("write",))
+    with pytest.raises(CheckpointError, match=r"^s3://bucket/new/\.tmp-.*: cannot be written, .*403"):
+        require_directory_place("s3://bucket/new", in_bucket=True)
+
+
+@pytest.mark.usefixtures("asked")
+def test_nothing_is_removed_from_an_empty_place(server, monkeypatch):
+    monkeypatch.setattr(server, "forbids", ("delete",))
+    with atomic_directory("s3://bucket/created", marker="adapter.json") as folder:
+        (folder / "adapter.json").write_text("{}")
+    assert (server.folder / "created" / "adapter.json").read_text() == "{}"
 
 
 def test_convert_takes_an_address(server, tmp_path):
