@@ -39,9 +39,13 @@ class Bucket:
         """TensorStore's handle."""
         import tensorstore as ts
 
-        endpoint, spec = os.environ.get("AWS_ENDPOINT_URL"), ts.KvStore.Spec(self.url)
-        if self.url.startswith("s3:") and endpoint:  # Amazon's tools find other servers of the protocol so
-            spec = {**spec.to_json(), "endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
+        scheme, _, address = self.url.partition("://")
+        bucket, _, path = address.partition("/")
+        # In parts: of a whole address TensorStore would refuse `#` and take `%3D` for another character.
+        spec = {"driver": {"gs": "gcs", "s3": "s3"}[scheme], "bucket": bucket, "path": path}
+        endpoint = os.environ.get("AWS_ENDPOINT_URL")
+        if scheme == "s3" and endpoint:  # Amazon's tools find other servers of the protocol so
+            spec |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
         try:
             return ts.KvStore.open(spec).result()
         except (ValueError, OSError) as error:

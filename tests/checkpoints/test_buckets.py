@@ -98,6 +98,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         file = folder / name / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-40] if name == "cut" else b"PK" * 200)
     save_t5(folder / "t5", base(), CONFIG, Bytes())
+    write_t5x_checkpoint(folder / "lr%3D1 #2?", base(), step=12)
     write_peft(folder / "peft", adapter())
     for name in ("gap", "blosc", "lie"):
         write_t5x_checkpoint(folder / name, base(), step=12)
@@ -141,6 +142,7 @@ def test_what_is_read_is_what_lies_there(server, scheme):
         ("model", f"{scheme}://bucket/huggingface"),
         ("model", f"{scheme}://bucket/sharded"),
         ("model", f"{scheme}://bucket/t5"),
+        ("model", f"{scheme}://bucket/lr%3D1 #2?"),
         ("base", f"{scheme}://bucket/t5"),
         ("base", f"{scheme}://bucket/legacy"),
         ("base", f"{scheme}://bucket/orbax"),
@@ -162,6 +164,7 @@ def test_what_is_read_is_what_lies_there(server, scheme):
         ["orbax", 9, fingerprint(base(1))],
         *[["huggingface", 0, whole]] * 2,
         ["t5", 0, whole],
+        ["t5x", 12, whole],
         *[whole] * 6,
         ["t5x", len(inspected(server.folder / "legacy")), nbytes],
         ["orbax", len(inspected(server.folder / "orbax")), nbytes],
@@ -284,6 +287,11 @@ def test_addresses(path, address):
 def test_other_addresses_are_refused(path):
     with pytest.raises(CheckpointError, match="expected a local path, gs://"):
         locate(path)
+
+
+def test_a_bucket_of_no_such_name_is_refused():
+    with pytest.raises(CheckpointError, match=r"gs://b\.\.b/a/: cannot be opened, .*Invalid GCS bucket name"):
+        locate("gs://b..b/a").exists()
 
 
 def test_folders_that_a_console_made_are_no_files(tmp_path):
