@@ -136,6 +136,7 @@ def find_t5x(path: Location | str, step: int | None = None) -> tuple[Form, Locat
     To be asked once for all that is read of it: a run that goes on may write a later one meanwhile. Arguments as of
     `form_of`, and errors where there is none of T5X.
     """
+    path = locate(path)
     if (found := find_orbax(path, step)) is not None:
         return "orbax", found
     file = find_checkpoint(path, step)

@@ -161,13 +161,15 @@ def _taken_apart(placed: dict[str, jax.Array], place: Place) -> dict[str, jax.Ar
 
 def _legacy(path: Location, step: int | None, target: Callable[[str], np.dtype | None]) -> dict[str, Source]:
     index = read_index(path, step)
+    leaves = index.leaves("target")
+    where = {name: f"target/{name}" for name in leaves}
 
-    def source(name: str, leaf: np.ndarray | Stored) -> Source:
-        where, wanted = f"target/{name}", target(name)
-        found = on_disk(where, leaf) if isinstance(leaf, Stored) else leaf
-        return Source(found, lambda part: as_asked(index, where, part, wanted))
+    def source(name: str, leaf: np.ndarray | ZarrArray) -> Source:
+        wanted = target(name)
+        return Source(leaf, lambda part: as_asked(index, where[name], part, wanted))
 
-    return {name: source(name, leaf) for name, leaf in index.leaves("target").items()}
+    stored = on_disk(leaves, where)
+    return {name: source(name, stored[name] if isinstance(leaf, Stored) else leaf) for name, leaf in leaves.items()}
 
 
 def _orbax(folder: Location, target: Callable[[str], np.dtype | None]) -> dict[str, Source]:
@@ -195,6 +197,11 @@ def place_arrays(sources: Mapping[str, Source], place: Place) -> dict[str, jax.A
     import tensorstore as ts
 
     context = ts.Context({"file_io_concurrency": {"limit": FILE_THREADS}})
+    opened = {
+        name: ts.open(spec_of(source.leaf), open=True, read=True, context=context)
+        for name, source in sources.items()
+        if isinstance(source.leaf, ZarrArray)
+    }
     reading: collections.deque[tuple[str, jax.sharding.Sharding, dict[Part, Any], int]] = collections.deque()
     done: dict[str, jax.Array] = {}
     in_flight = 0
@@ -226,7 +233,7 @@ def place_arrays(sources: Mapping[str, Source], place: Place) -> dict[str, jax.A
         while reading and in_flight + nbytes > limit:
             in_flight -= finish_first()
         try:
-            store = ts.open(spec_of(leaf), open=True, read=True, context=context).result()
+            store = opened.pop(name).result()
         except (ValueError, OSError, NotImplementedError) as error:
             raise unreadable(leaf, str(error)) from error
         if store.shape != leaf.shape or store.dtype.numpy_dtype != leaf.dtype:

@@ -10,7 +10,8 @@ from scalable_t5, all layers in one array (`encoder/encoder/...`, layers on axis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import concurrent.futures
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -19,7 +20,14 @@ import numpy as np
 from hyperflax import trees
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.t5x_index import Stored, T5XIndex, read_index
-from hyperflax.checkpoints.zarr import ZarrArray, floating_dtype, inspect_array, is_floating, read_arrays
+from hyperflax.checkpoints.zarr import (
+    FILE_THREADS,
+    ZarrArray,
+    floating_dtype,
+    inspect_array,
+    is_floating,
+    read_arrays,
+)
 from hyperflax.errors import CheckpointError
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -102,17 +110,30 @@ def _read(
     if not leaves or (branch == ("target",) and "" in leaves):
         raise CheckpointError(f"{index.file}: expected leaves under '{'/'.join(branch)}', found none")
     where = {path: "/".join((*branch, path)).rstrip("/") for path in leaves}
-    stored = {path: on_disk(where[path], leaf) for path, leaf in leaves.items() if isinstance(leaf, Stored)}
 
     def finish(path: str, array: np.ndarray) -> np.ndarray:
         return as_asked(index, where[path], array, target)
 
-    arrays = read_arrays(stored, finish, progress)
+    arrays = read_arrays(on_disk(leaves, where), finish, progress)
     return {path: arrays[path] if isinstance(leaf, Stored) else finish(path, leaf) for path, leaf in leaves.items()}
 
 
-def on_disk(where: str, leaf: Stored) -> ZarrArray:
-    """Returns a stored leaf's array, checked against what the index says of it."""
+def on_disk(leaves: Mapping[str, np.ndarray | Stored], where: Mapping[str, str]) -> dict[str, ZarrArray]:
+    """Returns the arrays of those leaves that are stored, each checked against what the index says of it.
+
+    Many are looked at at a time: in a bucket each is a round trip.
+
+    Args:
+      leaves: by path.
+      where: what each is called in errors.
+    """
+    stored = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Stored)}
+    with concurrent.futures.ThreadPoolExecutor(FILE_THREADS) as pool:
+        arrays = pool.map(_on_disk, [where[path] for path in stored], stored.values())
+        return dict(zip(stored, arrays, strict=True))
+
+
+def _on_disk(where: str, leaf: Stored) -> ZarrArray:
     array = inspect_array(where, leaf.directory)
     file = leaf.directory / ".zarray"
     if leaf.shape is not None and leaf.shape != array.shape:

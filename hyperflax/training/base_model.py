@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hyperflax import trees
+from hyperflax.buckets import locate
 from hyperflax.checkpoints.forms import find_t5x, form_of, load_base
 from hyperflax.checkpoints.onto_mesh import read_onto_mesh
 from hyperflax.data.vocabularies import Vocabulary
@@ -79,12 +80,13 @@ def read_base(
     Raises:
       CheckpointError: as `load_base`.
     """
-    if form_of(path) in ("t5x", "orbax"):
+    place = locate(path)  # whose names, in a bucket, are listed once
+    if form_of(place) in ("t5x", "orbax"):
         # Of a run that goes on, hosts that look one after the other may each find another one the latest.
-        path = Processes.running().told_by_first(str(find_t5x(path)[1]))
+        path = Processes.running().told_by_first(str(find_t5x(place)[1]))
         dtype = (lambda name: kernel_dtype(name, config)) if compute_dtype else None
         return read_onto_mesh(path, config, partitioner.t5_sharding, dtype=dtype)
-    params = load_base(path, config, vocabulary)
+    params = load_base(place, config, vocabulary)
     params = cast_kernels(params, config) if compute_dtype else params
     return stack_layers(params, config) if config.scan_layers else params
 

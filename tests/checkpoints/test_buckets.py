@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ import tensorstore
 
 from hyperflax.adapters import LoRA, build_spec
 from hyperflax.buckets import Bucket, BucketPath, fetched, locate
+from hyperflax.checkpoints import t5x
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import read_model
@@ -24,12 +26,15 @@ from hyperflax.checkpoints.orbax_form import write_orbax
 from hyperflax.checkpoints.peft import write_peft
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
+from hyperflax.checkpoints.zarr import inspect_array
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_directory, require_directory_place
 from hyperflax.hypermodel import load
+from hyperflax.training.base_model import read_base
+from hyperflax.training.partitioning import Partitioner, make_mesh
 from tests.adapters.micro import random_tree
-from tests.checkpoints.bucket_server import Server, serve
+from tests.checkpoints.bucket_server import PAGE, Server, serve
 from tests.checkpoints.directories import CONFIG, base, model_parts
 from tests.checkpoints.t5x_writer import write_zarr_with_tensorstore
 
@@ -232,6 +237,28 @@ def test_of_a_model_directory_no_more_is_fetched_than_is_read(server, asked):
     assert objects(asked) == [
         f"run/model/{name}" for name in ("hypermodel.json", "base.safetensors", "vocabulary.model")
     ]
+
+
+@pytest.mark.parametrize("name", ["runs", "written"])
+def test_a_base_is_looked_for_once(server, asked, name):
+    read_base(f"s3://bucket/{name}", CONFIG, Partitioner(make_mesh(data=1, fsdp=1)))
+    step = {"runs": 10, "written": 9}[name]
+    pages = [-(-len(server.names(f"{name}/{below}")) // PAGE) for below in ("", f"checkpoint_{step}/")]
+    assert asked.count("/bucket/") == sum(pages)
+
+
+def test_what_describes_the_arrays_is_read_many_at_a_time(server, monkeypatch):
+    begun, both = [], threading.Event()
+
+    def inspect(*arguments):
+        begun.append(arguments)
+        if len(begun) == 2:
+            both.set()
+        assert both.wait(60)
+        return inspect_array(*arguments)
+
+    monkeypatch.setattr(t5x, "inspect_array", inspect)
+    assert fingerprint(t5x.read_t5x_checkpoint(server.folder / "legacy")) == fingerprint(base())
 
 
 def objects(requests: list[str]) -> list[str]:
