@@ -59,20 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, numbers: set[int], seeds: set[int], workspace: Workspace) -> None:
-    tables: dict[str, tuple[Claim, ...]] = {}
-    known = [family for family, scale in SETTINGS if scale == arguments.scale]
-    for family in arguments.families.split(",") if arguments.families else known:
-        if family not in known:
-            raise HyperflaxError(f"--families: expected some of {known} at scale {arguments.scale}, got '{family}'")
-        results = workspace.out / "results" / arguments.scale / family
-        missing = FAMILIES[family].missing() if not arguments.report else "" if results.is_dir() else "no results"
+    tables = {family: claims(SETTINGS[family, scale]) for family, scale in SETTINGS if scale == arguments.scale}
+    asked = arguments.families.split(",") if arguments.families else [*tables]
+    if unknown := set(asked) - set(tables):
+        raise HyperflaxError(
+            f"--families: expected some of {[*tables]} at scale {arguments.scale}, got '{min(unknown)}'"
+        )
+    there = {family for family in tables if (workspace.out / "results" / arguments.scale / family).is_dir()}
+    for family in [*asked]:
+        missing = FAMILIES[family].missing() if not arguments.report else "" if family in there else "no results"
         if missing:
             print(f"{family} is left out: {missing}", file=sys.stderr)
-            continue
-        tables[family] = claims(SETTINGS[family, arguments.scale])
-    if not tables:
+            asked.remove(family)
+    if not asked:
         raise HyperflaxError("expected a family that is not left out, so no table is written")
-    chosen = {family: tuple(claim for claim in table if claim.number in numbers) for family, table in tables.items()}
+    chosen = {family: tuple(claim for claim in tables[family] if claim.number in numbers) for family in asked}
     if unknown := set(workspace.bases) - {
         experiment.base.name for table in chosen.values() for experiment in experiments(table).values()
     }:
@@ -83,10 +84,15 @@ def _run(arguments: argparse.Namespace, numbers: set[int], seeds: set[int], work
         raise HyperflaxError(
             f"--experiments: expected some of {sorted(names)}, which these claims need, got {sorted(wanted - names)}"
         )
+    failed = []
     if not arguments.report:
         for family, table in chosen.items():
-            run_all(family, table, workspace, arguments.scale, seeds, wanted)
-    print(write_tables(arguments.out, arguments.scale, tables), end="")
+            failed += run_all(family, table, workspace, arguments.scale, seeds, wanted)
+    # Of a family that was not asked for, what it has found earlier stays in the table.
+    shown = {family: table for family, table in tables.items() if family in asked or family in there}
+    print(write_tables(arguments.out, arguments.scale, shown), end="")
+    if failed:
+        raise HyperflaxError("; ".join(failed))
 
 
 def run_all(
@@ -96,18 +102,25 @@ def run_all(
     scale: str,
     seeds: Container[int],
     names: Container[str] | None = None,
-) -> None:
+) -> list[str]:
     """Runs every experiment of some claims that has no current result, for those of its seeds that are in `seeds`.
 
-    With `names`, only the experiments of those names, and what they depend on.
+    With `names`, only the experiments of those names, and what they depend on. One that fails does not keep the others
+    from being run: returned is what was wrong.
     """
+    failed = []
     known = experiments(table).values()
     chosen = [one for one in known if names is None or one.name in names]
     jobs = [(seed, one) for one in chosen for seed in one.seeds if seed in seeds]
     jobs.sort(key=lambda job: job[0])  # all experiments for the first seed before any for the second: a first look
     for number, (seed, experiment) in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {family}: {experiment.name}, seed {seed}", flush=True)
-        run(experiment, seed, workspace, scale)
+        try:
+            run(experiment, seed, workspace, scale)
+        except HyperflaxError as error:
+            print(f"failed: {error}", file=sys.stderr, flush=True)
+            failed.append(f"{family}: {experiment.name}, seed {seed}: {error}")
+    return failed
 
 
 def write_tables(out: pathlib.Path, scale: str, tables: dict[str, tuple[Claim, ...]]) -> str:

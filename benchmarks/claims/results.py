@@ -21,11 +21,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.claims.evaluation import Measures, evaluate, validation_curve
-from benchmarks.claims.experiments import Base, Experiment, Tuning, described, digest
-from benchmarks.claims.training import Workspace, trained, trained_base
+from benchmarks.claims.experiments import Experiment, Tuning, described, digest
+from benchmarks.claims.training import Workspace, base_fingerprint, trained
 from benchmarks.claims.tuning import run_tuning
-from hyperflax.checkpoints.fingerprint import fingerprint
-from hyperflax.checkpoints.forms import load_base
 from hyperflax.errors import DataError
 from hyperflax.evaluation.provenance import device, plain_json
 from hyperflax.files import atomic_file
@@ -59,7 +57,7 @@ def run(experiment: Experiment | Tuning, seed: int, workspace: Workspace, scale:
         found = read_result(path)
         if found["hash"] == digest(experiment):
             named = workspace.bases.get(base.name)
-            if named is not None and found["base"]["fingerprint"] != _fingerprint(base, workspace):
+            if named is not None and found["base"]["fingerprint"] != base_fingerprint(base, workspace):
                 raise DataError(f"{path}: expected a result on the base in {named}, got another's; take another --out")
             return found
     began = time.monotonic()
@@ -80,7 +78,7 @@ def run(experiment: Experiment | Tuning, seed: int, workspace: Workspace, scale:
         "seed": seed,
         "hash": digest(experiment),
         "config": described(experiment),
-        "base": {"name": base.name, "fingerprint": _fingerprint(base, workspace)},
+        "base": {"name": base.name, "fingerprint": base_fingerprint(base, workspace)},
         **more,
         "measures": _rounded(measures),
         "figures": {name: float(f"{value:.6g}") for name, value in figures.items()},
@@ -139,10 +137,6 @@ def stale(folder: pathlib.Path, tables: Mapping[tuple[str, str], Mapping[str, Ex
         elif result["hash"] != digest(experiment):
             wrong.append(f"{path}: stale, expected the hash {digest(experiment)}, got {result['hash']}")
     return wrong
-
-
-def _fingerprint(base: Base, workspace: Workspace) -> str:
-    return fingerprint(load_base(trained_base(base, workspace), base.shape))
 
 
 def _rounded(measures: Measures) -> Measures:

@@ -35,6 +35,7 @@ from benchmarks.claims.experiments import (
     digest,
 )
 from benchmarks.claims.families import FAMILIES, Family
+from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.episode_config import EpisodeConfig
@@ -44,6 +45,8 @@ from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.prefetch import Batches
 from hyperflax.data.text import PackedBatches
+from hyperflax.errors import DataError
+from hyperflax.json_files import read_json, write_json
 from hyperflax.train import EXPORT, HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, train
 from hyperflax.training.loop import CHECKPOINTS
 from hyperflax.training.optimizers import Optimizer, Schedule, adamw, make_optimizer
@@ -87,6 +90,8 @@ def trained_base(base: Base, workspace: Workspace) -> pathlib.Path:
     family = workspace.family(base)
     code = hashlib.sha256(json.dumps([PROTOCOL, described(base)], sort_keys=True).encode()).hexdigest()[:16]
     folder = workspace.out / "bases" / f"{base.name}-{code}"
+    if isinstance(base, PrunedBase):
+        _same_base(folder, base.deeper, workspace)
 
     def job() -> dict[str, Any]:
         pruned = str(_pruned(base, workspace, folder / "start")) if isinstance(base, PrunedBase) else None
@@ -113,9 +118,29 @@ def _pruned(base: PrunedBase, workspace: Workspace, directory: pathlib.Path) -> 
 
 
 def trained(experiment: Experiment, seed: int, workspace: Workspace) -> pathlib.Path:
-    """Returns the directory that a run's training left: a hypermodel, an adapter or a T5; trains what is not there."""
+    """Returns the directory that a run's training left: a hypermodel, an adapter or a T5; trains what is not there.
+
+    Raises:
+      DataError: what is there began with another base than the one that is named now.
+    """
     folder = workspace.run(experiment, seed)
+    _same_base(folder, experiment.base, workspace)
     return _train(folder, lambda: _job(experiment, seed, workspace, folder), experiment.steps, workspace, seed)
+
+
+def _same_base(folder: pathlib.Path, base: Base, workspace: Workspace) -> None:
+    """Notes in a run's folder what base it is for; raises DataError where another is noted."""
+    note, found = folder / "base.json", base_fingerprint(base, workspace)
+    if not note.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"fingerprint": found})
+    elif (noted := read_json(note)["fingerprint"]) != found:
+        raise DataError(f"{folder}: expected a run on the base {found}, got one on {noted}; take another --out")
+
+
+def base_fingerprint(base: Base, workspace: Workspace) -> str:
+    """The fingerprint of a base's parameters; it is trained if it is not there."""
+    return fingerprint(load_base(trained_base(base, workspace), base.shape))
 
 
 def _train(

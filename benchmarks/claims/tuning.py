@@ -194,10 +194,11 @@ class _Bench:
             state = refine.start(jax.tree.map(lambda leaf, padded=padded: leaf[padded], starts))
             for mark, steps in enumerate(np.diff(marks, prepend=0)):
                 state = _advance(self._model.model, self._model.base_params, state, examples, steps, rate)
-                found = _task_losses(self._model.model, self._model.base_params, state.adapters, asked)
-                losses[mark, block] = np.asarray(found)[: len(block)]
+                found = np.asarray(_task_losses(self._model.model, self._model.base_params, state.adapters, asked))
+                losses[mark, block] = found[: len(block)]
                 if scored:
-                    scores[mark, block] = self._scores([tasks[at] for at in block], asked, state.adapters)
+                    sound = np.isfinite(found)
+                    scores[mark, block] = self._scores([tasks[at] for at in block], asked, state.adapters, sound)
         return losses, scores
 
     def _starts(self, start: str, tokens: Sequence[TaskTokens]) -> PyTree:
@@ -217,15 +218,19 @@ class _Bench:
         ]
         return self._model.generate({"support_tokens": np.stack(rows)})
 
-    def _scores(self, block: Sequence[EvaluationTask], asked: Batch, adapters: PyTree) -> np.ndarray:
-        out = self._model.decode(asked["encoder_input_tokens"], adapters)
+    def _scores(self, block: Sequence[EvaluationTask], asked: Batch, adapters: PyTree, sound: np.ndarray) -> np.ndarray:
+        """The score of every task; 0 of one that diverged, which does not cost the others theirs."""
+        if not sound.any():
+            return np.zeros(len(block))
+        taken = np.where(sound, np.arange(len(sound)), sound.argmax())
+        out = self._model.decode(asked["encoder_input_tokens"], jax.tree.map(lambda leaf: leaf[taken], adapters))
         decode = self._model.config.vocabulary.decode
         # Rows behind the block's tasks, and behind a task's examples, are padding.
         answers = [[decode(row.tolist()) for row in rows] for rows in out[: len(block)]]
         return np.array(
             [
-                self._metric.score(found[: len(task.inputs)], task.references)
-                for found, task in zip(answers, block, strict=True)
+                self._metric.score(found[: len(task.inputs)], task.references) if right else 0.0
+                for found, task, right in zip(answers, block, sound[: len(block)], strict=True)
             ]
         )
 

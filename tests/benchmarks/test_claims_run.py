@@ -165,11 +165,33 @@ def test_a_result_on_another_base_than_the_named_one_is_refused(workspace: Works
     other = dataclasses.replace(workspace, bases={BASE.name: str(tmp_path / "model")})
     with pytest.raises(DataError, match=r"seed0\.json: expected a result on the base in .*; take another --out"):
         run(HYPER, 0, other, "micro")
+    # Nor are its models scored once more, under the name of the base that is named now.
+    path = workspace.out / "results" / "micro" / "toy" / "hyper_t5-seed0.json"
+    result = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DataError, match=r"-seed0: expected a run on the base sha256:\w+, got one on sha256:"):
+        run(HYPER, 0, other, "micro")
+    path.write_bytes(result)
 
 
 def test_experiments_are_run_by_name(workspace: Workspace, capsys: pytest.CaptureFixture):
     run_all("toy", [CLAIM], workspace, "micro", {0, 1}, {"shared"})
     assert capsys.readouterr().out.splitlines() == ["[1/2] toy: shared, seed 0", "[2/2] toy: shared, seed 1"]
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_run(
+    workspace: Workspace, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def fails_first(experiment, seed, *_):
+        if seed == 0:
+            raise HyperflaxError("run that seed first")
+
+    monkeypatch.setattr("benchmarks.claims.__main__.run", fails_first)
+    failed = run_all("toy", [CLAIM], workspace, "micro", {0, 1}, {"shared"})
+    assert failed == ["toy: shared, seed 0: run that seed first"]
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "[2/2] toy: shared, seed 1"
+    assert captured.err == "failed: run that seed first\n"
 
 
 def test_a_lost_result_is_made_again_from_the_models_and_scores_that_are_there(workspace: Workspace):
@@ -224,6 +246,11 @@ def test_further_tuning_from_three_starts(workspace: Workspace):
     for task in tasks:
         assert measures["random_4_loss_2"][task] != measures["random_4_loss_0"][task]
         assert measures["generated_4_steps_to_loss"][task][0] in (0.0, 2.0)
+    # A task that diverged has no loss and scores nothing; the others keep theirs.
+    wild, _ = run_tuning(dataclasses.replace(tuning, name="wild", rates=(3e38,)), 0, workspace)
+    assert wild["random_4_loss_2"] == {}
+    assert set(wild["random_4_score_2"]) == tasks
+    assert all(score == [0.0] for score in wild["random_4_score_2"].values())
     # Other seeds tune the same tasks, from other starts, at the rates of the first.
     others, same = run_tuning(tuning, 1, workspace)
     assert same == numbers
@@ -350,10 +377,15 @@ def test_running_one_claim_leaves_the_others_in_the_table(tmp_path: pathlib.Path
     (tmp_path / "results" / "cpu" / "strings_demo").mkdir(parents=True)
     ran: list[int] = []
     monkeypatch.setattr(
-        "benchmarks.claims.__main__.run_all", lambda family, table, *_: ran.extend(claim.number for claim in table)
+        "benchmarks.claims.__main__.run_all",
+        lambda family, table, *_: ran.extend(claim.number for claim in table) or [],
     )
     monkeypatch.setattr("benchmarks.claims.__main__.write_pictures", lambda *_: None)
     assert main(["--out", str(tmp_path), "--families", "strings_demo", "--claims", "2"]) == 0
     assert ran == [2]
     (table,) = json.loads((tmp_path / "verdicts-cpu.json").read_text())
     assert [claim["claim"] for claim in table["claims"]] == [1, 2, 3, 4, 5, 6]
+    (tmp_path / "results" / "cpu" / "natural_instructions").mkdir()
+    assert main(["--out", str(tmp_path), "--families", "strings_demo", "--claims", "2"]) == 0
+    families = [table["family"] for table in json.loads((tmp_path / "verdicts-cpu.json").read_text())]
+    assert families == ["strings_demo", "natural_instructions"]
