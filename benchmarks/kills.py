@@ -19,6 +19,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ def life(folder: pathlib.Path, steps: int, *kills: str) -> int:
                 eval_period=EVAL_PERIOD,
             )
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -8,6 +8,8 @@
  "run": {"device": "...", "versions": {...}, "seconds": 812.0}}
 ```
 
+`seconds` are those of the last call, with what it had to train first and without what an earlier one had done.
+
 A result is *current* if its hash is that of the experiment of that name in the table. The results that are committed
 lie in `results/` beside this file, and a test refuses one that is not current.
 """
