@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,23 @@ def tpu_library() -> pathlib.Path:
     pytest.skip("needs the TPU compiler: make test installs it on Linux, or set TPU_LIBRARY_PATH")
 
 
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Under xdist, hands on what the command line leaves out: its processes choose, each for itself and all alike."""
+    if items and hasattr(items[0].config, "workeroutput"):
+        told = items[0].config.workeroutput
+        told["left_out"] = told.get("left_out", 0) + len(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes it from every process that ends; one that has crashed tells nothing."""
+    stash = node.config.stash
+    stash[LEFT_OUT] = max(stash.get(LEFT_OUT, 0), getattr(node, "workeroutput", {}).get("left_out", 0))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Ends every run with the number of tests that were not run, and why."""
     reasons: collections.Counter[str] = collections.Counter()
@@ -158,7 +176,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             else:
                 reason = getattr(report, "wasxfail", "") or str(report.longrepr)
             reasons[reason if kind == "skipped" else f"known to fail: {reason}"] += 1
-    if deselected := len(terminalreporter.stats.get("deselected", [])):
+    deselected = terminalreporter.config.stash.get(LEFT_OUT, len(terminalreporter.stats.get("deselected", [])))
+    if deselected:
         reasons["left out by the command line"] = deselected
     terminalreporter.section("tests not run")
     terminalreporter.write_line(f"{sum(reasons.values())} tests not run{':' if reasons else ''}")

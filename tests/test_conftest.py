@@ -10,6 +10,7 @@ import sys
 import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
+PROCESSES = {"one process": ["-p", "no:xdist"], "xdist": ["-n", "2"]}
 
 TESTS = """
 import pytest
@@ -26,7 +27,13 @@ def test_known(): assert False
 """
 
 
-def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, **environment: str) -> str:
+def run(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *arguments: str,
+    processes: str = "one process",
+    **environment: str,
+) -> str:
     for name in ("HYPERFLAX_DATA", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -35,8 +42,8 @@ def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
     folder.mkdir(parents=True)
     shutil.copy(HERE / "conftest.py", folder)
     (folder / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments, str(folder)]
-    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *PROCESSES[processes], *arguments]
+    return subprocess.run([*command, str(folder)], cwd=folder.parent, capture_output=True, text=True).stdout
 
 
 def test_no_data_at_all_is_counted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
@@ -48,8 +55,9 @@ def test_no_data_at_all_is_counted(tmp_path: pathlib.Path, monkeypatch: pytest.M
     assert "1 passed, 2 skipped, 1 xfailed" in out.splitlines()[-1]
 
 
-def test_left_out_tests_are_counted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    out = run(tmp_path, monkeypatch, "-k", "fine")
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_left_out_tests_are_counted(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, processes: str):
+    out = run(tmp_path, monkeypatch, "-k", "fine", processes=processes)
     assert "3 tests not run:\n  3 x left out by the command line\n" in out
 
 
