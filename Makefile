@@ -123,5 +123,6 @@ lock:
 	$(COMPILE) --extra interop -c requirements/test.lock -o requirements/interop.lock setup.py requirements/build.in
 
 clean:
-	rm -rf $(VENV) $(VENV_INTEROP) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_INTEROP) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis \
+	  "$${TMPDIR:-/tmp}/hyperflax-tests-$$(id -u)"
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

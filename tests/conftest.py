@@ -8,6 +8,7 @@ fails: a mistyped path must not turn into a green run.
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -17,7 +18,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -43,6 +45,26 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HOME / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+WEEK = 7 * 24 * 3600  # seconds
+
+
+def remove_unused(paths: Iterable[pathlib.Path]) -> None:
+    """Removes files that nothing has read and folders that nothing has marked for a week."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # another run removes them, too
+            status = path.stat()
+            if path.is_dir() and time.time() - status.st_mtime > WEEK:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_file() and time.time() - status.st_atime > WEEK:
+                path.unlink()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Every run, not every process of it, removes compiled programs that are of no more use."""
+    if not hasattr(session.config, "workerinput"):
+        remove_unused((HOME / "jax").glob("*"))
 
 
 # Linux allows a process 65,530 of them (vm.max_map_count), and XLA aborts where it gets no more.
@@ -93,10 +115,12 @@ def materialised(data_dir: pathlib.Path) -> pathlib.Path:
     with (HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes wait for the first one
         if not out.is_dir():
+            remove_unused(HOME.glob("data-*"))
             partial = out.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             subprocess.run([sys.executable, str(data_dir / "materialise.py"), str(partial)], check=True)
             partial.rename(out)
+        os.utime(out)  # in use, for `remove_unused`
     return out
 
 
