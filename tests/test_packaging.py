@@ -169,6 +169,15 @@ def test_the_core_lock_is_part_of_the_others(name: str):
     assert {str(pin) for pin in pins(LOCKS["core"])} <= {str(pin) for pin in pins(LOCKS[name])}
 
 
+def test_the_locks_agree():
+    """A package is pinned in the same way wherever it is: `make lock` has test.lock bind the others."""
+    ways: dict[str, dict[str, set[str]]] = {}
+    for lock, text in LOCKS.items():
+        for pin in pins(text):
+            ways.setdefault(_normal(pin.name), {}).setdefault(lock, set()).add(str(pin))
+    assert [locks for locks in ways.values() if len(set(map(frozenset, locks.values()))) > 1] == []
+
+
 @pytest.mark.parametrize(("python", "jax"), [("3.11", "0.10."), ("3.12", "0.12.")])
 def test_the_locks_satisfy_the_requirements(metadata: email.message.Message, python: str, jax: str):
     """Under each Python every requirement is pinned exactly once, within its bounds."""
