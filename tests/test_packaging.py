@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import email
+import importlib.metadata
 import pathlib
 import re
 import shutil
@@ -24,7 +25,7 @@ import hyperflax
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {"hyperflax": "hyperflax", "tasks": "hyperflax_tasks", "gin_configs": "hyperflax_gin_configs"}
 SHIPPED = {".py", ".gin", ".json", ".jsonl", ".txt", ".html", ".parquet", ".safetensors", ".typed"}
-LOCKS = {name: (REPOSITORY / "requirements" / f"{name}.lock").read_text() for name in ("core", "test", "interop")}
+LOCKS = {path.stem: path.read_text("utf-8") for path in sorted((REPOSITORY / "requirements").glob("*.lock"))}
 
 
 def in_the_tree() -> set[str]:
@@ -178,21 +179,42 @@ def test_the_locks_agree():
     assert [locks for locks in ways.values() if len(set(map(frozenset, locks.values()))) > 1] == []
 
 
+def applies(line: Requirement, python: str, extra: str = "") -> bool:
+    here = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "extra": extra}
+    return not line.marker or line.marker.evaluate(here)
+
+
+def pinned(lock: str, python: str) -> dict[str, str]:
+    """The version of each package under a version of Python."""
+    found = {}
+    for pin in pins(LOCKS[lock]):
+        if applies(pin, python):
+            assert _normal(pin.name) not in found, f"{pin.name} is pinned twice for Python {python}"
+            found[_normal(pin.name)] = next(iter(pin.specifier)).version
+    return found
+
+
+@pytest.mark.parametrize("lock", ["core", "test", "interop"])
 @pytest.mark.parametrize(("python", "jax"), [("3.11", "0.10."), ("3.12", "0.12.")])
-def test_the_locks_satisfy_the_requirements(metadata: email.message.Message, python: str, jax: str):
-    """Under each Python every requirement is pinned exactly once, within its bounds."""
-    here = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-    for lock, extras in (("core", [""]), ("test", ["", "seqio", "serve", "test"]), ("interop", ["", "interop"])):
-        found = {}
-        for pin in pins(LOCKS[lock]):
-            if not pin.marker or pin.marker.evaluate(here):
-                assert _normal(pin.name) not in found, f"{pin.name} is pinned twice for Python {python}"
-                found[_normal(pin.name)] = next(iter(pin.specifier)).version
-        for line in metadata.get_all("Requires-Dist"):
-            need = Requirement(line)
-            if any(not need.marker or need.marker.evaluate(here | {"extra": extra}) for extra in extras):
-                assert need.specifier.contains(found[_normal(need.name)]), f"{lock}.lock: {need}; run make lock"
-        assert found["jax"].startswith(jax)
+def test_a_lock_satisfies_the_requirements(metadata: email.message.Message, lock: str, python: str, jax: str):
+    """Under each Python everything that it is compiled from is pinned exactly once, within its bounds."""
+    (command,) = re.findall(rf"(.*) -o requirements/{lock}\.lock", (REPOSITORY / "Makefile").read_text("utf-8"))
+    extras = ["", *re.findall(r"--extra (\S+)", command)]
+    found = pinned(lock, python)
+    for need in map(Requirement, metadata.get_all("Requires-Dist")):
+        if any(applies(need, python, extra) for extra in extras):
+            assert need.specifier.contains(found[_normal(need.name)]), f"{lock}.lock: {need}; run make lock"
+    assert found["jax"].startswith(jax)
+
+
+def test_the_tpu_lock_has_the_compiler_that_jax_asks_for():
+    for python in ("3.11", "3.12"):
+        assert list(pinned("tpu", python)) == ["libtpu"]
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if importlib.metadata.version("jax") != pinned("core", python)["jax"]:
+        pytest.skip("needs the jax of core.lock, which names its compiler")
+    (need,) = [need for need in map(Requirement, importlib.metadata.requires("jax")) if need.name == "libtpu"]
+    assert need.specifier.contains(pinned("tpu", python)["libtpu"])
 
 
 def _normal(name: str) -> str:
