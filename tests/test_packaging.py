@@ -24,6 +24,7 @@ import hyperflax
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {"hyperflax": "hyperflax", "tasks": "hyperflax_tasks", "gin_configs": "hyperflax_gin_configs"}
+BESIDE_IT = ("docs", "launch", "requirements")  # folders of an sdist alone
 SHIPPED = {".py", ".gin", ".json", ".jsonl", ".txt", ".html", ".parquet", ".safetensors", ".typed"}
 LOCKS = {path.stem: path.read_text("utf-8") for path in sorted((REPOSITORY / "requirements").glob("*.lock"))}
 
@@ -44,7 +45,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A copy of the tree to build in, so that the build leaves nothing in the repository."""
     out = tmp_path_factory.mktemp("source") / "hyperflax"
     out.mkdir()
-    for folder in (*FOLDERS, "docs", "requirements"):
+    for folder in (*FOLDERS, *BESIDE_IT):
         shutil.copytree(REPOSITORY / folder, out / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for path in REPOSITORY.iterdir():
         if path.is_file():
@@ -82,12 +83,15 @@ def test_the_wheel_holds_the_tree_and_nothing_else(wheel: pathlib.Path):
     assert files_in(wheel) == in_the_tree()
 
 
-def test_the_sdist_builds_the_same_wheel(copy: pathlib.Path, wheel: pathlib.Path, tmp_path: pathlib.Path):
+def test_the_sdist_is_whole_and_builds_the_same_wheel(copy: pathlib.Path, wheel: pathlib.Path, tmp_path: pathlib.Path):
     for name in ("sdist", "unpacked", "wheel"):
         (tmp_path / name).mkdir()
     with tarfile.open(build(copy, "sdist", tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     (source,) = (tmp_path / "unpacked").iterdir()
+    for folder in BESIDE_IT:
+        unpacked, tree = ({path.relative_to(root) for path in (root / folder).rglob("*")} for root in (source, copy))
+        assert unpacked == tree
     assert files_in(build(source, "wheel", tmp_path / "wheel")) == files_in(wheel)
 
 
