@@ -94,7 +94,8 @@ def test_told_to_end_it_answers_first(
 
     with concurrent.futures.ThreadPoolExecutor(4) as callers:
         asked = [callers.submit(ask, number) for number in range(4)]
-        while "hyperflax_waiting_inputs 800.0" not in http.get("/metrics").text and not all(a.done() for a in asked):
+        while "hyperflax_waiting_inputs 800.0" not in http.get("/metrics").text:
+            assert not any(future.done() for future in asked), "too fast to be told while all of them wait"
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert [future.result() for future in asked] == [200] * 4
@@ -102,12 +103,13 @@ def test_told_to_end_it_answers_first(
 
 
 def test_callers_and_threads_have_one_time_to_end_in(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    grace, parser = 3, argparse.ArgumentParser()
+    grace, parser = 1, argparse.ArgumentParser()
     serve.add_arguments(parser)
     options = ["--model", str(model), "--port", "0", "--rows", "1", "--grace", str(grace)]
     service, server = serve.build_server(parser.parse_args([*options, "--adapters", str(tmp_path)]))
     thread, go_on = threading.Thread(target=server.run), threading.Event()
     turn, adapt = service.engine.turn, service.model.adapt
+    given: list[float] = []  # seconds to each of the two threads
 
     def held(work: Callable[..., Any]) -> Callable[..., Any]:
         def wait(*arguments: Any, **options: Any) -> Any:
@@ -116,7 +118,15 @@ def test_callers_and_threads_have_one_time_to_end_in(model: pathlib.Path, tmp_pa
 
         return wait
 
+    def recorded(end: Callable[[float | None], Any]) -> Callable[[float | None], Any]:
+        def record(seconds: float | None) -> Any:
+            given.append(seconds)
+            return end(seconds)
+
+        return record
+
     service.engine.turn, service.model.adapt = held(turn), held(adapt)
+    service.maker.stop, service._thread.join = recorded(service.maker.stop), recorded(service._thread.join)
     thread.start()
     try:
         while not service.ready:
@@ -132,9 +142,12 @@ def test_callers_and_threads_have_one_time_to_end_in(model: pathlib.Path, tmp_pa
             began = time.monotonic()
             server.should_exit = True
             thread.join()
-            # Neither can end: were one waited for after the other, it would be three times as long.
-            assert grace <= time.monotonic() - began < 2 * grace
+            # Neither can end, and the callers have had all of the time; without any, the two threads share it.
+            assert time.monotonic() - began >= grace
+            assert given == pytest.approx([0, 0], abs=0.01)
             assert [future.result().status_code for future in asked] == [503] * 2
+            assert not service.stop(grace)
+            assert sum(given[2:]) < grace + 0.01
     finally:
         server.should_exit = True
         go_on.set()
