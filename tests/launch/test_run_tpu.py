@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -227,10 +228,12 @@ def test_mistakes_are_named(world: World, arguments: list[str], complaint: str):
     assert not world.lines("calls")
 
 
-def test_help(world: World):
-    done = world.run("run_tpu.sh", "--help")
+@pytest.mark.parametrize("launcher", ["run_tpu.sh", "launch/gpu_hosts.sh", "launch/slurm.sh"])
+def test_help_names_every_option_once(world: World, launcher: str):
+    done = world.run(launcher, "--help")
     assert done.returncode == 0
-    source = (REPOSITORY / "run_tpu.sh").read_text() + (REPOSITORY / "launch/common.sh").read_text()
-    for option in ("--name", "--gin_file", "--create", "--spot", "--setup", "--max_restarts", "--dry_run"):
-        assert f"\n  {option} " in done.stdout
-        assert option.removeprefix("--") in source
+    # The lines that set the two arrays, without the rest of the launcher.
+    lines = re.findall(r"^(?:options|switches)\+?=\(.*\)$", (REPOSITORY / launcher).read_text(), re.MULTILINE)
+    script = "\n".join(["source launch/common.sh", *lines, 'echo "${options[@]}" "${switches[@]}"'])
+    names = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert sorted(re.findall(r"^  --(\w+) ", done.stdout, re.MULTILINE)) == sorted([*names.split(), "help"])
