@@ -1,4 +1,4 @@
-"""Ids and texts of the two vocabularies; equality with seqio's is in test_seqio_vocabularies.py."""
+"""Ids and texts of the two vocabularies; equality with seqio's is in test_seqio_source.py."""
 
 from __future__ import annotations
 
