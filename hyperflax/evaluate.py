@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from hyperflax import configs
 from hyperflax.data.examples import ExampleSource
-from hyperflax.errors import DataError
+from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, Conditions
 from hyperflax.evaluation.contamination import TRAINING_TASKS, name_digests, recorded, trained_elsewhere
 from hyperflax.evaluation.coverage import not_covered
@@ -81,10 +81,17 @@ def evaluate(
       the report, see `hyperflax.evaluation.schema`.
 
     Raises:
-      ConfigError: a condition that cannot be had, or a file in the place of `out`.
+      ConfigError: a source in another vocabulary than the model's, a condition that cannot be had, or a file in the
+        place of `out`.
       DataError: no task can be evaluated.
     """
     require_place(out)
+    for name, given in (("source", source), ("neighbours", neighbours)):
+        if given is not None and given.vocabulary != model.config.vocabulary:
+            raise ConfigError(
+                f"evaluate.{name}: expected tokens of the model's {model.config.vocabulary!r}, got "
+                f"{given.vocabulary!r}; registry.load_source.vocabulary is what a source is read with"
+            )
     began, processes = time.monotonic(), Processes.running()
     episodes = model.config.episodes
     episodes = episodes if shots is None else episodes.replace(shots=shots, min_shots=None)

@@ -167,6 +167,19 @@ def test_a_file_in_the_report_s_place_is_refused_before_the_work(
     assert (tmp_path / "mine.csv").read_text() == "mine"
 
 
+def test_a_source_in_another_vocabulary_is_refused(tmp_path: pathlib.Path) -> None:
+    """Its tokens mean something else to the model, whose scores would be those of noise."""
+    own, other = source("a", "b"), InMemorySource.from_strings({"a": PAIRS, "b": PAIRS}, Bytes(extra_ids=7))
+    for name, given in (("source", {"source": other}), ("neighbours", {"source": own, "neighbours": other})):
+        with pytest.raises(
+            ConfigError,
+            match=rf"evaluate.{name}: expected tokens of the model's Bytes\(extra_ids=125\), got Bytes\(extra_ids=7\); "
+            "registry.load_source.vocabulary is",
+        ):
+            evaluate(model=hypermodel(), out=str(tmp_path / "report"), **given)
+    assert not any(tmp_path.iterdir())
+
+
 def test_other_positives_are_other_results(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read beside the support and stand in no text of the tasks, by which the journal is named as well."""
     configs = []
