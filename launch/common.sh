@@ -180,10 +180,13 @@ build_wheel() {
   wheel="$repository/dist/hyperflax-$version-py3-none-any.whl"
 }
 
-# Prints what installs the wheel on a host, as a shell command.
+# Prints what installs the wheel on a host, as a shell command: with what it needs, then itself once more, since pip leaves
+# what is installed under the same version as it is.
 install_command() {
-  printf '%s' "cd $folder && $(quoted "$python") -m venv .venv && .venv/bin/python -m pip install --quiet" \
-    " --constraint core.lock $(quoted "./${wheel##*/}[$extras]")"
+  local install=".venv/bin/python -m pip install --quiet"
+  printf '%s' "cd $folder && $(quoted "$python") -m venv .venv" \
+    " && $install --constraint core.lock $(quoted "./${wheel##*/}[$extras]")" \
+    " && $install --no-deps --force-reinstall $(quoted "./${wheel##*/}")"
 }
 
 # Prints the job's command line: job PYTHON FLAG...
