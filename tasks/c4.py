@@ -2,12 +2,14 @@
 
 ```
 export TFDS_DATA_DIR=gs://my-bucket/tensorflow_datasets HYPERFLAX_VOCABULARY=~/spiece.model
-hyperflax cache --module hyperflax_tasks.c4 --mixture c4 --out caches/c4
+hyperflax cache --module hyperflax_tasks.c4 --mixture c4 --split train --out caches/c4/train
+hyperflax cache --module hyperflax_tasks.c4 --mixture c4 --split validation --out caches/c4/validation
 ```
 
 One task, `c4`, whose examples have an empty input and a document as target; splits `train` and `validation`. Run files
-with text name the cache, which needs no TensorFlow then, or the Task by `MIXTURE_OR_TASK_NAME` and
-`MIXTURE_OR_TASK_MODULE`, which is read into memory: 1% of the training split takes some 15 GB while it is.
+with text name the folder of both caches, `MIXTURE_OR_TASK_NAME=caches/c4`, and need no TensorFlow then, or the Task by
+`MIXTURE_OR_TASK_NAME` and `MIXTURE_OR_TASK_MODULE`, which is read into memory: 1% of the training split takes some
+15 GB while it is.
 
 `HYPERFLAX_C4` is the data set, by default `c4/en:3.1.0`; any of TFDS with a feature `text` will do.
 `HYPERFLAX_C4_TRAIN` is the part of its training split, as TFDS writes it, by default `train[:1%]`: 3.6 million

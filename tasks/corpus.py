@@ -5,8 +5,11 @@ out of them. Every hundredth document is for validation.
 
 ```
 export HYPERFLAX_TEXT=~/text HYPERFLAX_VOCABULARY=~/spiece.model
-hyperflax cache --module hyperflax_tasks.corpus --mixture text --out caches/text
+hyperflax cache --module hyperflax_tasks.corpus --mixture text --split train --out caches/text/train
+hyperflax cache --module hyperflax_tasks.corpus --mixture text --split validation --out caches/text/validation
 ```
+
+Run files with text name the folder of both caches, `MIXTURE_OR_TASK_NAME=caches/text`, or read the shards themselves.
 """
 
 from __future__ import annotations

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shlex
 
+import gin
 import pytest
 
+from hyperflax.cli.main import main
 from hyperflax.data import registry
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
-from hyperflax_tasks import corpus
+from hyperflax_tasks import c4, corpus
+from tests.gin_runs import made, parse
 
 
 @pytest.fixture
@@ -45,6 +50,29 @@ def test_shards_may_be_compressed_and_called_json(shards) -> None:
     assert found.sizes.tolist() == whole.sizes.tolist()
     for number in (0, 100, 296):
         assert found.example(0, number).targets.tolist() == whole.example(0, number).targets.tolist()
+
+
+def test_a_run_trains_and_validates_on_the_caches_of_the_shown_commands(tmp_path, monkeypatch) -> None:
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": f"{i:0100}"}) + "\n" for i in range(200)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYPERFLAX_TEXT", str(tmp_path))
+    monkeypatch.setattr(corpus, "find_vocabulary", lambda given: given or Bytes())
+    monkeypatch.setattr(registry, "_REGISTERED", registry._REGISTERED - {"hyperflax_tasks.corpus"})
+    monkeypatch.setattr(registry, "_SOURCES", dict(registry._SOURCES))
+    shown = re.findall(r"^hyperflax (cache .*)", corpus.__doc__, re.MULTILINE)
+    assert [line.replace("corpus", "c4").replace("text", "c4") for line in shown] == re.findall(
+        r"^hyperflax (cache .*)", c4.__doc__, re.MULTILINE
+    )
+    assert [main(shlex.split(command)) for command in shown] == [0, 0]
+    parse("runs/hyperpretraining.gin")
+    with gin.unlock_config():
+        gin.parse_config("MIXTURE_OR_TASK_NAME = 'caches/text'\nMIXTURE_OR_TASK_MODULE = None")
+        gin.bind_parameter("hyperflax.data.registry.load_source.vocabulary", None)
+    job = gin.get_bindings("hyperflax.train.train", resolve_references=False)
+    for part, documents in (("batches", 198), ("validation", 2)):
+        batches = made(job[part])
+        assert batches.source.sizes.tolist() == [documents]
+        assert batches.batch(0)["support_tokens"].any()
 
 
 @pytest.mark.parametrize("kept", [slice(40), slice(-4), slice(200, None)], ids=["half", "no size", "no header"])
