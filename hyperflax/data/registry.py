@@ -32,7 +32,7 @@ from hyperflax.data.cache_format import MANIFEST
 from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.examples import ExampleSource
 from hyperflax.data.vocabularies import Vocabulary
-from hyperflax.errors import ConfigError, DataError, HyperflaxError, MissingExtraError
+from hyperflax.errors import ConfigError, DataError, MissingExtraError
 
 ENTRY_POINTS = "hyperflax.tasks"
 _LOG = logging.getLogger("hyperflax.data")
@@ -115,9 +115,11 @@ def register_modules(modules: Iterable[str | ModuleType] = (), *, entry_points: 
                 continue
             try:
                 target = point.load()
-                (target.register if isinstance(target, ModuleType) else target)()
-            except (ImportError, SyntaxError, HyperflaxError) as error:  # whose data need not be wanted now
-                _LOG.warning("entry point %s = %s of %s is left out: %s", point.name, point.value, ENTRY_POINTS, error)
+                if register := getattr(target, "register", None) if isinstance(target, ModuleType) else target:
+                    register()
+            except Exception as error:  # of whatever kind: another's package, whose data need not be wanted now
+                place, told = f"{point.name} = {point.value} of {ENTRY_POINTS}", f"{type(error).__name__}: {error}"
+                _LOG.warning("entry point %s is left out: %s", place, told)
                 continue
             _REGISTERED.add(point.value)
     for module in modules:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from types import ModuleType
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -144,10 +145,14 @@ def test_entry_points_are_discovered(monkeypatch: pytest.MonkeyPatch, caplog: py
     plugin.other = lambda: calls.append("function")
     monkeypatch.setitem(sys.modules, "hyperflax_test_plugin", plugin)
     plugin.absent = lambda: p3.register(None)  # as a module does whose data nobody has named
+    plugin.broken = lambda: calls.remove("nothing")
+    monkeypatch.setitem(sys.modules, "hyperflax_silent_plugin", ModuleType("hyperflax_silent_plugin"))
     monkeypatch.delenv(p3.ROOT_VARIABLE, raising=False)
     values = {
         "c": "hyperflax_absent_plugin",
         "d": "hyperflax_test_plugin:absent",
+        "e": "hyperflax_test_plugin:broken",
+        "f": "hyperflax_silent_plugin",  # registers seqio tasks on import, for instance
         "a": "hyperflax_test_plugin",
         "b": "hyperflax_test_plugin:other",
     }
@@ -155,8 +160,12 @@ def test_entry_points_are_discovered(monkeypatch: pytest.MonkeyPatch, caplog: py
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points if group == "hyperflax.tasks" else [])
     registry.register_modules()
     assert calls == ["module", "function"]
-    assert "entry point c = hyperflax_absent_plugin of hyperflax.tasks is left out" in caplog.text
-    assert "entry point d = hyperflax_test_plugin:absent of hyperflax.tasks is left out: P3: set" in caplog.text
+    assert [message.partition(" of hyperflax.tasks is left out: ")[::2] for message in caplog.messages] == [
+        ("entry point c = hyperflax_absent_plugin", "ModuleNotFoundError: No module named 'hyperflax_absent_plugin'"),
+        ("entry point d = hyperflax_test_plugin:absent", ANY),
+        ("entry point e = hyperflax_test_plugin:broken", "ValueError: list.remove(x): x not in list"),
+    ]
+    assert "is left out: ConfigError: P3: set" in caplog.text
 
 
 def test_the_listing_shows_sizes(upper: str) -> None:
