@@ -134,6 +134,8 @@ def register_modules(modules: Iterable[str | ModuleType] = (), *, entry_points: 
 
 def import_module(name: str) -> ModuleType:
     """Imports a module of tasks. Raises as `register_modules` where it cannot."""
+    if not name or name.startswith("."):
+        raise _absent(name)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -141,14 +143,19 @@ def import_module(name: str) -> ModuleType:
         if missing.partition(".")[0] in ("seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"):
             raise MissingExtraError(missing, "seqio") from error
         if name == missing or name.startswith(missing + "."):
-            raise ConfigError(
-                f"module '{name}': expected an importable Python module, there is none of that name"
-            ) from error
+            raise _absent(name) from error
         raise _broken(name, error) from error
     except MissingExtraError:
         raise
     except (ImportError, SyntaxError) as error:
         raise _broken(name, error) from error
+
+
+def _absent(name: str) -> ConfigError:
+    return ConfigError(
+        f"module '{name}': expected an importable Python module, there is none of that name; expected is its dotted "
+        "name, such as my_pkg.my_tasks, not its file, and in PYTHONPATH the folder that it lies in"
+    )
 
 
 def _broken(name: str, error: ImportError | SyntaxError) -> ConfigError:

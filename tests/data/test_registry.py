@@ -107,8 +107,18 @@ def test_modules_are_registered_once(tmp_path: pathlib.Path, monkeypatch: pytest
     registry.register_modules(["once_tasks"])
     registry.register_modules(["once_tasks"])
     assert sys.modules["once_tasks"].calls == [1]
-    with pytest.raises(ConfigError, match="module 'no_such_module': expected an importable Python module"):
-        registry.register_modules(["no_such_module"])
+
+
+@pytest.mark.parametrize("name", ["no_such_module", "", ".", "./here.py", "here.py", "../here", "/here.py", "os."])
+def test_what_names_no_module_is_answered_with_how_one_is_named(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    told = rf"^module '{re.escape(name)}': .* its dotted name, such as my_pkg.my_tasks, not its file, and in PYTHONPATH"
+    with pytest.raises(ConfigError, match=told):
+        registry.register_modules([name])
 
 
 @pytest.mark.parametrize(
