@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeAlias
 
-from hyperflax.errors import CheckpointError
+from hyperflax.errors import CheckpointError, ConfigError
 
 # pathlib has made one slash of two where somebody has put an address into it.
 _ADDRESS = re.compile(r"(gs|s3):/{1,2}([a-z0-9][a-z0-9._-]+)(?:/(.*))?")
@@ -167,9 +167,12 @@ def locate(path: Location | str) -> Location:
 
     Raises:
       CheckpointError: an address of another kind.
+      ConfigError: no path at all, such as a number that a gin file has without quotes.
     """
     if isinstance(path, BucketPath):
         return path
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"{path!r}: expected a path, which is a string (a number wants quotes)")
     match = _ADDRESS.fullmatch(str(path))
     if match is not None:
         inside = (match[3] or "").strip("/")

@@ -50,9 +50,9 @@ def infer(
       the file written by this process.
     """
     processes = Processes.running()
-    lines, shard = read_inputs(inputs), processes.shard(out)
     if inputs != "-" and _is_same(inputs, out):
         raise ConfigError(f"{out}: expected another file than the inputs', which it would replace")
+    lines, shard = read_inputs(inputs), processes.shard(out)
     part = lines[processes.part(len(lines))]
     loaded = load_adapter(adapter) if adapter is not None else None
     kept = shard.with_name(f"{shard.name}.{_digest(model, part, loaded, max_length)}.partial")

@@ -80,11 +80,13 @@ def train(
     Raises:
       CheckpointError: the run in `model_dir` began with another base, or what the base was read from has changed since;
         that run is saved, and exported once the base is there again.
-      ConfigError: an unknown option, batches in another vocabulary than the model's, or none to validate on.
+      ConfigError: an unknown option, a `model_dir` that is no path, batches in another vocabulary than the model's, or
+        none to validate on.
       HyperflaxError: as `hyperflax.training.loop.train`.
     """
-    if not model_dir:
+    if model_dir == "":
         raise ConfigError("train.model_dir: expected a folder, got an empty string")
+    locate(model_dir)  # refuses what is no place
     known = set(inspect.signature(loop.train).parameters) - OWN
     if unknown := sorted(set(options) - known):
         names = sorted((known | set(inspect.signature(train).parameters)) - {"options"})

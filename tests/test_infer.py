@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -111,3 +112,10 @@ def test_answers_do_not_take_the_place_of_their_inputs(tmp_path: pathlib.Path) -
         with pytest.raises(ConfigError, match="expected another file than the inputs'"):
             infer(model=hypermodel(), inputs=inputs, out=out)
     assert [line.input for line in read_inputs(inputs)] == ["a"]
+
+
+@pytest.mark.parametrize("files", [{"inputs": 20241130, "out": "out.jsonl"}, {"inputs": "in.jsonl", "out": 20241130}])
+def test_a_number_is_no_file(files: dict[str, Any]) -> None:
+    """Gin takes a name of digits for one."""
+    with pytest.raises(ConfigError, match=r"^20241130: expected a path, which is a string"):
+        infer(model=hypermodel(), **files)

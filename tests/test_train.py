@@ -341,6 +341,18 @@ def test_a_model_and_its_batches_have_one_vocabulary(base: str, tmp_path: pathli
             read(PARTITIONER)
 
 
+def test_a_folder_that_is_no_path_is_refused_before_the_base_is_read(base: str, monkeypatch) -> None:
+    monkeypatch.setattr(SharedAdapter, "read_frozen", pytest.fail)
+    with pytest.raises(ConfigError, match=r"^20241130: expected a path, which is a string"):
+        train(
+            model=SharedAdapter(BASE, config().spec, Bytes(), base),
+            batches=Episodes(TASKS, EPISODES),
+            optimizer=adamw(1e-2),
+            total_steps=1,
+            model_dir=20241130,
+        )
+
+
 def test_a_job_that_is_done_and_started_again_keeps_its_validation(base: str, tmp_path: pathlib.Path) -> None:
     """Its log knows what the call that took the steps has found; the row of the last step is what is reported."""
     episodes = Episodes(TASKS, EPISODES.replace(shots=0, demonstrations="none"))

@@ -73,8 +73,8 @@ def run_job(name: str, arguments: argparse.Namespace) -> Any:
     refused is not: the files there tell of the run there.
 
     Raises:
-      ConfigError: no file, a file that is not there, what gin has to say about its content, or files that do not bind
-        all that `name` requires; see `multiprocess.join`.
+      ConfigError: no file, a file that is not there, what gin has to say about its content, files that do not bind all
+        that `name` requires, or a MODEL_DIR that is no path; see `multiprocess.join`.
       CheckpointError: MODEL_DIR is an address that is none of a bucket.
       BusyError: another process is at work in MODEL_DIR.
     """
@@ -185,10 +185,14 @@ def shipped_runs() -> list[str]:
 
 
 def _model_dir() -> Location | None:
-    """Returns the folder that the training job writes to, its own `model_dir`; None where the job will refuse it."""
+    """Returns the folder that the training job writes to, its own `model_dir`; None where the job will refuse it.
+
+    Raises:
+      ConfigError, CheckpointError: no path, see `locate`.
+    """
     bound = gin.get_bindings(TRAINING, resolve_references=False)
-    model_dir = copy.deepcopy(bound.get("model_dir"))  # evaluates macros
-    return locate(model_dir) if model_dir and isinstance(model_dir, str) else None
+    model_dir = copy.deepcopy(bound["model_dir"])  # evaluates macros
+    return locate(model_dir) if model_dir != "" else None
 
 
 def _write_config(path: Location, content: Callable[..., str]) -> None:

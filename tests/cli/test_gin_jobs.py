@@ -46,6 +46,15 @@ def test_a_refused_job_leaves_the_configuration_of_the_run_that_is_there(tmp_pat
     assert all("total_steps = 2" in text for text in written())
 
 
+@pytest.mark.parametrize("value", ["20241130", "None", "['a']"])
+def test_a_folder_that_is_no_path_is_refused_before_the_job_begins(value, tmp_path, monkeypatch, capsys):
+    """gin takes a name of digits for a number."""
+    monkeypatch.chdir(tmp_path)
+    assert main("hyperflax.train.train", [f"--gin_file={GIN}", f"--gin.MODEL_DIR={value}"]) == 2
+    assert f"train: {value}: expected a path, which is a string (a number wants quotes)" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_a_job_requires_and_no_file_binds_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.gin").write_text("""

@@ -165,6 +165,8 @@ def test_a_file_in_the_report_s_place_is_refused_before_the_work(
     with pytest.raises(ConfigError, match=r"mine\.csv: expected a folder or nothing there, found a file"):
         evaluate(model=hypermodel(), source=source("a", "b"), out=str(tmp_path / "mine.csv"))
     assert (tmp_path / "mine.csv").read_text() == "mine"
+    with pytest.raises(ConfigError, match="20241130: expected a path, which is a string"):
+        evaluate(model=hypermodel(), source=source("a", "b"), out=20241130)
 
 
 def test_a_source_in_another_vocabulary_is_refused(tmp_path: pathlib.Path) -> None:
