@@ -32,6 +32,8 @@ from hyperflax.processes import Processes
 
 PACKAGE = "hyperflax_gin_configs"
 TRAINING = "hyperflax.train.train"
+_LOG = logging.getLogger("hyperflax.gin")
+_SET = re.compile(r"^(\w+) =", re.MULTILINE)  # macros, in the text of a whole configuration
 _USED = re.compile(r"%(\w+)\b(?!\.)")  # macros, in gin's text; %gin.REQUIRED is none
 
 
@@ -119,11 +121,13 @@ def parse(name: str, arguments: argparse.Namespace, stand_ins: str = "") -> Call
     try:
         with _told("gin"):
             gin.parse_config_files_and_bindings(arguments.gin_file, [], finalize_config=False)
+            files = gin.config_str()
             gin.parse_config(stand_ins)
         for binding in arguments.gin_bindings:  # one by one: gin names a line, and the command line has none
             with _told(f"gin: --gin.{binding.replace(' = ', '=', 1)}"):
                 gin.parse_config(binding)
         _refuse_unused(arguments.gin_bindings)
+        _warn_of_unused(files)
         if not stand_ins:
             with _told("gin"):
                 gin.finalize()
@@ -150,6 +154,18 @@ def _refuse_unused(bindings: list[str]) -> None:
     used = set(_USED.findall(gin.config_str()))
     for name in sorted(filter(str.isidentifier, named - used)):
         raise ConfigError(f"--gin.{name}: expected a name that the gin files use, which are {', '.join(sorted(used))}")
+
+
+def _warn_of_unused(files: str) -> None:
+    """Warns of macros that the files set and nothing uses: gin takes any name, and a misspelt one changes nothing.
+
+    No error: a file for several runs may set what one of them does not read.
+    """
+    # The command line may use one, or bind over its use.
+    used = {*_USED.findall(files), *_USED.findall(gin.config_str())}
+    if unused := sorted(set(_SET.findall(files)) - used):
+        told = ", ".join(unused), ", ".join(sorted(used))
+        _LOG.warning("gin: nothing uses what the files set as %s; names that are used are %s", *told)
 
 
 def _require_file(arguments: argparse.Namespace) -> None:

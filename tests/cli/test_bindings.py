@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hyperflax.cli import gin_jobs
 from hyperflax.cli.bindings import split_bindings
+from hyperflax.cli.compile import STAND_INS
 from hyperflax.cli.main import main
 from hyperflax.errors import ConfigError
 from hyperflax.processes import Processes
@@ -122,6 +123,24 @@ def test_a_name_that_no_file_uses_is_refused(file: pathlib.Path) -> None:
         parse(file, "--gin.INDEXES=3")
     parse(file, "--gin.INDEX=3", "--gin.processes.Processes.count=%COUNT", "--gin.COUNT=4")
     assert gin.get_configurable("hyperflax.processes.Processes")() == Processes(index=3, count=4)
+
+
+def test_a_name_that_a_file_sets_and_none_uses_is_told(
+    file: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.gin").write_text("INDEXES = 3")  # for INDEX
+    flags = (f"--gin_file={tmp_path / 'mine.gin'}", "--gin.processes.Processes.count=%SEED")
+    parse(file, *flags, "--gin.processes.Processes.index=%FOLDER")
+    used = "FOLDER, INDEX, MODEL_DIR, SEED"
+    assert caplog.messages == [f"gin: nothing uses what the files set as INDEXES; names that are used are {used}"]
+
+
+@pytest.mark.parametrize("run", gin_jobs.shipped_runs())
+def test_a_shipped_run_uses_all_that_it_sets(run: str, caplog: pytest.LogCaptureFixture) -> None:
+    job = next((name for name in ("evaluate", "infer") if run.endswith(f"{name}.gin")), "train")
+    arguments = argparse.Namespace(gin_file=[run], gin_bindings=[], gin_search_paths="", module=[])
+    gin_jobs.parse(f"hyperflax.{job}.{job}", arguments, STAND_INS)
+    assert not [record for record in caplog.records if record.name == "hyperflax.gin"]
 
 
 @pytest.mark.parametrize("flag", ["--gin.STEPS", "--gin.=3"])
