@@ -53,15 +53,22 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture
 def guide(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """All Python of the page that the test's parameter names, or after a colon one block, imported as one module."""
+    """The page that the test's parameter names, followed word for word, and of it the last module.
+
+    Each block of Python is one, or the block alone whose number follows a colon, and the first one that of the page's
+    "One file", from which the others may import.
+    """
     page, *numbers = request.param.split(":")
-    name, code = page.removesuffix(".md"), blocks(page, "python")
-    path = tmp_path / f"{name}.py"
-    path.write_text("\n\n".join([code[int(number)] for number in numbers] or code), "utf-8")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
+    text, code = (REPOSITORY / "docs" / page).read_text("utf-8"), blocks(page, "python")
+    file = re.search(r"^## .*One file, `(.*)\.py`$", text, re.MULTILINE)
+    for number, block in enumerate([code[int(number)] for number in numbers] or code):
+        name = file[1].replace("/", ".") if file and number == 0 else f"{page.removesuffix('.md')}_{number}"
+        path = tmp_path / f"{name}.py"
+        path.write_text(block, "utf-8")
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -93,9 +100,16 @@ def test_named_files_exist(page: pathlib.Path):
 )
 def test_shown_changes_start_from_the_code(page: str, file: str, number: int):
     source = (REPOSITORY / file).read_text("utf-8").splitlines()
+    added = []
     for line in blocks(page, "diff")[number].splitlines():
-        if not line.startswith("+"):
+        if line.startswith("+"):
+            added.append(line[1:])
+        else:
             assert line[1:] in source, f"{page} expects in {file}: {line[1:]}"
+    defined = set(re.findall(r"^(?:class|def) (\w+)", blocks(page, "python")[0], re.MULTILINE))
+    used = set(re.findall(r"\w+", " ".join(line for line in added if not line.startswith("from "))))
+    imported = [line.partition(" import ")[2].split(", ") for line in added if line.startswith("from ")]
+    assert imported == [sorted(used & defined)]
 
 
 @pytest.mark.parametrize("guide", ["add_an_adapter_kind.md"], indirect=True)
