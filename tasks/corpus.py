@@ -38,7 +38,8 @@ def text_source(root: pathlib.Path | str, split: str, vocabulary: Vocabulary) ->
     """The documents of a split, tokenised.
 
     Raises:
-      DataError: no such split, no shard, one that cannot be read, or a line without a text (with file and line).
+      DataError: no such split, no shard, one that cannot be read, a line without a text (with file and line), or too
+        few documents for one of this split.
     """
     return InMemorySource.from_stream(_stream(pathlib.Path(root), split, vocabulary), vocabulary)
 
@@ -49,7 +50,7 @@ def _stream(root: pathlib.Path, split: str, vocabulary: Vocabulary) -> Iterator[
     shards = sorted(path for path in root.glob("*") if path.name.removesuffix(".gz").endswith((".jsonl", ".json")))
     if not shards:
         raise DataError(f"{root}: expected shards of documents, *.jsonl or *.json or these with .gz, found none")
-    nothing, info, number = tokenise("", vocabulary), TaskInfo(), 0
+    nothing, info, number, found = tokenise("", vocabulary), TaskInfo(), 0, False
     for shard in shards:
         for line, row in _rows(shard):
             number += 1
@@ -57,7 +58,13 @@ def _stream(root: pathlib.Path, split: str, vocabulary: Vocabulary) -> Iterator[
                 raise DataError(f"{shard}:{line}: expected a string 'text', got the keys {sorted(row)[:8]}")
             if (number % VALIDATION_EVERY == 0) == (split == "validation"):
                 text = encodable(row["text"], "text", f"{shard}:{line}")
+                found = True
                 yield StreamedExample("text", Example(nothing, tokenise(text, vocabulary)), info)
+    if not found:
+        raise DataError(
+            f"{root}: expected documents for the split '{split}' (every {VALIDATION_EVERY}th is for validation, the "
+            f"others are for training), found {number} in all"
+        )
 
 
 def _rows(shard: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:

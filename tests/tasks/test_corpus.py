@@ -39,6 +39,14 @@ def test_every_hundredth_document_is_for_validation(shards) -> None:
     assert all(len(train.example(0, i).inputs) == 0 for i in range(297))
 
 
+@pytest.mark.parametrize(("documents", "split"), [(99, "validation"), (0, "train")])
+def test_too_few_documents_for_a_split_are_told_with_the_rule(tmp_path, documents, split) -> None:
+    (tmp_path / "docs.jsonl").write_text(documents * '{"text": "a"}\n')
+    told = rf"^{tmp_path}: expected documents for the split '{split}' \(every 100th is .*, found {documents} in all$"
+    with pytest.raises(DataError, match=told):
+        corpus.text_source(tmp_path, split, Bytes())
+
+
 def test_shards_may_be_compressed_and_called_json(shards) -> None:
     whole = corpus.text_source(shards, "train", Bytes())
     first, second = sorted(shards.glob("*.jsonl"))
