@@ -49,9 +49,24 @@ copy_to_host() {
   run scp -o BatchMode=yes -q "$@" "$host:$folder/"
 }
 
+make_folder() {
+  local host=${names[$1]}
+  [[ -z $setup ]] || on_host "$host" "$setup" || return
+  on_host "$host" "mkdir -p $folder && echo $1 $host >$folder/.host"
+}
+
+# Hosts that share one home have one folder, with the number of the last of them in it, and would stop each other's process.
+check_folder() {
+  local host=${names[$1]} found
+  found=$(on_host "$host" "cat $folder/.host") || return
+  if $dry_run; then
+    echo "$found"
+  elif [[ $found != "$1 $host" ]]; then
+    fail "--hosts: expected hosts with a home each, got $host and ${found#* } with the same $folder"
+  fi
+}
+
 prepare_host() {
-  [[ -z $setup ]] || on_host "$1" "$setup" || return
-  on_host "$1" "mkdir -p $folder" || return
   if ! $skip_install; then
     copy_to_host "$1" "$wheel" "$repository/requirements/core.lock" || return
     on_host "$1" "$(install_command)" || return
@@ -73,9 +88,9 @@ label() {
 # The code of a host that asks for a restart, since the others fail when they miss it; else the first that is not 0.
 round() {
   local number code result=0 pids=()
-  for host in "${names[@]}"; do
-    prepare_host "$host" || return
-  done
+  for number in "${!names[@]}"; do make_folder "$number" || return; done
+  for number in "${!names[@]}"; do check_folder "$number" || return; done
+  for host in "${names[@]}"; do prepare_host "$host" || return; done
   skip_install=true reached=true
   remark "the run, on all hosts at once; a dry run shows one attempt:"
   # With job control each of them has a process group of its own, which `interrupted` ends.

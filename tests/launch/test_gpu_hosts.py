@@ -69,6 +69,17 @@ def test_a_host_that_was_never_there_is_not_waited_for(hosts: World):
     assert hosts.lines("runs") == []
 
 
+def test_hosts_that_share_one_home_are_refused_before_anything_is_installed(hosts: World):
+    """One folder would hold the processes of both: each would stop the other's."""
+    (hosts.hosts / "gpu2").symlink_to("gpu0")
+    for names, told in (("gpu0,me@gpu1,gpu2", "gpu0 and gpu2"), ("gpu0,gpu0", "gpu0 and gpu0")):
+        done = hosts.run("launch/gpu_hosts.sh", f"--hosts={names}", *RUN)
+        assert done.returncode == 2
+        assert f"expected hosts with a home each, got {told} with the same hyperflax-run" in done.stderr
+    assert not (hosts.hosts / "gpu0/hyperflax-run/python-pip").exists()
+    assert hosts.lines("runs") == []
+
+
 def test_ctrl_c_leaves_the_hosts_running_and_nothing_here(hosts: World):
     hosts.plan("gpu0", "wait")
     launcher = hosts.start("launch/gpu_hosts.sh", "--hosts=gpu0", *RUN)
@@ -101,13 +112,14 @@ def test_a_dry_run_prints_each_command_and_runs_none(hosts: World):
     commands = [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("#")]
     assert [command[0] for command in commands] == [
         "make",
-        *["ssh", "scp", "ssh", "scp"] * 2,
+        *["ssh"] * 4,  # a folder on each, and whether it is its own
+        *["scp", "ssh", "scp"] * 2,
         "ssh",
         "ssh",
         "scp",
         "scp",
     ]
-    assert shlex.split(commands[10][-1])[6:] == [
+    assert shlex.split(commands[12][-1])[6:] == [
         *("env", "A=x 'y'"),
         *(".venv/bin/python", "-m", "hyperflax.train", "--gin_file=f", "--multiprocess", f"--gin.X={HOSTILE[1]}"),
         *("--coordinator_address=gpu0:12321", "--process_count=2", "--process_index=1"),
