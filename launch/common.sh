@@ -2,7 +2,8 @@
 #
 # A launcher names its options and switches, sets a variable of the same name for each, and defines
 #   usage            prints the help
-#   round LAUNCH     one attempt: everything from making hosts ready to waiting for the run; returns the run's code
+#   round LAUNCH     one attempt: everything from making hosts ready to waiting for the run; returns the run's code, and
+#                    sets take_up to whether another one is to take the same LAUNCH up, since no host's process failed
 #   why_again CODE   prints why an attempt that ended with CODE is worth another one, or fails
 #   collect LAUNCH   brings the hosts' logs into $logs/LAUNCH
 #   how_to_stop      says how to stop what goes on running on the hosts
@@ -14,7 +15,7 @@ install_options=(python setup extras folder wheel)
 restart_options=(max_restarts backoff_seconds logs)
 command=train python=python3.11 setup="" extras="" folder=hyperflax-run wheel=""
 max_restarts=100 backoff_seconds=30 logs=hyperflax-logs
-dry_run=false skip_install=false reached=false
+dry_run=false skip_install=false reached=false take_up=false
 gin_files=() arguments=() environment=()
 
 run_usage() {
@@ -207,7 +208,7 @@ host_command() {
 why_code() {
   case $1 in
     75) echo "the run was told to stop and is saved" ;;
-    143) echo "the run was told to stop before it trained" ;;
+    143) echo "the run was told to stop before it trained, or a host was started anew" ;;
     # Hosts that were never reached will not be, either.
     255) $reached && echo "the connection to a host broke" ;;
     *) return 1 ;;
@@ -216,15 +217,16 @@ why_code() {
 
 # Calls `round` until the run is done, and exits with its code if it failed or was cut short too often.
 run_rounds() {
-  local restarts=0 pause=$backoff_seconds stamp began code reason
+  local restarts=0 pause=$backoff_seconds stamp launch began code reason
   # Two launches in one second must not take each other's run for their own: the number of the process tells them apart.
   stamp=$(date -u +%Y%m%dT%H%M%S)-$$
   trap 'interrupted 130' INT
   trap 'interrupted 143' TERM
   while :; do
     began=$SECONDS code=0
-    round "$stamp-$restarts" || code=$?
-    collect "$stamp-$restarts"
+    $take_up || launch=$stamp-$restarts
+    round "$launch" || code=$?
+    collect "$launch"
     ((code)) || return 0
     reason=$(why_again "$code") || { say "the run failed with code $code; logs are in $logs"; exit "$code"; }
     if ((restarts >= max_restarts)); then

@@ -85,13 +85,14 @@ label() {
   if $dry_run; then cat; else sed -u "s/^/$1: /"; fi
 }
 
-# The code of a host that asks for a restart, since the others fail when they miss it; else the first that is not 0.
+# The code of a host that asks for a restart, since the others fail when they miss it; else the first that is not 0. Where
+# nothing but connections ended, the run goes on or is done: the next round waits for it, and starts none.
 round() {
   local number code result=0 pids=()
   for number in "${!names[@]}"; do make_folder "$number" || return; done
   for number in "${!names[@]}"; do check_folder "$number" || return; done
   for host in "${names[@]}"; do prepare_host "$host" || return; done
-  skip_install=true reached=true
+  skip_install=true reached=true take_up=true
   remark "the run, on all hosts at once; a dry run shows one attempt:"
   # With job control each of them has a process group of its own, which `interrupted` ends.
   set -m
@@ -105,6 +106,7 @@ round() {
     code=0
     wait "${pids[number]}" || code=$?
     ((code == 0)) || say "${names[number]} ended with code $code"
+    one_of "$code" 0 255 || take_up=false
     if ((result == 0)) || why_code "$code" >/dev/null; then result=$code; fi
   done
   return "$result"

@@ -3,7 +3,8 @@
 #
 #   bash host.sh LAUNCH COMMAND...  starts COMMAND so that it outlives the connection, shows what it prints and ends with
 #                                   its exit code. If this LAUNCH runs or ran here already, because a connection broke,
-#                                   it only waits for it. What another launch left running is stopped first.
+#                                   it only waits for it; code 143 says that a reboot ended it, and 137 that something
+#                                   killed it. What another launch left running is stopped first.
 #   bash host.sh stop               stops what runs here: SIGTERM, so that it saves, and SIGKILL after STOP_SECONDS
 #
 # It keeps run.log, all that the commands printed; run.launch; run.pid, the machine's boot and the command's session;
@@ -81,6 +82,10 @@ else
 fi
 ! running || tail -c "+$((from + 1))" -f -s 0.5 "--pid=$(cut -d' ' -f2 run.pid)" run.log
 if [[ ! -f run.code ]]; then
+  if [[ $(cut -d' ' -f1 run.pid) != "$boot" ]]; then
+    echo "host.sh: a reboot has ended the command"
+    exit 143
+  fi
   echo "host.sh: the command was killed together with the shell that waited for it"
   exit 137
 fi

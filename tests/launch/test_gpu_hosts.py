@@ -54,6 +54,18 @@ def test_one_host_that_asks_for_it_starts_all_again(hosts: World):
     assert "is saved; restart 1 of 100" in done.stderr
 
 
+@pytest.mark.parametrize("other", [0, 1])
+def test_a_broken_connection_is_taken_up_again(hosts: World, other: int):
+    """Nothing that is done is done again; where another host failed meanwhile, all start again."""
+    (hosts.folder / "breaks-gpu0").touch()
+    hosts.plan("me@gpu1", other, 0)
+    done = hosts.run("launch/gpu_hosts.sh", "--hosts=gpu0,me@gpu1", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert "gpu0 ended with code 255" in done.stderr
+    assert "the connection to a host broke; restart 1 of 100" in done.stderr
+    assert len(hosts.lines("runs")) == (2 if other == 0 else 4)
+
+
 def test_a_failing_run_ends_with_its_code(hosts: World):
     hosts.plan("me@gpu1", 3)
     done = hosts.run("launch/gpu_hosts.sh", "--hosts=gpu0,me@gpu1", *RUN)
