@@ -117,9 +117,10 @@ def finetune(
     adapter = init if isinstance(init, Adapter) else generated if init == GENERATED else None
     start = None if adapter is None else _table_of(adapter, model, spec, settings.seed)
     with alone_in(folder):
-        # A generated start by what it was generated with: its last bits differ between machines.
-        origin = fingerprint(init.tree) if isinstance(init, Adapter) else init
-        origin = f"{GENERATED} by {model.parts.id}" if origin == GENERATED else origin
+        if isinstance(init, Adapter):
+            origin = fingerprint(init.tree)
+        else:  # a generated start by what it was generated with: its last bits differ between machines
+            origin = f"{GENERATED} by {model.parts.id}" if init == GENERATED else init
         _claim(folder, settings, spec, model, lines, held, origin)
         _train(folder, settings, spec, model, batches, held_batches, start, progress)
     rows = [row for row in read_rows(folder / METRICS_FILE) if row["kind"] == "eval" and "loss" in row]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import numbers
 import sys
 from typing import Any
 
@@ -107,10 +106,7 @@ def train(
     partitioner = partitioner or Partitioner()
     evaluator = None
     if validation is not None:
-        if not isinstance(validation_batches, numbers.Integral) or validation_batches < 1:
-            raise ConfigError(
-                f"train.validation_batches: expected a whole number of at least 1, got {validation_batches!r}"
-            )
+        loop.check_whole("validation_batches", validation_batches, 1)
         evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
     path, frozen = model.base_checkpoint, model.read_frozen(partitioner)
     origin = None if path is None else Origin(path, digest(frozen))

@@ -122,8 +122,7 @@ def train(
     """
     for name, value, least in (("total_steps", total_steps, 1), ("log_period", log_period, 1),
                                ("save_period", save_period, 0), ("eval_period", eval_period, 0)):  # fmt: skip
-        if not isinstance(value, numbers.Integral) or value < least:
-            raise ConfigError(f"train.{name}: expected a whole number of at least {least}, got {value!r}")
+        check_whole(name, value, least)
     check_keep("train", keep)
     if early_stopping is not None and evaluator is None:
         raise ConfigError("train.early_stopping: expected an evaluator, got None")
@@ -220,6 +219,12 @@ def saved_provenance(model_dir: str | os.PathLike[str]) -> Mapping[str, Any]:
         return {}
     with Checkpoints(str(folder), read_only=True) as checkpoints:
         return {} if checkpoints.latest_step() is None else checkpoints.host().get("provenance") or {}
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raises ConfigError unless an argument of `train` is a whole number of at least `least`."""
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise ConfigError(f"train.{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 def _step_to_go_on_from(checkpoints: Checkpoints, directory: str, total_steps: int) -> int | None:
