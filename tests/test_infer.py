@@ -13,6 +13,7 @@ from hyperflax.data.jsonl import read_inputs
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypermodel import ROWS, Hypermodel
 from hyperflax.infer import infer, predictions
+from hyperflax.processes import Processes
 from tests.evaluation.micro import hypermodel
 
 
@@ -32,6 +33,20 @@ def test_answers_are_those_of_predict_over_several_batches(tmp_path: pathlib.Pat
     assert [row["input"] for row in rows] == texts
     assert rows[:2] + rows[-2:] == expected
     assert list(predictions(hypermodel(), read_inputs(inputs))) == rows
+
+
+def test_the_shards_of_a_job_are_together_what_one_process_writes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = write(tmp_path / "in.jsonl", [f"x{number}" for number in range(7)])
+    alone = infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "alone"))
+    shards = []
+    for index in range(3):
+        monkeypatch.setattr(Processes, "running", lambda index=index: Processes(index, 3))
+        shards.append(infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "out")))
+    assert [shard.name for shard in shards] == [f"out-{index:05d}-of-00003" for index in range(3)]
+    assert [len(shard.read_text().splitlines()) for shard in shards] == [2, 2, 3]
+    assert b"".join(shard.read_bytes() for shard in shards) == alone.read_bytes()
 
 
 def test_a_killed_job_goes_on_behind_its_last_whole_batch(

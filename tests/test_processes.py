@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import signal
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from hyperflax.cli import multiprocess
 from hyperflax.errors import ConfigError
-from hyperflax.infer import infer
 from hyperflax.processes import Processes
 
 
@@ -33,28 +31,6 @@ def test_shards_are_named_as_t5x_does():
     assert Processes(1, 4).shard("out/a.jsonl") == pathlib.Path("out/a.jsonl-00001-of-00004")
     with pytest.raises(ConfigError, match="expected 0 to 1, got 2"):
         Processes(2, 2)
-
-
-class Shouting:
-    """Stands for a model: it answers in capitals."""
-
-    base_fingerprint = "that of nothing"
-
-    def answers(self, texts, adapter, names, max_length):
-        return [text.upper() for text in texts]
-
-
-def test_shards_of_an_inference_job_are_together_what_one_process_writes(tmp_path, monkeypatch):
-    inputs = tmp_path / "in.jsonl"
-    inputs.write_text("".join(json.dumps({"input": f"text {number}"}) + "\n" for number in range(7)))
-    alone = infer(model=Shouting(), inputs=str(inputs), out=str(tmp_path / "alone"))
-    shards = []
-    for index in range(3):
-        monkeypatch.setattr(Processes, "running", lambda index=index: Processes(index, 3))
-        shards.append(infer(model=Shouting(), inputs=str(inputs), out=str(tmp_path / "out")))
-    assert [shard.name for shard in shards] == [f"out-{index:05d}-of-00003" for index in range(3)]
-    assert "".join(shard.read_text() for shard in shards) == alone.read_text()
-    assert json.loads(alone.read_text().splitlines()[6]) == {"input": "text 6", "prediction": "TEXT 6"}
 
 
 def parse(*flags: str) -> argparse.Namespace:
