@@ -9,8 +9,9 @@ the same order. The learning rate is each start's own: the one with the highest 
     out/runs/*.parquet                      every run, a row of `hyperflax tune collect`'s format; done ones are kept
     out/report.json, report.md, report.png  what `report` returns, as a table and as learning curves
 
-"Steps" are the first mark, of eight, at which the held-out loss is at most what the random start ends with, or all of
-them. The generated adapter is made of the same training examples that are tuned on.
+"Steps" are the first mark, of eight, at which the held-out loss is at most what the random start ends with. Where it
+never is, nine eighths: the random start always gets there, and a start that does not must count as later than any that
+does. How often that is stands beside it. The generated adapter is made of the same training examples that are tuned on.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def report(runs: Sequence[table.Run]) -> dict[str, Any]:
       `datasets`, their number; `rates`, by start how many data sets chose each; `curves`, by start the held-out `score`
       before the first step and after each eighth, and the `loss` after each, with `mean`, `low` and `high`; `figures`,
       by start the `test` score of the best part, the `end`, the held-out score after all steps, and the `steps`, as a
-      share of all; `differences`, of generated minus each other start, in the same figures.
+      share of all; `never`, by start for how many data sets its loss never got there; `differences`, of generated minus
+      each other start, in the same figures.
 
     Raises:
       DataError: fewer than two data sets have a run from every start: no other one is there to choose a rate on.
@@ -76,6 +78,7 @@ def report(runs: Sequence[table.Run]) -> dict[str, Any]:
         "rates": {start: _counts(chosen[start]) for start in STARTS},
         "curves": {start: _curves(list(chosen[start].values())) for start in STARTS},
         "figures": {start: {name: _interval(of) for name, of in values[start].items()} for start in STARTS},
+        "never": {start: int((values[start]["steps"] > 1).sum()) for start in STARTS},
         "differences": {
             start: {name: _interval(values[GENERATED][name] - of) for name, of in values[start].items()}
             for start in (SHARED, RANDOM)
@@ -97,7 +100,7 @@ def _figures(chosen: Mapping[str, table.Run], random: Mapping[str, table.Run]) -
     steps = []
     for name, run in chosen.items():
         below = [part for part, loss in enumerate(run.losses, start=1) if loss <= random[name].losses[-1]]
-        steps.append(min(below, default=FIDELITIES) / FIDELITIES)
+        steps.append(min(below, default=FIDELITIES + 1) / FIDELITIES)
     return {
         "test": np.array([run.test_score for run in chosen.values()]),
         "end": np.array([run.curve[-1] for run in chosen.values()]),
@@ -139,12 +142,14 @@ def markdown(told: Mapping[str, Any]) -> str:
         f"{start}: {', '.join(f'{rate} ({count})' for rate, count in of.items())}"
         for start, of in told["rates"].items()
     )
+    never = ", ".join(f"{start} on {count}" for start, count in told["never"].items() if count) or "none"
     return f"""| start | test, best part | held-out, end | steps to the random start's loss |
 |---|---|---|---|
 {starts}
 {differences}
 
-{told["datasets"]} data sets. Learning rates chosen (for so many data sets): {rates}.
+{told["datasets"]} data sets, of which it never got to that loss: {never}. Learning rates chosen (for so many data
+sets): {rates}.
 """
 
 

@@ -6,8 +6,9 @@ examples are taken at the marks. The rate is the one with the lowest mean loss a
 chosen for each start and each number of examples with the systems of the first seed, and used for all seeds. Rates are
 tried from the middle one outwards as long as the loss falls.
 
-`steps_to_loss` is the first mark at which a task's loss on scored examples is at most what the random start ends with
-there; the last mark where it never is. So 100 for random means that it was best at its end.
+`marks_to_loss` is the first mark, counted from 0, at which a task's loss on scored examples is at most what the random
+start ends with there; one behind the last where it never is. The random start always gets there, so a start that never
+does must count as later than any that does: as the last mark, it could only be sooner.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
     """Tunes, and trains first what it starts from.
 
     Returns:
-      measures `START_EXAMPLES_loss_STEP`, `..._score_STEP`, `..._steps_to_loss`; figures `..._rate`, and
+      measures `START_EXAMPLES_loss_STEP`, `..._score_STEP`, `..._marks_to_loss`; figures `..._rate`, and
       `..._rate_at_end`, 1 where the best rate is the lowest or the highest of the table.
 
     Raises:
@@ -78,8 +79,8 @@ def run_tuning(tuning: Tuning, seed: int, workspace: Workspace) -> tuple[Measure
                 for what, values in (("loss", losses[start]), ("score", scores)):
                     measures[tuned(start, count, f"{what}_{mark}")] = by_task(tasks, values[at])
         for start in STARTS:
-            steps = steps_to(losses[start], losses["random"][-1], tuning.marks)
-            measures[tuned(start, count, "steps_to_loss")] = by_task(tasks, steps)
+            marks = marks_to(losses[start], losses["random"][-1])
+            measures[tuned(start, count, "marks_to_loss")] = by_task(tasks, marks)
     return measures, figures
 
 
@@ -114,15 +115,17 @@ def descend(losses: Sequence[Callable[[], float]]) -> int:
     return at
 
 
-def steps_to(losses: np.ndarray, given: np.ndarray, marks: Sequence[int]) -> np.ndarray:
-    """Returns for every task the first mark with a loss of at most `given`, the last mark where there is none.
+def marks_to(losses: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Returns for every task the first mark with a loss of at most `given`, one behind the last where there is none.
+
+    Where `given` is no number, neither is the answer.
 
     Args:
-      losses: [mark, task]. given: [task]. marks: steps, ascending.
+      losses: [mark, task]. given: [task].
     """
     reached = losses <= given
-    first = np.where(reached.any(axis=0), reached.argmax(axis=0), len(marks) - 1)
-    return np.asarray(marks, np.float64)[first]
+    first = np.where(reached.any(axis=0), reached.argmax(axis=0), len(losses))
+    return np.where(np.isnan(given), np.nan, first)
 
 
 def _bench(

@@ -31,7 +31,7 @@ from benchmarks.claims.pictures import is_curve, turned, write_pictures
 from benchmarks.claims.report import aggregate
 from benchmarks.claims.results import read_results, run
 from benchmarks.claims.training import Workspace, trained_base
-from benchmarks.claims.tuning import by_task, descend, run_tuning, steps_to
+from benchmarks.claims.tuning import by_task, descend, marks_to, run_tuning
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.forms import load_base
@@ -245,7 +245,7 @@ def test_further_tuning_from_three_starts(workspace: Workspace):
     assert measures["random_2_loss_0"] == measures["random_4_loss_0"]
     for task in tasks:
         assert measures["random_4_loss_2"][task] != measures["random_4_loss_0"][task]
-        assert measures["generated_4_steps_to_loss"][task][0] in (0.0, 2.0)
+        assert measures["generated_4_marks_to_loss"][task][0] in (0.0, 1.0, 2.0)
     # A task that diverged has no loss and scores nothing; the others keep theirs.
     wild, _ = run_tuning(dataclasses.replace(tuning, name="wild", rates=(3e38,)), 0, workspace)
     assert wild["random_4_loss_2"] == {}
@@ -333,16 +333,25 @@ def test_rates_are_tried_from_the_middle_outwards(losses, best, known):
     assert sorted(asked) == sorted(known)  # each once
 
 
-def test_steps_to_a_given_loss():
+def test_marks_to_a_given_loss():
     losses = np.array([[3.0, 3.0, 1.0], [2.0, 3.0, 1.0], [1.0, 2.5, 1.0]])
-    assert steps_to(losses, np.array([2.0, 2.0, 2.0]), (0, 10, 100)).tolist() == [10.0, 100.0, 0.0]
+    assert marks_to(losses, np.array([2.0, 2.0, 2.0])).tolist() == [1.0, 3.0, 0.0]
+
+
+def test_a_start_that_never_gets_there_is_later_than_one_that_does():
+    """Though the loss is one that the other start reaches by definition, at the last mark at the latest."""
+    random = np.array([[5.0, 5.0], [1.0, 1.0]])
+    stuck = np.array([[3.0, 3.0], [2.0, 1.0]])
+    assert marks_to(random, random[-1]).tolist() == [1.0, 1.0]
+    assert marks_to(stuck, random[-1]).tolist() == [2.0, 1.0]
 
 
 def test_a_task_that_diverged_has_no_loss():
     """One of a hundred would cost the others their result, after all of the tuning."""
     tasks = [EvaluationTask("a", (), ()), EvaluationTask("b", (), ())]
     assert by_task(tasks, np.array([1.5, np.nan])) == {"a": [1.5]}
-    assert steps_to(np.array([[1.5, 1.5], [1.0, np.nan]]), np.array([1.0, 1.0]), (0, 100)).tolist() == [100, 100]
+    assert marks_to(np.array([[1.5, 1.5], [1.0, np.nan]]), np.array([1.0, 1.0])).tolist() == [1, 2]
+    assert by_task(tasks, marks_to(np.array([[1.5, 1.5]]), np.array([1.5, np.nan]))) == {"a": [0.0]}
 
 
 def test_spikes_are_rows_far_above_those_before():

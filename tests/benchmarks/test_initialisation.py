@@ -51,6 +51,7 @@ def test_figures_by_hand(runs, tmp_path):
     # 0.48, 0.43 ... is at most 0.3, where the random start ends, after the fifth mark of eight.
     assert generated["steps"]["mean"] == pytest.approx(5 / 8)
     assert told["figures"]["random"]["steps"]["mean"] == 1.0
+    assert told["never"] == {"generated": 0, "shared": 0, "random": 0}
     for other in ("shared", "random"):
         difference = told["differences"][other]
         assert difference["end"]["mean"] == pytest.approx(0.2)
@@ -62,6 +63,15 @@ def test_figures_by_hand(runs, tmp_path):
     assert "| generated minus random | +0.200 [+0.200, +0.200]" in markdown(told)
     draw(told, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_start_that_never_gets_to_the_loss_is_later_than_the_random_one_that_does(runs):
+    stuck = [dataclasses.replace(one, losses=(0.31,) * FIDELITIES) if one.dataset == "a" else one for one in runs]
+    stuck = [now if now.pipeline.init == "generated" else was for was, now in zip(runs, stuck, strict=True)]
+    told = report(stuck)
+    assert told["figures"]["generated"]["steps"]["mean"] == pytest.approx((9 / 8 + 5 / 8 + 5 / 8) / 3)
+    assert told["never"] == {"generated": 1, "shared": 0, "random": 0}
+    assert "never got to that loss: generated on 1" in markdown(told)
 
 
 def test_runs_that_broke_down_and_data_sets_without_all_starts_are_left_out(runs):
