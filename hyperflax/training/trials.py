@@ -230,7 +230,8 @@ class Trials:
         gradient = jax.tree.map(jnp.multiply, gradient, mask)
         norm = optax.tree.norm(gradient)
         gradient = jax.tree.map(lambda leaf: leaf * jnp.minimum(1.0, CLIP_NORM / jnp.maximum(norm, 1e-9)), gradient)
-        direction, opt_state = self._direction.update(gradient, state.opt_state, state.params)
+        opt_state = self._opt_state(state, hyper)
+        direction, opt_state = self._direction.update(gradient, opt_state, state.params)
         rate = learning_rate(hyper, state.step)
         new = jax.tree.map(
             lambda leaf, towards, on: leaf - rate * on * (towards + hyper.weight_decay * leaf),
@@ -239,6 +240,13 @@ class Trials:
             mask,
         )
         return TrialState(new, opt_state, state.step + 1), loss
+
+    def _opt_state(self, state: TrialState, hyper: Hyper) -> PyTree:
+        """A new one where what follows a prompt begins: moments of no gradient must not pass for as old as the prompt's."""
+        if not self.recipe.prompt_first:
+            return state.opt_state
+        begins, new = state.step == hyper.prompt_steps, self._direction.init(state.params)
+        return jax.tree.map(lambda fresh, old: jnp.where(begins, fresh, old), new, state.opt_state)
 
     def _mask(self, raw: PyTree, prompting: Array) -> PyTree:
         """1 for what a step trains, 0 for what it leaves alone; all ones without a prompt of its own stage."""

@@ -165,6 +165,17 @@ def test_a_prompt_is_tuned_first_and_then_kept(model):
         assert not np.array_equal(b, c)
 
 
+def test_what_follows_a_prompt_begins_with_a_new_optimizer(model):
+    """Adam would take moments of five steps without a gradient for old ones, and its steps would be too long."""
+    spec = build_spec((LoRA(rank=2), SoftPrompt(length=3)), CONFIG)
+    trials, values = Trials(*model, Recipe(spec, prompt_first=True)), hyper(prompt_steps=[5, 5])
+    prompted, both, rows = run(trials, values, parts=(5,))
+    anew = trials.start(jax.tree.map(np.asarray, prompted.params))._replace(step=np.array([5, 5], np.int32))
+    expected, _ = trials.run(anew, values, both, rows[:, 5:])
+    found, _, _ = run(trials, values, parts=(5, STEPS - 5))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found.params, expected.params)))
+
+
 def test_the_score_is_what_decoding_gives(model):
     """An adapter that has learnt its ten examples by heart for the most part, decoded token by token."""
     trials = Trials(*model, Recipe(build_spec(LoRA(rank=8, sites=("*",)), CONFIG)))
