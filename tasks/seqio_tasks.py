@@ -5,16 +5,16 @@
 - `strings_train`, `strings_held_out`: the embedded default data; features inputs, targets and the strings task and
   definition. Bytes.
 - `natural_instructions_train`, `natural_instructions_test`: features inputs, targets and the strings task, definition,
-  category, positive_inputs, positive_targets, references. `HYPERFLAX_NATURAL_INSTRUCTIONS` and `HYPERFLAX_VOCABULARY`
-  say where checkout and vocabulary are.
+  category, positive_inputs, positive_targets, data_sets, references. `HYPERFLAX_NATURAL_INSTRUCTIONS` and
+  `HYPERFLAX_VOCABULARY` say where checkout and vocabulary are.
 - `metaicl_SETTING_train`, `metaicl_SETTING_test_SEED`: features inputs, targets, the strings task and category,
-  positive_inputs, positive_targets and options (all three empty in training). `HYPERFLAX_METAICL` says where the tasks
-  are; a setting none of whose tasks is there is left out.
-- `p3_PROMPT_TASK`, for every prompt-task of T0's training mixture: features inputs, targets and the string task;
-  `p3_train`: the Mixture of them with T0's rates; `p3_held_out`: features inputs, targets, the strings task and
-  category, positive_inputs, positive_targets (both empty where a prompt-task has no training examples) and options.
-  `HYPERFLAX_P3` says where the prompt-tasks are; a side none of whose prompt-tasks is there is left out, and so is a
-  prompt-task without a target in all of its examples.
+  data_sets, positive_inputs, positive_targets and options (the last three empty in training). `HYPERFLAX_METAICL` says
+  where the tasks are; a setting none of whose tasks is there is left out.
+- `p3_PROMPT_TASK`, for every prompt-task of T0's training mixture: features inputs, targets, the string task and
+  data_sets; `p3_train`: the Mixture of them with T0's rates; `p3_held_out`: features inputs, targets, the strings task
+  and category, data_sets, positive_inputs, positive_targets (both empty where a prompt-task has no training examples)
+  and options. `HYPERFLAX_P3` says where the prompt-tasks are; a side none of whose prompt-tasks is there is left out,
+  and so is a prompt-task without a target in all of its examples.
 
 They are made by `hyperflax_tasks.text_task`, which says how they are shuffled.
 """
@@ -34,6 +34,7 @@ from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import DataError
 from hyperflax_tasks import metaicl, p3, p3_split
 from hyperflax_tasks import natural_instructions as ni
+from hyperflax_tasks.data_sets import data_sets
 from hyperflax_tasks.strings import load_split, make_examples
 from hyperflax_tasks.text_task import add_text_task
 
@@ -79,7 +80,7 @@ def register_natural_instructions(
       MissingExtraError: seqio is not installed.
     """
     found, vocabulary = ni.find_root(root), ni.find_vocabulary(vocabulary)
-    text, texts = ("task", "definition", "category"), ("positive_inputs", "positive_targets", "references")
+    text, texts = ("task", "definition", "category"), ("positive_inputs", "positive_targets", "data_sets", "references")
     for split in ni.SPLITS:
 
         def rows(split: str = split) -> Iterator[dict[str, Any]]:
@@ -90,6 +91,7 @@ def register_natural_instructions(
                     "category": task.category,
                     "positive_inputs": [a for a, _ in task.positives],
                     "positive_targets": [b for _, b in task.positives],
+                    "data_sets": list(data_sets("natural_instructions", task.sources)),
                 }
                 for source, outputs in task.instances:
                     yield {"inputs": source, "targets": outputs[0], "references": list(outputs), **of_task}
@@ -138,14 +140,16 @@ def _add_p3_mixture(folders: Sequence[pathlib.Path], vocabulary: Vocabulary) -> 
             continue  # not one of its examples has a target
 
         def rows(path: pathlib.Path = folder / "train.jsonl") -> Iterator[dict[str, Any]]:
+            name = path.parent.name
+            of_task = {"task": name, "data_sets": list(data_sets("p3", [p3_split.data_set(name)]))}
             for example in p3.read_file(path, choices=False):
-                yield {"inputs": example.inputs, "targets": example.target, "task": path.parent.name}
+                yield {"inputs": example.inputs, "targets": example.target, **of_task}
 
         def count(path: pathlib.Path = folder / "train.jsonl") -> int:
             return sum(1 for _ in p3.read_file(path, choices=False))
 
         name = "p3_" + re.sub(r"[^\w.]", "_", folder.name)  # what seqio accepts, P3's own names as they are
-        add_text_task(name, "train", rows, count, vocabulary, ("task",), handed_on=("task",))
+        add_text_task(name, "train", rows, count, vocabulary, ("task",), ("data_sets",), handed_on=("task",))
         rates.append((name, p3_split.mixing_rate(folder.name) or by_examples))
     if "p3_train" in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove("p3_train")
@@ -159,6 +163,7 @@ def _add_p3_held_out(folders: Sequence[pathlib.Path], vocabulary: Vocabulary) ->
             of_task = {
                 "task": folder.name,
                 "category": p3_split.held_out_data_set(folder.name) or "",
+                "data_sets": list(data_sets("p3", [p3_split.data_set(folder.name)])),
                 "positive_inputs": [example.inputs for example in positives],
                 "positive_targets": [example.target for example in positives],
             }
@@ -170,7 +175,7 @@ def _add_p3_held_out(folders: Sequence[pathlib.Path], vocabulary: Vocabulary) ->
     def count() -> int:
         return sum(1 for folder in folders for _ in p3.read_file(folder / "validation.jsonl", choices=True))
 
-    text, texts = ("task", "category"), ("positive_inputs", "positive_targets", "options")
+    text, texts = ("task", "category"), ("positive_inputs", "positive_targets", "data_sets", "options")
     add_text_task("p3_held_out", "held_out", rows, count, vocabulary, text, texts)
 
 
@@ -182,7 +187,7 @@ def register_metaicl(root: pathlib.Path | str | None = None, vocabulary: Vocabul
       MissingExtraError: seqio is not installed.
     """
     found, vocabulary = metaicl.find_root(root), ni.find_vocabulary(vocabulary)
-    text, texts = ("task", "category"), ("positive_inputs", "positive_targets", "options")
+    text, texts = ("task", "category"), ("positive_inputs", "positive_targets", "data_sets", "options")
     for setting, split in itertools.product(metaicl.SETTINGS, metaicl.splits()):
         try:
             metaicl.read_setting(found, setting, split.partition("_")[0])
@@ -194,6 +199,7 @@ def register_metaicl(root: pathlib.Path | str | None = None, vocabulary: Vocabul
                 of_task = {
                     "task": task.name,
                     "category": task.kind,
+                    "data_sets": list(data_sets("metaicl", [task.name])),
                     "positive_inputs": [example.inputs for example in task.support],
                     "positive_targets": [example.target for example in task.support],
                 }

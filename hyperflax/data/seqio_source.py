@@ -1,10 +1,10 @@
 """Any registered seqio Task or Mixture as a stream of tokenised examples. The only file here that imports seqio.
 
 A Task with `inputs` and `targets`, as T5 users have it, is one task. With a string feature `task` it carries as many
-tasks as that feature has values; `definition` and `category` (strings), `positive_inputs` and `positive_targets`
-(string lists, of the task) and `references` and `options` (string lists, of the example) are read where present. A
-Mixture is its Tasks with their rates; the tasks inside a Task with a `task` feature are named `TASK/task` where it has
-several Tasks, which may share names.
+tasks as that feature has values; `definition` and `category` (strings), `positive_inputs`, `positive_targets` and
+`data_sets` (string lists, of the task; the last as `TaskInfo` has them) and `references` and `options` (string lists,
+of the example) are read where present. A Mixture is its Tasks with their rates; the tasks inside a Task with a `task`
+feature are named `TASK/task` where it has several Tasks, which may share names.
 
 >>> source = load_seqio("my_task", split="train")    # doctest: +SKIP
 >>> source.task_names                                # doctest: +SKIP
@@ -213,7 +213,7 @@ def _ids(tokens: Any, strip: bool, task: str, index: int, feature: str) -> np.nd
 
 
 def task_info(row: Mapping[str, Any], vocabulary: Vocabulary, where: str) -> TaskInfo:
-    """What a row says of its task: definition, positives and category, where it has such features.
+    """What a row says of its task: definition, positives, category and data sets, where it has such features.
 
     Raises:
       DataError: as many positive inputs as targets were expected, or a string where a list was and the other way round;
@@ -228,6 +228,7 @@ def task_info(row: Mapping[str, Any], vocabulary: Vocabulary, where: str) -> Tas
         definition=tokenise(_text(row, "definition", where), vocabulary),
         positives=tuple(Example.from_text(a, b, vocabulary) for a, b in zip(inputs, targets, strict=True)),
         category=_text(row, "category", where),
+        data_sets=tuple(_texts(row, "data_sets", where)),
     )
 
 

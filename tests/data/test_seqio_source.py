@@ -215,6 +215,7 @@ def test_what_cannot_be_read_is_named(model: str) -> None:
         load_seqio("uneven")
     for feature, value, kind in (("references", "one", "a list of strings, got b'one'"),
                                  ("options", "one", "a list of strings, got b'one'"),
+                                 ("data_sets", "p3/rte", "a list of strings, got b'p3/rte'"),
                                  ("positive_inputs", "x", "a list of strings, got b'x'"),
                                  ("definition", ["a", "b"], r"a string, got an array of shape \(2,\)"),
                                  ("task", ["a"], r"a string, got an array of shape \(1,\)")):  # fmt: skip
@@ -359,6 +360,8 @@ def test_natural_instructions_as_seqio_tasks_and_without_seqio_agree(materialise
             ours.info(task).category,
             len(ours.info(task).positives),
         )
+        assert theirs.info(task).data_sets == ours.info(task).data_sets
+    assert sum(len(ours.info(task).data_sets) for task in range(len(names))) > 0
 
 
 @pytest.mark.usefixtures("seqio_registries")

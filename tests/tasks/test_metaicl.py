@@ -247,6 +247,7 @@ def test_the_seqio_tasks_hold_the_same(root: pathlib.Path) -> None:
                 assert [option.tolist() for option in one.options] == [option.tolist() for option in other.options]
             info, same = ours.info(task), theirs.info(task)
             assert info.category == same.category
+            assert info.data_sets == same.data_sets != ()
             assert [p.targets.tolist() for p in info.positives] == [p.targets.tolist() for p in same.positives]
         count = seqio.TaskRegistry.get(f"metaicl_{SETTING}_{split}").num_input_examples(split)
         assert count == int(ours.sizes.sum())

@@ -9,10 +9,13 @@ import gin
 import numpy as np
 import pytest
 
+from hyperflax.data import commands
+from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.episodes import EpisodeConfig
 from hyperflax.data.examples import InMemorySource
 from hyperflax.data.seqio_source import list_seqio, load_seqio
 from hyperflax.data.vocabularies import Bytes, SentencePiece, Vocabulary
+from hyperflax.evaluation.contamination import TRAINING_DATA_SETS, record
 from hyperflax_tasks import metaicl, natural_instructions, p3, seqio_tasks
 from tests.tasks.test_p3 import row, write
 
@@ -78,6 +81,7 @@ def test_held_out_prompt_tasks_are_those_without_seqio(root: pathlib.Path, t5: S
     assert theirs.task_names == HELD_OUT
     for number in range(len(HELD_OUT)):
         assert theirs.info(number).category == ours.info(number).category
+        assert theirs.info(number).data_sets == ours.info(number).data_sets != ()
         assert theirs.info(number).positives == ()
 
 
@@ -94,6 +98,17 @@ def test_supports_of_held_out_prompt_tasks_come_from_their_training_examples(roo
         assert shown == [[f"{name} {i}?", f"shown {i}"] for i in range(64)]
         assert shown == [[Bytes().decode(p.inputs), Bytes().decode(p.targets)] for p in ours.info(number).positives]
     assert not {task(name) for name in HELD_OUT} & set(seqio.TaskRegistry.names())
+
+
+def test_a_record_of_the_mixture_holds_its_data_sets(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Those without seqio, from a token cache, too; a prompt-task of no known data set has none."""
+    seqio_tasks.register_p3(root, Bytes())
+    ours, mixture = p3.p3_source(root, "train", Bytes()), load_seqio("p3_train")
+    commands.cache_mixture("p3_train", tmp_path / "cache")
+    expected = ["p3/amazon_polarity", "p3/imdb", "p3/mrpc"]
+    for source in (ours, mixture, CachedSource(tmp_path / "cache")):
+        assert record([source])[TRAINING_DATA_SETS] == expected
+    assert mixture.info(mixture.task_names.index("p3_my_own_prompt/my-own_prompt")).data_sets == ()
 
 
 def test_the_mixture_has_t0s_rates(root: pathlib.Path) -> None:
