@@ -39,6 +39,7 @@ SPLITS = ("train", "test")
 OFFICIAL_TEST_INSTANCES = 100
 SHORTEST_TEST_TASK = 84  # instances: one of them has no more
 OFFICIAL_TEST_TASKS = 119  # of the English default split
+TARGETS_LENGTH = 128  # tokens that the official evaluation generates, its `max_target_length`
 
 
 class TaskFile(NamedTuple):
@@ -275,6 +276,7 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
         metric="rouge_l",
         support="positives",
         shots=2,
+        targets_length=TARGETS_LENGTH,
         category_metrics=dict.fromkeys(NI_EXACT_MATCH_CATEGORIES, "exact_match_normalised"),
         missing=tuple(f"{name}: {size} of {OFFICIAL_TEST_INSTANCES} instances" for name, size in short.items()),
     )

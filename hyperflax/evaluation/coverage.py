@@ -1,4 +1,5 @@
-"""What an evaluation has of a benchmark suite or a mixture, and what it lacks: tasks, examples, shots, whole inputs.
+"""What an evaluation has of a benchmark suite or a mixture, and what it lacks: tasks, examples, shots, whole inputs
+and answers.
 
 A figure on a part of a suite is never the suite's score; a report lists every lack that makes it a part.
 """
@@ -38,6 +39,12 @@ def lacks(
         lines.append(
             f"{config['inputs_cut']} inputs are cut to {episodes.inputs_length} tokens, the suite has "
             f"{suite.inputs_length}"
+        )
+    long, answers = _count_long(runs, length := episodes.targets_length)
+    if long and suite.targets_length and length < suite.targets_length:
+        lines.append(
+            f"{long} of {answers} answers are longer than the {length} tokens that are generated, the suite generates "
+            f"{suite.targets_length}"
         )
     supports = [len(tokens.support) for held_out in runs.values() for tokens in held_out.tokens.values()]
     if short := sum(size < shots for size in supports):
@@ -85,6 +92,12 @@ def count_cut(runs: Mapping[str, HeldOut], length: int) -> tuple[int, int]:
     sizes = [
         len(e.inputs) + 1 for held_out in runs.values() for tokens in held_out.tokens.values() for e in tokens.scored
     ]
+    return sum(size > length for size in sizes), len(sizes)
+
+
+def _count_long(runs: Mapping[str, HeldOut], length: int) -> tuple[int, int]:
+    """How many targets so many generated tokens cannot hold, of how many; end of sequence need not be one of them."""
+    sizes = [len(e.targets) for held_out in runs.values() for tokens in held_out.tokens.values() for e in tokens.scored]
     return sum(size > length for size in sizes), len(sizes)
 
 

@@ -43,6 +43,7 @@ class Suite:
       support: where supports come from, see `HeldOut.from_source`.
       shots: how many examples the official evaluation shows; None if it does not say.
       inputs_length: tokens to which the official evaluation cuts inputs.
+      targets_length: tokens of an answer that it generates; None if it ranks answers, or does not say.
       ranked: answers are ranked by this rule (`hyperflax.evaluation.ranking`); None where they are generated.
       category_metrics: categories that are reported by another metric.
       mixed: those metrics make the tasks' scores, too; otherwise they stand in the table of categories alone.
@@ -58,6 +59,7 @@ class Suite:
     support: Literal["examples", "positives"] = "examples"
     shots: int | None = None
     inputs_length: int = 1024
+    targets_length: int | None = None
     ranked: Rule | None = None
     category_metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mixed: bool = False

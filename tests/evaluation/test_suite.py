@@ -436,6 +436,22 @@ def test_inputs_that_are_cut_shorter_than_the_suite_cuts_them_are_told(
     assert report["suite"]["complete"] is not bool(told)
 
 
+@pytest.mark.parametrize(
+    ("official", "told"),
+    [(16, ["1 of 3 answers are longer than the 8 tokens that are generated, the suite generates 16"]), (8, [])],
+)
+def test_answers_longer_than_what_is_generated_are_told(tmp_path: pathlib.Path, official: int, told: list[str]) -> None:
+    """8 tokens are, which need not end in one of end of sequence."""
+    shown = [Example(tokenise(f"p{i}", Bytes()), tokenise(str(i), Bytes())) for i in range(2)]
+    rows = {"one": [("a", "a" * 8, []), ("b", "b" * 9, []), ("c", "", [])]}
+    source = choice_source(rows, one=TaskInfo(positives=tuple(shown)))
+    sources = {"test": lambda vocabulary: source}
+    suite = Suite("toy", sources, "tasks", 1, "exact_match", "positives", targets_length=official)
+    report = evaluate_suite(model=hypermodel(), suite=suite, out=str(tmp_path), conditions=["bare"], progress=False)
+    assert report["suite"]["missing"] == told
+    assert report["suite"]["complete"] is not bool(told)
+
+
 def test_definitions_that_are_cut_are_told(tmp_path: pathlib.Path) -> None:
     """In a suite and, where the model's own rule is to cut them, in a mixture; 31 tokens and their end fill a row."""
     made = hypermodel()
