@@ -168,9 +168,10 @@ def evaluate_suite(
             processes=processes,
         )
         if not figures and "generated" in runnable:
-            # The first two draws are two supports of a task; of other sources there may be one, or the same again.
-            again = [second.where_supports_differ(held_out) for second in list(common.values())[1:2]]
-            figures = everything.adapter_figures(*again)
+            # The first two runs are two supports of a task, which may be the same; of a single run the scored examples
+            # make the second one.
+            second = list(common.values())[1] if len(common) > 1 else held_out.shown_scored(episodes, seed)
+            figures = everything.adapter_figures(second.where_supports_differ(held_out))
     cut, inputs = count_cut(common, episodes.inputs_length)
     config["inputs_cut"] = f"{cut} of {inputs}"
     cut_supports = sum(

@@ -16,7 +16,7 @@ import numpy as np
 
 from hyperflax.data.draws import stream
 from hyperflax.data.episode_config import EpisodeConfig, in_support
-from hyperflax.data.episode_plan import fitting_scored, support_overhead, usable_info
+from hyperflax.data.episode_plan import fitting_scored, fitting_support, support_overhead, usable_info
 from hyperflax.data.episodes import EvaluationEpisode, evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo
 from hyperflax.data.vocabularies import Vocabulary
@@ -172,6 +172,24 @@ class HeldOut:
         tokens = {task.name: self.tokens[task.name] for task in left}
         return dataclasses.replace(self, tasks=left, tokens=tokens, left_out={**self.left_out, **out})
 
+    def shown_scored(self, config: EpisodeConfig, seed: int) -> HeldOut:
+        """The tokens of those tasks that have scored examples enough for another support, drawn from them.
+
+        For figures of adapters alone: no score may come of it.
+
+        Args:
+          config: what fits a support row.
+          seed: of the draw; a support has as many examples as the task's own.
+        """
+        others = {}
+        for name, given in self.tokens.items():
+            lengths = np.asarray([(len(e.inputs), len(e.targets)) for e in given.scored])
+            fits = fitting_support(lengths, given.info, config)
+            fitting = [example for example, fit in zip(given.scored, fits, strict=True) if fit]
+            if len(fitting) >= (shots := len(given.support)):
+                others[name] = dataclasses.replace(given, support=tuple(_draw(fitting, shots, seed, 1, name)))
+        return dataclasses.replace(self, tokens=others)
+
     def where_supports_differ(self, first: HeldOut) -> HeldOut | None:
         """The tokens of those tasks whose support is another than in `first`; None if there are none."""
 
@@ -197,12 +215,12 @@ class HeldOut:
         return digest.hexdigest()[:16]
 
 
-def _draw(positives: list[Example], shots: int, seed: int, draw: int, name: str) -> list[Example]:
-    """The first K positives, as benchmarks have it; in further draws any K of them."""
-    if draw == 0 or len(positives) <= shots:
-        return positives[:shots]
+def _draw(examples: list[Example], shots: int, seed: int, draw: int, name: str) -> list[Example]:
+    """The first K, as benchmarks have it of positives; in further draws any K of them."""
+    if draw == 0 or len(examples) <= shots:
+        return examples[:shots]
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return [positives[i] for i in stream(seed, _POSITIVES, draw, key).distinct(len(positives), shots)]
+    return [examples[i] for i in stream(seed, _POSITIVES, draw, key).distinct(len(examples), shots)]
 
 
 def _options(episode: EvaluationEpisode, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:

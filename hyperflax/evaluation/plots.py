@@ -7,7 +7,8 @@ controls are grey with open markers, so that nothing depends on colour alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from hyperflax.buckets import Location, locate
@@ -150,6 +151,21 @@ def draw_adapters(axes: Axes, report: Mapping[str, Any], figure: str) -> None:
     _clean(axes, grid="y")
 
 
+_DISTANCES = {"within_task_distance": "two supports\nof one task", "between_task_distance": "two tasks"}
+
+
+def draw_distances(axes: Axes, report: Mapping[str, Any]) -> None:
+    """One bar each for the adapters of two supports of one task and of two tasks: the mean squared difference."""
+    found = {label: report["adapters"][name] for name, label in _DISTANCES.items() if name in report["adapters"]}
+    axes.barh(list(found), list(found.values()), height=0.5, color=_BLUE)
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("mean squared difference")
+    axes.set_title("Distance of generated adapters", loc="left")
+    _clean(axes, grid="x")
+    axes.tick_params(axis="y", length=0)
+
+
 def write_plots(report: Mapping[str, Any], out: Location | str) -> list[Location]:
     """Draws a valid report into `out`: `report.png`; `categories.png` where tasks have two categories or more;
     `adapters.png` where the report has figures of generated adapters. Where it has none, an earlier report's goes.
@@ -173,9 +189,14 @@ def write_plots(report: Mapping[str, Any], out: Location | str) -> list[Location
         paths.append(folder / "categories.png")
         _save(figure, paths[-1])
     if "adapters" in report:
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
-        for axes, name in zip(figure.subplots(1, 2), ("norm", "effective_rank"), strict=True):
-            draw_adapters(axes, report, name)
+        panels: list[Callable[[Axes, Mapping[str, Any]], None]] = [
+            functools.partial(draw_adapters, figure=name) for name in ("norm", "effective_rank")
+        ]
+        if _DISTANCES.keys() & report["adapters"].keys():  # not of a single task's one support
+            panels.append(draw_distances)
+        figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
+        for axes, draw in zip(figure.subplots(1, len(panels)), panels, strict=True):
+            draw(axes, report)
         paths.append(folder / "adapters.png")
         _save(figure, paths[-1])
     for name in {"categories.png", "adapters.png"} - {path.name for path in paths}:

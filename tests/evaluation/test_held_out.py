@@ -42,6 +42,19 @@ def test_no_task_is_left_out_for_examples_that_cannot_be_shown(first: bool) -> N
             assert not {text for text, _ in task.support} & set(task.inputs)
 
 
+def test_scored_examples_make_another_support_for_figures() -> None:
+    """Of as many that fit a row; a task of fewer has none. Of the first 6 examples one fits no row."""
+    held_out = HeldOut.from_source(letters(12, 24), CONFIG, examples=6, first=True)
+    again = held_out.shown_scored(CONFIG, 0)
+    for name, given in again.tokens.items():
+        shown, first = ([e.inputs.tolist() for e in of] for of in (given.support, held_out.tokens[name].support))
+        assert len({*map(tuple, shown), *map(tuple, first)}) == 8
+        assert all(len(inputs) == 2 for inputs in shown)
+    assert again.tokens.keys() == {"task0", "task1"}
+    few = HeldOut.from_source(letters(8, 24), CONFIG, examples=6, first=True)
+    assert few.shown_scored(CONFIG, 0).tokens.keys() == {"task1"}
+
+
 def test_what_cannot_be_evaluated_is_told() -> None:
     held_out = HeldOut.from_source(letters(3, 12), CONFIG)
     assert [task.name for task in held_out.tasks] == ["task1"]

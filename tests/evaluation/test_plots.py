@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from hyperflax.evaluation import CONDITIONS, build_report, run_info, write_plots
 from hyperflax.evaluation.markdown import category_means
-from hyperflax.evaluation.plots import draw_adapters, draw_categories, draw_conditions, draw_tasks
+from hyperflax.evaluation.plots import draw_adapters, draw_categories, draw_conditions, draw_distances, draw_tasks
 
 
 def make(n_tasks: int = 20, conditions: int = len(CONDITIONS), categories: bool = True) -> dict[str, Any]:
@@ -124,6 +124,23 @@ def test_adapters_are_drawn_layer_by_layer_encoder_first(tmp_path: pathlib.Path)
     assert (list(decoder.get_xdata()), list(decoder.get_ydata())) == ([3, 4], [0.0, 1.0])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "10", "0", "1"]
     assert [path.name for path in write_plots(report, tmp_path)] == ["report.png", "adapters.png"]
+
+
+def test_distances_within_and_between_tasks_are_drawn_beside_each_other() -> None:
+    figures = {"norm/encoder_0": 1.0, "between_task_distance": 4e-7, "within_task_distance": 1e-7}
+    draw_distances(axes := Figure().subplots(), {"adapters": figures})
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["two supports\nof one task", "two tasks"]
+    assert [bar.get_width() for bar in axes.patches] == [1e-7, 4e-7]
+    draw_distances(axes := Figure().subplots(), {"adapters": {"between_task_distance": 4e-7}})
+    assert [bar.get_width() for bar in axes.patches] == [4e-7]
+
+
+def test_a_task_of_one_support_has_no_distances_to_draw(tmp_path: pathlib.Path) -> None:
+    figures = {"norm/encoder_0": 1.0, "effective_rank/encoder_0": 1.0}
+    report = make(1, 2, categories=False)
+    _, two = write_plots({**report, "adapters": figures}, tmp_path / "two")
+    _, three = write_plots({**report, "adapters": {**figures, "within_task_distance": 1e-7}}, tmp_path / "three")
+    assert _size(two)[0] < _size(three)[0]
 
 
 def test_pictures_of_an_earlier_report_do_not_stay_beside_another(tmp_path: pathlib.Path) -> None:

@@ -351,6 +351,19 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
         evaluate_suite(suite=toy_suite(), **options)
 
 
+@pytest.mark.parametrize("support", ["examples", "positives"])
+@pytest.mark.parametrize(("examples", "told"), [(2, True), (1, False)])
+def test_one_run_tells_how_far_two_supports_of_a_task_are_apart(
+    tmp_path: pathlib.Path, support: Any, examples: int, told: bool
+) -> None:
+    """Where as many examples are scored as a support has, which is 2."""
+    options: dict[str, Any] = {"model": hypermodel(), "conditions": ["generated"], "progress": False}
+    report = evaluate_suite(suite=toy_suite(support=support), examples=examples, out=str(tmp_path), **options)
+    assert ("within_task_distance" in report["adapters"]) is told
+    assert "between_task_distance" in report["adapters"]
+    assert not told or report["adapters"]["within_task_distance"] > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
