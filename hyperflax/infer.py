@@ -50,6 +50,7 @@ def infer(
       the file written by this process.
     """
     processes = Processes.running()
+    locate_file(out)  # refuses what is no place
     if inputs != "-" and _is_same(inputs, out):
         raise ConfigError(f"{out}: expected another file than the inputs', which it would replace")
     lines, shard = read_inputs(inputs), processes.shard(out)

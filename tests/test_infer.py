@@ -129,8 +129,16 @@ def test_answers_do_not_take_the_place_of_their_inputs(tmp_path: pathlib.Path) -
     assert [line.input for line in read_inputs(inputs)] == ["a"]
 
 
-@pytest.mark.parametrize("files", [{"inputs": 20241130, "out": "out.jsonl"}, {"inputs": "in.jsonl", "out": 20241130}])
-def test_a_number_is_no_file(files: dict[str, Any]) -> None:
-    """Gin takes a name of digits for one."""
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"inputs": 20241130, "out": "out.jsonl"},
+        {"inputs": "in.jsonl", "out": 20241130},
+        {"inputs": "-", "out": 20241130},
+    ],
+)
+def test_a_number_is_no_file(files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gin takes a name of digits for one; nothing is read before that is found."""
+    monkeypatch.setattr("hyperflax.infer.read_inputs", lambda path: pytest.fail(f"{path} was read"))
     with pytest.raises(ConfigError, match=r"^20241130: expected a path, which is a string"):
         infer(model=hypermodel(), **files)
