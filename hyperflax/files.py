@@ -24,6 +24,9 @@ from collections.abc import Collection, Iterable, Iterator
 from hyperflax.buckets import BucketPath, Location, locate, locate_file
 from hyperflax.errors import CheckpointError, HyperflaxError
 
+# Begins the names of the objects by which a bucket is tried. Who may write there and not remove leaves them.
+_PROBE = ".tmp-"
+
 
 def _beside(path: pathlib.Path, word: str) -> pathlib.Path:
     return path.with_name(f".{path.name}.{word}-{os.getpid()}-{secrets.token_hex(4)}")
@@ -130,7 +133,7 @@ def atomic_directory(
 def _put(folder: pathlib.Path, final: BucketPath, marker: str) -> None:
     """Puts the files of a directory in the place of those that are there, none of which is wanted any more."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    old = [place for place in final.iterdir() if place.name not in names]
+    old = [place for place in final.iterdir() if place.name not in names and not place.name.startswith(_PROBE)]
     if (final / marker).is_file():  # not everybody who may write may remove
         (final / marker).unlink()
     for place in old:
@@ -179,9 +182,10 @@ def require_directory_place(
     if isinstance(final, pathlib.Path):
         _require_writable(final)
     else:
-        probe = final / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        probe = final / f"{_PROBE}{os.getpid()}-{secrets.token_hex(4)}"
         probe.write_bytes(b"")
-        probe.unlink()
+        with contextlib.suppress(CheckpointError):  # not everybody who may write may remove
+            probe.unlink()
 
 
 def require_run_place(folder: pathlib.Path, record: str, command: str) -> None:
@@ -242,6 +246,8 @@ def _require_free(path: Location, overwrite: bool, owned: Collection[str]) -> No
         if os.path.ismount(path):  # as of `docker run -v`: no rename takes its place
             raise CheckpointError(f"{path}: a file system is mounted there, which stays; name a folder inside it")
     present = sorted(found.name for found in path.iterdir())
+    if isinstance(path, BucketPath):
+        present = [name for name in present if not name.startswith(_PROBE)]
     if not present:
         return
     if not overwrite:

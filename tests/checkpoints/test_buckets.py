@@ -284,6 +284,21 @@ def test_nothing_is_removed_from_an_empty_place(server, monkeypatch):
     assert (server.folder / "created" / "adapter.json").read_text() == "{}"
 
 
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_place_was_tried_with_and_could_not_be_removed_is_in_nobody_s_way(server, monkeypatch, overwrite):
+    monkeypatch.setattr(server, "forbids", ("delete",))
+    place = f"s3://bucket/tried-{overwrite}"
+    options = {"overwrite": overwrite, "owned": ("adapter.json",)}
+    for _ in range(2):
+        require_directory_place(place, in_bucket=True, **options)
+    with atomic_directory(place, marker="adapter.json", **options) as folder:
+        (folder / "adapter.json").write_text("{}")
+    written = sorted(path.name for path in (server.folder / f"tried-{overwrite}").iterdir())
+    assert [name.startswith(".tmp-") for name in written] == [True, True, False]
+    assert written[-1] == "adapter.json"
+
+
 def test_convert_takes_an_address(server, tmp_path):
     here = str(pathlib.Path(__file__).resolve().parents[2])
     environment = {**os.environ, **server.environment, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
