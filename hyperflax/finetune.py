@@ -190,7 +190,7 @@ def _train(
     objective = TableObjective(model.model, table)
     inputs, targets = (batches.arrays[name].shape[-1] for name in ("encoder_input_tokens", "decoder_target_tokens"))
     kept = memory.kept_bytes(model.config.base, batches.batch_size, inputs, targets)
-    parts = memory.microbatches(kept, batches.batch_size)
+    parts = memory.filled_microbatches(kept, batches.batch_size)
 
     def keep(params: PyTree, step: int) -> None:
         del step

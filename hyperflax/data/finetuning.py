@@ -2,7 +2,7 @@
 
 Everything follows from (examples, seed): which are held out, and the batch of every step.
 
-    encoder_input_tokens [parts, batch / parts, length], decoder_* alike, task_index [parts], all 0
+    encoder_input_tokens [parts, ceil(batch / parts), length], decoder_* alike, task_index [parts], all 0
 
 The step takes the parts for tasks with one adapter, so that as microbatches they can be worked through one by one.
 
@@ -60,7 +60,7 @@ class PairBatches:
       arrays: every example's row, [n, length] each; one more row of padding with weight 0 at the end.
       batch_size: rows of a batch.
       seed: of the shuffles; None keeps the order, for evaluation.
-      parts: into which a batch is cut; divides its size.
+      parts: into which a batch is cut, filled up with padding to a multiple of them.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -101,7 +101,7 @@ class PairBatches:
         epoch, number = divmod(step, self.per_epoch)
         order = range(self.size) if self.seed is None else _shuffled(self.size, self.seed, epoch)
         rows = list(order[number * self.batch_size :][: self.batch_size])
-        rows += [self.size] * (self.batch_size - len(rows))
+        rows += [self.size] * (self.parts * math.ceil(self.batch_size / self.parts) - len(rows))
         batch = {name: array[rows].reshape(self.parts, -1, array.shape[-1]) for name, array in self.arrays.items()}
         return {**batch, "task_index": np.zeros(self.parts, np.int32)}
 

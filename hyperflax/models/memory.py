@@ -11,6 +11,8 @@ the figure against XLA's own.
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
 from hyperflax.types import T5Config
@@ -38,5 +40,17 @@ def microbatches(kept: int, examples: int) -> int:
     """
     parts = 1
     while kept > parts * AT_ONCE and examples % (2 * parts) == 0:
+        parts *= 2
+    return parts
+
+
+def filled_microbatches(kept: int, examples: int) -> int:
+    """As `microbatches`, of examples that are filled up with padding to a multiple of the parts, whatever their number.
+
+    >>> microbatches(15 * 2**30, 15), filled_microbatches(15 * 2**30, 15)
+    (1, 4)
+    """
+    parts = 1
+    while parts < examples and kept * math.ceil(examples / parts) > AT_ONCE * examples:
         parts *= 2
     return parts

@@ -89,6 +89,17 @@ def test_parts_are_the_batch_cut_and_rows_are_as_long_as_the_examples():
         np.testing.assert_array_equal(array.reshape(batch[name].shape), batch[name])
 
 
+def test_a_batch_that_its_parts_do_not_divide_is_filled_up():
+    whole = PairBatches.of(lines(15), CONFIG, Bytes(), batch_size=16, seed=5)
+    batch, parts = whole.batch(1), dataclasses.replace(whole, parts=4).batch(1)
+    assert parts["task_index"].tolist() == [0, 0, 0, 0]
+    for name in batch.keys() - {"task_index"}:
+        assert parts[name].shape == (4, 4, batch[name].shape[-1])
+        *rows, last = parts[name].reshape(16, -1)
+        np.testing.assert_array_equal(rows, batch[name][0])
+        assert not last.any()
+
+
 def test_a_long_example_is_named_by_file_and_line():
     long = [*lines(2), Line("mine.jsonl:7", "a long input", "x")]
     with pytest.raises(DataError, match=r"mine\.jsonl:7: inputs: expected at most 6 tokens"):

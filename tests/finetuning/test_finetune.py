@@ -103,15 +103,16 @@ def test_a_finished_run_is_told_again_and_another_one_is_refused(model, task, ru
         finetune(kinds=(LORA,), settings=SETTINGS, init="random", **common)
 
 
-def test_a_batch_that_keeps_too_much_is_worked_through_in_parts(model, task, tmp_path, monkeypatch):
-    settings = dataclasses.replace(SETTINGS, steps=3, evaluations=1)
+@pytest.mark.parametrize(("batch_size", "parts"), [(4, 2), (5, 4)])
+def test_a_batch_that_keeps_too_much_is_worked_through_in_parts(model, task, tmp_path, monkeypatch, batch_size, parts):
+    settings = dataclasses.replace(SETTINGS, steps=3, evaluations=1, batch_size=batch_size)
     common = {"model": model, "examples": task, "kinds": (LORA,), "settings": settings, "progress": False}
     whole = finetune(out=tmp_path / "whole", **common)
     kept, asked = [], loop.train
-    monkeypatch.setattr(memory, "AT_ONCE", memory.kept_bytes(T5, SETTINGS.batch_size // 2, 8, 8))
+    monkeypatch.setattr(memory, "AT_ONCE", memory.kept_bytes(T5, 2, 8, 8))
     monkeypatch.setattr(loop, "train", lambda **arguments: kept.append(arguments["microbatches"]) or asked(**arguments))
     cut = finetune(out=tmp_path / "cut", **common)
-    assert kept == [2]
+    assert kept == [parts]
     assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
