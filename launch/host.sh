@@ -23,12 +23,16 @@ running() {
 }
 
 stop() {
-  local pid second
+  local pid second tenth
   running || return 0
   pid=$(cut -d' ' -f2 run.pid)
   echo "host.sh: stopping $(<run.launch)"
-  until [[ -f run.command ]] || ! running; do sleep 0.1; done
-  kill -TERM "$(<run.command)" 2>/dev/null || kill -TERM -- "-$pid" 2>/dev/null || true
+  for ((tenth = 0; tenth < 100; tenth++)); do
+    if [[ -f run.command ]] || ! running; then break; fi
+    sleep 0.1
+  done
+  # Without the number, the shell that waits for the command tells it.
+  kill -TERM "$(cat run.command 2>/dev/null || echo "$pid")" 2>/dev/null || kill -TERM -- "-$pid" 2>/dev/null || true
   for ((second = 0; second < ${STOP_SECONDS:-300}; second++)); do
     running || return 0
     sleep 1
@@ -53,8 +57,8 @@ hold() {
   trap '' HUP
   trap 'signalled=true' TERM
   "$@" >>run.log 2>&1 &
-  echo "$!" >.run.command
-  mv .run.command run.command
+  # On a full disk nobody learns the number, and this shell is told instead; one of an earlier version always is.
+  { echo "$!" >.run.command && mv .run.command run.command; } || trap 'signalled=true; kill -TERM "$!" || true' TERM
   while :; do
     code=0
     wait "$!" || code=$?

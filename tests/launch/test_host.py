@@ -62,6 +62,17 @@ def test_stop_lets_it_save(tmp_path: pathlib.Path):
     assert call(tmp_path, "stop").stdout == ""
 
 
+def test_a_command_whose_number_could_not_be_written_is_stopped_all_the_same(tmp_path: pathlib.Path):
+    """The disk was full, or an earlier version of the script has started it: the shell passes the signal on, once."""
+    (tmp_path / ".run.command").mkdir()
+    caller = start(tmp_path, "first", WAITING)
+    assert not (tmp_path / "run.command").exists()
+    assert call(tmp_path, "stop").stdout == "host.sh: stopping first\n"
+    caller.communicate(timeout=TIMEOUT)
+    assert caller.returncode == 75
+    assert (tmp_path / "run.log").read_text() == "waiting\nsaved\n"
+
+
 def test_a_machine_that_shuts_down_is_heard_once(tmp_path: pathlib.Path):
     """It signals all processes; a training run is saved at the first SIGTERM and ends at once at the second."""
     script = tmp_path / "run.py"
