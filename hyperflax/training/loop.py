@@ -138,12 +138,10 @@ def train(
         alone_in(directory),
         StopRequest(max_seconds) as stop,
         Checkpoints(os.path.join(directory, CHECKPOINTS), keep=keep, asynchronous=async_checkpoints) as checkpoints,
-        # What was logged after the checkpoint is cut off, so not before the run is known to go on from it.
-        RunLog(
-            directory, resume_step=_step_to_go_on_from(checkpoints, directory, total_steps), enabled=processes.first
-        ) as log,
+        RunLog(directory, enabled=processes.first) as log,
     ):
         run = Run(
+            resume_step=_step_to_go_on_from(checkpoints, directory, total_steps),
             objective=objective,
             optimizer=optimizer,
             batches=batches,

@@ -50,6 +50,7 @@ class Run:
     def __init__(
         self,
         *,
+        resume_step: int | None,
         objective: Objective,
         optimizer: Transformation,
         batches: Batches,
@@ -70,18 +71,21 @@ class Run:
         self.clock = Clock(partitioner.mesh.devices.flatten().tolist())
         self._earlier_seconds, self._compiled = 0.0, False
         init_key, self.key = jax.random.split(jax.random.key(seed))
-        self.step, self.skipped = checkpoints.latest_step() or 0, 0
+        self.step, self.skipped = resume_step or 0, 0
         earlier = read_rows(log.path) if self.step else []
         self.losses = [
             row.get("loss", math.inf) for row in earlier if row["kind"] == "eval" and row["step"] <= self.step
         ]
         batch = dict(batches.batch(self.step))
-        if checkpoints.latest_step() is not None:
+        if resume_step is not None:
             abstract, _ = partitioner.abstract_state(objective, optimizer, init_key, batch)
-            self.state, host = checkpoints.restore(abstract)
+            self.state, host = checkpoints.restore(abstract, resume_step)
             self._restore_host(host)
+            # What was logged after the checkpoint is cut off, so not before the run is known to go on from it.
+            log.start(resume_step)
             return
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
+        log.start(None)
         self._log_initial(objective, batch, partitioner, microbatches)
 
     def did(self, metrics: Metrics, batch: Batch, tokens: int) -> bool:

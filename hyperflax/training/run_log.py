@@ -5,7 +5,8 @@
 
 Rows of steps that a resumed run will repeat are cut off when it starts, so that every step is reported once.
 
->>> with RunLog("runs/first", resume_step=500) as log:
+>>> with RunLog("runs/first") as log:
+...     log.start(500)
 ...     log.write(550, "train", {"loss": 2.2})
 """
 
@@ -57,21 +58,21 @@ class Sums:
 
 
 class RunLog:
-    """Appends rows to `metrics.jsonl` and scalars to TensorBoard.
+    """Appends rows to `metrics.jsonl` and scalars to TensorBoard, once it has been started.
 
     Args:
       directory: the run's folder, made if it does not exist.
-      resume_step: rows of later steps are removed; None starts anew.
       enabled: False writes nothing (all processes but the first).
     """
 
-    def __init__(
-        self, directory: str | os.PathLike[str], *, resume_step: int | None = None, enabled: bool = True
-    ) -> None:
-        folder = locate(os.fspath(directory))
-        self.path = folder / METRICS_FILE
+    def __init__(self, directory: str | os.PathLike[str], *, enabled: bool = True) -> None:
+        self._folder, self._enabled = locate(os.fspath(directory)), enabled
+        self.path = self._folder / METRICS_FILE
         self._events: Any = None  # a SummaryWriter wherever there is something to write
-        if not enabled:
+
+    def start(self, resume_step: int | None) -> None:
+        """Removes the rows of steps after `resume_step`, of all steps if it is None."""
+        if not self._enabled:
             return
         from tensorboardX import SummaryWriter
 
@@ -79,7 +80,7 @@ class RunLog:
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         # An event file grows, which nothing in a bucket does: it is made here, and put there whenever it is flushed.
-        self._place, self._made = folder / "tensorboard", tempfile.TemporaryDirectory(prefix="hyperflax-")
+        self._place, self._made = self._folder / "tensorboard", tempfile.TemporaryDirectory(prefix="hyperflax-")
         local = self._place if isinstance(self._place, pathlib.Path) else pathlib.Path(self._made.name)
         # Of what a run that was killed has left, TensorBoard shows nothing from this step on.
         self._events = SummaryWriter(str(local), purge_step=0 if resume_step is None else resume_step + 1)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 
 import jax
@@ -158,6 +159,16 @@ def test_a_run_of_another_seed_is_refused(tmp_path, table, copy_batches):
         run(table, copy_batches, tmp_path, seed=1)
 
 
+def test_a_run_that_is_refused_keeps_its_log(tmp_path, table, copy_batches):
+    """With the rows of steps after its latest checkpoint: the call was a mistake."""
+    run(table, copy_batches, tmp_path, total_steps=2, log_period=1, save_period=1)
+    shutil.rmtree(tmp_path / "checkpoints" / "checkpoint_2")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="holds a run of seed 0, got seed 1"):
+        run(table, copy_batches, tmp_path, seed=1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
 def test_a_run_goes_on_with_the_frozen_parameters_that_it_began_with(tmp_path, table, copy_batches):
     run(table, copy_batches, tmp_path, total_steps=1)  # has none, or is of a version that did not save it
     run(table, copy_batches, tmp_path, total_steps=2, origin=Origin("a", "11"))
@@ -231,8 +242,8 @@ def test_settings_are_checked(tmp_path, table, copy_batches):
 @pytest.mark.parametrize(("resume_step", "purged_from"), [(None, 0), (3, 4)])
 def test_tensorboard_forgets_the_steps_that_come_again(tmp_path, resume_step, purged_from):
     """Those of a run, too, that was killed before its first checkpoint."""
-    with RunLog(tmp_path, resume_step=resume_step):
-        pass
+    with RunLog(tmp_path) as log:
+        log.start(resume_step)
     (file,) = (tmp_path / "tensorboard").iterdir()
     content, events = file.read_bytes(), []
     while content:  # length, its checksum, the event, its checksum
@@ -264,13 +275,14 @@ def test_hosts_that_see_other_checkpoints_do_not_go_on(tmp_path, table, copy_bat
 def test_rows_after_the_resume_step_and_a_torn_line_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "kind": "train"}\n{"step": 4, "kind": "train"}\n{"step": 6, "ki')
-    with RunLog(tmp_path, resume_step=3) as log:
+    with RunLog(tmp_path) as log:
+        log.start(3)
         log.write(4, "train", {"loss": 1.5, "bad": float("nan")})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 2, "kind": "train"}, {"step": 4, "kind": "train", "loss": 1.5}
     ]  # fmt: skip
-    with RunLog(tmp_path):
-        pass
+    with RunLog(tmp_path) as log:
+        log.start(None)
     assert path.read_text() == ""
     assert plot_curve(tmp_path) is None
 
