@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -117,9 +118,13 @@ def train(
                 f"{wanted.directory}: expected task adapters of the base model {origin.digest} in {path}, got those "
                 f"of {made_for}"
             )
-    # Of a run that goes on with other data, too: what it learnt from before stays known.
-    earlier = [*map(read_provenance, model.checkpoints), loop.saved_provenance(model_dir)]
-    provenance = record(sources_of(batches), earlier)
+    earlier, provenance = [read_provenance(path) for path in model.checkpoints], dict[str, Any]()
+
+    def learnt_from(before: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of a run that goes on with other data, too: what it learnt from before stays known."""
+        provenance.update(record(sources_of(batches), [*earlier, before]))
+        return provenance
+
     state = loop.train(
         objective=model.objective,
         optimizer=optimizer,
@@ -128,7 +133,7 @@ def train(
         total_steps=total_steps,
         frozen=frozen,
         origin=origin,
-        provenance=provenance,
+        provenance=learnt_from,
         initial_params=functools.partial(model.initial_params, partitioner=partitioner),
         evaluator=evaluator,
         eval_period=eval_period,

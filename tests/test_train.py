@@ -37,6 +37,7 @@ from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.train import HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, train
+from hyperflax.training import loop
 from hyperflax.training.optimizers import Optimizer, adamw
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.run_log import read_rows
@@ -162,14 +163,19 @@ def test_a_model_records_what_its_start_was_trained_on_too(base: str, tmp_path: 
 
 
 def test_a_run_that_goes_on_with_other_data_records_what_it_learnt_from_before(
-    base: str, tmp_path: pathlib.Path
+    base: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And learns that from the checkpoint that it goes on from; no other look is taken at the folder's."""
     model = HypernetworkOf(config(), base)
     other = InMemorySource.from_strings({"other": [(w, w) for w in WORDS]}, Bytes())
     run(model, Episodes(TASKS, EPISODES), tmp_path / "run", steps=1)
     shutil.rmtree(tmp_path / "run" / "model")
+    opened, checkpoints = [], loop.Checkpoints
+    monkeypatch.setattr(loop, "Checkpoints", lambda *given, **to: opened.append(given) or checkpoints(*given, **to))
     second = run(model, Episodes(other, EPISODES), tmp_path / "run", steps=2)
     assert load(second).parts.provenance[TRAINING_TASKS] == name_digests([*TASKS.task_names, "other"])
+    assert len(opened) == 1
+    assert "read only" not in caplog.text
 
 
 def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyperpretrained: str) -> None:

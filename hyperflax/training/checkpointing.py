@@ -94,14 +94,6 @@ class Checkpoints:
         restored = jax.tree.unflatten(jax.tree.structure(like), [found[path] for path, _ in named])
         return restored, self._store.host(step)
 
-    def host(self, step: int | None = None) -> dict[str, Any]:
-        """Returns what `save` was given beside the state; the latest checkpoint's if `step` is None.
-
-        Raises:
-          CheckpointError: there is no such checkpoint.
-        """
-        return self._store.host(self._existing(step))
-
     def parameters(self, step: int | None = None) -> PyTree:
         """Returns the parameters of a checkpoint, the latest if `step` is None: a nested dict of numpy arrays."""
         return self.arrays(step)["params"]

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from hyperflax.buckets import locate
 from hyperflax.data.prefetch import Batches
 from hyperflax.errors import CheckpointError, ConfigError, HyperflaxError
 from hyperflax.locks import alone_in
@@ -68,7 +67,7 @@ def train(
     total_steps: int,
     frozen: PyTree = None,
     origin: Origin | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     initial_params: PyTree | Callable[[PyTree], PyTree] | None = None,
     seed: int = 0,
     microbatches: int = 1,
@@ -95,7 +94,8 @@ def train(
       total_steps: steps of the whole run, those before a restart included.
       frozen: parameters that the objective only reads, see `Partitioner.place_frozen`. Never changed, never saved.
       origin: of `frozen`; it is saved, and a run that began with another digest is not continued. None checks nothing.
-      provenance: json on what is learnt from; it is saved, for `saved_provenance`.
+      provenance: is given what the folder's run has learnt from so far, {} of a new one, and returns that of this run:
+        json, which is saved.
       initial_params: a tree to start from, or a function of the fresh parameters; see `start_from`.
       seed: of initial parameters and dropout.
       microbatches, loss_normalizing_factor: see `make_train_step`.
@@ -208,15 +208,6 @@ def train(
             print(f"{signal.Signals(stop.signal).name}: {directory} is saved at step {run.step}", file=shown)
     stop.leave()
     return run.state
-
-
-def saved_provenance(model_dir: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Returns the `provenance` of the latest checkpoint in a run's folder, {} where there is none."""
-    folder = locate(os.fspath(model_dir)) / CHECKPOINTS
-    if not folder.is_dir():
-        return {}
-    with Checkpoints(str(folder), read_only=True) as checkpoints:
-        return {} if checkpoints.latest_step() is None else checkpoints.host().get("provenance") or {}
 
 
 def check_whole(name: str, value: object, least: int) -> None:

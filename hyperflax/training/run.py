@@ -62,10 +62,9 @@ class Run:
         checkpoints: Checkpoints,
         log: RunLog,
         microbatches: int,
-        provenance: Mapping[str, Any] | None,
+        provenance: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
         self.frozen, self._origin, self._checkpoints, self._log, self._seed = frozen, origin, checkpoints, log, seed
-        self._provenance = provenance
         self._sums, self._waiting = Sums(), collections.deque[Metrics]()
         self._objective, self._flops = objective, dict[tuple, int]()
         self.clock = Clock(partitioner.mesh.devices.flatten().tolist())
@@ -81,10 +80,12 @@ class Run:
             abstract, _ = partitioner.abstract_state(objective, optimizer, init_key, batch)
             self.state, host = checkpoints.restore(abstract, resume_step)
             self._restore_host(host)
+            self._provenance = provenance(host.get("provenance") or {})
             # What was logged after the checkpoint is cut off, so not before the run is known to go on from it.
             log.start(resume_step)
             return
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
+        self._provenance = provenance({})
         log.start(None)
         self._log_initial(objective, batch, partitioner, microbatches)
 
