@@ -42,7 +42,7 @@ __all__ = ["HypernetworkOf", "PlainT5", "SharedAdapter", "TaskAdapters", "Traina
 
 EXPORT = "model"
 # Arguments of `loop.train` that follow from the model and its validation batches.
-OWN = frozenset({"objective", "frozen", "origin", "provenance", "initial_params", "evaluator"})
+OWN = frozenset({"objective", "frozen", "origin", "meaning", "provenance", "initial_params", "evaluator"})
 
 
 def train(
@@ -78,8 +78,8 @@ def train(
       stopped before its last step (`max_seconds`) is exported as it is.
 
     Raises:
-      CheckpointError: the run in `model_dir` began with another base, or what the base was read from has changed since;
-        that run is saved, and exported once the base is there again.
+      CheckpointError: the run in `model_dir` began as another model or with another base, or what its base is read from
+        has changed since; that run is saved, and exported once the base is there again.
       ConfigError: an unknown option, a `model_dir` that is no path, batches in another vocabulary than the model's, or
         none to validate on.
       HyperflaxError: as `hyperflax.training.loop.train`.
@@ -133,6 +133,7 @@ def train(
         total_steps=total_steps,
         frozen=frozen,
         origin=origin,
+        meaning=model.meaning,
         provenance=learnt_from,
         initial_params=functools.partial(model.initial_params, partitioner=partitioner),
         evaluator=evaluator,

@@ -21,6 +21,7 @@ from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import Model, load_base, write_model
+from hyperflax.checkpoints.shapes import difference
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.task_adapters import load_task_adapters
 from hyperflax.data.episode_config import EpisodeConfig
@@ -178,6 +179,52 @@ def test_a_run_that_goes_on_with_other_data_records_what_it_learnt_from_before(
     assert "read only" not in caplog.text
 
 
+OTHER_SCALE = build_spec(LoRA(rank=2, alpha=4.0), BASE)
+HART_T5 = HARTConfig(t5=BASE, heads=HeadsConfig(hidden=8))
+
+
+@pytest.mark.parametrize(
+    ("began", "change", "told"),
+    [
+        ({}, {"spec": OTHER_SCALE}, r"scales\.encoder/.*/lora/.: expected 4\.0, got 2\.0"),
+        (
+            {"hypernetwork": HART_T5},
+            {"hypernetwork": dataclasses.replace(HART_T5, order="backward")},
+            r"hypernetwork\.order: expected 'forward', got 'backward'",
+        ),
+    ],
+    ids=["alpha", "order"],
+)
+def test_a_run_does_not_go_on_as_another_model_of_the_same_shapes(
+    base: str, tmp_path: pathlib.Path, began: dict[str, Any], change: dict[str, Any], told: str
+) -> None:
+    model = HypernetworkOf(dataclasses.replace(config(), **began), base)
+    other = dataclasses.replace(model, config=dataclasses.replace(model.config, **change))
+    run(model, Episodes(TASKS, EPISODES), tmp_path)
+    with pytest.raises(CheckpointError, match=f"checkpoints: holds a run with other {told}; choose another folder"):
+        run(other, Episodes(TASKS, EPISODES), tmp_path, steps=2)
+
+
+def test_what_shapes_do_not_show_is_told_of_every_model() -> None:
+    shared = SharedAdapter(BASE, config().spec, Bytes(), "base")
+    tasks = TaskAdapters(BASE, config().spec, Bytes(), "base", source=TASKS)
+    renamed = InMemorySource.from_strings({name: [("a", "b")] for name in ("upper", "other")}, Bytes())
+    silu, swish = (BASE.replace(mlp_activations=(name, "linear")) for name in ("silu", "swish"))
+    assert PlainT5(silu, Bytes()).meaning == PlainT5(swish, Bytes()).meaning
+    for model, change, name in (
+        (shared, {"spec": OTHER_SCALE}, "scales.encoder/"),
+        (shared, {"base": silu}, "base.mlp_activations"),
+        (tasks, {"spec": OTHER_SCALE}, "scales.encoder/"),
+        (tasks, {"source": renamed}, "tasks.1"),
+        (PlainT5(BASE, Bytes()), {"config": BASE.replace(max_distance=64)}, "max_distance"),
+        (HypernetworkOf(config(), "base"), {"config": config(silu)}, "hypernetwork.t5.mlp_activations"),
+    ):
+        assert difference(model.meaning, dataclasses.replace(model).meaning) is None
+        found = difference(model.meaning, dataclasses.replace(model, **change).meaning)
+        assert found is not None
+        assert found[0].startswith(name)
+
+
 def test_a_hyperpretrained_hypernetwork_of_other_shape_is_refused(base: str, hyperpretrained: str) -> None:
     model = HypernetworkOf(config(WIDE, rank=3), base, start=hyperpretrained)
     with pytest.raises(CheckpointError, match=r"'slots': expected shape \(6, 24\), found \(4, 24\)"):
@@ -188,7 +235,7 @@ def test_a_hyperpretrained_hypernetwork_of_adapters_at_another_scale_is_refused(
     base: str, hyperpretrained: str
 ) -> None:
     other = dataclasses.replace(config(WIDE), spec=build_spec(LoRA(rank=2, alpha=4.0), BASE))
-    message = r"/model: spec: '.*/lora/b': expected scale 2\.0, found 4\.0; the same parameters would be other"
+    message = r"/model: scales\..*/lora/b: expected 2\.0, found 4\.0; the same parameters would mean something else"
     with pytest.raises(CheckpointError, match=message):
         started_from(HypernetworkOf(other, base, start=hyperpretrained))
 

@@ -192,6 +192,11 @@ class AdapterSpec:
         scales = {leaf.path: leaf.scale for leaf in self.leaves if leaf.scale != 1.0}
         return trees.unflatten({path: x * scales[path] if path in scales else x for path, x in flat.items()})
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """The factor of each leaf, by path: parameters of the same shapes are other adapters under others."""
+        return {leaf.path: leaf.scale for leaf in self.leaves}
+
     def identity(self) -> dict[str, Any]:
         """Returns the tree that changes nothing: zeros, prefixes masked."""
         every = (*self.leaves, *self.optional)

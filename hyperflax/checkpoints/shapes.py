@@ -103,13 +103,38 @@ def check_unseen(found: T5Config, expected: T5Config, *, where: str) -> None:
     Raises:
       CheckpointError: other activations or another `max_distance`; names `where`, the file or directory of `found`.
     """
-    found, expected = (
-        config.replace(mlp_activations=tuple("silu" if name == "swish" else name for name in config.mlp_activations))
-        for config in (found, expected)
-    )
-    for name in ("mlp_activations", "max_distance"):
-        if getattr(found, name) != getattr(expected, name):
-            raise CheckpointError(f"{where}: {name}: expected {getattr(expected, name)}, found {getattr(found, name)}")
+    if other := difference(unseen(found), unseen(expected)):
+        name, theirs, ours = other
+        raise CheckpointError(f"{where}: {name}: expected {ours}, found {theirs}")
+
+
+def unseen(config: T5Config) -> dict[str, Any]:
+    """Returns how a T5 computes where the shapes of its parameters do not show it.
+
+    >>> unseen(T5Config(..., mlp_activations=("swish", "linear")))
+    {'mlp_activations': ('silu', 'linear'), 'max_distance': 128}
+    """
+    activations = tuple("silu" if name == "swish" else name for name in config.mlp_activations)
+    return {"mlp_activations": activations, "max_distance": config.max_distance}
+
+
+def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Returns where two descriptions of what parameters mean differ: (name, what is found, what is expected).
+
+    A name that only one of them has tells nothing: an earlier version did not have it. Inside a mapping it does, and
+    `name` is the path to the first difference there.
+
+    >>> difference({"order": "forward", "scales": {"lora/b": 1.0}}, {"scales": {"lora/b": 2.0}})
+    ('scales.lora/b', 1.0, 2.0)
+    """
+    for name in [name for name in expected if name in found]:
+        theirs, ours = found[name], expected[name]
+        if theirs != ours and isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+            key = next(key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key))
+            return f"{name}.{key}", theirs.get(key), ours.get(key)
+        if theirs != ours:
+            return name, theirs, ours
+    return None
 
 
 def infer_t5_config(params: PyTree, **known: Any) -> T5Config:

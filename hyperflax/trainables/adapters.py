@@ -15,6 +15,7 @@ from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
+from hyperflax.checkpoints.shapes import unseen
 from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, save_task_adapters
 from hyperflax.data import vocabularies
 from hyperflax.data.examples import ExampleSource
@@ -68,6 +69,10 @@ class _AdaptersOf:
     def validation_objective(self) -> HypermodelObjective:
         return self.objective
 
+    @property
+    def meaning(self) -> dict[str, Any]:
+        return {"base": unseen(self.base), "scales": self.spec.scales}
+
     def read_frozen(self, partitioner: Partitioner) -> PyTree:
         return read_base(self.base_checkpoint, self.base, partitioner, vocabulary=self.vocabulary)
 
@@ -118,6 +123,10 @@ class TaskAdapters(_AdaptersOf):
     @property
     def table(self) -> Table:
         return Table(self.spec, num_tasks=len(self.source.task_names))
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        return {**super().meaning, "tasks": {str(row): name for row, name in enumerate(self.source.task_names)}}
 
     def initial_params(self, fresh: PyTree, partitioner: Partitioner) -> PyTree:
         def alike(rows: Any) -> Any:

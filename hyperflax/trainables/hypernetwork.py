@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 
 from hyperflax import configs, trees
+from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.model_directory import (
     ModelParts,
@@ -17,7 +18,7 @@ from hyperflax.checkpoints.model_directory import (
     is_model_directory,
     load_model_directory,
 )
-from hyperflax.checkpoints.shapes import check_unseen, leaf_problems
+from hyperflax.checkpoints.shapes import check_unseen, difference, leaf_problems, unseen
 from hyperflax.data import vocabularies
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError
@@ -97,6 +98,15 @@ class HypernetworkOf:
     def validation_objective(self) -> HypermodelObjective:
         return dataclasses.replace(self.objective, distillation=0.0, consistency=0.0, reconstruction=0.0)
 
+    @property
+    def meaning(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            **_meaning(config.hypernetwork_class, configs.to_json(config.hypernetwork), config.spec),
+            "hypernetwork.t5": unseen(config.hypernetwork.t5),
+            "base": unseen(config.base),
+        }
+
     def read_frozen(self, partitioner: Partitioner) -> PyTree:
         config = self.config.base.replace(scan_layers=self.scan_layers)
         in_compute_dtype = self._read_in_compute_dtype
@@ -125,7 +135,7 @@ class HypernetworkOf:
             return fresh
         if trained and not self.fresh_heads:
             unrolled = self._arranged(fresh, unstack_layers)
-            return self._arranged(_trained_hypernetwork(self.start, unrolled, self.config), stack_layers)
+            return self._arranged(_trained_hypernetwork(self, unrolled), stack_layers)
         if trained:
             params = self._arranged(_read_hypernetwork(self.start, self.config).hypernetwork_params, stack_layers)
             if "t5" not in params:
@@ -177,27 +187,28 @@ def _read_hypernetwork(directory: str, config: HypermodelConfig) -> ModelParts:
     return parts
 
 
-def _trained_hypernetwork(directory: str, fresh: PyTree, config: HypermodelConfig) -> PyTree:
-    """Returns the parameters of the hypernetwork in a model directory.
+def _trained_hypernetwork(model: HypernetworkOf, fresh: PyTree) -> PyTree:
+    """Returns the parameters of the hypernetwork in the model directory that `model` starts from.
 
     Raises:
       CheckpointError: as `_read_hypernetwork`; or they are not those of `fresh`, and every leaf is listed that is
         missing, too much or of another shape; or they mean something else there: in another hypernetwork, under other
         settings, or as adapters of other places or scales.
     """
-    parts = _read_hypernetwork(directory, config)
+    directory, parts = model.start, _read_hypernetwork(model.start, model.config)
     expected = {path: tuple(leaf.shape) for path, leaf in trees.flatten(fresh).items()}
     if problems := leaf_problems(parts.hypernetwork_params, expected):
         raise CheckpointError(f"{directory}: its hypernetwork is another than the one to start: " + "; ".join(problems))
-    found = {"class": parts.hypernetwork_class, **parts.hypernetwork_config}
-    for name, value in {"class": config.hypernetwork_class, **configs.to_json(config.hypernetwork)}.items():
-        if name != "t5" and found.get(name, value) != value:
-            raise CheckpointError(f"{directory}: hypernetwork.{name}: expected {value!r}, found {found[name]!r}")
-    ours, theirs = ({leaf.path: leaf.scale for leaf in spec.leaves} for spec in (config.spec, parts.spec))
-    for path in {**ours, **theirs}:
-        if ours.get(path) != theirs.get(path):
-            raise CheckpointError(
-                f"{directory}: spec: '{path}': expected scale {ours.get(path)}, found {theirs.get(path)}; the same "
-                "parameters would be other adapters"
-            )
+    found = _meaning(parts.hypernetwork_class, parts.hypernetwork_config, parts.spec)
+    if other := difference(found, model.meaning):
+        name, theirs, ours = other
+        raise CheckpointError(
+            f"{directory}: {name}: expected {ours!r}, found {theirs!r}; the same parameters would mean something else"
+        )
     return parts.hypernetwork_params
+
+
+def _meaning(name: str, config: Mapping[str, Any], spec: AdapterSpec) -> dict[str, Any]:
+    """Returns what decides how a hypernetwork's parameters are read, beside what its T5's shapes do not show."""
+    settings = {f"hypernetwork.{field}": value for field, value in config.items() if field != "t5"}
+    return {"hypernetwork.class": name, **settings, "scales": spec.scales}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from hyperflax.buckets import Location
+from hyperflax.checkpoints.shapes import unseen
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data import vocabularies
 from hyperflax.data.vocabularies import Vocabulary
@@ -59,6 +61,10 @@ class PlainT5:
     @property
     def validation_objective(self) -> T5Objective:
         return self.objective
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        return unseen(self.config)
 
     def read_frozen(self, partitioner: Partitioner) -> None:
         return None

@@ -62,6 +62,11 @@ class Trainable(Protocol):
         """What validation measures: the token loss alone, whatever else training adds to it."""
         ...
 
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """Returns what decides about the meaning of its parameters and is not in their shapes, ready for json."""
+        ...
+
     def read_frozen(self, partitioner: Partitioner) -> PyTree:
         """Returns what the objective only reads, see `read_base`."""
         ...

@@ -3,7 +3,8 @@
     model_dir/checkpoints/checkpoint_200/{state, host}
 
 `state` holds the arrays of a `TrainState` under readable names (`params/...`, `opt_state/0/mu/...`), `host` a small
-json: the seed, the sums of the log period that was under way, and where the frozen tree comes from, which is not saved.
+json: the seed, the sums of the log period that was under way, where the frozen tree comes from, which is not saved, and
+what the parameters mean where their shapes do not show it.
 On a disk they are Orbax's (`orbax_store.py`), in a bucket TensorStore's (`bucket_store.py`). What a run that was killed
 while writing has left is never taken for a checkpoint, and the next run removes it.
 

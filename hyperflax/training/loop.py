@@ -67,6 +67,7 @@ def train(
     total_steps: int,
     frozen: PyTree = None,
     origin: Origin | None = None,
+    meaning: Mapping[str, Any] | None = None,
     provenance: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     initial_params: PyTree | Callable[[PyTree], PyTree] | None = None,
     seed: int = 0,
@@ -94,6 +95,8 @@ def train(
       total_steps: steps of the whole run, those before a restart included.
       frozen: parameters that the objective only reads, see `Partitioner.place_frozen`. Never changed, never saved.
       origin: of `frozen`; it is saved, and a run that began with another digest is not continued. None checks nothing.
+      meaning: json on what the parameters mean where their shapes do not show it, such as the scales of adapters; it is
+        saved, and a run that means something else is not continued. See `Trainable.meaning`.
       provenance: is given what the folder's run has learnt from so far, {} of a new one, and returns that of this run:
         json, which is saved.
       initial_params: a tree to start from, or a function of the fresh parameters; see `start_from`.
@@ -153,6 +156,7 @@ def train(
             checkpoints=checkpoints,
             log=log,
             microbatches=microbatches,
+            meaning=meaning or {},
             provenance=provenance,
         )
         started()

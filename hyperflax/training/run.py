@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
 
+from hyperflax.checkpoints.shapes import difference
 from hyperflax.data.prefetch import Batches
 from hyperflax.errors import CheckpointError
 from hyperflax.objectives.protocol import Metrics, Objective, is_episodes
@@ -62,9 +64,11 @@ class Run:
         checkpoints: Checkpoints,
         log: RunLog,
         microbatches: int,
+        meaning: Mapping[str, Any],
         provenance: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
         self.frozen, self._origin, self._checkpoints, self._log, self._seed = frozen, origin, checkpoints, log, seed
+        self._meaning = json.loads(json.dumps(meaning))  # as it will be read: with lists for tuples
         self._sums, self._waiting = Sums(), collections.deque[Metrics]()
         self._objective, self._flops = objective, dict[tuple, int]()
         self.clock = Clock(partitioner.mesh.devices.flatten().tolist())
@@ -144,6 +148,7 @@ class Run:
         host = {
             "seed": self._seed,
             "origin": None if self._origin is None else dataclasses.asdict(self._origin),
+            "meaning": self._meaning,
             "provenance": self._provenance,
             "seconds": self._seconds(),
             "period": {"pairs": self._sums.as_json(), "steps": self._sums.steps},
@@ -160,6 +165,12 @@ class Run:
             )
         if self._origin is not None and (known := host.get("origin")):  # which earlier versions did not save
             Origin(**known).check(self._checkpoints.directory, self._origin.path, self._origin.digest)
+        if other := difference(host.get("meaning", {}), self._meaning):  # nor that
+            name, theirs, ours = other
+            raise CheckpointError(
+                f"{self._checkpoints.directory}: holds a run with other {name}: expected {theirs!r}, got {ours!r}; "
+                "choose another folder"
+            )
         self._earlier_seconds = float(host["seconds"])
         self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
 

@@ -177,6 +177,17 @@ def test_a_run_goes_on_with_the_frozen_parameters_that_it_began_with(tmp_path, t
         run(table, copy_batches, tmp_path, total_steps=4, origin=Origin("b", "22"))
 
 
+def test_a_run_goes_on_with_what_its_parameters_meant(tmp_path, table, copy_batches):
+    run(table, copy_batches, tmp_path, total_steps=1)  # is of a version that did not save it
+    for steps in (2, 3):
+        run(
+            table, copy_batches, tmp_path, total_steps=steps, meaning={"scales": {"a": 1.0, "b": 0.1}, "of": ("x", "y")}
+        )
+    run(table, copy_batches, tmp_path, total_steps=4, meaning={"scales": {"a": 1.0, "b": 0.1}, "new": 1})
+    with pytest.raises(CheckpointError, match=r"holds a run with other scales\.b: expected 0\.1, got 0\.2; choose"):
+        run(table, copy_batches, tmp_path, total_steps=5, meaning={"scales": {"a": 1.0, "b": 0.2}})
+
+
 @pytest.mark.parametrize(("log_period", "save_period"), [(4, 0), (4, 5), (1, 0)])
 def test_a_skipped_step_ends_no_run(tmp_path, table, copy_batches, log_period, save_period):
     """Not even the last one, alone in its log period: the run ends as it would have a step earlier."""
