@@ -155,6 +155,7 @@ def test_short_texts_cost_no_more_in_a_model_with_room_for_long_ones(
     inputs = [*("x" * (1 + number % 6) for number in range(64)), "y" * 100]
     assert roomy.predict(inputs)[:64] == model.predict(inputs[:64])
     assert [rows.shape for rows in seen] == [(1, 64, 32), (1, 1, 128)]
+    assert roomy._block(inputs[:64], inputs[:64]).base is None  # nor does anything behind it hold 512 tokens of each
     made, expected = roomy.adapt(EXAMPLES), model.adapt(EXAMPLES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), made.tree, expected.tree)
     assert seen[-1].shape == (1, 3, 32)

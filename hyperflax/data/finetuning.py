@@ -84,7 +84,8 @@ class PairBatches:
             batch_size=len(lines) + 1,
             names=[line.at for line in lines],
         )
-        return cls(trim_examples(arrays), min(batch_size, len(lines)), seed)
+        trimmed = {name: array.copy() for name, array in trim_examples(arrays).items()}  # views would keep what is cut
+        return cls(trimmed, min(batch_size, len(lines)), seed)
 
     @property
     def size(self) -> int:

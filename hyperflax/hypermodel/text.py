@@ -209,7 +209,7 @@ class Hypermodel(ArrayHypermodel):
         tokens = [tokenise(_text(text, name), self.config.vocabulary) for text, name in zip(inputs, names, strict=True)]
         room = self.config.episodes.inputs_length
         rows = text_batch([(row, ()) for row in tokens], inputs_length=room, targets_length=1, names=names)
-        return trim(rows["encoder_input_tokens"])
+        return trim(rows["encoder_input_tokens"]).copy()  # a view would keep what is cut
 
     # Text to the arrays of `ArrayHypermodel`
 

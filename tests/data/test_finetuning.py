@@ -82,6 +82,7 @@ def test_parts_are_the_batch_cut_and_rows_are_as_long_as_the_examples():
     whole = PairBatches.of(lines(16), roomy, Bytes(), batch_size=8, seed=5)
     assert whole.arrays["encoder_input_tokens"].shape == (17, 32)
     assert whole.arrays["decoder_target_tokens"].shape == whole.arrays["decoder_loss_weights"].shape == (17, 8)
+    assert all(array.base is None for array in whole.arrays.values())  # nor does anything behind it hold the rest
     batch, parts = whole.batch(1), dataclasses.replace(whole, parts=4).batch(1)
     assert parts.pop("task_index").tolist() == [0, 0, 0, 0]
     for name, array in parts.items():
