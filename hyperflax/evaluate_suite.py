@@ -163,7 +163,7 @@ def evaluate_suite(
             suite.metric,
             batch_size=batch_size,
             out=out,
-            config={**config, "run": name, **held_out.described},
+            config={**config, "run": name, **held_out.described, **everything.described(runnable)},
             progress=progress,
             processes=processes,
         )

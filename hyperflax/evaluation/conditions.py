@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +140,10 @@ class Conditions:
         episodes = self.model.config.episodes
         shown = in_inputs(episodes.demonstrations) or in_inputs(episodes.positives)
         return SUPPORT_FREE if shown else SUPPORT_FREE | {"shared"}
+
+    def described(self, names: Collection[str]) -> dict[str, Any]:
+        """What a configuration has to say of the named conditions: who gives whom its support, if one is shuffled."""
+        return {"donors": self._donors} if SHUFFLED & set(names) else {}
 
     # Conditions
 

@@ -209,6 +209,36 @@ def test_other_positives_are_other_results(tmp_path: pathlib.Path, monkeypatch: 
         assert unread == same
 
 
+def test_other_donors_of_the_shuffled_support_are_other_results(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a condition reads it: all that decides otherwise is the same."""
+    configs = []
+
+    def stop(tasks, conditions, metric, *, config, **options) -> None:
+        configs.append(config)
+        raise InterruptedError
+
+    monkeypatch.setattr(of_suites, "evaluate_conditions", stop)
+    examples = [Example.from_text(*pair, Bytes()) for pair in PAIRS]
+    tasks = [TaskExamples(name, examples, TaskInfo(category=name[0])) for name in ("a1", "a2", "b1", "b2")]
+    suite = Suite("toy", {"all": lambda _: InMemorySource(tasks, Bytes())}, "tasks", 4, "exact_match")
+    for names in (["bare", "shuffled_support"], ["bare", "generated"]):
+        for grouped in (True, False):
+            with pytest.raises(InterruptedError):
+                of_suites.evaluate_suite(
+                    model=hypermodel(),
+                    suite=dataclasses.replace(suite, grouped=grouped),
+                    out=str(tmp_path),
+                    conditions=names,
+                )
+    shuffled, ungrouped, without, same = configs
+    assert shuffled != ungrouped
+    assert {**shuffled, "donors": None} == {**ungrouped, "donors": None}
+    assert without == same
+    assert "donors" not in without
+
+
 def test_a_task_too_small_for_another_support_is_not_in_the_distance_within_tasks(tmp_path: pathlib.Path) -> None:
     """Whose second draw would be the first again, at distance zero."""
     small, large = source("small", pairs=PAIRS[:3]), source("large")
