@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.checkpoints.artefacts import save_adapter
     from hyperflax.data.jsonl import read_lines
-    from hyperflax.errors import ConfigError
+    from hyperflax.errors import AdapterError, ConfigError
     from hyperflax.evaluation.metrics import get_metric
     from hyperflax.files import require_directory_place
     from hyperflax.hypermodel import load
@@ -80,14 +80,18 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.estimate:
         from hyperflax.evaluation.estimate import estimate
 
-        found = estimate(
-            model,
-            [(line.input, line.target) for line in lines],
-            definition=arguments.definition,
-            metric=arguments.metric,
-            refine_steps=arguments.refine,
-            supports=arguments.supports,
-            progress=True,
-        )
-        print(found.table())
+        try:
+            found = estimate(
+                model,
+                [(line.input, line.target) for line in lines],
+                definition=arguments.definition,
+                metric=arguments.metric,
+                refine_steps=arguments.refine,
+                supports=arguments.supports,
+                progress=True,
+            )
+        except AdapterError as error:  # of an adapter made for the estimate; the one that was asked for is there
+            print(f"no estimate: {error}")
+        else:
+            print(found.table())
     return 0

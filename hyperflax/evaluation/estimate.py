@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hyperflax.data.episode_plan import support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.controls import derangement
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
@@ -158,6 +158,7 @@ def estimate(
     Raises:
       DataError: fewer than two examples, or one that is too long for the model.
       ConfigError: an unknown metric, or one that is no mean over examples.
+      AdapterError: an adapter under which the base model's logits are not finite; names its condition.
     """
     scored_by = get_metric(metric)
     if not scored_by.per_example:
@@ -183,7 +184,12 @@ def estimate(
         asking["mismatched"] = Conditions(model, mismatched, **options).pick("generated")["generated"]
         tasks["mismatched"] = mismatched.tasks
     bar = tqdm(asking, desc="estimate", unit="condition", leave=False, disable=None if progress else True)
-    answers = {name: asking[name](tasks[name]) for name in bar}
+    answers = {}
+    for name in bar:
+        try:
+            answers[name] = asking[name](tasks[name])
+        except AdapterError as error:
+            raise AdapterError(f"condition '{name}': {error}") from error
     asked = [pairs[i] for part in parts for i in part]
     predictions = {name: [text for fold in given for text in fold] for name, given in answers.items()}
     score = scored_by.score

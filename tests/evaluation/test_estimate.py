@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+import pathlib
 import sys
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.cli.main import main
+from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.evaluation import estimate as module
 from hyperflax.evaluation.estimate import Estimate, estimate
+from hyperflax.hypermodel import Hypermodel
 from tests.evaluation.micro import hypermodel
 
 PAIRS = [("ab", "AB"), ("cd", "CD"), ("ef", "EF"), ("gh", "GH"), ("ij", "IJ")]
@@ -35,6 +42,25 @@ def test_with_many_examples_a_part_is_left_out_at_a_time(monkeypatch: pytest.Mon
     assert found.asked == (*PAIRS[::2], *PAIRS[1::2])
     assert found.predictions["generated"][:3] == model.predict(["ab", "ef", "ij"], model.adapt(PAIRS[1::2]))
     assert found.predictions["generated"][3:] == model.predict(["cd", "gh"], model.adapt(PAIRS[::2]))
+
+
+def test_an_adapter_that_diverges_is_named_and_costs_the_estimate_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverged(self: Hypermodel, adapters: Any, *_: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf * np.nan, adapters), None
+
+    monkeypatch.setattr(Hypermodel, "refine", diverged)
+    with pytest.raises(AdapterError, match=r"^condition 'refined': decode: .* not finite with these adapters"):
+        estimate(hypermodel(), PAIRS)
+    hypermodel().save(tmp_path / "model")
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text("".join(json.dumps({"input": text, "target": target}) + "\n" for text, target in PAIRS))
+    command = ["adapt", "--model", str(tmp_path / "model"), "--examples", str(examples)]
+    assert main([*command, "--out", str(tmp_path / "adapter")]) == 0
+    told = capsys.readouterr()
+    assert "\nno estimate: condition 'refined': decode: the base model's logits are not finite" in told.out
+    assert (tmp_path / "adapter" / "adapter.json").is_file()
 
 
 def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
