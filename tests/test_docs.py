@@ -173,7 +173,7 @@ def test_the_guide_s_hypernetwork_is_trained_saved_loaded_and_used(
         spec=build_spec(LoRA(rank=2), t5),
         hypernetwork=guide.BagOfTokensConfig(t5, HeadsConfig(hidden=8)),
         episodes=EpisodeConfig(
-            tasks_per_batch=2, shots=2, examples=2, support_length=16, inputs_length=8, targets_length=8
+            tasks_per_batch=2, shots=2, examples=2, support_length=64, inputs_length=8, targets_length=8
         ),
         vocabulary=vocabulary,
     )
@@ -196,8 +196,11 @@ def test_the_guide_s_hypernetwork_is_trained_saved_loaded_and_used(
         progress=False,
     )
     loaded = load(directory)
+    read, whole = [], loaded._whole
+    monkeypatch.setitem(vars(loaded), "_whole", lambda params, given: read.append(given) or whole(params, given))
     adapter = loaded.adapt([("ae", "AE"), ("bf", "BF")])
     config.spec.validate(adapter.tree)
+    assert [given["support_tokens"].shape for given in read] == [(1, 2, 32)]  # of 64
     assert len(loaded.predict(["cg"], adapter)) == 1
     with pytest.raises(ConfigError, match=r"support_tokens: expected \[rows, length\] of one task, got \(2, "):
         loaded.adapt([("ae", "AE"), ("bf", "BF")], supports=2)

@@ -153,13 +153,15 @@ class ArrayHypermodel:
         encoded again, see `EncodedRows`.
         """
         if not isinstance(self.hypernetwork, SupportReader):
-            names = [name for name in ("support_tokens", "task_index") if name in episodes]
-            return self._whole(self.hypernetwork_params, {name: jnp.asarray(episodes[name]) for name in names})
+            given = {"support_tokens": _support(episodes)}
+            if "task_index" in episodes:
+                given["task_index"] = np.asarray(episodes["task_index"], np.int32)
+            return self._whole(self.hypernetwork_params, given)
         return self._write(self.hypernetwork_params, self.slot_states(episodes))
 
     def slot_states(self, episodes: Mapping[str, Any]) -> Array:
         """Returns the states [task, slots, emb] that `generate` writes the adapters of `support_tokens` from."""
-        tokens = trim(np.asarray(episodes["support_tokens"], np.int32))
+        tokens = _support(episodes)
         *tasks, rows, length = tokens.shape
         flat = tokens.reshape(-1, rows, length)
         states = self._read(self.hypernetwork_params, self._encoded(flat), flat)
@@ -261,3 +263,8 @@ class ArrayHypermodel:
             return out.tokens, out.scores
 
         return run
+
+
+def _support(episodes: Mapping[str, Any]) -> np.ndarray:
+    """The rows of `support_tokens`, without columns in which all of them are padding, down to one of few lengths."""
+    return trim(np.asarray(episodes["support_tokens"], np.int32))
