@@ -19,7 +19,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 from hyperflax.errors import CheckpointError, ConfigError
@@ -192,7 +192,9 @@ def locate_file(path: Location | str) -> Location:
 
 
 @contextlib.contextmanager
-def fetched(path: Location | str, marker: str, *, without: Collection[str] = ()) -> Iterator[pathlib.Path]:
+def fetched(
+    path: Location | str, marker: str, *, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[pathlib.Path]:
     """Yields a directory on this machine: a local one as it is, one of a bucket as a copy that goes on leaving.
 
     What is copied are the files directly in it: below the address there may be a whole run.
@@ -200,7 +202,7 @@ def fetched(path: Location | str, marker: str, *, without: Collection[str] = ())
     Args:
       path: the directory.
       marker: the file without which nobody takes a directory of this kind for one; of a bucket it is read first.
-      without: names of files that are not copied.
+      wanted: whether a file of this name is copied.
 
     Raises:
       CheckpointError: there is no marker in the bucket, or an object cannot be read or has a name that leads out of the
@@ -215,7 +217,7 @@ def fetched(path: Location | str, marker: str, *, without: Collection[str] = ())
         local.mkdir(parents=True)
         (local / marker).write_bytes((place / marker).read_bytes())
         for file in place.iterdir():
-            if not file.is_file() or file.name in (marker, *without):
+            if not file.is_file() or file.name == marker or not wanted(file.name):
                 continue
             if file.name in ("", ".", "..") or "\0" in file.name:
                 raise CheckpointError(f"{file}: is no name of a file")

@@ -90,7 +90,7 @@ class AdapterForm:
             raise CheckpointError(
                 f"{directory}: expected {name}, found an adapter of PEFT; `hyperflax import` reads it"
             )
-        with fetched(place, name) as folder:
+        with fetched(place, name, wanted=self.files.__contains__) as folder:
             content: Any = read_schema(folder / name, self.schema, file_format=self.format, version=self.version)
             spec = spec_from(content.spec, folder / name)
             tree = load_tree(folder / weights)

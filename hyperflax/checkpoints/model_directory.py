@@ -240,7 +240,7 @@ def fetched_model(
     path: Location | str, *, hypernetwork: bool = True
 ) -> contextlib.AbstractContextManager[pathlib.Path]:
     """Yields a model directory on this machine, see `fetched`; `hypernetwork` is for `load_model_directory`, too."""
-    return fetched(path, _JSON, without=() if hypernetwork else (_HYPERNETWORK,))
+    return fetched(path, _JSON, wanted=lambda name: hypernetwork or name != _HYPERNETWORK)
 
 
 def is_model_directory(path: Location | str) -> bool:

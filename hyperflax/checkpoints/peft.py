@@ -134,7 +134,7 @@ def read_peft(directory: Location | str, *, decoder_layers: int | None = None) -
       CheckpointError: a file is missing or damaged, holds a pickle, or names what hyperflax has no adapter for: another
         method, a variant of LoRA, a module that is no projection of a T5 layer. Names file and key or weight.
     """
-    with fetched(directory, CONFIG) as folder:
+    with fetched(directory, CONFIG, wanted=(WEIGHTS, ORIGIN, _PICKLE).__contains__) as folder:
         return _read(folder, decoder_layers)
 
 

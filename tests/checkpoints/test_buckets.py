@@ -16,14 +16,14 @@ import tensorstore
 from hyperflax.adapters import LoRA, build_spec
 from hyperflax.buckets import Bucket, BucketPath, fetched, locate
 from hyperflax.checkpoints import t5x
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter, save_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
 from hyperflax.checkpoints.inspection import Entry, inspect_path
 from hyperflax.checkpoints.model_directory import save_model_directory
 from hyperflax.checkpoints.orbax_form import write_orbax
-from hyperflax.checkpoints.peft import write_peft
+from hyperflax.checkpoints.peft import read_peft, write_peft
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.checkpoints.zarr import inspect_array
@@ -237,6 +237,24 @@ def test_of_a_model_directory_no_more_is_fetched_than_is_read(server, asked):
     assert objects(asked) == [
         f"run/model/{name}" for name in ("hypermodel.json", "base.safetensors", "vocabulary.model")
     ]
+
+
+def test_of_a_run_s_folder_an_adapter_alone_is_fetched(server, asked):
+    """`hyperflax finetune` leaves it beside its own files."""
+    save_adapter(server.folder / "tuned", adapter().tree, adapter().spec, adapter().metadata)
+    write_peft(server.folder / "tuned_peft", adapter())
+    for name in ("tuned", "tuned_peft"):
+        (server.folder / name / "best.safetensors").write_bytes(b"large")
+    assert fingerprint(load_adapter("s3://bucket/tuned").tree) == fingerprint(adapter().tree)
+    assert objects(asked) == [f"tuned/{name}" for name in ("adapter.json", "adapter.safetensors")]
+    asked.clear()
+    assert fingerprint(read_peft("s3://bucket/tuned_peft").tree) == fingerprint(adapter().tree)
+    files = ("adapter_config.json", "adapter_model.safetensors", "hyperflax.json")
+    assert objects(asked) == [f"tuned_peft/{name}" for name in files]
+    weights = server.folder / "tuned_peft" / "adapter_model.safetensors"
+    weights.rename(weights.with_name("adapter_model.bin"))
+    with pytest.raises(CheckpointError, match=r"found adapter_model\.bin: a pickle"):
+        read_peft("s3://bucket/tuned_peft")
 
 
 @pytest.mark.parametrize("name", ["runs", "written"])
