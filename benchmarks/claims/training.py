@@ -35,6 +35,7 @@ from benchmarks.claims.experiments import (
     digest,
 )
 from benchmarks.claims.families import FAMILIES, Family
+from hyperflax.checkpoints.artefacts import ADAPTER_FILES
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
 from hyperflax.checkpoints.t5_directory import save_t5
@@ -129,13 +130,26 @@ def trained(experiment: Experiment, seed: int, workspace: Workspace) -> pathlib.
 
 
 def _same_base(folder: pathlib.Path, base: Base, workspace: Workspace) -> None:
-    """Notes in a run's folder what base it is for; raises DataError where another is noted."""
+    """Notes in a run's folder what base it is for; raises DataError where another is noted, or a model without a note
+    is on another, or does not tell."""
     note, found = folder / "base.json", base_fingerprint(base, workspace)
-    if not note.is_file():
+    if note.is_file():
+        noted = read_json(note)["fingerprint"]
+    elif (folder / EXPORT).is_dir():
+        noted = _told_base(folder / EXPORT)
+    else:
+        noted = found
         folder.mkdir(parents=True, exist_ok=True)
         write_json(note, {"fingerprint": found})
-    elif (noted := read_json(note)["fingerprint"]) != found:
-        raise DataError(f"{folder}: expected a run on the base {found}, got one on {noted}; take another --out")
+    if noted != found:
+        told = f"one on {noted}" if noted else "one without base.json, whose model does not tell its base"
+        raise DataError(f"{folder}: expected a run on the base {found}, got {told}; take another --out")
+
+
+def _told_base(model: pathlib.Path) -> str | None:
+    """The fingerprint that a hypermodel or an adapter names as its base's; None of a T5, which names none."""
+    files = (model / name for name in ("hypermodel.json", ADAPTER_FILES[0]))
+    return next((read_json(file)["base_fingerprint"] for file in files if file.is_file()), None)
 
 
 def base_fingerprint(base: Base, workspace: Workspace) -> str:

@@ -30,7 +30,7 @@ from benchmarks.claims.families import Family
 from benchmarks.claims.pictures import is_curve, turned, write_pictures
 from benchmarks.claims.report import aggregate
 from benchmarks.claims.results import read_results, run
-from benchmarks.claims.training import Workspace, trained_base
+from benchmarks.claims.training import Workspace, trained, trained_base
 from benchmarks.claims.tuning import by_task, descend, marks_to, run_tuning
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
@@ -169,9 +169,25 @@ def test_a_result_on_another_base_than_the_named_one_is_refused(workspace: Works
     path = workspace.out / "results" / "micro" / "toy" / "hyper_t5-seed0.json"
     result = path.read_bytes()
     path.unlink()
-    with pytest.raises(DataError, match=r"-seed0: expected a run on the base sha256:\w+, got one on sha256:"):
-        run(HYPER, 0, other, "micro")
+    note = workspace.run(HYPER, 0) / "base.json"
+    content = note.read_bytes()
+    for noted in (True, False):  # without a note, the model says which base it is on
+        note.write_bytes(content) if noted else note.unlink()
+        with pytest.raises(DataError, match=r"-seed0: expected a run on the base sha256:\w+, got one on sha256:"):
+            run(HYPER, 0, other, "micro")
+    assert not note.exists()
+    assert trained(HYPER, 0, workspace).is_dir()
+    note.write_bytes(content)
     path.write_bytes(result)
+
+
+def test_a_finished_run_of_which_nothing_tells_the_base_is_refused(workspace: Workspace):
+    """A T5 does not name the one that it was fine-tuned from."""
+    mtf = SHARED.replace(name="unknown", adapter=None, steps=1)
+    trained(mtf, 0, workspace)
+    (workspace.run(mtf, 0) / "base.json").unlink()
+    with pytest.raises(DataError, match=r"got one without base\.json, whose model does not tell its base; take"):
+        trained(mtf, 0, workspace)
 
 
 def test_experiments_are_run_by_name(workspace: Workspace, capsys: pytest.CaptureFixture):
