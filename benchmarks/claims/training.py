@@ -15,6 +15,7 @@ Checkpoints are removed once the model is there.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -53,6 +54,7 @@ from hyperflax.training.loop import CHECKPOINTS
 from hyperflax.training.optimizers import Optimizer, Schedule, adamw, make_optimizer
 from hyperflax.training.schedules import warmup_cosine
 from hyperflax.training.task_adapters import WithTaskAdapters
+from hyperflax.types import T5Config
 
 EVALUATIONS = 10  # of the validation loss, in a run
 LOGGED = 600  # rows of the training loss, in a run, at most twice as many: spikes are looked for in them
@@ -154,7 +156,12 @@ def _told_base(model: pathlib.Path) -> str | None:
 
 def base_fingerprint(base: Base, workspace: Workspace) -> str:
     """The fingerprint of a base's parameters; it is trained if it is not there."""
-    return fingerprint(load_base(trained_base(base, workspace), base.shape))
+    return _fingerprint(trained_base(base, workspace), base.shape)
+
+
+@functools.cache  # every run on a base asks for it, more than once
+def _fingerprint(directory: pathlib.Path, shape: T5Config) -> str:
+    return fingerprint(load_base(directory, shape))
 
 
 def _train(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.claims import results as results_module
+from benchmarks.claims import training as training_module
 from benchmarks.claims.__main__ import main, run_all
 from benchmarks.claims.comparisons import Claim, Comparison, Side
 from benchmarks.claims.evaluation import figures
@@ -30,7 +31,7 @@ from benchmarks.claims.families import Family
 from benchmarks.claims.pictures import is_curve, turned, write_pictures
 from benchmarks.claims.report import aggregate
 from benchmarks.claims.results import read_results, run
-from benchmarks.claims.training import Workspace, trained, trained_base
+from benchmarks.claims.training import Workspace, base_fingerprint, trained, trained_base
 from benchmarks.claims.tuning import by_task, descend, marks_to, run_tuning
 from benchmarks.claims.verdicts import UNDECIDED
 from hyperflax.adapters.lora import LoRA
@@ -188,6 +189,16 @@ def test_a_finished_run_of_which_nothing_tells_the_base_is_refused(workspace: Wo
     (workspace.run(mtf, 0) / "base.json").unlink()
     with pytest.raises(DataError, match=r"got one without base\.json, whose model does not tell its base; take"):
         trained(mtf, 0, workspace)
+
+
+def test_a_base_is_read_and_hashed_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    params = T5Objective(T5(SHAPE)).init(jax.random.key(3), base_batches(BASE).batch(0))
+    save_t5(tmp_path / "model", params, SHAPE, Bytes())
+    read = []
+    monkeypatch.setattr(training_module, "load_base", lambda *given: read.append(given) or load_base(*given))
+    given = Workspace(tmp_path, families={"toy": FAMILY}, bases={BASE.name: str(tmp_path / "model")})
+    assert base_fingerprint(BASE, given) == base_fingerprint(BASE, given)
+    assert len(read) == 1
 
 
 def test_experiments_are_run_by_name(workspace: Workspace, capsys: pytest.CaptureFixture):
