@@ -22,10 +22,10 @@ from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Input, read_inputs
 from hyperflax.errors import ConfigError
 from hyperflax.files import append_lines, atomic_file, read_if_there
-from hyperflax.hypermodel import ROWS, Hypermodel
+from hyperflax.hypermodel import WINDOW, Hypermodel
 from hyperflax.processes import Processes
 
-KEEP_EVERY = 30.0  # seconds of work that a kill may cost
+KEEP_EVERY = 30.0  # seconds of work that a kill may cost, beside the window that it breaks off
 
 
 def infer(
@@ -76,7 +76,7 @@ def infer(
 def predictions(
     model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None = None, max_length: int | None = None
 ) -> Iterator[dict[str, str]]:
-    """Yields `{"input", "prediction"}` for each input, in order, as batches are done; raises as `infer` does."""
+    """Yields `{"input", "prediction"}` for each input, in order, window by window; raises as `infer` does."""
     texts, places = [line.input for line in inputs], [line.at for line in inputs]
     answers = model.answers(texts, adapter, names=places, max_length=max_length)
     for text, answer in zip(texts, answers, strict=True):
@@ -100,13 +100,13 @@ def _digest(model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None,
 
 
 def _resume(kept: pathlib.Path) -> list[str]:
-    """Returns the answers that a killed job has left: those of whole batches, so that the others are what they were.
+    """Returns the answers that a killed job has left: those of whole windows, so that the others are what they were.
 
     The file has no others then: it goes on from there.
     """
     content = read_if_there(kept) or b""
     whole = content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]  # no line may end in the middle
-    rows = whole[: len(whole) // ROWS * ROWS]
+    rows = whole[: len(whole) // WINDOW * WINDOW]
     if content:
         with atomic_file(kept) as temporary:
             temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

@@ -23,7 +23,7 @@ from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.evaluation import conditions
 from hyperflax.evaluation.held_out import HeldOut
-from hyperflax.hypermodel import Hypermodel, HypermodelConfig, load
+from hyperflax.hypermodel import WINDOW, Hypermodel, HypermodelConfig, load
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
@@ -155,10 +155,28 @@ def test_short_texts_cost_no_more_in_a_model_with_room_for_long_ones(
     inputs = [*("x" * (1 + number % 6) for number in range(64)), "y" * 100]
     assert roomy.predict(inputs)[:64] == model.predict(inputs[:64])
     assert [rows.shape for rows in seen] == [(1, 64, 32), (1, 1, 128)]
-    assert roomy._block(inputs[:64], inputs[:64]).base is None  # nor does anything behind it hold 512 tokens of each
+    blocks = roomy._blocks(inputs, inputs)
+    assert all(rows.base is None for _, rows in blocks)  # nor does anything behind them hold 512 tokens of each
     made, expected = roomy.adapt(EXAMPLES), model.adapt(EXAMPLES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), made.tree, expected.tree)
     assert seen[-1].shape == (1, 3, 32)
+
+
+def test_a_long_input_makes_few_others_as_long(model: Hypermodel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in every batch of a file's order: 4 x 64 x 128 token positions would be encoded, 14,336 are."""
+    roomy = Hypermodel(
+        dataclasses.replace(model.config, episodes=model.config.episodes.replace(inputs_length=512)),
+        model.parts.base,
+        None,
+    )
+    inputs = ["y" * 100 if number % 64 == 9 else "x" * (1 + number % 6) for number in range(WINDOW + 10)]
+    decode, seen = roomy.decode, []
+    monkeypatch.setattr(roomy, "decode", lambda rows, *rest, **more: seen.append(rows) or decode(rows, *rest, **more))
+    adapter = model.adapt(EXAMPLES)
+    found = roomy.predict(inputs, adapter)
+    assert [rows.shape for rows in seen] == [(1, 64, 32), (1, 64, 32), (1, 64, 32), (1, 64, 128), (1, 12, 128)]
+    for number in (0, 5, 8, 9, 10, 64 + 9, WINDOW - 1, WINDOW + 9):
+        assert found[number] == roomy.predict(inputs[number : number + 1], adapter)[0]
 
 
 def test_refining_in_parts_is_refining_at_once(model: Hypermodel) -> None:

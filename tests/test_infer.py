@@ -11,7 +11,8 @@ import pytest
 
 from hyperflax.data.jsonl import read_inputs
 from hyperflax.errors import ConfigError, DataError
-from hyperflax.hypermodel import ROWS, Hypermodel
+from hyperflax.hypermodel import WINDOW, Hypermodel
+from hyperflax.hypermodel.text import ROWS
 from hyperflax.infer import infer, predictions
 from hyperflax.processes import Processes
 from tests.evaluation.micro import hypermodel
@@ -49,15 +50,16 @@ def test_the_shards_of_a_job_are_together_what_one_process_writes(
     assert b"".join(shard.read_bytes() for shard in shards) == alone.read_bytes()
 
 
-def test_a_killed_job_goes_on_behind_its_last_whole_batch(
+def test_a_killed_job_goes_on_behind_its_last_whole_window(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs, out = write(tmp_path / "in.jsonl", [f"x{number}" for number in range(3 * ROWS + 7)]), tmp_path / "out.jsonl"
+    texts, out = [f"x{number}" for number in range(3 * WINDOW + 7)], tmp_path / "out.jsonl"
+    inputs = write(tmp_path / "in.jsonl", texts)
     whole = infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "whole.jsonl")).read_bytes()
     decode, batches = Hypermodel.decode, []
 
     def dies(self: Hypermodel, tokens, *arguments, **options):
-        if len(batches) == 2:
+        if len(batches) == 8:  # two windows
             raise KeyboardInterrupt
         batches.append(len(tokens[0]))
         return decode(self, tokens, *arguments, **options)
@@ -67,16 +69,16 @@ def test_a_killed_job_goes_on_behind_its_last_whole_batch(
     with pytest.raises(KeyboardInterrupt):
         infer(model=hypermodel(), inputs=inputs, out=str(out))
     (partial,) = tmp_path.glob("out.jsonl.*.partial")
-    assert partial.read_bytes() == b"".join(whole.splitlines(keepends=True)[: 2 * ROWS])
-    partial.write_bytes(b"".join(whole.splitlines(keepends=True)[: ROWS + 5]) + b'{"input": "x')  # in a line's middle
+    assert partial.read_bytes() == b"".join(whole.splitlines(keepends=True)[: 2 * WINDOW])
+    partial.write_bytes(b"".join(whole.splitlines(keepends=True)[: WINDOW + 5]) + b'{"input": "x')  # in a line's middle
     batches.clear()
     with pytest.raises(KeyboardInterrupt):  # another question, so all anew
         infer(model=hypermodel(), inputs=inputs, out=str(out), max_length=3)
     assert len(list(tmp_path.glob("out.jsonl.*.partial"))) == 2
-    batches[:] = [0]
+    batches[:] = 4 * [0]
     with pytest.raises(KeyboardInterrupt):
         infer(model=hypermodel(), inputs=inputs, out=str(out))
-    assert partial.read_bytes() == b"".join(whole.splitlines(keepends=True)[: 2 * ROWS])
+    assert partial.read_bytes() == b"".join(whole.splitlines(keepends=True)[: 2 * WINDOW])
     assert not out.exists()
     monkeypatch.setattr(Hypermodel, "decode", decode)
     assert infer(model=hypermodel(), inputs=inputs, out=str(out)).read_bytes() == whole
@@ -89,12 +91,12 @@ def test_a_model_that_answers_at_other_lengths_does_not_go_on_with_anothers_answ
     short = hypermodel()
     episodes = short.config.episodes.replace(targets_length=2)
     short = Hypermodel(dataclasses.replace(short.config, episodes=episodes), short.parts.base, None)
-    inputs = write(tmp_path / "in.jsonl", [f"x{number}" for number in range(ROWS + 7)])
+    inputs = write(tmp_path / "in.jsonl", [f"x{number}" for number in range(WINDOW + 7)])
     expected = infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "whole.jsonl")).read_bytes()
     decode, batches = Hypermodel.decode, []
 
     def dies(*given, **options):
-        if batches:
+        if len(batches) == 4:
             raise KeyboardInterrupt
         batches.append(given)
         return decode(*given, **options)

@@ -14,12 +14,12 @@
 from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE
 from hyperflax.hypermodel.config import HYPERNETWORKS, HypermodelConfig
 from hyperflax.hypermodel.find import find, load, shipped
-from hyperflax.hypermodel.text import ROWS, Hypermodel, TextPair
+from hyperflax.hypermodel.text import WINDOW, Hypermodel, TextPair
 
 __all__ = [
     "HYPERNETWORKS",
     "REFINE_LEARNING_RATE",
-    "ROWS",
+    "WINDOW",
     "Hypermodel",
     "HypermodelConfig",
     "TextPair",

@@ -26,6 +26,7 @@ from hyperflax.padding import rounded_up, trim, trim_examples
 from hyperflax.types import Array
 
 ROWS = 64  # rows decoded at once
+WINDOW = 4 * ROWS  # inputs of which those of like length are decoded at once
 _LOG = logging.getLogger("hyperflax")
 
 TextPair = tuple[str, str] | Mapping[str, str] | Line
@@ -177,7 +178,7 @@ class Hypermodel(ArrayHypermodel):
         max_length: int | None = None,
         rng: Array | None = None,
     ) -> Iterator[str]:
-        """Yields what `predict` returns as batches are done; all inputs are looked at before the first is decoded.
+        """Yields what `predict` returns, `WINDOW` by `WINDOW`; all inputs are looked at before the first is decoded.
 
         Args:
           inputs, adapter, method, max_length, rng: see `predict`.
@@ -196,20 +197,26 @@ class Hypermodel(ArrayHypermodel):
             adapter.spec.validate(adapter.tree)
             tree = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], adapter.tree)
         names = names or [f"input {number}" for number in range(len(inputs))]
-        starts = range(0, len(inputs), ROWS)
-        blocks = [self._block(inputs[start : start + ROWS], names[start : start + ROWS]) for start in starts]
-        for start, rows in zip(starts, blocks, strict=True):
-            padded = np.pad(rows, ((0, rounded_up(len(rows)) - len(rows)), (0, 0)))
-            key = None if rng is None else jax.random.fold_in(rng, start)
-            out = self.decode(padded[None], tree, method=method, max_length=max_length, rng=key)[0]
-            yield from (self.config.vocabulary.decode(row.tolist()) for row in out[: len(rows)])
+        starts = range(0, len(inputs), WINDOW)
+        windows = [self._blocks(inputs[start : start + WINDOW], names[start : start + WINDOW]) for start in starts]
+        for start, blocks in zip(starts, windows, strict=True):
+            found: dict[int, str] = {}
+            for places, rows in blocks:
+                padded = np.pad(rows, ((0, rounded_up(len(rows)) - len(rows)), (0, 0)))
+                key = None if rng is None else jax.random.fold_in(rng, start + len(found))
+                out = self.decode(padded[None], tree, method=method, max_length=max_length, rng=key)[0]
+                answers = (self.config.vocabulary.decode(row.tolist()) for row in out[: len(rows)])
+                found.update(zip(places, answers, strict=True))
+            yield from (found[place] for place in range(len(found)))
 
-    def _block(self, inputs: Sequence[str], names: Sequence[str]) -> np.ndarray:
-        """Returns the tokens [input, length] of inputs that are decoded together, as long as they need be."""
+    def _blocks(self, inputs: Sequence[str], names: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        """Returns batches of inputs of like length: places in `inputs`, tokens [input, length] as long as need be."""
         tokens = [tokenise(_text(text, name), self.config.vocabulary) for text, name in zip(inputs, names, strict=True)]
         room = self.config.episodes.inputs_length
-        rows = text_batch([(row, ()) for row in tokens], inputs_length=room, targets_length=1, names=names)
-        return trim(rows["encoder_input_tokens"]).copy()  # a view would keep what is cut
+        batch = text_batch([(row, ()) for row in tokens], inputs_length=room, targets_length=1, names=names)
+        rows, order = batch["encoder_input_tokens"], sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
+        parts = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+        return [(part, trim(rows[part]).copy()) for part in parts]  # a view would keep what is cut
 
     # Text to the arrays of `ArrayHypermodel`
 
