@@ -25,7 +25,6 @@ CORE = [
     "tensorstore>=0.1.84,<0.2",
     "safetensors>=0.7,<1",
     "sentencepiece>=0.2.1,<0.3",
-    "grain>=0.2.15,<0.3",
     "array_record>=0.8.3,<0.9",
     "gin-config>=0.5,<0.6",
     "numpy>=2.1,<3",

@@ -22,8 +22,8 @@ from jax.experimental import multihost_utils
 from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.forms import read_provenance
 from hyperflax.checkpoints.tensors import StorageDtype
+from hyperflax.data.batches import Batches
 from hyperflax.data.examples import parts_of, sources_of
-from hyperflax.data.prefetch import Batches
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import record
 from hyperflax.processes import Processes

@@ -136,8 +136,19 @@ def test_metadata(metadata: email.message.Message):
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra")) >= {"seqio", "cuda", "tpu", "test"}
     core = {Requirement(line).name for line in metadata.get_all("Requires-Dist") if "extra" not in line}
-    assert core >= {"jax", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors", "sentencepiece", "grain"}
+    assert core >= {"jax", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors", "sentencepiece"}
     assert not core & {"seqio", "tensorflow", "tensorflow-datasets", "torch"}
+
+
+def test_every_requirement_of_the_core_is_imported(metadata: email.message.Message):
+    """Nobody downloads what nothing uses."""
+    files = [path for folder in ("hyperflax", "tasks") for path in (REPOSITORY / folder).rglob("*.py")]
+    statement = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)
+    imported = {name for path in files for name in statement.findall(path.read_text("utf-8"))}
+    providers = importlib.metadata.packages_distributions()
+    used = {_normal(provider) for name in imported for provider in providers.get(name, ())}
+    needs = [Requirement(line) for line in metadata.get_all("Requires-Dist") if "extra" not in line]
+    assert [need.name for need in needs if _normal(need.name) not in used] == []
 
 
 def test_the_changelog_leads_with_this_version():

@@ -24,12 +24,12 @@ import numpy as np
 
 from benchmarks.claims.experiments import Base
 from hyperflax.cli import demo
+from hyperflax.data.batches import Batches
 from hyperflax.data.corruption import MixedPairs, SpanCorruption
 from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, ExampleSource, InMemorySource, TaskExamples, tokenise
 from hyperflax.data.multitask import TaskPairs
-from hyperflax.data.prefetch import Batches
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.training.optimizers import Optimizer, adafactor, adamw

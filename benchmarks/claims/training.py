@@ -40,12 +40,12 @@ from hyperflax.checkpoints.artefacts import ADAPTER_FILES
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import load_base
 from hyperflax.checkpoints.t5_directory import save_t5
+from hyperflax.data.batches import Batches
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.examples import ExampleSource, InMemorySource, TaskExamples
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.multitask import TaskPairs
-from hyperflax.data.prefetch import Batches
 from hyperflax.data.text import PackedBatches
 from hyperflax.errors import DataError
 from hyperflax.json_files import read_json, write_json

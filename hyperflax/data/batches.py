@@ -11,8 +11,8 @@ batches add `encoder_segment_ids`, `encoder_positions`, `decoder_segment_ids`, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,13 @@ from hyperflax.errors import ConfigError, DataError
 
 Tokens = Sequence[int] | np.ndarray
 Pair = tuple[Tokens, Tokens]
+
+
+class Batches(Protocol):
+    """Whatever has batches by step; `Episodes`, `PackedBatches` and `PaddedBatches` do."""
+
+    def batch(self, step: int) -> Mapping[str, np.ndarray]:
+        """The batch of a step, pure in the source's own seed and the step, so that a step number is a position."""
 
 
 def check_sizes(config: Any, **least: int) -> None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from hyperflax.data.prefetch import Batches
+from hyperflax.data.batches import Batches
 from hyperflax.errors import ConfigError
 
 

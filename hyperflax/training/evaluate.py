@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from hyperflax.data.prefetch import Batches
+from hyperflax.data.batches import Batches
 from hyperflax.objectives.protocol import Metrics, Objective
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.run import Evaluator

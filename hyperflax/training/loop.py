@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from hyperflax.data.prefetch import Batches
+from hyperflax.data.batches import Batches
 from hyperflax.errors import CheckpointError, ConfigError, HyperflaxError
 from hyperflax.locks import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperflax.data.prefetch import Batches
+from hyperflax.data.batches import Batches
 from hyperflax.types import Batch
 
 COUNTED_FEATURES = ("support_tokens", "encoder_input_tokens", "decoder_target_tokens")

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import jax
 
 from hyperflax.checkpoints.shapes import difference
-from hyperflax.data.prefetch import Batches
+from hyperflax.data.batches import Batches
 from hyperflax.errors import CheckpointError
 from hyperflax.objectives.protocol import Metrics, Objective, is_episodes
 from hyperflax.training.base_model import Origin

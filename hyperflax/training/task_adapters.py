@@ -13,8 +13,8 @@ import functools
 import numpy as np
 
 from hyperflax.checkpoints.task_adapters import StoredTaskAdapters, load_task_adapters
+from hyperflax.data.batches import Batches
 from hyperflax.data.examples import sources_of
-from hyperflax.data.prefetch import Batches
 from hyperflax.errors import DataError
 from hyperflax.objectives.episode import TASK_ADAPTERS, TASK_ADAPTERS_KNOWN
 

@@ -16,9 +16,9 @@ from hyperflax.data.cache_format import decode_record, encode_record
 from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.episodes import EpisodeConfig, Episodes, evaluation_episode
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskExamples, TaskInfo, stream_of
-from hyperflax.data.prefetch import PrefetchedBatches
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
+from hyperflax.training.prefetch import Prefetcher
 
 CONFIG = EpisodeConfig(tasks_per_batch=3, shots=2, examples=3, definition="support", positives="support")
 
@@ -112,9 +112,10 @@ def test_a_cache_gives_the_arrays_of_its_source(source: InMemorySource, cache: p
 
 def test_prefetching_changes_nothing(cache: pathlib.Path) -> None:
     episodes = Episodes(CachedSource(cache), CONFIG, seed=1)
-    ahead = PrefetchedBatches(episodes, threads=3, buffer=4)
-    for step in (0, 1, 2, 3, 900, 901, 2, 10**12):
-        assert_equal(ahead.batch(step), episodes.batch(step))
+    for start in (0, 900, 2, 10**12):
+        with Prefetcher(episodes, start=start, stop=start + 4, place=dict) as ahead:
+            for step, batch, _ in ahead:
+                assert_equal(batch, episodes.batch(step))
 
 
 def test_interleaved_streams_are_grouped_by_task(tmp_path: pathlib.Path) -> None:

@@ -197,9 +197,8 @@ def test_a_cache_is_read_with_neither_tensorflow_nor_seqio(upper: str, tmp_path:
         import numpy as np
         from hyperflax.data.cache_source import CachedSource
         from hyperflax.data.episodes import EpisodeConfig, Episodes
-        from hyperflax.data.prefetch import PrefetchedBatches
         episodes = Episodes(CachedSource({str(tmp_path / "cache")!r}), EpisodeConfig(shots=2, examples=3), seed=5)
-        np.savez({str(tmp_path / "batch.npz")!r}, **PrefetchedBatches(episodes).batch(3))
+        np.savez({str(tmp_path / "batch.npz")!r}, **episodes.batch(3))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=REPOSITORY)
     expected = Episodes(letters(None), EpisodeConfig(shots=2, examples=3), seed=5).batch(3)

@@ -20,7 +20,6 @@ from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episodes import EpisodeConfig, Episodes
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, sources_of, tokenise
 from hyperflax.data.multitask import TaskPairs
-from hyperflax.data.prefetch import PrefetchedBatches
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
@@ -42,6 +41,7 @@ from hyperflax.evaluation.report import read_report, validate_report
 from hyperflax.evaluation.runner import EvaluationTask, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.suite import Suite, suite_report
 from hyperflax.hypermodel import Hypermodel
+from hyperflax.training.task_adapters import WithTaskAdapters
 from tests.evaluation.micro import choice_source, hypermodel
 
 RUN = {"command": "hyperflax evaluate", "config": {}, "versions": {}, "device": "cpu", "seconds": 1.0}
@@ -302,7 +302,7 @@ def test_training_batches_tell_their_tasks_through_stages_and_mixtures() -> None
     in_inputs = EpisodeConfig(demonstrations="inputs")
     mixed = MixedPairs([TaskPairs(source("d"), in_inputs), TaskPairs(source("e"), in_inputs)], [1, 1])
     packed = PackedBatches(mixed, batch_size=1, inputs_length=64, targets_length=64)
-    stages = Curriculum([PrefetchedBatches(first), second, packed], boundaries=[3, 6])
+    stages = Curriculum([WithTaskAdapters(first, "unread"), second, packed], boundaries=[3, 6])
     assert record(sources_of(stages)) == {TRAINING_TASKS: name_digests("abcde")}
     assert record(sources_of(object())) == {}
     tasks = [EvaluationTask("f", ("x",), (("y",),)), EvaluationTask("e", ("x",), (("y",),))]

@@ -17,7 +17,6 @@ from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, load_task_
 from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episodes import EpisodeConfig, Episodes
 from hyperflax.data.examples import InMemorySource
-from hyperflax.data.prefetch import PrefetchedBatches
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import AdapterError, CheckpointError, DataError
 from hyperflax.training.task_adapters import WithTaskAdapters
@@ -78,11 +77,9 @@ def test_what_does_not_belong_together_is_refused(folder: pathlib.Path, tmp_path
         load_task_adapters(folder)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_each_episode_gets_the_adapter_of_its_task(folder: pathlib.Path, ahead: bool) -> None:
+def test_each_episode_gets_the_adapter_of_its_task(folder: pathlib.Path) -> None:
     episodes = Episodes(source("a", "b", "new"), SHAPE)
-    batches = WithTaskAdapters(PrefetchedBatches(episodes) if ahead else episodes, str(folder))
-    batch = batches.batch(3)
+    batch = WithTaskAdapters(episodes, str(folder)).batch(3)
     plain = episodes.batch(3)
     assert {"a", "b", "new"} == {episodes.source.task_names[i] for i in plain["task_index"]}
     for name, feature in plain.items():
