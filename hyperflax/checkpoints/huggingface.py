@@ -110,7 +110,6 @@ def write_huggingface(
     params: PyTree,
     config: T5Config,
     *,
-    dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     files: Mapping[str, bytes] | None = None,
     progress: Progress = lambda nbytes: None,
@@ -121,7 +120,6 @@ def write_huggingface(
       directory: where to. It must not exist, or be empty.
       params: T5X's names, layers unrolled or scanned as `config.scan_layers` says.
       config: their configuration.
-      dtype: store the weights in this dtype; None keeps each as it is.
       shard_bytes: most bytes in one file, a single larger weight apart.
       files: further files by name, such as a vocabulary's.
       progress: called with the number of bytes written, weight by weight.
@@ -132,8 +130,7 @@ def write_huggingface(
     """
     check_shapes(params, config, where=f"{directory}: parameters")
     flat = trees.flatten(unstack_layers(params, config) if config.scan_layers else params)
-    target = None if dtype is None else floating_dtype(dtype, directory)
-    tensors = [_tensor(weight, flat[weight.path], target, progress) for weight in weights(config)]
+    tensors = [_tensor(weight, flat[weight.path], progress) for weight in weights(config)]
     document = to_hf(config, dtype=_common_dtype(tensors))
     shards = _shards(tensors, shard_bytes)
     with atomic_directory(directory) as folder:
@@ -233,16 +230,13 @@ def _is_table(where: Mapping[str, OpenTensors], name: str) -> bool:
 # Writing
 
 
-def _tensor(weight: Weight, leaf: Any, target: np.dtype | None, progress: Progress) -> Tensor:
-    dtype = np.dtype(leaf.dtype) if target is None else target
-
+def _tensor(weight: Weight, leaf: Any, progress: Progress) -> Tensor:
     def values() -> np.ndarray:
         array = as_numpy(weight.path, leaf)
         progress(array.nbytes)
-        array = array if array.dtype == dtype else array.astype(dtype)
         return array.T if weight.transposed else array
 
-    return Tensor(weight.name, weight.shape, dtype, values)
+    return Tensor(weight.name, weight.shape, np.dtype(leaf.dtype), values)
 
 
 def _common_dtype(tensors: list[Tensor]) -> str:

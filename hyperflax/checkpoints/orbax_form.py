@@ -129,7 +129,6 @@ def write_orbax(
     params: PyTree,
     *,
     step: int,
-    dtype: str | None = None,
     state: PyTree | None = None,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> pathlib.Path:
@@ -138,12 +137,10 @@ def write_orbax(
     from orbax.checkpoint import type_handlers
 
     check_new_step(directory, step)
-    target = None if dtype is None else floating_dtype(dtype, directory)
-
-    slots = {path: _lazy(path, value, None) for path, value in trees.flatten(state or {}).items() if path != "step"}
+    slots = {path: _lazy(path, value) for path, value in trees.flatten(state or {}).items() if path != "step"}
     tree = {
-        "target": trees.map_with_path(lambda path, value: _lazy(path, value, target), params),
-        "state": {"step": _lazy("step", np.asarray(step, np.int32), None), **trees.unflatten(slots)},
+        "target": trees.map_with_path(_lazy, params),
+        "state": {"step": _lazy("step", np.asarray(step, np.int32)), **trees.unflatten(slots)},
     }
     total = sum(leaf.nbytes for leaf in trees.flatten(tree).values())
     writer = _one_at_a_time(chunk_size(total), progress)
@@ -182,11 +179,10 @@ def _read(folder: Location, branch: str, target: np.dtype | None, progress: Call
         raise CheckpointError(f"{item}: {error}") from error
 
 
-def _lazy(path: str, value: Any, target: np.dtype | None) -> LazyArray:
+def _lazy(path: str, value: Any) -> LazyArray:
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         as_numpy(path, value)  # which refuses it
-    dtype = np.dtype(value.dtype.name) if target is None else target
-    return LazyArray(tuple(value.shape), dtype, lambda: as_numpy(path, value).astype(dtype, copy=False))
+    return LazyArray(tuple(value.shape), np.dtype(value.dtype.name), lambda: as_numpy(path, value))
 
 
 def _one_at_a_time(chunk: int, progress: Callable[[int], None]) -> Any:

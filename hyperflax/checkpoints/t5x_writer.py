@@ -21,7 +21,7 @@ import numpy as np
 from hyperflax import trees
 from hyperflax.checkpoints.fingerprint import as_numpy
 from hyperflax.checkpoints.t5x_index import NEWEST_VERSION, check_new_step
-from hyperflax.checkpoints.zarr import chunk_size, floating_dtype, in_flight_bytes
+from hyperflax.checkpoints.zarr import chunk_size, in_flight_bytes
 from hyperflax.files import array_writing, atomic_directory
 from hyperflax.types import PyTree
 
@@ -34,7 +34,6 @@ def write_t5x_checkpoint(
     params: PyTree,
     *,
     step: int,
-    dtype: str | None = None,
     state: PyTree | None = None,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> pathlib.Path:
@@ -44,7 +43,6 @@ def write_t5x_checkpoint(
       directory: where to, as T5X's MODEL_DIR. It must not exist, or be empty.
       params: nested dict with T5X's names, of either of its layouts (see `layouts.py`).
       step: number of training steps.
-      dtype: cast the parameters to this dtype, as T5X's `save_dtype`; None keeps each as it is.
       state: the optimizer's state, as `read_t5x_state` gives it; None writes a checkpoint for inference and fine-tuning
         from scratch states.
       progress: called with the number of bytes written, array by array.
@@ -56,7 +54,6 @@ def write_t5x_checkpoint(
       CheckpointError: a leaf is no array of numbers, or the directory may not be replaced.
     """
     check_new_step(directory, step)
-    target = None if dtype is None else floating_dtype(dtype, directory)
     slots = {path: leaf for path, leaf in trees.flatten(state or {}).items() if path != "step"}
     name, flat = f"checkpoint_{step}", trees.flatten(params)
     total = sum(getattr(leaf, "nbytes", 0) for leaf in (*flat.values(), *slots.values()))
@@ -64,8 +61,8 @@ def write_t5x_checkpoint(
         (folder / name).mkdir()
         with array_writing(directory), _Writer(folder / name, total, progress) as writer:
             tree = {
-                "target": writer.write("target", flat, target),
-                "state": {"step": np.asarray(step, np.int32), **writer.write("state", slots, None)},
+                "target": writer.write("target", flat),
+                "state": {"step": np.asarray(step, np.int32), **writer.write("state", slots)},
             }
         tree["state"].setdefault("param_states", {})
         (folder / name / "checkpoint").write_bytes(_packed(tree))
@@ -82,9 +79,9 @@ class _Writer:
         self._writing: collections.deque[tuple[int, Any]] = collections.deque()
         self._in_flight = 0
 
-    def write(self, branch: str, flat: Mapping[str, Any], target: np.dtype | None) -> dict[str, Any]:
+    def write(self, branch: str, flat: Mapping[str, Any]) -> dict[str, Any]:
         """Starts to write all leaves; returns the branch of the msgpack tree that says where they are."""
-        return trees.unflatten({path: self._leaf(branch, path, leaf, target) for path, leaf in flat.items()})
+        return trees.unflatten({path: self._leaf(branch, path, leaf) for path, leaf in flat.items()})
 
     def __enter__(self) -> _Writer:
         return self
@@ -98,13 +95,11 @@ class _Writer:
             for _, writing in self._writing:
                 writing.exception()  # waits for it
 
-    def _leaf(self, branch: str, path: str, leaf: Any, target: np.dtype | None) -> np.ndarray | dict[str, Any]:
+    def _leaf(self, branch: str, path: str, leaf: Any) -> np.ndarray | dict[str, Any]:
         nbytes = getattr(leaf, "nbytes", 0)
         while self._writing and self._in_flight + nbytes > self._limit:  # before a lazy leaf is made
             self._wait()
         array = as_numpy(path, leaf)
-        if target is not None and array.dtype != target:
-            array = array.astype(target)
         inline = array.size <= 1 or path.endswith(_INLINE)
         return array if inline else self._start(".".join((branch, *path.split("/"))), array)
 
