@@ -67,7 +67,6 @@ def text_batch(
     inputs_length: int,
     targets_length: int,
     batch_size: int | None = None,
-    add_eos: bool = True,
     names: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """One padded row for each (inputs, targets) pair.
@@ -76,7 +75,6 @@ def text_batch(
       pairs: token ids without end of sequence.
       inputs_length, targets_length: tokens of a row, end of sequence included.
       batch_size: rows; rows behind the last pair are padding with weight 0. By default `len(pairs)`.
-      add_eos: end inputs and targets with id 1.
       names: what to call the pairs in an error.
 
     Raises:
@@ -89,18 +87,17 @@ def text_batch(
     targets = np.zeros((rows, targets_length), np.int32)
     for row, (source, target) in enumerate(pairs):
         name = names[row] if names else f"example {row}"
-        _fill(inputs[row], source, add_eos, f"{name}: inputs")
-        _fill(targets[row], target, add_eos, f"{name}: targets")
+        _fill(inputs[row], source, f"{name}: inputs")
+        _fill(targets[row], target, f"{name}: targets")
     return {"encoder_input_tokens": inputs, **decoder_features(targets)}
 
 
-def _fill(row: np.ndarray, tokens: Tokens, add_eos: bool, name: str) -> None:
-    length = len(tokens) + add_eos
-    if length > len(row):
-        raise DataError(f"{name}: expected at most {len(row)} tokens, end of sequence included, got {length}")
-    row[: len(tokens)] = tokens
-    if add_eos:
-        row[len(tokens)] = EOS_ID
+def _fill(row: np.ndarray, tokens: Tokens, name: str) -> None:
+    length = len(tokens)
+    if length >= len(row):
+        raise DataError(f"{name}: expected at most {len(row)} tokens, end of sequence included, got {length + 1}")
+    row[:length] = tokens
+    row[length] = EOS_ID
 
 
 class Packer:
@@ -110,9 +107,8 @@ class Packer:
       DataError: a pair that fits no empty row.
     """
 
-    def __init__(self, *, batch_size: int, inputs_length: int, targets_length: int, add_eos: bool = True):
+    def __init__(self, *, batch_size: int, inputs_length: int, targets_length: int):
         self._lengths = (inputs_length, targets_length)
-        self._add_eos = add_eos
         self._tokens = tuple(np.zeros((batch_size, length), np.int32) for length in self._lengths)
         self._segments = tuple(np.zeros_like(tokens) for tokens in self._tokens)
         self._positions = tuple(np.zeros_like(tokens) for tokens in self._tokens)
@@ -121,7 +117,7 @@ class Packer:
 
     def add(self, inputs: Tokens, targets: Tokens, name: str = "example") -> bool:
         """Puts the pair into the first row with room; False if there is none left."""
-        sizes = (len(inputs) + self._add_eos, len(targets) + self._add_eos)
+        sizes = (len(inputs) + 1, len(targets) + 1)
         for size, length, what in zip(sizes, self._lengths, ("inputs", "targets"), strict=True):
             if size > length:
                 raise DataError(
@@ -135,8 +131,7 @@ class Packer:
         for side, tokens in enumerate((inputs, targets)):
             start, stop = int(self._used[side, row]), int(self._used[side, row]) + sizes[side]
             self._tokens[side][row, start : start + len(tokens)] = tokens
-            if self._add_eos:
-                self._tokens[side][row, stop - 1] = EOS_ID
+            self._tokens[side][row, stop - 1] = EOS_ID
             self._segments[side][row, start:stop] = self._count[row]
             self._positions[side][row, start:stop] = np.arange(sizes[side])
             self._used[side, row] = stop
@@ -152,18 +147,3 @@ class Packer:
             "decoder_segment_ids": self._segments[1],
             "decoder_positions": self._positions[1],
         }
-
-
-def pack_examples(
-    pairs: Sequence[Pair], *, batch_size: int, inputs_length: int, targets_length: int, add_eos: bool = True
-) -> tuple[dict[str, np.ndarray], int]:
-    """Packs pairs in order until one finds no room.
-
-    Returns:
-      The packed batch and the number of pairs in it; the caller goes on with `pairs[number:]`.
-    """
-    packer = Packer(batch_size=batch_size, inputs_length=inputs_length, targets_length=targets_length, add_eos=add_eos)
-    for number, (inputs, targets) in enumerate(pairs):
-        if not packer.add(inputs, targets, f"example {number}"):
-            return packer.batch(), number
-    return packer.batch(), len(pairs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperflax.data.batches import pack_examples, shift_right, text_batch
+from hyperflax.data.batches import shift_right, text_batch
 from hyperflax.data.text import PackedBatches, PaddedBatches
 from hyperflax.errors import ConfigError, DataError
 
@@ -33,8 +35,7 @@ def test_text_batch_never_truncates() -> None:
 
 def test_packed_batch_features() -> None:
     pairs = [([5, 6], [7]), ([8], [9, 9]), ([3, 3, 3], [4])]
-    batch, used = pack_examples(pairs, batch_size=1, inputs_length=6, targets_length=6)
-    assert used == 2
+    batch = PackedBatches(lambda rng: pairs, batch_size=1, inputs_length=6, targets_length=6, misses=1).batch(0)
     assert batch["encoder_input_tokens"].tolist() == [[5, 6, 1, 8, 1, 0]]
     assert batch["encoder_segment_ids"].tolist() == [[1, 1, 1, 2, 2, 0]]
     assert batch["encoder_positions"].tolist() == [[0, 1, 2, 0, 1, 0]]
@@ -45,9 +46,9 @@ def test_packed_batch_features() -> None:
     assert batch["decoder_loss_weights"].tolist() == [[1, 1, 1, 1, 1, 0]]
 
 
-@given(st.lists(st.tuples(tokens, tokens), max_size=12))
+@given(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=12))
 def test_packing_keeps_every_pair_whole(pairs: list[tuple[list[int], list[int]]]) -> None:
-    batch, used = pack_examples(pairs, batch_size=3, inputs_length=10, targets_length=9)
+    batch = PackedBatches(lambda rng: pairs, batch_size=3, inputs_length=10, targets_length=9, misses=1).batch(0)
     found = []
     for row in range(3):
         for segment in range(1, batch["encoder_segment_ids"][row].max() + 1):
@@ -55,7 +56,9 @@ def test_packing_keeps_every_pair_whole(pairs: list[tuple[list[int], list[int]]]
             targets = batch["decoder_target_tokens"][row][batch["decoder_segment_ids"][row] == segment].tolist()
             assert inputs[-1] == targets[-1] == 1
             found.append((inputs[:-1], targets[:-1]))
-    assert sorted(found) == sorted((list(a), list(b)) for a, b in pairs[:used])
+    # The pairs in their order, over and over, up to the first one that finds no room.
+    drawn = itertools.islice(itertools.cycle(pairs), len(found))
+    assert sorted(found) == sorted((list(a), list(b)) for a, b in drawn)
 
 
 def test_shift_right_of_a_stack() -> None:
