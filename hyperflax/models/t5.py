@@ -139,7 +139,6 @@ class T5(nn.Module):
         encoded: Array | Mapping[str, LayerCache],
         encoder_input_tokens: Array,
         *,
-        causal: bool = False,
         bidirectional: bool = True,
         enable_dropout: bool = False,
     ) -> Array:
@@ -150,10 +149,8 @@ class T5(nn.Module):
           encoded: [batch, source, emb]; several encoded rows may be laid end to end into one. Or what `read` made of
             it, which saves time where the decoder runs over the same source again.
           encoder_input_tokens: [batch, source], 0 where `encoded` is padding.
-          causal: each slot sees only itself and those before it.
-          bidirectional: position bias with T5's two-sided buckets, in the decoder's own table; otherwise one-sided
-            buckets if causal, and no position bias at all if not (one-sided buckets would put all later slots at
-            distance 0).
+          bidirectional: position bias with T5's two-sided buckets, in the decoder's own table; otherwise none at all
+            (one-sided buckets would put all later slots at distance 0).
           enable_dropout: needs a `dropout` rng.
 
         Returns:
@@ -162,10 +159,9 @@ class T5(nn.Module):
         real = jnp.ones(embeddings.shape[:2], bool)
         caches = encoded if isinstance(encoded, Mapping) else None
         context = Context(
-            mask=masks.causal(embeddings.shape[1]) if causal else None,
             encoded=None if isinstance(encoded, Mapping) else encoded,
             cross_mask=masks.pairs(real, self._real(encoder_input_tokens)),
-            bias_kind="bidirectional" if bidirectional else "causal" if causal else "none",
+            bias_kind="bidirectional" if bidirectional else "none",
             deterministic=not enable_dropout,
         )
         return self.decoder(jnp.asarray(embeddings, self.config.dtype), context, caches)

@@ -72,22 +72,18 @@ def test_decoder_rows_may_share_an_input() -> None:
     np.testing.assert_allclose(shared, repeated, rtol=1e-4, atol=1e-5)
 
 
-def test_slots_see_all_slots_unless_causal() -> None:
+def test_slots_see_all_slots() -> None:
     source = ids(1, 6)
     encoded = apply(MODEL, {"params": params()}, source, method="encode")
     slots = np.random.default_rng(0).normal(size=(1, 4, 16)).astype(np.float32)
     changed = slots.copy()
     changed[:, -1] += 1.0
 
-    @functools.partial(jax.jit, static_argnames=("causal", "bidirectional"))
+    @functools.partial(jax.jit, static_argnames="bidirectional")
     def run(slots: jax.Array, **options: bool) -> jax.Array:
         return MODEL.apply({"params": params()}, slots, encoded, source, method="decode_embeddings", **options)
 
-    def moved(**options: bool) -> np.ndarray:
-        return np.abs(run(changed, **options) - run(slots, **options)).max((0, 2)) > 1e-6
-
-    assert moved().all()
-    assert moved(causal=True).tolist() == [False, False, False, True]
+    assert (np.abs(run(changed) - run(slots)).max((0, 2)) > 1e-6).all()
     # Without a position bias a permutation of the slots permutes their states.
     straight = run(slots, bidirectional=False)
     np.testing.assert_allclose(run(slots[:, ::-1], bidirectional=False), straight[:, ::-1], rtol=1e-4, atol=1e-5)
