@@ -66,13 +66,7 @@ class Episodes:
 
 
 def make_episodes(
-    source: ExampleSource,
-    config: EpisodeConfig,
-    seed: int,
-    step: int,
-    *,
-    plan: EpisodePlan | None = None,
-    rows: range | None = None,
+    source: ExampleSource, config: EpisodeConfig, seed: int, step: int, *, plan: EpisodePlan | None = None
 ) -> dict[str, np.ndarray]:
     """One batch of episodes.
 
@@ -80,27 +74,25 @@ def make_episodes(
       source, config: examples and shape.
       seed, step: the batch; equal ones give equal arrays on every machine and in every process layout.
       plan: `make_plan(source, config)`, if the caller has it already.
-      rows: which episodes of the batch to make, for a host that feeds only its own part; all by default.
 
     Returns:
-      The features listed in the module's docstring; the task axis has `len(rows)` entries.
+      The features listed in the module's docstring; the task axis has `config.tasks_per_batch` entries.
 
     Raises:
       DataError: see `make_plan`.
     """
     plan = plan or make_plan(source, config)
-    rows = range(config.tasks_per_batch) if rows is None else rows
     least = config.shots if config.min_shots is None else config.min_shots
     positions, shots, requests = [], [], []
-    for row in rows:
+    for row in range(config.tasks_per_batch):
         draws = stream(seed, _TRAINING, step, row)
         positions.append(plan.draw(draws.uniform()))
         shots.append(draws.integer(least, config.shots))
         indices = plan.eligible[positions[-1]]
         drawn = draws.distinct(len(indices), config.supports * shots[-1] + config.examples)
         requests.append((int(plan.tasks[positions[-1]]), indices[drawn].tolist()))
-    arrays = empty_arrays(config, (len(rows),))
-    others = empty_others(config, (len(rows),))
+    arrays = empty_arrays(config, (len(requests),))
+    others = empty_others(config, (len(requests),))
     for at, examples in enumerate(source.gather(requests)):
         name, info, k = source.task_names[requests[at][0]], plan.infos[positions[at]], shots[at]
         last = k + config.examples

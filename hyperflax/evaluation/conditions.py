@@ -55,8 +55,8 @@ class Conditions:
       learning_rate: of those steps.
       seed: of the derangement behind the shuffled-support control.
       supports: each task's examples are dealt out to so many supports, see `Hypermodel.adapt`.
-      neighbours: training tasks for `nearest_task`; without them that condition is not to be had.
-      num_neighbours: how many of their tasks have a stored adapter.
+      neighbours: training tasks for `nearest_task`, of which `NEIGHBOURS` have a stored adapter; without them that
+        condition is not to be had.
       unlike: the shuffled support comes from a task of another data set (of another category, where data sets are not
         told), for sources whose tasks of one are the same in other words (P3's prompts).
       shared: the adapter behind the condition `shared`; it must fit the model's base.
@@ -77,7 +77,6 @@ class Conditions:
         seed: int = 0,
         supports: int = 1,
         neighbours: ExampleSource | None = None,
-        num_neighbours: int = NEIGHBOURS,
         unlike: bool = False,
         shared: Adapter | None = None,
         mtf: Hypermodel | None = None,
@@ -90,7 +89,7 @@ class Conditions:
         self._seed, self._unlike = seed, unlike
         told = {task.name: ", ".join(task.data_sets) or task.category for task in held_out.tasks if unlike}
         self._groups = {task.name: told.get(task.name) or task.name for task in held_out.tasks}
-        self._neighbours, self._num_neighbours = neighbours, num_neighbours
+        self._neighbours = neighbours
         self._all: dict[str, Condition] = {
             "bare": self.bare,
             "instruction": self.instruction,
@@ -317,9 +316,7 @@ class Conditions:
         """Of the training tasks. Raises ConfigError where no source of them was given."""
         if self._neighbours is None:
             raise ConfigError("condition nearest_task: expected neighbours, got None")
-        tasks = HeldOut.from_source(
-            self._neighbours, self.model.config.episodes, examples=1, tasks=self._num_neighbours
-        )
+        tasks = HeldOut.from_source(self._neighbours, self.model.config.episodes, examples=1, tasks=NEIGHBOURS)
         others = Conditions(self.model, tasks)
         return Neighbours(self.model, tasks, functools.partial(others._generate, shuffled=False))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -69,7 +69,6 @@ class HeldOut:
         first: bool = False,
         support: Literal["examples", "positives"] = "examples",
         ranked: Rule | None = None,
-        category: Callable[[str], str] | None = None,
     ) -> HeldOut:
         """Takes `config.shots` support examples and up to `examples` scored ones of every task.
 
@@ -86,7 +85,6 @@ class HeldOut:
           support: drawn from the task's `examples`, or the `positives` that come with it: the first K that fit a row,
             in further draws any K. A task without any is left out, unless its definition stands in the support.
           ranked: answers are found by ranking the answer choices of the examples, by this rule.
-          category: of a task's name; by default what the source says.
 
         Raises:
           DataError: no task has enough examples; with `ranked`, an example whose target is none of its choices, or of
@@ -149,7 +147,7 @@ class HeldOut:
                     support=tuple((decode(e.inputs.tolist()), decode(e.targets.tolist())) for e in shown),
                     instruction=decode(info.definition.tolist()),
                     options=_options(episode, source.vocabulary) if ranked else (),
-                    category=category(name) if category else info.category or None,
+                    category=info.category or None,
                     data_sets=info.data_sets,
                 )
             )

@@ -85,15 +85,14 @@ class RunLog:
         # Of what a run that was killed has left, TensorBoard shows nothing from this step on.
         self._events = SummaryWriter(str(local), purge_step=0 if resume_step is None else resume_step + 1)
 
-    def write(self, step: int, kind: str, values: Mapping[str, float]) -> dict[str, float | str]:
-        """Appends and returns one row; numbers that json cannot hold (NaN, infinity) are left out."""
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Appends one row; numbers that json cannot hold (NaN, infinity) are left out."""
+        if self._events is None:
+            return
         numbers = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        row = {"step": step, "kind": kind, **numbers}
-        if self._events is not None:
-            append_lines(self.path, [json.dumps(row)])
-            for name, value in numbers.items():
-                self._events.add_scalar(f"{kind}/{name}", value, step)
-        return row
+        append_lines(self.path, [json.dumps({"step": step, "kind": kind, **numbers})])
+        for name, value in numbers.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def flush(self) -> None:
         """Sees to it that TensorBoard finds all rows."""
@@ -129,8 +128,8 @@ def read_rows(path: Location | str) -> list[dict]:
     return rows
 
 
-def plot_curve(directory: str | os.PathLike[str], metric: str = "loss") -> Location | None:
-    """Draws the metric of training and evaluation over steps into `loss.png`; returns its path, None without rows."""
+def plot_curve(directory: str | os.PathLike[str]) -> Location | None:
+    """Draws the loss of training and evaluation over steps into `loss.png`; returns its path, None without rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -140,16 +139,16 @@ def plot_curve(directory: str | os.PathLike[str], metric: str = "loss") -> Locat
     axes = figure.add_subplot()
     drawn = False
     for kind, style in (("train", "-"), ("eval", "o-")):
-        points = np.array([(row["step"], row[metric]) for row in rows if row["kind"] == kind and metric in row])
+        points = np.array([(row["step"], row["loss"]) for row in rows if row["kind"] == kind and "loss" in row])
         if len(points):
             axes.plot(points[:, 0], points[:, 1], style, label=kind, markersize=4)
             drawn = True
     for row in rows:
-        if row["kind"] == "initial" and f"bare/{metric}" in row:
-            axes.axhline(row[f"bare/{metric}"], color="grey", linestyle=":", label="bare model, first batch")
+        if row["kind"] == "initial" and "bare/loss" in row:
+            axes.axhline(row["bare/loss"], color="grey", linestyle=":", label="bare model, first batch")
     if not drawn:
         return None
-    axes.set(xlabel="step", ylabel=metric)
+    axes.set(xlabel="step", ylabel="loss")
     axes.legend()
     axes.grid(alpha=0.3)
     with atomic_file(folder / CURVE_FILE) as temporary:

@@ -64,16 +64,14 @@ def test_support_and_scored_examples_are_disjoint_and_of_one_task(config: Episod
 
 @settings(deadline=None)
 @given(config=configs, seed=st.integers(0, 2**63), step=st.integers(0, 2**40))
-def test_batches_are_pure_and_independent_of_the_process_layout(config: EpisodeConfig, seed: int, step: int) -> None:
+def test_batches_are_pure_in_seed_and_step(config: EpisodeConfig, seed: int, step: int) -> None:
     source = numbered_source()
     whole = make_episodes(source, config, seed, step)
     episodes = Episodes(source, config, seed)
     episodes.batch(step + 1)
     again = episodes.batch(step)
-    parts = [make_episodes(source, config, seed, step, rows=range(r, r + 1)) for r in range(config.tasks_per_batch)]
     for key, value in whole.items():
         assert np.array_equal(value, again[key])
-        assert np.array_equal(value, np.concatenate([part[key] for part in parts]))
 
 
 def test_features_have_the_promised_shapes_and_types() -> None:

@@ -106,7 +106,9 @@ def test_one_task_is_evaluated_without_the_control(tmp_path: pathlib.Path) -> No
 
 
 def test_one_group_has_no_control_either() -> None:
-    held_out = HeldOut.from_source(source("rte_a", "rte_b"), hypermodel().config.episodes, category=lambda _: "rte")
+    pairs = [Example.from_text(*pair, Bytes()) for pair in PAIRS]
+    tasks = [TaskExamples(name, pairs, TaskInfo(category="rte")) for name in ("rte_a", "rte_b")]
+    held_out = HeldOut.from_source(InMemorySource(tasks, Bytes()), hypermodel().config.episodes)
     assert "shuffled_support" in Conditions(hypermodel(), held_out).pick()
     conditions = Conditions(hypermodel(), held_out, unlike=True)
     assert not {"shuffled_support", "shuffled_support_refined"} & set(conditions.pick())
