@@ -22,9 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from hyperflax import configs, trees
+from hyperflax import configs
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.spec import AdapterSpec
@@ -41,7 +40,7 @@ from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
 from hyperflax.files import local_folder, require_run_place
 from hyperflax.hypermodel import Hypermodel
-from hyperflax.hypernets.table import Table
+from hyperflax.hypernets.table import Table, table_params
 from hyperflax.json_files import read_json, write_json
 from hyperflax.locks import alone_in
 from hyperflax.models import memory
@@ -219,11 +218,11 @@ def _train(
         raise HyperflaxError(f"{folder}: no evaluation had a finite loss; a lower learning rate may help")
 
 
-def _table_of(adapter: Adapter, model: Hypermodel, spec: AdapterSpec, seed: int) -> dict[str, np.ndarray]:
+def _table_of(adapter: Adapter, model: Hypermodel, spec: AdapterSpec, seed: int) -> PyTree:
     """The parameters of a table whose only row is the adapter."""
     check_base(adapter, model.base_fingerprint)
     raw = start_from(adapter.tree, adapter.spec, spec, jax.random.key(seed))
-    return {path.replace("/", "."): value[None] for path, value in trees.flatten(raw).items()}
+    return table_params(jax.tree.map(lambda leaf: leaf[None], raw))
 
 
 def _claim(

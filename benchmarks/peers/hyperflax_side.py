@@ -25,7 +25,7 @@ from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
-from hyperflax.hypernets.table import Table
+from hyperflax.hypernets.table import Table, table_params
 from hyperflax.models.beam import Beam
 from hyperflax.models.decoding import decode as decode_rows
 from hyperflax.models.sampling import Greedy
@@ -80,8 +80,7 @@ def train_full(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
 def train_lora(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
     """The step of `hyperflax finetune`: the adapter is a table of one row."""
     spec = spec_of(entry, shape)
-    start = spec.flatten(materials.adapter(entry, shape, START))
-    params = {path.replace("/", "."): jnp.asarray(leaf)[None] for path, leaf in start.items()}
+    params = table_params(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], materials.adapter(entry, shape, START)))
     objective = HypermodelObjective(T5(entry.t5(shape)), Table(spec, shared=True))
     batch = {name: array[None] for name, array in tokens(entry, shape).items()}
     batch["task_index"] = np.zeros(1, np.int32)

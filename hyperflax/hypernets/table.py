@@ -12,10 +12,12 @@ result is the same kind of adapter tree.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hyperflax import trees
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.errors import ConfigError
 from hyperflax.models.flops import Forward
@@ -23,8 +25,26 @@ from hyperflax.models.parameters import param
 from hyperflax.types import Array, PyTree
 
 
+def table_params(rows: PyTree) -> dict[str, Array]:
+    """Returns the parameters of a `Table` that holds raw adapters, arrays [task, ...]; names have '.' for '/'.
+
+    >>> table_params({"encoder": {"layers_0": {"prefix": np.zeros((1, 4, 8))}}})["encoder.layers_0.prefix"].shape
+    (1, 4, 8)
+    """
+    return {_name(path): leaf for path, leaf in trees.flatten(rows).items()}
+
+
+def table_rows(params: Mapping[str, Array]) -> dict[str, Any]:
+    """Returns the raw adapters [task, ...] that a `Table` of these parameters holds; the inverse of `table_params`."""
+    return trees.unflatten({name.replace(".", "/"): leaf for name, leaf in params.items()})
+
+
+def _name(path: str) -> str:
+    return path.replace("/", ".")
+
+
 class Table(nn.Module):
-    """Adapters of `num_tasks` tasks as parameters; leaf names are the spec's paths with '.' for '/'.
+    """Adapters of `num_tasks` tasks as parameters, as `table_params` lays them out.
 
     Attributes:
       spec: what a row holds.
@@ -54,7 +74,7 @@ class Table(nn.Module):
         rows = {
             leaf.path: param(
                 self,
-                leaf.path.replace("/", "."),
+                _name(leaf.path),
                 nn.with_logical_partitioning(nn.initializers.normal(leaf.init_std), ("task", *leaf.axes)),
                 (self.num_tasks, *leaf.shape),
             )

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hyperflax import trees
 from hyperflax.adapters.kinds import check_base as check_spec
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
@@ -20,7 +19,7 @@ from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, save_task_
 from hyperflax.data import vocabularies
 from hyperflax.data.examples import ExampleSource
 from hyperflax.data.vocabularies import Vocabulary
-from hyperflax.hypernets.table import Table
+from hyperflax.hypernets.table import Table, table_rows
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.episode import HypermodelObjective
 from hyperflax.trainables.protocol import Trained, abstract_t5, load_same
@@ -137,9 +136,7 @@ class TaskAdapters(_AdaptersOf):
         return jax.tree.map(alike, fresh)
 
     def export(self, directory: Location, trained: Trained) -> None:
-        scales = {leaf.path: np.float32(leaf.scale) for leaf in self.spec.leaves}
-        raw = {path.replace(".", "/"): np.asarray(rows) for path, rows in trained.params.items()}
-        adapters = trees.unflatten({path: rows * scales[path] for path, rows in raw.items()})
+        adapters = self.spec.materialise(table_rows(jax.tree.map(np.asarray, trained.params)))
         base = load_same(self.base_checkpoint, self.base, self.vocabulary, trained.origin)
         metadata = TaskAdaptersMetadata(
             tasks=tuple(self.source.task_names),

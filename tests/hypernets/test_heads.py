@@ -16,7 +16,7 @@ from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.errors import AdapterError, ConfigError
 from hyperflax.hypernets.heads import Heads, HeadsConfig, group_layers, slot_offsets, slot_size, total_slots
-from hyperflax.hypernets.table import Table
+from hyperflax.hypernets.table import Table, table_params, table_rows
 from hyperflax.types import T5Config
 
 T5_CONFIG = T5Config(
@@ -121,10 +121,14 @@ def test_a_table_row_is_a_task_of_its_own(spec) -> None:
     table = Table(spec, num_tasks=3)
     params = nn.unbox(table.init(jax.random.key(0), {"task_index": 0})["params"])
     rows = [trees.flatten(table.apply({"params": params}, {"task_index": index})) for index in range(3)]
+    raw = trees.flatten(table_rows(params))
+    assert table_params(table_rows(params)).keys() == params.keys()
+    exported = trees.flatten(spec.materialise(table_rows(jax.tree.map(np.asarray, params))))
     for leaf in spec.leaves:
-        stored = params[leaf.path.replace("/", ".")]
+        stored = raw[leaf.path]
         for index in range(3):
             np.testing.assert_array_equal(rows[index][leaf.path], leaf.scale * stored[index])
+            np.testing.assert_array_equal(rows[index][leaf.path], exported[leaf.path][index], strict=True)
         std = float(jnp.std(stored))
         assert std == pytest.approx(leaf.init_std, rel=0.3, abs=1e-12)
     for index in (-1, 3):
