@@ -276,6 +276,13 @@ def test_on_disk_and_back(model: Hypermodel, tmp_path, dtype) -> None:
     assert again.predict(["ab"], reread) == loaded.predict(["ab"], adapter)
 
 
+def test_loading_writes_nothing(model: Hypermodel, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of the vocabulary are in the directory already."""
+    model.save(tmp_path / "model")
+    monkeypatch.setattr(Bytes, "write_files", lambda *_: pytest.fail("the vocabulary is written"))
+    assert load(tmp_path / "model").parts.versions == model.parts.versions
+
+
 def test_a_model_without_its_hypernetwork_predicts_and_says_what_it_cannot(model: Hypermodel, tmp_path) -> None:
     model.save(tmp_path / "whole")
     adapter = model.adapt(EXAMPLES)

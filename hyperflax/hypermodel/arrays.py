@@ -49,6 +49,7 @@ class ArrayHypermodel:
       name: short name for people.
       results, provenance: kept in the model directory, json.
       created_with: the command.
+      parts: all of these as a model directory has them, for `from_directory`; by default made of them.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class ArrayHypermodel:
         results: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         created_with: str = "",
+        parts: ModelParts | None = None,
     ):
         self.config = config
         self.model, self.hypernetwork = config.build()
-        self.parts = ModelParts(
+        self.parts = parts or ModelParts(
             name=name,
             t5=configs.to_json(config.base),
             base=base_params,
@@ -101,9 +103,7 @@ class ArrayHypermodel:
             episodes=configs.from_json(EpisodeConfig, parts.episode, f"{where}: episode"),
             vocabulary=vocabularies.from_json(parts.vocabulary, folder),
         )
-        model = cls(config, parts.base, parts.hypernetwork_params, name=parts.name)
-        model.parts = parts
-        return model
+        return cls(config, parts.base, parts.hypernetwork_params, parts=parts)
 
     def save(self, directory: Location | str, *, dtype: StorageDtype | None = None, overwrite: bool = False) -> None:
         """Writes a model directory; in bfloat16 it takes half the space and holds rounded values."""
