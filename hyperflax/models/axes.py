@@ -2,19 +2,13 @@
 
 Parameters are plain arrays; their axes follow from their names, so a rule book needs no boxes in the tree:
 
->>> logical_axes(config)["encoder"]["layers_0"]["attention"]["query"]["kernel"]
+>>> parameter_axes("encoder/layers_0/attention/query/kernel")
 ('embed', 'joined_kv')
 """
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-
-from hyperflax import trees
 from hyperflax.models.stacking import LAYER_AXIS
-from hyperflax.models.t5 import T5
-from hyperflax.types import T5Config
 
 Axes = tuple[str, ...]
 
@@ -46,10 +40,3 @@ def parameter_axes(path: str) -> Axes:
     else:
         axes = _AXES[f"{owner}/{name}"]
     return (*axes[:LAYER_AXIS], "layers", *axes[LAYER_AXIS:]) if "layers" in parts else axes
-
-
-def logical_axes(config: T5Config) -> dict:
-    """Returns the tree of axis-name tuples, one for every parameter of `T5(config)`."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    params = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)["params"]
-    return trees.unflatten({path: parameter_axes(path) for path in trees.flatten(params)})

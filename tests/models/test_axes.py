@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from hyperflax import trees
-from hyperflax.models.axes import logical_axes
+from hyperflax.models.axes import parameter_axes
 from hyperflax.models.t5 import T5
 from hyperflax.types import T5Config
 from tests.models import t5_cases as cases
@@ -24,21 +24,17 @@ CONFIG = cases.MICRO.replace(head_dim=8, num_heads=3, mlp_dim=40, num_encoder_la
 def test_sizes_agree_with_the_axes(config: T5Config) -> None:
     tokens = jnp.ones((1, 1), jnp.int32)
     params = trees.flatten(jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)["params"])
-    axes = trees.flatten(logical_axes(config))
-    assert axes.keys() == params.keys()
-    for path, names in axes.items():
-        assert params[path].shape == tuple(SIZES[name] for name in names), path
+    for path, leaf in params.items():
+        assert leaf.shape == tuple(SIZES[name] for name in parameter_axes(path)), path
 
 
-def test_a_literal_part_of_the_tree() -> None:
-    assert logical_axes(cases.MICRO)["decoder"]["layers_1"]["encoder_decoder_attention"] == {
-        "query": {"kernel": ("embed", "joined_kv")},
-        "key": {"kernel": ("embed", "joined_kv")},
-        "value": {"kernel": ("embed", "joined_kv")},
-        "out": {"kernel": ("joined_kv", "embed")},
-    }
-    assert logical_axes(cases.MICRO.replace(scan_layers=True))["encoder"]["layers"]["mlp"] == {
-        "wi_0": {"kernel": ("embed", "layers", "mlp")},
-        "wi_1": {"kernel": ("embed", "layers", "mlp")},
-        "wo": {"kernel": ("mlp", "layers", "embed")},
-    }
+def test_literal_axes() -> None:
+    attention = "decoder/layers_1/encoder_decoder_attention"
+    for name in ("query", "key", "value"):
+        assert parameter_axes(f"{attention}/{name}/kernel") == ("embed", "joined_kv")
+    assert parameter_axes(f"{attention}/out/kernel") == ("joined_kv", "embed")
+    for name in ("wi", "wi_0", "wi_1"):
+        assert parameter_axes(f"encoder/layers/mlp/{name}/kernel") == ("embed", "layers", "mlp")
+    assert parameter_axes("encoder/layers/mlp/wo/kernel") == ("mlp", "layers", "embed")
+    with pytest.raises(KeyError):
+        parameter_axes("decoder/layers_1/encoder_decoder_attention/queries/kernel")
