@@ -20,7 +20,7 @@ from hyperflax.checkpoints.model_directory import (
     save_model_directory,
 )
 from hyperflax.checkpoints.shapes import check_shapes, from_scalable, infer_t5_config
-from hyperflax.checkpoints.t5x import read_t5x_checkpoint, read_t5x_step
+from hyperflax.checkpoints.t5x import read_t5x_checkpoint
 from hyperflax.checkpoints.tensors import load_tree, rounded, save_tree
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "load_model_directory",
     "load_tree",
     "read_t5x_checkpoint",
-    "read_t5x_step",
     "rounded",
     "save_adapter",
     "save_model_directory",

@@ -60,19 +60,13 @@ def read_t5x_checkpoint(
     return trees.unflatten(_read(read_index(path, step), ("target",), target, progress))
 
 
-def read_t5x_step(path: Location | str, step: int | None = None) -> int:
-    """Returns the number of training steps that the checkpoint's optimizer counted. Arguments as above.
-
-    Raises:
-      CheckpointError: as above, or there is no step inside.
-    """
-    return _step(read_index(path, step))
-
-
 def look_at_t5x_state(path: Location | str, step: int | None = None) -> tuple[int, bool]:
     """Returns the number of training steps, 0 where none is told, and whether there is more of an optimizer's state.
 
-    Arguments and errors as above.
+    Arguments as above.
+
+    Raises:
+      CheckpointError: as above, or the step is no integer.
     """
     index = read_index(path, step)
     paths = index.paths("state")

@@ -8,7 +8,8 @@ import pytest
 from flax import serialization
 
 from hyperflax import trees
-from hyperflax.checkpoints import read_t5x_checkpoint, read_t5x_step, zarr
+from hyperflax.checkpoints import read_t5x_checkpoint, zarr
+from hyperflax.checkpoints.t5x import look_at_t5x_state
 from hyperflax.errors import CheckpointError
 from tests.checkpoints.t5x_writer import spec_of, write_msgpack, write_one, write_zarr, write_zarr_with_tensorstore
 
@@ -104,7 +105,7 @@ def test_everything_inline_in_one_file(tmp_path, version):
     for path, array in found.items():
         assert array.dtype == expected[path].dtype
         np.testing.assert_array_equal(array, expected[path], err_msg=path)
-    assert read_t5x_step(tmp_path) == 41
+    assert look_at_t5x_state(tmp_path) == (41, False)
 
 
 def test_inline_array_in_pieces_as_flax_splits_large_ones(tmp_path, monkeypatch):
@@ -118,7 +119,7 @@ def test_inline_array_in_pieces_as_flax_splits_large_ones(tmp_path, monkeypatch)
 @pytest.mark.parametrize("step", [12, np.int64(12), np.array(12, np.int32), np.array([12], np.int32)])
 def test_step_in_every_form(tmp_path, step):
     write_msgpack(tmp_path, {"w": values(2)}, step=step)
-    assert read_t5x_step(tmp_path) == 12
+    assert look_at_t5x_state(tmp_path) == (12, False)
 
 
 def test_integers_are_not_cast(tmp_path):
@@ -133,11 +134,11 @@ def test_latest_step_by_number_and_never_one_that_is_not_finished(tmp_path):
         write_msgpack(tmp_path / f"checkpoint_{step}", {"w": np.full(2, step, np.float32)}, step=step)
     write_msgpack(tmp_path / "checkpoint_11.tmp-1700000000", {"w": values(2)}, step=11)
     (tmp_path / "checkpoint_12").mkdir()  # a bucket has no rename: its file comes last
-    assert read_t5x_step(tmp_path) == 10
+    assert look_at_t5x_state(tmp_path) == (10, False)
     assert read_t5x_checkpoint(tmp_path)["w"][0] == 10
-    assert read_t5x_step(tmp_path, step=9) == 9
+    assert look_at_t5x_state(tmp_path, step=9) == (9, False)
     with pytest.raises(CheckpointError, match=r"checkpoint_3, found steps \[2, 9, 10, 12\]"):
-        read_t5x_step(tmp_path, step=3)
+        look_at_t5x_state(tmp_path, step=3)
 
 
 def test_a_tree_larger_than_what_may_wait_is_read_whole(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.checkpoints import check_shapes, from_scalable, infer_t5_config, read_t5x_checkpoint, read_t5x_step
+from hyperflax.checkpoints import check_shapes, from_scalable, infer_t5_config, read_t5x_checkpoint
+from hyperflax.checkpoints.t5x import look_at_t5x_state
 from hyperflax.errors import CheckpointError
 from hyperflax.types import T5Config
 
@@ -90,8 +91,8 @@ def test_scalable_layout_becomes_the_scanned_one_layer_by_layer(checkpoints):
     ],
 )
 def test_step_is_read(checkpoints, form):
-    assert read_t5x_step(checkpoints / form) == 1000
-    assert read_t5x_step(checkpoints / form / "checkpoint_1000" / "checkpoint") == 1000
+    assert look_at_t5x_state(checkpoints / form)[0] == 1000
+    assert look_at_t5x_state(checkpoints / form / "checkpoint_1000" / "checkpoint")[0] == 1000
 
 
 @pytest.mark.parametrize("form", ["micro_legacy_f32", "micro_legacy_bf16"])
