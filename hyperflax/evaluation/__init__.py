@@ -11,7 +11,7 @@ from hyperflax.evaluation.metrics import METRICS, Metric, best_options, get_metr
 from hyperflax.evaluation.plots import write_plots
 from hyperflax.evaluation.provenance import run_info
 from hyperflax.evaluation.report import build_report, read_report, write_report
-from hyperflax.evaluation.runner import EvaluationTask, ScoreTable, evaluate_conditions, with_shuffled_support
+from hyperflax.evaluation.runner import EvaluationTask, ScoreTable, evaluate_conditions
 from hyperflax.evaluation.schema import CONDITIONS, DIFFERENCES, validate_report
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "run_info",
     "shuffled_support",
     "validate_report",
-    "with_shuffled_support",
     "write_plots",
     "write_report",
 ]

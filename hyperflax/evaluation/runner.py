@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from hyperflax.buckets import Location, locate
 from hyperflax.errors import AdapterError, ConfigError, DataError
-from hyperflax.evaluation.controls import shuffled_support
 from hyperflax.evaluation.metrics import Metric, get_metric
 from hyperflax.evaluation.provenance import plain_json
 from hyperflax.evaluation.report import build_report
@@ -97,13 +96,6 @@ class ScoreTable:
             categories={task.name: task.category for task in self.tasks if task.category is not None},
             **options,
         )
-
-
-def with_shuffled_support(tasks: Sequence[EvaluationTask], seed: int = 0) -> list[EvaluationTask]:
-    """The tasks of the control: each with its own inputs and another task's support, by a derangement."""
-    by_name = {task.name: task for task in tasks}
-    donors = shuffled_support([task.name for task in tasks], seed)
-    return [dataclasses.replace(task, support=by_name[donors[task.name]].support) for task in tasks]
 
 
 def evaluate_conditions(

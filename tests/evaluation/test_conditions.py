@@ -105,6 +105,26 @@ def test_one_task_is_evaluated_without_the_control(tmp_path: pathlib.Path) -> No
         evaluate(out=str(tmp_path), conditions=["bare", "shuffled_support"], **options)
 
 
+def test_the_control_reads_another_task_s_support_and_asks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, asked = [], []
+    monkeypatch.setattr(Hypermodel, "generate", lambda _, episodes: read.append(episodes["support_tokens"]))
+
+    def decode(self: Hypermodel, inputs: np.ndarray, adapters: object) -> np.ndarray:
+        asked.append(inputs)
+        return np.ones((*inputs.shape[:2], 1), np.int32)
+
+    monkeypatch.setattr(Hypermodel, "decode", decode)
+    rows = {name: [(name + text, target) for text, target in PAIRS] for name in "uvwxyz"}
+    held_out = HeldOut.from_source(InMemorySource.from_strings(rows, Bytes()), hypermodel().config.episodes)
+    conditions = Conditions(hypermodel(), held_out, seed=1)
+    for condition in conditions.pick("generated", "shuffled_support").values():
+        condition(held_out.tasks)
+    own, shuffled = ([support.tolist() for support in batch[: len(rows)]] for batch in read)
+    assert sorted(shuffled) == sorted(own)
+    assert all(one != other for one, other in zip(shuffled, own, strict=True))
+    np.testing.assert_array_equal(*asked)
+
+
 def test_one_group_has_no_control_either() -> None:
     pairs = [Example.from_text(*pair, Bytes()) for pair in PAIRS]
     tasks = [TaskExamples(name, pairs, TaskInfo(category="rte")) for name in ("rte_a", "rte_b")]

@@ -14,7 +14,7 @@ import pytest
 
 from hyperflax import locks
 from hyperflax.errors import AdapterError, ConfigError, DataError
-from hyperflax.evaluation import EvaluationTask, evaluate_conditions, run_info, with_shuffled_support
+from hyperflax.evaluation import EvaluationTask, evaluate_conditions, run_info
 from hyperflax.processes import Processes
 
 TASKS = [
@@ -76,24 +76,6 @@ def test_small_tasks_do_not_cost_what_a_large_one_does(tmp_path: pathlib.Path) -
     second = Oracle()
     assert evaluate_conditions(tasks, {"generated": second}, "exact_match", **options).scores == table.scores
     assert second.batches == [["g"]]
-
-
-def test_shuffled_support_control() -> None:
-    control = with_shuffled_support(TASKS, seed=1)
-    assert [task.inputs for task in control] == [task.inputs for task in TASKS]
-    assert sorted(task.support for task in control) == sorted(task.support for task in TASKS)
-    assert all(task.support != own.support for task, own in zip(control, TASKS, strict=True))
-    by_name = {task.name: task for task in control}
-    oracle = Oracle()
-    table = evaluate_conditions(
-        TASKS,
-        {"generated": oracle, "shuffled_support": lambda batch: oracle([by_name[task.name] for task in batch])},
-        "exact_match",
-        progress=False,
-    )
-    assert set(table.scores["generated"].values()) == {1.0}
-    # Only the task that gets the suffix 0 scores: "y0" is a reference of every task.
-    assert sorted(table.scores["shuffled_support"].values()) == [0.0] * 6 + [0.5]
 
 
 def test_report_carries_counts_and_categories() -> None:
