@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.adapters.sites import STACKS, depth
 from hyperflax.checkpoints.lazy import LazyArray
 from hyperflax.checkpoints.shapes import from_scalable, infer_t5_config, is_scalable
 from hyperflax.errors import CheckpointError
@@ -22,7 +23,6 @@ from hyperflax.models.stacking import LAYER_AXIS, group_layers, unstack_layers
 from hyperflax.types import PyTree, T5Config
 
 _BIAS = "relpos_bias/rel_embedding"
-_STACKS = ("encoder", "decoder")
 
 
 def unrolled(params: PyTree, **known: Any) -> tuple[dict[str, Any], T5Config]:
@@ -56,8 +56,8 @@ def to_minimal(params: PyTree, config: T5Config) -> tuple[dict[str, Any], T5Conf
     if config.relative_bias == "shared":
         return params, config
     flat = trees.flatten(params)
-    for stack, depth in zip(_STACKS, (config.num_encoder_layers, config.num_decoder_layers), strict=True):
-        tables = [flat.pop(f"{stack}/layers_{layer}/{_BIAS}") for layer in range(depth)]
+    for stack in STACKS:
+        tables = [flat.pop(f"{stack}/layers_{layer}/{_BIAS}") for layer in range(depth(config, stack))]
         for layer, table in enumerate(tables):
             if not np.array_equal(table, tables[0]):
                 raise CheckpointError(
@@ -75,9 +75,9 @@ def to_scalable(params: PyTree, config: T5Config) -> dict[str, Any]:
     """
     flat = trees.flatten(params)
     if config.relative_bias == "shared":
-        for stack, depth in zip(_STACKS, (config.num_encoder_layers, config.num_decoder_layers), strict=True):
+        for stack in STACKS:
             table = flat.pop(f"{stack}/{_BIAS}")
-            flat |= {f"{stack}/layers_{layer}/{_BIAS}": table for layer in range(depth)}
+            flat |= {f"{stack}/layers_{layer}/{_BIAS}": table for layer in range(depth(config, stack))}
     flat, groups = group_layers(trees.unflatten(flat), config)
     for path, layers in groups.items():
         stack, _, rest = path.split("/", 2)

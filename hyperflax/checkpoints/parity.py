@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from hyperflax.adapters.sites import STACKS
 from hyperflax.errors import CheckpointError
 from hyperflax.models.decoding import decode
 from hyperflax.models.stacks import Layer
@@ -77,7 +78,7 @@ def trace(
         mutable=["intermediates"],
     )
     found = {}
-    for stack in ("encoder", "decoder"):
+    for stack in STACKS:
         for name, layer in state["intermediates"][stack].items():
             found[f"{stack}/{name}"] = np.asarray(layer["__call__"][0][0])
             if stack == "encoder":

@@ -1,7 +1,6 @@
 """Do these parameters fit that T5, and which T5 do these parameters make?
 
-The table of names and shapes stands here a second time, apart from the model, so that a checkpoint is judged without
-building one, and so that each of the two can be tested against the other.
+A checkpoint is judged by the table of `adapters.sites`, without building a model; the tests hold the one to the other.
 
 >>> config = infer_t5_config(read_t5x_checkpoint("t5_1_1_small/checkpoint_1000000"))
 >>> config.num_heads, config.emb_dim, config.mlp_activations
@@ -17,49 +16,24 @@ from typing import Any
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.adapters.sites import ATTENTIONS, depth, parameters
 from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.models.stacking import LAYER_AXIS
 from hyperflax.types import PyTree, T5Config
 
 Shape = tuple[int, ...]
 
-_ATTENTIONS = {"encoder": ("attention",), "decoder": ("self_attention", "encoder_decoder_attention")}
-_NORMS = {
-    "encoder": ("pre_attention_layer_norm", "pre_mlp_layer_norm"),
-    "decoder": ("pre_self_attention_layer_norm", "pre_cross_attention_layer_norm", "pre_mlp_layer_norm"),
-}
-
 
 def expected_shapes(config: T5Config) -> dict[str, Shape]:
     """Returns `{path: shape}` of every parameter; scanned layers have their axis of layers at 1."""
-    shapes: dict[str, Shape] = {"token_embedder/embedding": (config.vocab_size, config.emb_dim)}
-    table = (config.num_heads, config.num_buckets)
-    for stack, depth in (("encoder", config.num_encoder_layers), ("decoder", config.num_decoder_layers)):
-        layer = _layer_shapes(config, stack)
-        if config.relative_bias == "per_layer":
-            layer["relpos_bias/rel_embedding"] = table
-        else:
-            shapes[f"{stack}/relpos_bias/rel_embedding"] = table
-        for name, shape in layer.items():
-            if config.scan_layers:
-                shapes[f"{stack}/layers/{name}"] = (shape[0], depth, *shape[1:])
-            else:
-                shapes.update({f"{stack}/layers_{number}/{name}": shape for number in range(depth)})
-        shapes[f"{stack}/{stack}_norm/scale"] = (config.emb_dim,)
-    if not config.logits_via_embedding:
-        shapes["decoder/logits_dense/kernel"] = (config.emb_dim, config.vocab_size)
+    shapes: dict[str, Shape] = {}
+    for parameter in parameters(config):
+        path, shape = parameter.path, parameter.shape
+        if config.scan_layers and (layer := f"/layers_{parameter.layer}/") in path:
+            path = path.replace(layer, "/layers/")
+            shape = (*shape[:LAYER_AXIS], depth(config, parameter.stack), *shape[LAYER_AXIS:])
+        shapes[path] = shape
     return dict(sorted(shapes.items()))
-
-
-def _layer_shapes(config: T5Config, stack: str) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {f"{norm}/scale": (config.emb_dim,) for norm in _NORMS[stack]}
-    for attention in _ATTENTIONS[stack]:
-        for name in ("query", "key", "value"):
-            shapes[f"{attention}/{name}/kernel"] = (config.emb_dim, config.joined_kv)
-        shapes[f"{attention}/out/kernel"] = (config.joined_kv, config.emb_dim)
-    for name in config.mlp_inputs:
-        shapes[f"mlp/{name}/kernel"] = (config.emb_dim, config.mlp_dim)
-    shapes["mlp/wo/kernel"] = (config.mlp_dim, config.emb_dim)
-    return shapes
 
 
 def shape_problems(params: PyTree, config: T5Config) -> list[str]:
@@ -234,11 +208,11 @@ def of_scalable(path: str, shape: Shape) -> tuple[str, tuple[int, int] | None]:
     The axes are None where there are no heads. Any other leaf keeps its name. Raises as `from_scalable` does.
     """
     stack, _, rest = path.partition("/")
-    if stack not in _ATTENTIONS or not rest.startswith(f"{stack}/"):
+    if stack not in ATTENTIONS or not rest.startswith(f"{stack}/"):
         return path, None
     name = rest.removeprefix(f"{stack}/")
     heads = None
-    if name.split("/")[0] in _ATTENTIONS[stack]:
+    if name.split("/")[0] in ATTENTIONS[stack]:
         if len(shape) != 4:
             raise CheckpointError(f"leaf '{path}': expected four axes as in scalable_t5, found {shape}")
         heads = (0, 2) if name.endswith("/out/kernel") else (2, 3)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hyperflax import trees
+from hyperflax.adapters import sites
 from hyperflax.errors import CheckpointError
 from hyperflax.types import Array, PyTree, T5Config
 
@@ -66,7 +67,7 @@ def group_layers(params: PyTree, config: T5Config) -> tuple[dict[str, Any], dict
             flat[path] = x
     groups = {}
     for path, layers in found.items():
-        depth = _depth(path, config)
+        depth = sites.depth(config, path.partition("/")[0])
         if sorted(layers) != list(range(depth)):
             raise CheckpointError(f"parameter '{path}': expected layers 0 to {depth - 1}, got {sorted(layers)}")
         groups[path] = [layers[layer] for layer in range(depth)]
@@ -83,7 +84,7 @@ def unstack_layers(params: PyTree, config: T5Config) -> dict:
     for path, x in trees.flatten(params).items():
         if match := _SCANNED.fullmatch(path):
             stack, rest = match.groups()
-            depth = _depth(path, config)
+            depth = sites.depth(config, stack)
             if x.ndim <= LAYER_AXIS or x.shape[LAYER_AXIS] != depth:
                 raise CheckpointError(
                     f"parameter '{path}': expected {depth} layers on axis {LAYER_AXIS}, got shape {tuple(x.shape)}"
@@ -93,7 +94,3 @@ def unstack_layers(params: PyTree, config: T5Config) -> dict:
         else:
             flat[path] = x
     return trees.unflatten(flat)
-
-
-def _depth(path: str, config: T5Config) -> int:
-    return config.num_encoder_layers if path.startswith("encoder/") else config.num_decoder_layers
