@@ -24,7 +24,7 @@ import numpy as np
 
 from hyperflax.adapters import checks
 from hyperflax.adapters.kind_config import KindConfig
-from hyperflax.adapters.sites import check_places, projections, select
+from hyperflax.adapters.sites import Projection, check_places, projections, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.types import Array, T5Config
 
@@ -139,30 +139,30 @@ def lora_spec(config: LoRA, t5: T5Config) -> AdapterSpec:
     Raises:
       ConfigError: a site pattern or layer that chooses nothing; the message lists the sites.
     """
-    leaves = []
-    for place in select(projections(t5), config.sites, config.layers):
-        where = {"stack": place.stack, "layer": place.layer}
-        std = 1.0 / math.sqrt(place.in_dim)
-        leaves.append(
-            Leaf(
-                path=f"{place.path}/lora/a",
-                shape=(place.in_dim, config.rank),
-                axes=(place.in_axis, "rank"),
-                slot_axis=1,
-                init_std=std,
-                head_std=config.a_head_std * std,
-                **where,
-            )
-        )
-        leaves.append(
-            Leaf(
-                path=f"{place.path}/lora/b",
-                shape=(config.rank, place.out_dim),
-                axes=("rank", place.out_axis),
-                slot_axis=0,
-                scale=config.alpha / config.rank,
-                head_std=config.b_head_std,
-                **where,
-            )
-        )
-    return AdapterSpec(tuple(leaves), (config,))
+    places = select(projections(t5), config.sites, config.layers)
+    return AdapterSpec(tuple(leaf for place in places for leaf in lora_leaves(config, place)), (config,))
+
+
+def lora_leaves(config: LoRA, place: Projection) -> tuple[Leaf, Leaf]:
+    """Returns the leaves `a` and `b` of one projection."""
+    where = {"stack": place.stack, "layer": place.layer}
+    std = 1.0 / math.sqrt(place.in_dim)
+    a = Leaf(
+        path=f"{place.path}/lora/a",
+        shape=(place.in_dim, config.rank),
+        axes=(place.in_axis, "rank"),
+        slot_axis=1,
+        init_std=std,
+        head_std=config.a_head_std * std,
+        **where,
+    )
+    b = Leaf(
+        path=f"{place.path}/lora/b",
+        shape=(config.rank, place.out_dim),
+        axes=("rank", place.out_axis),
+        slot_axis=0,
+        scale=config.alpha / config.rank,
+        head_std=config.b_head_std,
+        **where,
+    )
+    return a, b

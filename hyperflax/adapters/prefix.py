@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from hyperflax.adapters import checks
 from hyperflax.adapters.kind_config import KindConfig
-from hyperflax.adapters.sites import attentions, check_places, select
+from hyperflax.adapters.sites import Place, attentions, check_places, select
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import ConfigError
 from hyperflax.types import Array, T5Config
@@ -107,21 +107,18 @@ def prefix_spec(config: Prefix, t5: T5Config) -> AdapterSpec:
     Raises:
       ConfigError: a site pattern or layer that chooses nothing; the message lists the sites.
     """
-    leaves, masks = [], []
-    for place in select(attentions(t5), config.sites, config.layers):
-        cross = place.module == CROSS_ATTENTION
-        path = f"{place.path}/{READERS['zero' if cross else config.position_bias]}"
-        where = {"stack": place.stack, "layer": place.layer, "slot_axis": 0}
-        for name in ("key", "value"):
-            leaves.append(
-                Leaf(
-                    path=f"{path}/{name}",
-                    shape=(config.length, t5.num_heads, t5.head_dim),
-                    axes=("prefix", "heads", "kv"),
-                    init_std=config.init_std,
-                    head_std=config.head_std,
-                    **where,
-                )
-            )
-        masks.append(Leaf(path=f"{path}/mask", shape=(config.length,), axes=("prefix",), **where))
-    return AdapterSpec(tuple(leaves), (config,), optional=tuple(masks))
+    places = select(attentions(t5), config.sites, config.layers)
+    slots = [prefix_leaves(config, place, t5.num_heads, t5.head_dim) for place in places]
+    leaves = tuple(leaf for key, value, _ in slots for leaf in (key, value))
+    return AdapterSpec(leaves, (config,), optional=tuple(mask for *_, mask in slots))
+
+
+def prefix_leaves(config: Prefix, place: Place, num_heads: int, head_dim: int) -> tuple[Leaf, Leaf, Leaf]:
+    """Returns the leaves `key`, `value` and `mask` of one attention."""
+    cross = place.module == CROSS_ATTENTION
+    path = f"{place.path}/{READERS['zero' if cross else config.position_bias]}"
+    where = {"stack": place.stack, "layer": place.layer, "slot_axis": 0}
+    shape, axes = (config.length, num_heads, head_dim), ("prefix", "heads", "kv")
+    stds = {"init_std": config.init_std, "head_std": config.head_std}
+    key, value = (Leaf(f"{path}/{name}", shape, axes, **stds, **where) for name in ("key", "value"))
+    return key, value, Leaf(f"{path}/mask", shape[:1], axes[:1], **where)

@@ -20,6 +20,8 @@ import numpy as np
 
 from hyperflax.adapters.checks import is_int, is_number
 from hyperflax.adapters.kinds import groups
+from hyperflax.adapters.lora import LoRA, lora_leaves
+from hyperflax.adapters.sites import Projection
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.checkpoints.hf_names import module_name, module_path
 from hyperflax.checkpoints.peft_content import CONFIG, Content
@@ -144,7 +146,8 @@ def import_lora(content: Content, decoder_layers: int | None) -> tuple[dict[str,
             f"{path}/lora/a": np.ascontiguousarray(a),
             f"{path}/lora/b": np.ascontiguousarray(b * np.float32(scaling)),
         }
-        leaves += _leaves(path, a.shape[0], rank, b.shape[1])  # pyrefly: ignore[bad-argument-type]  # looked at above
+        place = _place(path, a.shape[0], b.shape[1])  # pyrefly: ignore[bad-argument-type]  # looked at above
+        leaves += lora_leaves(LoRA(rank=rank, alpha=rank), place)
     return flat, AdapterSpec(tuple(leaves))
 
 
@@ -180,14 +183,9 @@ def _by_pattern(module: str, config: Mapping[str, Any], patterns: str, usual: st
     return config.get(usual, default)
 
 
-def _leaves(path: str, in_dim: int, rank: int, out_dim: int) -> list[Leaf]:
-    """The two leaves of a projection, which start where LoRA's do; see `adapters.lora`."""
+def _place(path: str, in_dim: int, out_dim: int) -> Projection:
+    """The projection that is called so; see `adapters.sites.projections`."""
     stack, layer, part, name = path.split("/")
     inner = "mlp" if part == "mlp" else "joined_kv"
     into, out_of = (inner, "embed") if name in ("out", "wo") else ("embed", inner)
-    where = {"stack": stack, "layer": int(layer.removeprefix("layers_"))}
-    std = 1.0 / math.sqrt(in_dim)
-    return [
-        Leaf(f"{path}/lora/a", (in_dim, rank), (into, "rank"), slot_axis=1, init_std=std, head_std=0.1 * std, **where),
-        Leaf(f"{path}/lora/b", (rank, out_dim), ("rank", out_of), slot_axis=0, head_std=0.02, **where),
-    ]
+    return Projection(stack, int(layer.removeprefix("layers_")), f"{part}/{name}", in_dim, out_dim, into, out_of)

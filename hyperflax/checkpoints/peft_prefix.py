@@ -19,7 +19,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from hyperflax.adapters.kinds import groups
-from hyperflax.adapters.prefix import READERS, Prefix
+from hyperflax.adapters.prefix import READERS, Prefix, prefix_leaves
+from hyperflax.adapters.sites import Place
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.checkpoints.peft_content import CONFIG, Content
 from hyperflax.errors import AdapterError
@@ -124,17 +125,14 @@ def import_prefix(content: Content, decoder_layers: int | None) -> tuple[dict[st
     depth = decoder_layers or num_layers
     if depth > num_layers:
         raise AdapterError(f"{CONFIG}: key 'num_layers': expected at least {depth}, the decoder's, got {num_layers}")
+    config = Prefix(length=length, position_bias="preceding")
     flat: dict[str, np.ndarray] = {}
     leaves: list[Leaf] = []
     optional: list[Leaf] = []
     for layer in range(depth):
-        slot = f"{_SITE.format(layer)}/{_READER}"
-        where = {"stack": "decoder", "layer": layer, "slot_axis": 0}
-        for part, name in enumerate(("key", "value")):
-            array = np.ascontiguousarray(pairs[:, pair_of(layer, num_layers), part])
-            flat[f"{slot}/{name}"] = array
-            leaves.append(
-                Leaf(f"{slot}/{name}", array.shape, ("prefix", "heads", "kv"), init_std=0.1, head_std=0.1, **where)
-            )
-        optional.append(Leaf(f"{slot}/mask", (length,), ("prefix",), **where))
+        *slot, mask = prefix_leaves(config, Place("decoder", layer, "self_attention"), heads, width // heads)
+        for part, leaf in enumerate(slot):
+            flat[leaf.path] = np.ascontiguousarray(pairs[:, pair_of(layer, num_layers), part])
+        leaves += slot
+        optional.append(mask)
     return flat, AdapterSpec(tuple(leaves), optional=tuple(optional))

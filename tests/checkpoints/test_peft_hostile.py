@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -47,6 +48,14 @@ def prefix(tmp_path) -> pathlib.Path:
 def prompt(tmp_path) -> pathlib.Path:
     write_peft(tmp_path / "prompt", adapter(SoftPrompt(length=3)))
     return tmp_path / "prompt"
+
+
+@pytest.mark.parametrize("kind", [LoRA(rank=2, alpha=2.0, sites=("*",)), Prefix(length=3, **PRECEDING)])
+def test_an_adapter_from_elsewhere_has_the_leaves_of_its_kind(kind, tmp_path):
+    """To be refined or trained on, it starts where one of ours does."""
+    write_peft(tmp_path / "peft", adapter(kind))
+    (tmp_path / "peft" / "hyperflax.json").unlink()
+    assert read_peft(tmp_path / "peft").spec == dataclasses.replace(adapter(kind).spec, kinds=())
 
 
 def edit_weights(folder: pathlib.Path, change) -> None:
