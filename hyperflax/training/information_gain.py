@@ -34,5 +34,9 @@ def informative(
     if share >= 1.0:
         return np.arange(count)
     gains = trials.gains(raw, data, objective)
-    kept = max(1, round(share * count))
-    return np.sort(np.argsort(-gains, kind="stable")[:kept])
+    return np.sort(np.argsort(-gains, kind="stable")[: num_kept(count, share)])
+
+
+def num_kept(examples: int, share: float) -> int:
+    """Returns how many of so many examples `informative` keeps."""
+    return max(1, round(share * examples))

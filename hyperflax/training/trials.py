@@ -305,8 +305,13 @@ def epoch_rows(examples: np.ndarray, batch_size: int, epochs: int, seed: int) ->
     """
     rng = np.random.default_rng(np.random.SeedSequence([0x74726961, seed]))
     order = np.concatenate([rng.permutation(examples) for _ in range(epochs)])
-    steps = max(1, round(len(order) / batch_size))
+    steps = num_steps(len(examples), batch_size, epochs)
     return np.resize(order, steps * batch_size).reshape(steps, batch_size).astype(np.int32)
+
+
+def num_steps(examples: int, batch_size: int, epochs: int) -> int:
+    """Returns how many steps `epoch_rows` makes of so many examples."""
+    return max(1, round(examples * epochs / batch_size))
 
 
 @functools.cache

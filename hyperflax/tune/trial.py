@@ -31,8 +31,8 @@ from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.padding import rounded_up
-from hyperflax.training.information_gain import informative
-from hyperflax.training.trials import SCHEDULES, Hyper, Recipe, epoch_rows
+from hyperflax.training.information_gain import informative, num_kept
+from hyperflax.training.trials import SCHEDULES, Hyper, Recipe, epoch_rows, num_steps
 from hyperflax.tune.bench import Bench, raw_start, stack
 from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet
@@ -290,9 +290,9 @@ def program(bench: Bench, data: DataSet, pipeline: Pipeline) -> Program:
     if pipeline.method == AS_GENERATED:
         return Program(Recipe(spec), 0, 0)
     values: Any = pipeline  # it trains, so all of them apply
-    kept = max(1, round((1.0 - values.skip) * len(data.train)))
+    kept = num_kept(len(data.train), 1.0 - values.skip)
     recipe = Recipe(spec, values.optimizer, values.dropout, bool(values.prompt_first))
-    return Program(recipe, values.batch_size, max(1, round(kept * values.epochs / values.batch_size)))
+    return Program(recipe, values.batch_size, num_steps(kept, values.batch_size, values.epochs))
 
 
 def spec_of(bench: Bench, data: DataSet, pipeline: Pipeline) -> AdapterSpec:

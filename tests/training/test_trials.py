@@ -18,9 +18,9 @@ from hyperflax.models.decoding import decode
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.token_loss import token_loss
 from hyperflax.training import trials as module
-from hyperflax.training.information_gain import informative
+from hyperflax.training.information_gain import informative, num_kept
 from hyperflax.training.step import sum_over_microbatches
-from hyperflax.training.trials import Hyper, Recipe, Trials, epoch_rows, learning_rate
+from hyperflax.training.trials import Hyper, Recipe, Trials, epoch_rows, learning_rate, num_steps
 from hyperflax.types import T5Config
 
 CONFIG = T5Config(
@@ -272,6 +272,7 @@ def test_an_epoch_shows_every_example_once():
     for epoch in rows.reshape(3, 4):
         assert sorted(epoch) == [3, 5, 8, 9]
     assert epoch_rows(np.arange(3), batch_size=8, epochs=1, seed=0).shape == (1, 8)
+    assert (num_steps(4, batch_size=2, epochs=3), num_steps(3, batch_size=8, epochs=1)) == (6, 1)
     np.testing.assert_array_equal(rows, epoch_rows(np.array([3, 5, 8, 9]), batch_size=2, epochs=3, seed=0))
 
 
@@ -285,7 +286,7 @@ def test_what_is_kept_are_the_examples_that_help_the_objective(model):
     }
     both = {name: np.concatenate([wrong[name][:-1], right[name]]) for name in right}
     kept = informative(trials, raw, both, right, share=0.5)
-    assert len(kept) == 12
+    assert len(kept) == num_kept(24, share=0.5) == 12
     assert np.count_nonzero(kept >= 12) > 6
     gains = trials.gains(raw, both, right)
     assert gains[kept].min() > np.delete(gains, kept).max()
