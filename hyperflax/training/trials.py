@@ -242,7 +242,7 @@ class Trials:
         return TrialState(new, opt_state, state.step + 1), loss
 
     def _opt_state(self, state: TrialState, hyper: Hyper) -> PyTree:
-        """A new one where what follows a prompt begins: moments of no gradient must not pass for as old as the prompt's."""
+        """A new one where what follows a prompt begins: moments of no gradient must not pass for as old as its."""
         if not self.recipe.prompt_first:
             return state.opt_state
         begins, new = state.step == hyper.prompt_steps, self._direction.init(state.params)
