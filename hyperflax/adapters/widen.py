@@ -7,23 +7,28 @@ lengths that differ. What is new is the identity: zeros, and masked where there 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hyperflax.adapters.spec import AdapterSpec, Leaf
 from hyperflax.errors import AdapterError
 from hyperflax.types import Array
 
 
-def widen(flat: Mapping[str, Array], spec: AdapterSpec, target: AdapterSpec) -> dict[str, Array]:
+def widen(
+    flat: Mapping[str, Array], spec: AdapterSpec, target: AdapterSpec, *, xp: ModuleType = jnp
+) -> dict[str, Array]:
     """Returns the adapter `flat` of `spec` as one of `target`.
 
     Args:
       flat: `{path: array}` of an adapter that fits `spec`; leading batch dimensions are kept.
       spec: the adapter's own spec.
       target: has every leaf of `spec`, equal but for a slot axis that may be longer, and possibly more leaves.
+      xp: whose arrays these are, jax.numpy or numpy, which compiles nothing.
 
     Returns:
       `{path: array}` with all leaves of `target`; optional leaves only where they are there or needed.
@@ -40,40 +45,39 @@ def widen(flat: Mapping[str, Array], spec: AdapterSpec, target: AdapterSpec) -> 
         if to.slots < leaf.slots:
             raise AdapterError(f"leaf '{leaf.path}': {leaf.slots} slots cannot be narrowed to {to.slots}")
     batch: tuple[int, ...] = ()
-    dtype: Any = jnp.float32
+    dtype: Any = np.float32
     for leaf in spec.leaves[:1]:
-        like = jnp.asarray(flat[leaf.path])
+        like = xp.asarray(flat[leaf.path])
         batch, dtype = like.shape[: like.ndim - len(leaf.shape)], like.dtype
 
     wide = {}
     for leaf in target.leaves:
         wide[leaf.path] = (
-            lengthen(flat[leaf.path], leaf) if leaf.path in flat else jnp.zeros((*batch, *leaf.shape), dtype)
+            lengthen(flat[leaf.path], leaf, xp) if leaf.path in flat else xp.zeros((*batch, *leaf.shape), dtype)
         )
     had = {f"{leaf.module}/{leaf.reader}": leaf.slots for leaf in spec.leaves}
     for leaf in target.optional:
         slots = had.get(f"{leaf.module}/{leaf.reader}", 0)
         if leaf.path in flat:
-            wide[leaf.path] = lengthen(flat[leaf.path], leaf)
+            wide[leaf.path] = lengthen(flat[leaf.path], leaf, xp)
         elif slots < leaf.slots:
-            wide[leaf.path] = lengthen(
-                jnp.ones((*batch, *leaf.resized(slots).shape) if slots else (*batch, 0), dtype), leaf
-            )
+            kept = xp.ones((*batch, *leaf.resized(slots).shape) if slots else (*batch, 0), dtype)
+            wide[leaf.path] = lengthen(kept, leaf, xp)
     return wide
 
 
-def lengthen(array: Array, leaf: Leaf) -> Array:
+def lengthen(array: Array, leaf: Leaf, xp: ModuleType = jnp) -> Array:
     """Returns `array` with zeros in front of its slot axis up to the leaf's size. Leading dimensions are kept.
 
     In front, because a preceding prefix counts its positions back from the sequence: its last one stays at -1. Ranks
     and prefixes without a bias do not care.
     """
-    array = jnp.asarray(array)
+    array = xp.asarray(array)
     axis = array.ndim - len(leaf.shape) + leaf.slot_axis
     missing = leaf.slots - array.shape[axis]
     if not missing:
         return array
-    return jnp.pad(array, [(missing if dim == axis else 0, 0) for dim in range(array.ndim)])
+    return xp.pad(array, [(missing if dim == axis else 0, 0) for dim in range(array.ndim)])
 
 
 def shorten(array: Array, leaf: Leaf) -> Array:

@@ -330,11 +330,15 @@ class _Queue:
             self.waiting.remove(request)
             request.done = True
         for row in [row for row, other in self.taken.items() if other is request]:
-            self._progress = self._progress._replace(ended=self._progress.ended.at[row].set(True))
+            self._end(row)
             del self.taken[row]
             request.done = True
 
     def compile(self) -> None:
         for size in powers(self.lane.rows):
             self._admit({}, size)
+        self._end(0)
         self._progress = self.lane.advance(self._engine.params, self._rows, self._progress)
+
+    def _end(self, row: int) -> None:
+        self._progress = self._progress._replace(ended=self._progress.ended.at[row].set(True))

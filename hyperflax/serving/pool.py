@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import functools
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +93,8 @@ class AdapterPool:
         if key is None:
             raise AdapterError("the key None stands for no adapter")
         spec.validate(tree)
-        with jax.default_device(_host()):
-            wide = {path: np.asarray(x, np.float32) for path, x in widen(spec.flatten(tree), spec, self.spec).items()}
+        flat: dict[str, Any] = {path: np.asarray(leaf, np.float32) for path, leaf in spec.flatten(tree).items()}
+        wide: dict[str, Any] = widen(flat, spec, self.spec, xp=np)
         self._host[key] = {
             leaf.path: wide[leaf.path] if leaf.path in wide else np.ones(leaf.shape, np.float32) for leaf in self._every
         }
@@ -151,14 +152,6 @@ class AdapterPool:
         slots = np.array([self._resident[key] for key in padded], np.int32)
         values = {leaf.path: np.stack([self._host[key][leaf.path] for key in padded]) for leaf in self._every}
         self._leaves = _write(self._leaves, slots, values)
-
-
-def _host() -> jax.Device | None:
-    """JAX's device in host memory, so that adapters are added while the other is busy; None, the other, without it."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX was told to leave it out: JAX_PLATFORMS=cuda
-        return None
 
 
 @functools.partial(jax.jit, donate_argnums=0)

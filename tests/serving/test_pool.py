@@ -96,19 +96,6 @@ def test_smaller_adapters_are_widened() -> None:
             np.testing.assert_array_equal(array[1], np.ones_like(array[1]) * (1.0 if path.endswith("mask") else 4.0))
 
 
-def test_an_adapter_is_added_where_jax_was_told_of_its_accelerator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def local_devices(backend: str) -> None:  # as with JAX_PLATFORMS=cuda
-        raise RuntimeError(f"Unknown backend {backend}. Available backends are ['cuda']")
-
-    made = AdapterPool(SPEC, cases.MICRO, 1)
-    with monkeypatch.context() as told:
-        told.setattr("jax.local_devices", local_devices)
-        made.add("one", filled(4.0), SPEC)
-    flat = held(made, made.slots_of(["one"])[0])
-    for leaf in SPEC.leaves:
-        np.testing.assert_array_equal(flat[leaf.path], np.full(leaf.shape, 4.0))
-
-
 def test_replaced_and_removed() -> None:
     made = pool()
     made.slots_of([1])
