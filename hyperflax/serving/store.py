@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -40,6 +41,8 @@ from hyperflax.errors import AdapterError, CheckpointError
 from hyperflax.files import atomic_directory, fsync, local_folder, read_bytes
 from hyperflax.json_files import read_schema, write_json
 from hyperflax.serving.listing import Listing
+
+log = logging.getLogger("hyperflax.serving")
 
 FORMAT, VERSION = "hyperflax-made", 1
 ID = re.compile(r"[0-9a-f]{32}")
@@ -183,18 +186,23 @@ class AdapterStore:
             # The order of inodes is about the order in which they were made: those that follow are appended to the
             # list, and a disk reads them in one sweep.
             for entry in sorted(os.scandir(self.folder), key=os.DirEntry.inode):
-                if ID.fullmatch(entry.name):
-                    self._look(entry.name)
-                elif left := _LEFT.fullmatch(entry.name):
-                    # Deleting is for anybody to finish; what is not whole yet may be another service's work, but not
-                    # for a day.
-                    with contextlib.suppress(FileNotFoundError):  # that other service has just finished
-                        if left[1] == "old" or entry.stat().st_mtime < time.time() - _DAY:
-                            shutil.rmtree(entry.path, ignore_errors=True)
+                try:
+                    self._read_entry(entry)
+                except OSError as error:  # one that cannot be read keeps nobody from the others
+                    log.warning("%s: not listed: %s", entry.path, error)
         except BaseException as error:
             self.listed.set_exception(error)  # for those who ask for it
         else:
             self.listed.set_result(self._listing)
+
+    def _read_entry(self, entry: os.DirEntry[str]) -> None:
+        if ID.fullmatch(entry.name):
+            self._look(entry.name)
+        elif left := _LEFT.fullmatch(entry.name):
+            # Deleting is for anybody to finish; what is not whole yet may be another service's work, but not for a day.
+            with contextlib.suppress(FileNotFoundError):  # that other service has just finished
+                if left[1] == "old" or entry.stat().st_mtime < time.time() - _DAY:
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
     def _look(self, key: str) -> bool:
         """Looks whether an adapter is on the disk, and lists it or takes it off the list."""

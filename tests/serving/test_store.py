@@ -208,6 +208,25 @@ def test_a_folder_that_cannot_be_read_is_told_to_who_asks(
         listed(AdapterStore(tmp_path))
 
 
+def test_an_adapter_that_cannot_be_read_keeps_nobody_from_the_others(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, adapter = "f" * 32, hypermodel().adapt(PAIRS)
+    for key in (KEY, other):
+        AdapterStore(tmp_path).save(Made(key, 2), adapter)
+    found = os.stat
+
+    def broken(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path / other)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return found(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", broken)
+        assert listed(AdapterStore(tmp_path)) == [KEY]
+    assert f"{tmp_path / other}: not listed: [Errno 13] Permission denied" in caplog.text
+
+
 def test_a_removal_is_on_disk_before_it_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = AdapterStore(tmp_path)
     store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
