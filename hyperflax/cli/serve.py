@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resident", type=int, default=64, help="adapters on the device at once (64)")
     parser.add_argument("--hosted", type=int, default=1024, help="adapters in host memory at once (1024)")
-    parser.add_argument("--waiting", type=int, default=1024, help="inputs that may wait, above it 429 (1024)")
+    parser.add_argument(
+        "--waiting", type=int, default=1024, help="inputs, and callers for adapters, that may wait, above it 429 (1024)"
+    )
     parser.add_argument("--max-adapters", type=int, default=100_000, metavar="N", help="on disk, above it 507 (100000)")
     parser.add_argument("--grace", type=int, default=30, metavar="SECONDS", help="time to end in, in all (30)")
 

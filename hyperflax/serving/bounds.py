@@ -27,7 +27,7 @@ class ServiceConfig:
       rows: inputs decoded at once, for each of up to three input lengths, see `lane_lengths`.
       resident: adapters on the device at once.
       hosted: adapters in host memory at once; the others are read from disk when a row is free for who asks for them.
-      waiting: inputs that may wait or be decoded at once.
+      waiting: inputs that may wait or be decoded at once; as many callers may wait for adapters.
       adapting: adapters that may wait to be made.
       kept: adapters on disk, at most. None is ever deleted to make room.
     """

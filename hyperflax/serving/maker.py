@@ -20,7 +20,7 @@ from hyperflax.errors import ConfigError, HyperflaxError
 from hyperflax.evaluation.estimate import estimate
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.hypermodel import Hypermodel
-from hyperflax.serving.bounds import Full, ServiceConfig
+from hyperflax.serving.bounds import Full, Overloaded, ServiceConfig
 from hyperflax.serving.listing import Listing
 from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
 
@@ -93,6 +93,9 @@ class Maker:
           DataError, ConfigError: as `Hypermodel.adapt` does; a metric that is none, or scores no example alone.
           Overloaded, Full, Closing: it was not accepted.
         """
+        # Those as well who ask for one that is under way, or who have left since.
+        if len(self._asked) >= self.config.waiting:
+            raise Overloaded(f"{len(self._asked)} callers wait for adapters: try again later")
         options = {"definition": definition, "refine_steps": refine_steps, "supports": supports}
         asked = asyncio.ensure_future(self._adapt(list(examples), with_estimate, metric, options))
         self._asked.add(asked)  # the loop itself would forget it

@@ -13,6 +13,7 @@ import pytest
 
 from hyperflax.errors import DataError
 from hyperflax.serving import maker as maker_module
+from hyperflax.serving.bounds import DEFAULT_CONFIG, Overloaded, ServiceConfig
 from hyperflax.serving.maker import Maker
 from hyperflax.serving.service import Service
 from hyperflax.serving.store import AdapterStore
@@ -25,6 +26,7 @@ def run(
     folder: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     ask: Callable[[Maker, threading.Event, threading.Event], Coroutine[Any, Any, None]],
+    config: ServiceConfig = DEFAULT_CONFIG,
 ) -> None:
     """Runs `ask` with a maker that says when an adapter is made, waits to save it, and fails to estimate it."""
     begun, go_on = threading.Event(), threading.Event()
@@ -42,7 +44,7 @@ def run(
     monkeypatch.setattr(maker_module, "estimate", fail)
 
     async def asked() -> None:
-        service = Service(hypermodel(), folder)
+        service = Service(hypermodel(), folder, config)
         try:
             async with asyncio.timeout(120):
                 await ask(service.maker, begun, go_on)
@@ -91,3 +93,18 @@ def test_an_error_that_nobody_waits_for_is_a_line_in_the_log(
     assert (record.name, record.levelname) == ("hyperflax.serving", "WARNING")
     assert "no estimate of these" in record.getMessage()
     assert record.exc_info is None
+
+
+def test_no_more_callers_wait_for_an_adapter_than_may_wait(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(maker: Maker, begun: threading.Event, go_on: threading.Event) -> None:
+        asked = [asyncio.ensure_future(maker.adapt(EXAMPLES, with_estimate=False)) for _ in range(2)]
+        await asyncio.to_thread(begun.wait, 60)
+        with pytest.raises(Overloaded, match="2 callers wait for adapters"):
+            await maker.adapt(EXAMPLES, with_estimate=False)
+        go_on.set()
+        assert sorted(new for _, new in await asyncio.gather(*asked)) == [False, True]
+        assert not (await maker.adapt(EXAMPLES, with_estimate=False))[1]
+
+    run(tmp_path, monkeypatch, ask, ServiceConfig(waiting=2))
