@@ -26,6 +26,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.serving.bounds import ServiceConfig
+from hyperflax.serving.engine import Request
 from hyperflax.serving.http import Limits, create_app
 from hyperflax.serving.messages import MOST_ITEMS
 from hyperflax.serving.page import load_page
@@ -300,6 +301,32 @@ def test_former_adapters_are_listed_a_few_at_a_time(page: Page, service: Service
     for key in keys[:-1]:
         service.store.remove(key)
     page.expected = {404}
+
+
+def test_what_is_cut_off_does_not_look_finished(page: Page, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = service.engine.turn
+
+    def unfinished() -> list[Request]:
+        """The half of what one turn decodes, and no end."""
+        turn()
+        for request in (request for call in service._calls for request in call.requests):
+            request.tokens, request.done = request.tokens[: len(request.tokens) // 2], False
+        return []
+
+    page.write("inputs", "gh")
+    with monkeypatch.context() as patch:
+        patch.setattr(service.engine, "turn", unfinished)
+        page.press("Predict")
+        page.wait(lambda: any(page.texts("#results td.bare")))
+        page.press("Stop")
+        page.wait(lambda: page["predict-status"].text == "Stopped.")
+    whole, (shown,) = hypermodel().predict(["gh"])[0], page.texts("#results td.bare")
+    assert whole.startswith(shown)
+    assert shown != whole
+    after = 'return getComputedStyle(document.querySelector("#results td.bare"), "::after").content'
+    assert page.driver.execute_script(after) == '" (cut off)"'
+    page.press("Download TSV")
+    assert page.downloaded("predictions.tsv").read_text() == "input\tbare\ngh\t\n"
 
 
 def test_the_adapter_that_is_picked_last_is_used(page: Page, service: Service) -> None:
