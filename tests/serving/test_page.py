@@ -303,6 +303,26 @@ def test_former_adapters_are_listed_a_few_at_a_time(page: Page, service: Service
     page.expected = {404}
 
 
+def test_a_damaged_adapter_is_listed_and_can_be_deleted(page: Page, service: Service) -> None:
+    page.expected = {500}
+    for key in service.store.listed.result().page(1000).ids:  # of other tests
+        service.store.remove(key)
+    keys = damaged, whole = "c" * 32, "d" * 32
+    for key in keys:
+        service.store.save(Made(key, 3), hypermodel().adapt(PAIRS))
+    file = service.store.folder / damaged / "made.json"
+    file.write_bytes(file.read_bytes()[:20])
+    page.open(page.origin)
+    page.wait(lambda: page["former-status"].text == "2 adapters.")
+    (row,) = (text for text in page.texts("#former tr") if text.startswith(damaged[:8]))
+    assert "It cannot be read" in row
+    assert page.texts("#former .use") == ["Use"]
+    page.press(f"Delete {damaged[:8]}")
+    page.driver.switch_to.alert.accept()
+    page.wait(lambda: page["former-status"].text == "1 adapter.")
+    service.store.remove(whole)
+
+
 def test_what_is_cut_off_does_not_look_finished(page: Page, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     turn = service.engine.turn
 
