@@ -386,6 +386,8 @@ def test_examples_come_in_by_text_file_cells_and_keys(page: Page, tmp_path: path
         "a.csv": '\ufeffinput,target\n"say ""a"", then",b;c\n"d\te",f\n',
         "b.tsv": '"say ""a"", then"\tb;c\r\n"d\te"\tf\r\n',
         "c.jsonl": "".join(json.dumps({"input": x, "target": y}) + "\n" for x, y in two),
+        "d.json": json.dumps([{"input": x, "target": y} for x, y in two]),
+        "e.json": json.dumps([{"input": x, "target": y} for x, y in two], indent=1),
     }
     for name, text in forms.items():
         page.press("Clear")
@@ -393,6 +395,10 @@ def test_examples_come_in_by_text_file_cells_and_keys(page: Page, tmp_path: path
         page["file"].send_keys(str(tmp_path / name))
         page.wait(lambda: len(page.table()) == len(two))
         assert page.table() == two, name
+    page.press("Clear")
+    page.write("pasted", "[x],y")
+    page.press("Add to the table")
+    assert page.table() == [("[x]", "y")]
     # Pasted by keys: into the field, then into the second column of the table.
     page.press("Clear")
     page["inputs"].send_keys("p,q\nr,s", Keys.CONTROL, "ax")
@@ -425,6 +431,12 @@ def test_what_is_wrong_is_told_beside_its_field(page: Page, tmp_path: pathlib.Pa
     page.write("pasted", '{"input": 1, "target": "b"}')
     page.press("Add to the table")
     assert page["pasted-error"].text == 'Line 1: expected texts named "input" and "target".'
+    page.write("pasted", '[{"input": "a", "target": "b"}, {"input": "c"}]')
+    page.press("Add to the table")
+    assert page["pasted-error"].text == 'Example 2: expected texts named "input" and "target".'
+    page.write("pasted", '[{"input": "a", "target": "b"},]')
+    page.press("Add to the table")
+    assert page["pasted-error"].text == "The list: this is no JSON."
     (tmp_path / "many.csv").write_text("a,b\n" * 20_000)
     page["file"].send_keys(str(tmp_path / "many.csv"))
     page.wait(lambda: page["pasted-error"].text == f"Expected at most {MOST_ITEMS} examples in all, got 20001.")
