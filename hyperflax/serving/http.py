@@ -21,8 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import io
-import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -34,9 +32,8 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 
 import hyperflax
-from hyperflax.checkpoints.model_directory import collect_files
-from hyperflax.checkpoints.peft import write_peft
 from hyperflax.errors import HyperflaxError
+from hyperflax.serving.downloads import fits_peft, packed
 from hyperflax.serving.messages import (
     MOST_LISTED,
     AdapterIds,
@@ -175,7 +172,7 @@ def create_app(
     )
     async def download(adapter: str, form: Annotated[Literal["native", "peft"], Query()] = "native") -> Response:
         """A zip: the directory that `hyperflax predict --adapter` takes, or PEFT's."""
-        data = await asyncio.to_thread(_packed, service, adapter, form)
+        data = await asyncio.to_thread(packed, service, adapter, form)
         headers = {"Content-Disposition": f'attachment; filename="adapter-{adapter[:8]}-{form}.zip"'}
         return Response(data, media_type="application/zip", headers=headers)
 
@@ -222,6 +219,7 @@ def create_app(
             targets_length=service.engine.config.max_length,
             shots=config.episodes.shots,
             adapter_values=config.spec.num_parameters,
+            peft=await asyncio.to_thread(fits_peft, config.spec, config.base.num_decoder_layers),
         )
 
     @app.get("/healthz", include_in_schema=False)
@@ -278,17 +276,3 @@ async def _unless_gone(request: Request, work: Awaitable[list[Answer]]) -> list[
         raise HTTPException(499, "the caller hung up") from None
     finally:
         watch.cancel()
-
-
-def _packed(service: Service, key: str, form: str) -> bytes:
-    """A zip of the adapter's directory in a form."""
-    if form == "native":
-        files = service.store.files(key)
-    else:
-        adapter, layers = service.store.load(key), service.model.config.base.num_decoder_layers
-        files = collect_files(lambda folder: write_peft(folder, adapter, decoder_layers=layers))
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(f"adapter-{key[:8]}/{name}", content)
-    return packed.getvalue()

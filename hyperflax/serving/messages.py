@@ -132,3 +132,4 @@ class ModelInfo(BaseModel):
     targets_length: int = Field(description="tokens of an answer at most")
     shots: int = Field(description="examples that training showed at once")
     adapter_values: int
+    peft: bool = Field(description="whether PEFT can express its adapters, for `?form=peft`")

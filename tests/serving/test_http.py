@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -14,9 +15,16 @@ import pytest
 from fastapi.testclient import TestClient
 
 import hyperflax
+from hyperflax.adapters.kind_config import KindConfig
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.lora import LoRA
+from hyperflax.adapters.prefix import Prefix
 from hyperflax.checkpoints.artefacts import Adapter
 from hyperflax.errors import DataError
 from hyperflax.evaluation.estimate import Estimate, estimate
+from hyperflax.hypermodel import Hypermodel
+from hyperflax.serving.http import create_app
+from hyperflax.serving.service import Service
 from hyperflax.serving.store import AdapterStore, Made
 from tests.evaluation.micro import hypermodel
 from tests.serving.http_clients import INPUTS, PAIRS, SIZES, adapters_made, client, examples, texts
@@ -251,6 +259,17 @@ def test_the_schema_names_every_route(http: TestClient) -> None:
     limit, after = listed["parameters"]
     assert (limit["name"], after["name"], after["required"]) == ("limit", "after", False)
     assert limit["schema"].items() >= {"default": 100, "minimum": 1, "maximum": 1000}.items()
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(LoRA(rank=2), True), (Prefix(length=2), False)])
+def test_a_service_tells_whether_peft_can_express_its_adapters(
+    tmp_path: pathlib.Path, kind: KindConfig, fits: bool
+) -> None:
+    model = hypermodel()
+    config = dataclasses.replace(model.config, spec=build_spec(kind, model.config.base))
+    other = Hypermodel(config, model.base_params, model.hypernetwork_params)
+    answer = TestClient(create_app(Service(other, tmp_path))).get("/v1/model")
+    assert answer.json()["peft"] is fits
 
 
 def test_the_next_service_has_what_the_last_one_made(tmp_path: pathlib.Path) -> None:

@@ -507,6 +507,21 @@ def test_a_service_that_will_never_be_ready_is_not_called_starting(page: Page, t
         assert not page["page-status"].text
 
 
+def test_a_download_for_peft_is_offered_where_there_is_one(
+    page: Page, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "e" * 32
+    service.store.save(Made(key, 3), hypermodel().adapt(PAIRS))
+    with monkeypatch.context() as patch:
+        patch.setattr("hyperflax.serving.http.fits_peft", lambda *_: False)
+        page.open(page.origin)
+        page.wait(lambda: page.all("#former tr"))
+        page.press(f"Use {key[:8]}")
+        page.wait(page["download-native"].is_displayed)
+        assert not page["download-peft"].is_displayed()
+    service.store.remove(key)
+
+
 def test_text_that_looks_like_markup_stays_text(page: Page) -> None:
     told = "<script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
     page.give([("<script>", "<b>x</b>"), *PAIRS[1:]], ["<img src=x>", "<b>y</b>"])
