@@ -13,8 +13,10 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import math
+import os
 import pathlib
 import statistics
+import subprocess
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -40,7 +42,7 @@ class Figure(NamedTuple):
 
 def write_result(folder: pathlib.Path, name: str, measured: Mapping[str, Any]) -> None:
     """Writes what `measure` returned of a case; it appears whole."""
-    found = {**versions(), **{package: v for package in OTHERS if (v := _version(package))}}
+    found = {**versions(), **{package: v for package in OTHERS if (v := _version(package))}, **_t5x()}
     about = {"case": name, "hash": CASES[name].digest(), "command": command_line()}
     write_json(folder / f"{name}.json", {**about, "versions": found, **measured})
 
@@ -180,6 +182,14 @@ def _machines(results: Mapping[str, Result]) -> list[str]:
         about = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
         made.setdefault(f"{result['device']}; {about}", []).append(name)
     return [f"Measured on {about} ({', '.join(names)})." for about, names in made.items()]
+
+
+def _t5x() -> dict[str, str]:
+    """The commit of T5X's checkout, which has no releases; nothing without one."""
+    if not (checkout := os.environ.get("HYPERFLAX_T5X")):
+        return {}
+    found = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"t5x": found.stdout.strip() or "unknown"}
 
 
 def _version(package: str) -> str | None:

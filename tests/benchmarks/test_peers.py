@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -151,6 +152,18 @@ def test_a_stale_result_is_found(tmp_path: pathlib.Path):
     first, second = stale(tmp_path)
     assert "other.json: no case has this name" in first
     assert "stale, expected the hash" in second
+
+
+def test_a_result_names_the_commit_of_t5x(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    checkout = tmp_path / "t5x"
+    git = ["git", "-C", str(checkout), "-c", "user.name=x", "-c", "user.email=x"]
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    for name, expected in ((str(checkout), commit), (str(tmp_path), "unknown"), ("", None)):
+        monkeypatch.setenv("HYPERFLAX_T5X", name)
+        write_result(tmp_path, "train_lora", {"device": "x", "entries": {}, "agreement": []})
+        assert read_json(tmp_path / "train_lora.json")["versions"].get("t5x") == expected
 
 
 def test_the_docs_show_the_results():
