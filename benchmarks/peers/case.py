@@ -121,6 +121,7 @@ class Case:
       says: what is measured, for people.
       entries: by name.
       ratios: what is reported of them.
+      most_seconds: name of an entry -> the target of its seconds, as of a ratio's.
       x: what grows along the curves, if there are any.
       curves: label -> {x: name of the entry}.
       crossing: two labels; reported is where the first one's seconds come to exceed the second one's.
@@ -131,6 +132,7 @@ class Case:
     says: str
     entries: Mapping[str, Entry]
     ratios: tuple[Ratio, ...] = ()
+    most_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     x: str = ""
     curves: Mapping[str, Mapping[int, str]] = dataclasses.field(default_factory=dict)
     crossing: tuple[str, str] | None = None

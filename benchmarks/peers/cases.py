@@ -154,6 +154,7 @@ def _start() -> Case:
     return Case(
         "Fresh processes, from start to end",
         {says: Entry("hyperflax", "start", command=name) for name, says in commands.items()},
+        most_seconds={commands["predict_cold"]: 6.0, commands["predict_warm"]: 3.0},
     )
 
 

@@ -125,7 +125,7 @@ def rendered(results: Mapping[str, Result]) -> str:
             f"### {CASES[name].says}",
             "",
             *_ratios(CASES[name], result),
-            *_seconds(result),
+            *_seconds(CASES[name], result),
             *_remarks(CASES[name], result),
         ]
     return "\n".join([*lines, *_machines(results)])
@@ -138,13 +138,12 @@ def _ratios(case: Case, result: Result) -> list[str]:
     for ratio in case.ratios:
         found = ratio_figure(ratio, result)
         told = "not run | " if found is None else f"{found.median:.2f} | {found.lowest:.2f} to {found.highest:.2f}"
-        lines.append(f"| {ratio.says} | {told} | {_target(ratio, found)} |")
+        lines.append(f"| {ratio.says} | {told} | {_target(ratio.least, ratio.most, found)} |")
     return [*lines, ""]
 
 
-def _target(ratio: Ratio, found: Figure | None) -> str:
+def _target(least: float | None, most: float | None, found: Figure | None) -> str:
     """The target in words, and whether the median misses it."""
-    least, most = ratio.least, ratio.most
     told = f"at least {least:g}" if least is not None else "" if most is None else f"at most {most:g}"
     if found is None:
         return told
@@ -152,12 +151,14 @@ def _target(ratio: Ratio, found: Figure | None) -> str:
     return f"{told}, missed" if low or high else told
 
 
-def _seconds(result: Result) -> list[str]:
-    lines = ["| | seconds, median | lowest to highest | rate |", "|---|---|---|---|"]
+def _seconds(case: Case, result: Result) -> list[str]:
+    last = "target" if case.most_seconds else "rate"
+    lines = [f"| | seconds, median | lowest to highest | {last} |", "|---|---|---|---|"]
     for name, entry in result["entries"].items():
         found = figure(entry["seconds"])
         rate = entry["work"] / found.median
         told = {"flop": f"{rate / 1e9:.0f} GFLOP/s", "token": f"{rate:.0f} tokens/s"}.get(entry["unit"], "")
+        told = _target(None, case.most_seconds[name], found) if name in case.most_seconds else told
         lines.append(f"| {name} | {found.median:.3f} | {found.lowest:.3f} to {found.highest:.3f} | {told} |")
     return [*lines, ""]
 

@@ -62,7 +62,7 @@ def test_every_case_names_its_own_entries():
     for name, case in CASES.items():
         pairs = [(ratio.over, ratio.under) for ratio in case.ratios]
         named = {*sum(pairs, ()), *(entry for points in case.curves.values() for entry in points.values())}
-        assert named <= set(case.entries), name
+        assert named | set(case.most_seconds) <= set(case.entries), name
         assert set(case.crossing or ()) <= set(case.curves), name
 
 
@@ -193,3 +193,13 @@ def test_a_ratio_that_was_not_run_says_so():
     case: Case = CASES["train_lora"]
     result = {"entries": timed(hyperflax=[1.0]), "agreement": [], "device": "x", "versions": {}}
     assert f"| {case.ratios[0].says} | not run |  | at least 1.5 |" in rendered({"train_lora": result})
+
+
+def test_seconds_have_targets_too():
+    case: Case = CASES["start"]
+    cold, warm = case.most_seconds
+    entries = timed(**{name: [1.0] for name in case.entries} | {cold: [5.0, 7.0, 6.5], warm: [2.0, 3.5, 2.5]})
+    lines = rendered({"start": {"entries": entries, "agreement": [], "device": "x", "versions": {}}}).splitlines()
+    assert f"| {cold} | 6.500 | 5.000 to 7.000 | at most 6, missed |" in lines
+    assert f"| {warm} | 2.500 | 2.000 to 3.500 | at most 3 |" in lines
+    assert "| | seconds, median | lowest to highest | target |" in lines
