@@ -67,6 +67,18 @@ def _mixed() -> Case:
     )
 
 
+def _switching() -> Case:
+    """The next 64 of 1,000 adapters in every call: all on the device, or 256 of them."""
+    bare = Entry("hyperflax", "decode", rows=64, source=64, target=32)
+    some = dataclasses.replace(bare, program="decode_mixed", adapter="lora8", adapters=1000)
+    says = {"resident": "all of them on the device", "switching": "256 of them on the device"}
+    return Case(
+        "Greedy decoding of 64 rows, each with the next of 1,000 rank-8 adapters",
+        {"bare": bare, "resident": dataclasses.replace(some, program="decode_resident"), "switching": some},
+        tuple(Ratio(f"{told}, share of the bare model's throughput", "bare", name) for name, told in says.items()),
+    )
+
+
 def _adapters() -> Case:
     """1 to 1,000 adapters in a batch."""
     entries, bare, lora = {}, {}, {}
@@ -191,6 +203,7 @@ CASES: dict[str, Case] = {
         adapters=1,
     ),
     "decode_mixed": _mixed(),
+    "decode_switching": _switching(),
     "generation": _generation(),
     "answer": _answer(),
     "start": _start(),

@@ -41,7 +41,7 @@ from hyperflax.types import Batch, PyTree, T5Config
 Call = Callable[[], Any]
 
 NEVER = -1  # an end-of-sequence token that does not come: every call decodes equally much
-RESIDENT = 256  # adapters on the device at once
+RESIDENT = 256  # adapters on the device at once, where not all are
 STEPS = 16  # tokens between two looks of the engine
 CHUNK = 20  # inputs that are answered at once
 
@@ -116,13 +116,25 @@ def decode(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
 
 def decode_mixed(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
     """A batch through the service's engine, admission included, each row with the next adapter."""
+    return _mixed(entry, shape, folder, max(min(entry.adapters, RESIDENT), entry.rows))[1]
+
+
+def decode_resident(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
+    """The same with all adapters on the device from the start, however many."""
+    engine, call = _mixed(entry, shape, folder, entry.adapters)
+    for start in range(0, entry.adapters, entry.rows):
+        engine.pool.slots_of(range(start, min(start + entry.rows, entry.adapters)))
+    return call
+
+
+def _mixed(entry: Entry, shape: T5Config, folder: pathlib.Path, resident: int) -> tuple[Engine, Call]:
     spec, source = spec_of(entry, shape), tokens(entry, shape)["encoder_input_tokens"]
     config = EngineConfig(
         sources=(entry.source,),
         max_length=entry.target,
         rows=entry.rows,
         steps=STEPS,
-        resident=max(min(entry.adapters, RESIDENT), entry.rows),
+        resident=resident,
         eos_id=NEVER,
     )
     engine = Engine(T5(entry.t5(shape)), frozen(entry, shape, folder), spec, config)
@@ -135,7 +147,7 @@ def decode_mixed(entry: Entry, shape: T5Config, folder: pathlib.Path) -> Call:
         engine.run()
         return np.array([request.tokens for request in requests])
 
-    return call
+    return engine, call
 
 
 # Hypernetworks

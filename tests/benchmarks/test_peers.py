@@ -108,14 +108,14 @@ def test_the_start_of_training_changes_nothing_and_the_base_has_its_usual_size()
 
 def test_a_case_run_small(tmp_path: pathlib.Path):
     """Decoding, bare and with an adapter in every row: processes, turns, tokens, results."""
-    full = CASES["decode_mixed"]
-    case = quick(dataclasses.replace(full, entries={name: full.entries[name] for name in ("bare", "lora8")}))
+    full = CASES["decode_switching"]
+    case = quick(dataclasses.replace(full, entries={name: full.entries[name] for name in ("bare", "resident")}))
     done: list[str] = []
     with Workers(tmp_path) as workers:
         measured = measure(case, ("hyperflax",), workers, done.append)
         with pytest.raises(HyperflaxError, match=r"hyperflax, unknown: the process ended\n(.*\n)*.*KeyError"):
             workers.ask("hyperflax", do="time", name="unknown")
-    assert done == ["bare", "lora8"] * 2 + ["lora8", "bare"]
+    assert done == ["bare", "resident"] * 2 + ["resident", "bare"]
     assert len(done) == steps(case, ("hyperflax",))
     for entry in measured["entries"].values():
         assert len(entry["seconds"]) == 2
