@@ -6,14 +6,16 @@
 The service is a process of its own with the model `strings`. Every client sends one request after the other: most are
 one to four inputs for one of the adapters, whole or streamed; a share of `--making` are four fresh examples, a quarter
 of them with an estimate, and what comes of them is asked by all clients from then on. A request that is cut off by a
-kill, or refused because too much is waiting, is sent again. The kills are SIGKILL, in the first third of the run, each
-while an adapter is asked for; so the process that is measured in the last two thirds is one and the same. It runs until
-the requests are sent and the minutes have passed.
+kill, or refused because too much is waiting, is sent again. The kills are SIGKILL, in the first third of the minutes,
+each while an adapter is asked for. After them estimates of examples of every length are asked for (`Load.warm`), since
+the first of each length has refining compiled, about 100 MiB that the process keeps; then the service has settled. The
+run ends when the requests are sent, the minutes have passed, and two thirds of them have since it settled.
 
 Lost is an adapter whose id was answered and that is not there at the end, or without the estimate that it was answered
 with; an answer that differs from what the same adapter and input got before, for which every adapter is asked once more
-at the end; or a request that is never answered. Resident memory is read every second. Adapters come all the time, but
-the service holds no more than `HOSTED` in memory, as many as there are before the clock starts: memory is flat unless
+at the end; or a request that is never answered. Resident memory is read every second; the ratio is that of its means
+over the second and over the first half of the time since the service settled. Adapters come all the time, but the
+service holds no more than `HOSTED` in memory, as many as there are before the clock starts: memory is flat unless
 something leaks. A run of seconds, too short to tell, has null for it.
 """
 
@@ -24,6 +26,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import pathlib
 import re
 import shlex
@@ -108,29 +111,38 @@ async def run(arguments: argparse.Namespace, server: Server) -> dict[str, Any]:
         load.tally = Tally(lost=load.tally.lost)
         began, least = time.monotonic(), 60 * arguments.minutes
         watching = asyncio.ensure_future(watch(server, load.tally.memory))
-        kills = asyncio.ensure_future(kill(server, load, [least / 3 / (arguments.kills + 1)] * arguments.kills))
+        settled = math.inf
+
+        async def disturb() -> None:
+            nonlocal settled
+            await kill(server, load, [least / 3 / (arguments.kills + 1)] * arguments.kills)
+            await load.warm(http)
+            settled = time.monotonic() - began
+
+        disturbing = asyncio.ensure_future(disturb())
 
         def goes_on() -> bool:
-            return load.tally.answered < arguments.requests or time.monotonic() - began < least
+            if disturbing.done():
+                disturbing.result()  # or nobody would ever hear of what went wrong
+            end = max(least, settled + 2 / 3 * least)
+            return load.tally.answered < arguments.requests or time.monotonic() - began < end
 
         with tqdm(total=arguments.requests, unit="request") as bar:
             await asyncio.gather(
                 *(load.client(http, n, arguments.making, goes_on, bar) for n in range(arguments.clients))
             )
         seconds = time.monotonic() - began
-        await kills
         watching.cancel()
-        report = figures(load.tally, seconds, arguments)
+        report = figures(load.tally, seconds, settled, arguments)
         await load.check(http)
     return report | {"lost": load.tally.lost}
 
 
-def figures(tally: Tally, seconds: float, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The report."""
-    second, last = (
-        median_mib([size for at, size in tally.memory if seconds * third / 3 <= at < seconds * (third + 1) / 3])
-        for third in (1, 2)
-    )
+def figures(tally: Tally, seconds: float, settled: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The report on so many seconds, before the last of which the service had settled."""
+    middle = (settled + seconds) / 2
+    first = mean_mib([size for at, size in tally.memory if settled <= at < middle])
+    second = mean_mib([size for at, size in tally.memory if middle <= at < seconds])
     minutes = itertools.groupby(tally.memory, lambda sample: sample[0] // 60)
     made = sum(len(tally.seconds.get(name, ())) for name in ("adapters", "adapters with an estimate"))
     return {
@@ -150,18 +162,19 @@ def figures(tally: Tally, seconds: float, arguments: argparse.Namespace) -> dict
         "refused_and_sent_again": dict(sorted(tally.refused.items())),
         "lost": tally.lost,
         "resident_mib": {
-            "second_third": second,
-            "last_third": last,
-            "by_minute": [median_mib([size for _, size in found]) for _, found in minutes],
+            "settled_after_seconds": round(settled, 1),
+            "first_half_since": first,
+            "second_half_since": second,
+            "by_minute": [mean_mib([size for _, size in found]) for _, found in minutes],
         },
-        "memory_ratio": round(last / second, 4) if second and last else None,
+        "memory_ratio": round(second / first, 4) if first and second else None,
         "versions": versions(),
     }
 
 
-def median_mib(sizes: list[int]) -> float | None:
-    """Of sizes in bytes; None where there are none."""
-    return round(statistics.median(sizes) / 2**20, 1) if sizes else None
+def mean_mib(sizes: list[int]) -> float | None:
+    """Of sizes in bytes; None where there are none. A median would not move with a step beside the middle."""
+    return round(statistics.fmean(sizes) / 2**20, 1) if sizes else None
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -173,7 +186,7 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000)
-    parser.add_argument("--minutes", type=float, default=15.0, help="at least so long (default 15)")
+    parser.add_argument("--minutes", type=float, default=15.0, help="see above (default 15)")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--adapters", type=int, default=64)

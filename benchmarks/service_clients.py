@@ -20,6 +20,8 @@ from hyperflax_tasks.strings.split import load_split
 
 TRIES = 300  # of one request, a second apart where the service is not there
 ESTIMATED = 0.25  # share of new adapters that are asked for with an estimate
+# Bytes: with an end of sequence they are rounded up to 32, 48 and 64, and to 8, 12, 16, 24, 32, 48 and 64.
+INPUTS, TARGETS = (4, 40, 60), (6, 10, 14, 20, 28, 40, 60)
 MAKE, ASK = "/v1/adapters", "/v1/predictions"
 
 
@@ -109,6 +111,13 @@ class Load:
         known = Known(answer.json()["id"], number, inputs, answer.json()["estimate"] is not None)
         self.known.append(known)
         await self.ask(http, known, random.Random(number))
+
+    async def warm(self, http: httpx2.AsyncClient) -> None:
+        """Asks for estimates of made-up examples, of every length that tasks have and refining is compiled for."""
+        for given, wanted in itertools.product(INPUTS, TARGETS):
+            shown = [{"input": letter * given, "target": letter.upper() * wanted} for letter in "abcd"]
+            answer = await self.send(http, MAKE, {"examples": shown, "estimate": True})
+            answer.raise_for_status()
 
     async def ask(self, http: httpx2.AsyncClient, known: Known, rng: random.Random) -> None:
         """Asks an adapter some inputs of its task."""

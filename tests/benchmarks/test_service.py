@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.service import figures
 from benchmarks.service_clients import ASK, MAKE, Load, Tally
+from hyperflax.padding import rounded_up
 
 TEXT = "an\u2028answer"  # one line of JSON, though two of `str.splitlines`
 
@@ -92,6 +94,25 @@ def test_what_is_lost_is_found(wrong: dict[str, bool | str], told: str, times: i
     assert all(told in line for line in found)
 
 
+def test_a_service_that_settles_has_compiled_every_length() -> None:
+    service, sizes = Pretender(), set()
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        shown = json.loads(request.content)["examples"]
+        assert len({(pair["input"], pair["target"]) for pair in shown}) == 4
+        longest = (max(len(pair[part]) + 1 for pair in shown) for part in ("input", "target"))
+        sizes.add(tuple(rounded_up(max(length, least)) for length, least in zip(longest, (32, 8), strict=True)))
+        return service(request)
+
+    async def run() -> None:
+        async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
+            await Load(lambda: 1).warm(http)
+
+    asyncio.run(run())
+    assert sizes == set(itertools.product((32, 48, 64), (8, 12, 16, 24, 32, 48, 64)))
+    assert list(service.made.values()) == [True] * len(sizes)
+
+
 def test_what_a_kill_cuts_off_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def at_once(_: float) -> None:
         pass
@@ -101,19 +122,32 @@ def test_what_a_kill_cuts_off_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert (load.tally.lost, dict(load.tally.cut_off)) == ([], {ASK: 3})
 
 
-def test_memory_is_compared_between_the_thirds_in_which_nothing_is_killed() -> None:
+def test_memory_is_compared_between_the_halves_of_the_time_since_nothing_was_new() -> None:
     tally = Tally(answered=200, inputs=500)
     tally.seconds["predictions"] = [0.1] * 199 + [9.0]
     tally.memory = [(second + 0.5, (second // 60 + 1) * 2**20) for second in range(180)]
-    found = figures(tally, 180.0, argparse.Namespace(clients=1, adapters=1, kills=0, making=0.0))
-    assert found["resident_mib"] == {"second_third": 2.0, "last_third": 3.0, "by_minute": [1.0, 2.0, 3.0]}
+    found = figures(tally, 180.0, 60.0, argparse.Namespace(clients=1, adapters=1, kills=0, making=0.0))
+    assert found["resident_mib"] == {
+        "settled_after_seconds": 60.0,
+        "first_half_since": 2.0,
+        "second_half_since": 3.0,
+        "by_minute": [1.0, 2.0, 3.0],
+    }
     assert found["memory_ratio"] == 1.5
     assert found["latency_seconds"] == {"predictions": {"p50": 0.1, "p90": 0.1, "p99": 0.1, "max": 9.0}}
     assert (found["requests"], found["adapters_made"]) == (200, 0)
 
 
+def test_a_step_on_one_side_of_the_middle_is_seen() -> None:
+    """The medians of both halves are equal: the first one's comes after the step, and just so."""
+    tally = Tally(memory=[(second, (1600 if second < 45 else 1692) * 2**20) for second in range(200)])
+    found = figures(tally, 200.0, 0.0, argparse.Namespace(clients=1, adapters=1, kills=0, making=0.0))
+    assert found["memory_ratio"] == pytest.approx(1692 / (1600 + 92 * 0.55), abs=1e-4)
+
+
 def test_a_run_of_seconds_has_no_memory_to_compare() -> None:
     tally = Tally(answered=20, memory=[(1.0, 2**20)])
-    found = figures(tally, 2.5, argparse.Namespace(clients=1, adapters=1, kills=0, making=0.0))
-    assert found["resident_mib"] == {"second_third": 1.0, "last_third": None, "by_minute": [1.0]}
+    found = figures(tally, 2.5, 0.5, argparse.Namespace(clients=1, adapters=1, kills=0, making=0.0))
+    told = found["resident_mib"]
+    assert (told["first_half_since"], told["second_half_since"], told["by_minute"]) == (1.0, None, [1.0])
     assert found["memory_ratio"] is None
