@@ -154,13 +154,13 @@ class Conditions:
         """The base model with the task's definition before the input."""
         longest = max(len(self._tokens(task).info.definition) for task in batch)
         config = self._bare_config(batch).replace(definition="inputs")
-        return self._answer(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
+        return self._answer(batch, _with_room(config, longest), None)
 
     def in_context(self, batch: Sequence[EvaluationTask]) -> list[list[str]]:
         """The base model with the support before the input."""
         config = self._bare_config(batch).replace(demonstrations="inputs")
         longest = max(sum(len(e.inputs) + len(e.targets) + 2 for e in self._tokens(task).support) for task in batch)
-        return self._answer(batch, config.replace(inputs_length=config.inputs_length + longest + 4), None)
+        return self._answer(batch, _with_room(config, longest), None)
 
     def with_support_in_inputs(self, batch: Sequence[EvaluationTask], zero_shot: bool = False) -> list[list[str]]:
         """The base model with all that a hypernetwork reads before the input: definition, positives, examples.
@@ -179,7 +179,7 @@ class Conditions:
             shown = (*given.info.positives[: config.num_positives], *given.support)
             return len(given.info.definition) + sum(len(e.inputs) + len(e.targets) + 2 for e in shown)
 
-        return self._answer(batch, config.replace(inputs_length=config.inputs_length + max(map(room, batch)) + 4), None)
+        return self._answer(batch, _with_room(config, max(map(room, batch))), None)
 
     def generated(self, batch: Sequence[EvaluationTask], shuffled: bool = False) -> list[list[str]]:
         """Adapters as generated."""
@@ -319,6 +319,11 @@ class Conditions:
         tasks = HeldOut.from_source(self._neighbours, self.model.config.episodes, examples=1, tasks=NEIGHBOURS)
         others = Conditions(self.model, tasks)
         return Neighbours(self.model, tasks, functools.partial(others._generate, shuffled=False))
+
+
+def _with_room(config: EpisodeConfig, tokens: int) -> EpisodeConfig:
+    """The config with room for so many tokens before the input, rounded up: a length of its own would be compiled."""
+    return config.replace(inputs_length=rounded_up(config.inputs_length + tokens + 4))
 
 
 def _of_few_sizes(condition: Condition) -> Condition:

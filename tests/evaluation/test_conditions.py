@@ -33,6 +33,23 @@ def source(*names: str, pairs: list[tuple[str, str]] = PAIRS) -> InMemorySource:
     return InMemorySource.from_strings(dict.fromkeys(names, pairs), Bytes(), definitions=dict.fromkeys(names, "say it"))
 
 
+@pytest.mark.parametrize("name", ["in_context", "mtf"])
+def test_supports_of_many_lengths_are_decoded_at_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, widths = hypermodel(), set()
+
+    def decode(self: Hypermodel, inputs: np.ndarray, adapters: object = None) -> np.ndarray:
+        widths.add(inputs.shape[-1])
+        return np.ones((*inputs.shape[:2], 1), np.int32)
+
+    monkeypatch.setattr(Hypermodel, "decode", decode)
+    for length in range(3, 25):
+        pairs = [(f"{number}{length * 'x'}", "y") for number in range(3)]
+        held_out = HeldOut.from_source(source("a", pairs=pairs), model.config.episodes.replace(too_long="truncate"))
+        Conditions(model, held_out, mtf=model).pick(name)[name](held_out.tasks)
+    assert widths <= {32, 48, 64, 96, 128}
+    assert len(widths) > 1
+
+
 @pytest.mark.parametrize("name", ["in_context", "instruction", "mtf"])
 def test_an_over_long_input_takes_no_room_from_what_stands_before_it(
     name: str, monkeypatch: pytest.MonkeyPatch
