@@ -7,8 +7,17 @@ from typing import Any
 import gin
 import pytest
 
+from hyperflax.cli.compile import STAND_INS, stand_in
+from hyperflax.cli.gin_jobs import shipped_runs
 from hyperflax.data import registry
+from hyperflax.data.prefetch import Batches
+from hyperflax.trainables import Trainable
 
+TRAINING_RUNS = [
+    run.removeprefix("hyperflax_gin_configs/")
+    for run in shipped_runs()
+    if not run.endswith(("evaluate.gin", "infer.gin"))
+]
 REQUIRED = [
     f"{name} = 'x'"
     for name in (
@@ -50,3 +59,13 @@ def parse(*files: str) -> None:
     folder = "hyperflax_gin_configs"
     evaluated = ["MIXTURE_OR_TASK_NAME = 'x'"] if "runs/evaluate.gin" in files else []  # training runs say which
     gin.parse_config_files_and_bindings([f"{folder}/{file}" for file in files], [*REQUIRED, *evaluated])
+
+
+def described(*files: str, load: registry.Loader = stand_in) -> tuple[Trainable, Batches]:
+    """Model and batches of a training run, as training has them; what it loads by name is of `load`, in bytes."""
+    parse(*files)
+    with gin.unlock_config():
+        gin.parse_config(STAND_INS)
+    job = gin.get_bindings("hyperflax.train.train", resolve_references=False)
+    with registry.standing_in(load):
+        return made(job["model"]), made(job["batches"])

@@ -1,4 +1,7 @@
-"""Every shipped run file parses, and what it describes is built under eval_shape: no array, no data."""
+"""Every shipped run file parses, and models, adapters and hypernetworks are built under eval_shape: no array, no data.
+
+The runs' training steps are built in `test_gin_steps.py`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import axes_of
 from hyperflax.training.partitioning import Partitioner, t5_axes
 from hyperflax_tasks.strings import episodes as strings
-from tests.gin_runs import made, parse, value_of, without_sources
+from tests.gin_runs import TRAINING_RUNS, made, parse, value_of, without_sources
 
 MODELS = sorted(path.name for path in shipped_folder().glob("models/*.gin"))
 HYPERNETS = sorted(path.name for path in shipped_folder().glob("hypernets/*.gin"))
@@ -59,9 +62,6 @@ LOADED = {
 }
 
 
-WITHOUT_MACROS = ("evaluate.gin", "infer.gin")  # jobs that do not train
-
-
 @pytest.mark.parametrize("run", shipped_runs())
 def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
     text = (shipped_folder() / run.removeprefix("hyperflax_gin_configs/")).read_text()
@@ -80,10 +80,10 @@ def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
         assert value_of("HYPERNETWORK").t5 == value_of("T5_CONFIG")
 
 
-@pytest.mark.parametrize("run", [run for run in shipped_runs() if not run.endswith(WITHOUT_MACROS)])
+@pytest.mark.parametrize("run", TRAINING_RUNS)
 def test_a_training_run_has_the_macros_of_t5x(run: str) -> None:
     """And binds them: what is given on the command line counts."""
-    parse(run.removeprefix("hyperflax_gin_configs/"))
+    parse(run)
     job = gin.get_bindings("hyperflax.train.train", resolve_references=False)
     name = str(job["model"]).removeprefix("@").removesuffix("()").rpartition(".")[2]
     bound = {**job, **gin.get_bindings(f"hyperflax.train.{name}", resolve_references=False)}
