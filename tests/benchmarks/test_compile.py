@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import pathlib
+import re
 
 import gin
 import pytest
@@ -36,6 +37,20 @@ def test_a_stale_result_is_found(tmp_path: pathlib.Path) -> None:
     first, second = stale(tmp_path)
     assert "other.json: no configuration has this name" in first
     assert "stale, expected the hash" in second
+
+
+@pytest.mark.parametrize("run", ["hart", "hyper_t5_lora", "hyper_t5_prefix"])
+def test_a_run_file_tells_the_hours_of_the_larger_sizes(run: str) -> None:
+    """Those of the compiled steps, for the adapters that the file has."""
+    text = (gin_jobs.shipped_folder() / f"runs/natural_instructions_{run}.gin").read_text()
+    steps = int(re.search(r"^TRAIN_STEPS = (\d+)$", text, re.MULTILINE)[1])
+    name = "hart_lora" if run == "hart" else run
+    xl, xxl = (
+        steps * read_json(FOLDER / f"{result}.json")["reports"][0]["estimate"]["step"] / 3600
+        for result in (f"xl_{name}_v5e", f"xxl_{name}_v5p")
+    )
+    header = text.partition("from __gin__")[0].replace("\n#", "")
+    assert f"XL on 256 TPU v5e chips {xl:.2g} hours, XXL on 512 v5p chips {xxl:.2g} hours" in header
 
 
 @pytest.mark.parametrize("name", CONFIGS)
