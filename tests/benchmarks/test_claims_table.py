@@ -110,15 +110,20 @@ def test_committed_results_are_those_of_the_table():
 
 
 def test_the_committed_table_is_that_of_the_committed_results(tmp_path: pathlib.Path):
-    """Without results there is no table; with results, the table says what follows from them."""
+    """Without results there is no table; with results, table, json and pictures are what follows from them."""
     scales = {path.name for path in COMMITTED.iterdir() if path.is_dir()}
+    (tmp_path / "results").symlink_to(COMMITTED)
     for scale in scales:
         families = [family for family, of in TABLES if of == scale and (COMMITTED / scale / family).is_dir()]
-        (tmp_path / "results").symlink_to(COMMITTED)
         text = write_tables(tmp_path, scale, {family: TABLES[family, scale] for family in families})
         assert (COMMITTED.parent / f"verdicts-{scale}.md").read_text("utf-8") == text
-        (tmp_path / "results").unlink()
-    assert {path.stem.removeprefix("verdicts-") for path in COMMITTED.parent.glob("verdicts-*.md")} == scales
+        written, committed = (
+            json.loads((folder / f"verdicts-{scale}.json").read_text()) for folder in (tmp_path, COMMITTED.parent)
+        )
+        assert committed == written
+    for names in ("verdicts-*", "*-claim*.*"):
+        made, there = ({path.name for path in folder.glob(names)} for folder in (tmp_path, COMMITTED.parent))
+        assert there == made
 
 
 def write(folder: pathlib.Path, experiment: Experiment, **changes) -> pathlib.Path:
