@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+import hyperflax
 from benchmarks.claims.__main__ import write_tables
 from benchmarks.claims.comparisons import Side
 from benchmarks.claims.experiments import Experiment, Tuning, described, digest
@@ -16,6 +17,7 @@ from benchmarks.claims.settings import SETTINGS
 from benchmarks.claims.table import at_equal_flops, claims, experiments
 from hyperflax.adapters.lora import LoRA
 from hyperflax.errors import ConfigError
+from hyperflax.json_files import read_json
 
 TABLES = {key: claims(setting) for key, setting in SETTINGS.items()}
 EXPERIMENTS = {key: experiments(table) for key, table in TABLES.items()}
@@ -124,6 +126,13 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path: pathlib.
     for names in ("verdicts-*", "*-claim*.*"):
         made, there = ({path.name for path in folder.glob(names)} for folder in (tmp_path, COMMITTED.parent))
         assert there == made
+
+
+def test_results_on_the_shipped_base_are_of_the_one_that_ships():
+    shipped = read_json(pathlib.Path(hyperflax.__file__).parent / "assets/strings/hypermodel.json")["base_fingerprint"]
+    bases = [json.loads(path.read_text())["base"] for path in (COMMITTED / "cpu" / "strings_demo").glob("*.json")]
+    found = [base["fingerprint"] for base in bases if base["name"] == "strings_4"]
+    assert set(found) == {shipped}
 
 
 def write(folder: pathlib.Path, experiment: Experiment, **changes) -> pathlib.Path:
