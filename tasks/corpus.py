@@ -41,25 +41,28 @@ def text_source(root: pathlib.Path | str, split: str, vocabulary: Vocabulary) ->
       DataError: no such split, no shard, one that cannot be read, a line without a text (with file and line), or too
         few documents for one of this split.
     """
-    return InMemorySource.from_stream(_stream(pathlib.Path(root), split, vocabulary), vocabulary)
+    nothing, info = tokenise("", vocabulary), TaskInfo()
+    examples = (Example(nothing, tokenise(text, vocabulary)) for text in documents(root, split))
+    return InMemorySource.from_stream((StreamedExample("text", example, info) for example in examples), vocabulary)
 
 
-def _stream(root: pathlib.Path, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
+def documents(root: pathlib.Path | str, split: str) -> Iterator[str]:
+    """The documents of a split, in the order of the files. Raises DataError as `text_source`."""
+    root = pathlib.Path(root)
     if split not in SPLITS:
         raise DataError(f"text: expected a split out of {SPLITS}, got '{split}'")
     shards = sorted(path for path in root.glob("*") if path.name.removesuffix(".gz").endswith((".jsonl", ".json")))
     if not shards:
         raise DataError(f"{root}: expected shards of documents, *.jsonl or *.json or these with .gz, found none")
-    nothing, info, number, found = tokenise("", vocabulary), TaskInfo(), 0, False
+    number, found = 0, False
     for shard in shards:
         for line, row in _rows(shard):
             number += 1
             if not isinstance(row.get("text"), str):
                 raise DataError(f"{shard}:{line}: expected a string 'text', got the keys {sorted(row)[:8]}")
             if (number % VALIDATION_EVERY == 0) == (split == "validation"):
-                text = encodable(row["text"], "text", f"{shard}:{line}")
                 found = True
-                yield StreamedExample("text", Example(nothing, tokenise(text, vocabulary)), info)
+                yield encodable(row["text"], "text", f"{shard}:{line}")
     if not found:
         raise DataError(
             f"{root}: expected documents for the split '{split}' (every {VALIDATION_EVERY}th is for validation, the "
@@ -76,16 +79,21 @@ def _rows(shard: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{shard}: expected a shard of documents, cannot read it ({error})") from error
 
 
+def find_root(root: pathlib.Path | str | None = None) -> pathlib.Path:
+    """The folder of shards, `HYPERFLAX_TEXT` by default. Raises ConfigError if there is none."""
+    found = root or os.environ.get(ROOT_VARIABLE)
+    if not found or not pathlib.Path(found).is_dir():
+        raise ConfigError(f"text: set {ROOT_VARIABLE} to a folder of jsonl shards with a 'text' each, got {found!r}")
+    return pathlib.Path(found)
+
+
 def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
     """Registers `text`, splits `train` and `validation`.
 
     Raises:
       ConfigError: no folder, by argument or `HYPERFLAX_TEXT`.
     """
-    found = root or os.environ.get(ROOT_VARIABLE)
-    if not found or not pathlib.Path(found).is_dir():
-        raise ConfigError(f"text: set {ROOT_VARIABLE} to a folder of jsonl shards with a 'text' each, got {found!r}")
-    folder = pathlib.Path(found)
+    folder = find_root(root)
 
     def loader(split: str) -> registry.Loader:
         return lambda given: text_source(folder, split, find_vocabulary(given or vocabulary))

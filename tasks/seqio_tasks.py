@@ -15,6 +15,8 @@
   and category, data_sets, positive_inputs, positive_targets (both empty where a prompt-task has no training examples)
   and options. `HYPERFLAX_P3` says where the prompt-tasks are; a side none of whose prompt-tasks is there is left out,
   and so is a prompt-task without a target in all of its examples.
+- `text_train`, `text_validation`: the documents of `hyperflax_tasks.corpus`; features inputs (empty) and targets.
+  `HYPERFLAX_TEXT` says where their files are.
 
 They are made by `hyperflax_tasks.text_task`, which says how they are shuffled.
 """
@@ -32,7 +34,7 @@ from typing import Any
 from hyperflax.data.seqio_source import import_seqio
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import DataError
-from hyperflax_tasks import metaicl, p3, p3_split
+from hyperflax_tasks import corpus, metaicl, p3, p3_split
 from hyperflax_tasks import natural_instructions as ni
 from hyperflax_tasks.data_sets import data_sets
 from hyperflax_tasks.strings import load_split, make_examples
@@ -48,6 +50,8 @@ def register() -> None:
         register_p3()
     if os.environ.get(metaicl.ROOT_VARIABLE):
         register_metaicl()
+    if os.environ.get(corpus.ROOT_VARIABLE):
+        register_text()
 
 
 def register_strings(examples: int = 40) -> None:
@@ -212,3 +216,22 @@ def register_metaicl(root: pathlib.Path | str | None = None, vocabulary: Vocabul
             return sum(len(task.examples) for task in metaicl.read_split(found, setting, split))
 
         add_text_task(f"metaicl_{setting}_{split}", split, rows, count, vocabulary, text, texts)
+
+
+def register_text(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | None = None) -> None:
+    """Registers plain text's two Tasks; arguments as `corpus.register`.
+
+    Raises:
+      ConfigError: no root, no vocabulary.
+      MissingExtraError: seqio is not installed.
+    """
+    found, vocabulary = corpus.find_root(root), ni.find_vocabulary(vocabulary)
+    for split in corpus.SPLITS:
+
+        def rows(split: str = split) -> Iterator[dict[str, Any]]:
+            return ({"inputs": "", "targets": text} for text in corpus.documents(found, split))
+
+        def count(split: str = split) -> int:
+            return sum(1 for _ in corpus.documents(found, split))
+
+        add_text_task(f"text_{split}", split, rows, count, vocabulary)

@@ -12,9 +12,10 @@ import pytest
 
 from hyperflax.cli.main import main
 from hyperflax.data import registry
+from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
-from hyperflax_tasks import c4, corpus
+from hyperflax_tasks import c4, corpus, metaicl, natural_instructions, p3, seqio_tasks
 from tests.gin_runs import made, parse
 
 
@@ -81,6 +82,27 @@ def test_a_run_trains_and_validates_on_the_caches_of_the_shown_commands(tmp_path
         batches = made(job[part])
         assert batches.source.sizes.tolist() == [documents]
         assert batches.batch(0)["support_tokens"].any()
+
+
+@pytest.mark.usefixtures("seqio_registries")
+def test_the_seqio_tasks_hold_the_same_documents(shards, monkeypatch) -> None:
+    seqio = pytest.importorskip("seqio", reason="seqio is not installed: pip install 'hyperflax[seqio]'")
+    from hyperflax.data.seqio_source import load_seqio
+
+    for suite in (metaicl, natural_instructions, p3):
+        monkeypatch.delenv(suite.ROOT_VARIABLE, raising=False)
+    monkeypatch.setenv("HYPERFLAX_TEXT", str(shards))
+    monkeypatch.setattr(natural_instructions, "find_vocabulary", lambda given: given or Bytes())
+    seqio_tasks.register()
+    for split, number in (("train", 297), ("validation", 3)):
+        found, expected = load_seqio(f"text_{split}", split), corpus.text_source(shards, split, Bytes())
+        assert found.sizes.tolist() == expected.sizes.tolist() == [number]
+        for index in range(number):
+            inputs, targets, *_ = found.example(0, index)
+            assert (inputs.tolist(), targets.tolist()) == ([], expected.example(0, index).targets.tolist())
+        assert seqio.TaskRegistry.get(f"text_{split}").num_input_examples(split) == number
+        lengths = {"length": 8, "shortest": 1, "support_length": 8, "inputs_length": 8, "targets_length": 8}
+        assert CACLM(found, 2, **lengths).batch(0)["decoder_loss_weights"].any()
 
 
 @pytest.mark.parametrize("kept", [slice(40), slice(-4), slice(200, None)], ids=["half", "no size", "no header"])
