@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.adapters import AdapterSpec, build_spec, check_base, interpolate, merge
+from hyperflax.adapters import AdapterSpec, build_spec, check_spec, interpolate, merge
 from hyperflax.adapters.diagnostics import diagnostics
 from hyperflax.adapters.kinds import KINDS
 from hyperflax.adapters.lora import LoRA
@@ -118,7 +118,7 @@ def test_the_guide_s_adapter_kind_works(
 ):
     monkeypatch.setitem(KINDS, "scaling", guide.Scaling)
     spec = build_spec(guide.Scaling(vectors=2), BASE)
-    check_base(spec, BASE)
+    check_spec(spec, BASE)
     assert AdapterSpec.from_json(spec.to_json()) == spec
     path = "encoder/layers_0/mlp/wi_0"
     assert spec.leaves_of("encoder", 0)[-1].path == f"{path}/scaling/l"

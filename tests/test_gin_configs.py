@@ -22,7 +22,7 @@ import pytest
 from flax import linen as nn
 
 from hyperflax import trees
-from hyperflax.adapters.kinds import check_base
+from hyperflax.adapters.kinds import check_spec
 from hyperflax.cli.gin_jobs import shipped_folder, shipped_runs
 from hyperflax.data import registry, seqio_source
 from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo
@@ -75,7 +75,7 @@ def test_a_run_parses_and_says_how_it_is_started(run: str) -> None:
     if "train" in header:
         assert gin.query_parameter("TRAIN_STEPS/gin.macro.value") > 0
     if "HYPERNETWORK" in gin.config_str():
-        check_base(value_of("ADAPTER_SPEC"), value_of("T5_CONFIG"))
+        check_spec(value_of("ADAPTER_SPEC"), value_of("T5_CONFIG"))
         assert value_of("HYPERNETWORK").t5 == value_of("T5_CONFIG")
 
 
@@ -169,7 +169,7 @@ def test_a_later_model_file_changes_the_size_of_a_run() -> None:
     config = value_of("T5_CONFIG")
     assert (config.emb_dim, config.num_encoder_layers, config.dtype) == (8, 2, "bfloat16")
     assert value_of("HYPERNETWORK").t5 == config
-    check_base(value_of("ADAPTER_SPEC"), config)
+    check_spec(value_of("ADAPTER_SPEC"), config)
 
 
 def test_a_hypernetwork_may_have_another_size_than_the_base() -> None:
@@ -190,7 +190,7 @@ def built(*files: str) -> tuple[T5, Any, Any]:
     episode = {"support_tokens": TOKENS}
     adapters, _ = jax.eval_shape(network(hypernetwork, spec).init_with_output, jax.random.key(0), episode)
     spec.validate(adapters)
-    check_base(spec, config)
+    check_spec(spec, config)
     return base, params, adapters
 
 

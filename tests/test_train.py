@@ -16,7 +16,7 @@ import pytest
 from hyperflax import trees
 from hyperflax.adapters.full import Full
 from hyperflax.adapters.kind_config import KindConfig
-from hyperflax.adapters.kinds import build_spec, check_base
+from hyperflax.adapters.kinds import build_spec, check_spec
 from hyperflax.adapters.lora import LoRA
 from hyperflax.checkpoints.artefacts import load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
@@ -306,7 +306,7 @@ def test_an_untied_hypernetwork_starts_from_another_t5_than_the_base(base: str, 
 
 def test_adapters_of_an_untied_hypernetwork_fit_the_base(hyperpretrained: str) -> None:
     adapter = load(hyperpretrained).adapt([("ab", "AB"), ("cd", "CD")])
-    check_base(adapter.spec, BASE)
+    check_spec(adapter.spec, BASE)
     adapter.spec.validate(adapter.tree)
 
 

@@ -2,13 +2,13 @@
 
 - `spec.py`: `AdapterSpec` and `Leaf`, the one description that everything else goes by;
 - `lora.py`, `prefix.py`, `soft_prompt.py`, `parallel_mlp.py`, `full.py`: one file per kind; `kinds.py`: all of them,
-  `build_spec`, `check_base`;
+  `build_spec`, `check_spec`;
 - `algebra.py`: stack, interpolate, merge, pad; `layers.py`: scanned and unrolled.
 """
 
 from hyperflax.adapters.algebra import interpolate, merge, pad, stack, stack_padded, unstack
 from hyperflax.adapters.full import Full
-from hyperflax.adapters.kinds import KINDS, build_spec, check_base
+from hyperflax.adapters.kinds import KINDS, build_spec, check_spec
 from hyperflax.adapters.layers import arrange, stack_layers, unstack_layers
 from hyperflax.adapters.lora import LoRA, lora_delta, lora_spec
 from hyperflax.adapters.parallel_mlp import ParallelMLP
@@ -27,7 +27,7 @@ __all__ = [
     "SoftPrompt",
     "arrange",
     "build_spec",
-    "check_base",
+    "check_spec",
     "interpolate",
     "lora_delta",
     "lora_spec",

@@ -1,7 +1,7 @@
 """The kinds there are, and what needs to know all of them.
 
 >>> spec = build_spec((LoRA(rank=4), Prefix(length=8)), t5_config)
->>> check_base(spec, t5_config)
+>>> check_spec(spec, t5_config)
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def refuse(spec: AdapterSpec, operation: str) -> None:
             raise AdapterError(f"{kind.kind} at '{slot}' refuses to {operation}: {reason}")
 
 
-def check_base(spec: AdapterSpec, t5_config: T5Config) -> None:
+def check_spec(spec: AdapterSpec, t5_config: T5Config) -> None:
     """Checks that every leaf is read by some layer of the base model and has the shape which that layer expects.
 
     Raises:

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 
 from hyperflax.adapters.algebra import merge
-from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.adapters.kinds import check_spec
 from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import Model, write_model

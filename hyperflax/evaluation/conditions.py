@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.adapters.kinds import check_spec
 from hyperflax.checkpoints.artefacts import Adapter, check_base
 from hyperflax.data.episode_config import EpisodeConfig, in_inputs
 from hyperflax.data.examples import Example, ExampleSource

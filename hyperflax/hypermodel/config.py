@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.adapters.kinds import check_spec
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.data import vocabularies
 from hyperflax.data.episode_config import EpisodeConfig

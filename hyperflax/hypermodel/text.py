@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.adapters.kinds import check_spec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.data.batches import text_batch

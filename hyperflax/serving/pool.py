@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hyperflax import trees
-from hyperflax.adapters.kinds import check_base, groups, kind_of
+from hyperflax.adapters.kinds import check_spec, groups, kind_of
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.adapters.widen import widen
 from hyperflax.errors import AdapterError, ConfigError
@@ -56,7 +56,7 @@ class AdapterPool:
             raise ConfigError(f"AdapterPool.slots: expected at least 1, got {slots}")
         if t5_config.scan_layers:
             raise ConfigError("AdapterPool: expected unrolled layers, got scan_layers=True")
-        check_base(spec, t5_config)
+        check_spec(spec, t5_config)
         for slot, leaves in groups(spec).items():
             if kind_of(leaves[0]).kind == "full":
                 raise AdapterError(f"full at '{slot}': a change of every parameter is merged, not served beside others")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hyperflax.adapters.kinds import check_base as check_spec
+from hyperflax.adapters.kinds import check_spec
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
 from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter

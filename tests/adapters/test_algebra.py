@@ -15,7 +15,7 @@ from hyperflax.adapters import (
     Prefix,
     arrange,
     build_spec,
-    check_base,
+    check_spec,
     interpolate,
     lora_delta,
     merge,
@@ -96,7 +96,7 @@ def test_pad_adds_zero_rows_and_masked_positions_in_front():
     both = LORA + PREFIX
     tree, spec = pad(random_tree(both, 0, batch=(2,)), both, rank=5, length=4, batch_dims=1)
     spec.validate(tree, batch_dims=1)
-    check_base(spec, CONFIG)
+    check_spec(spec, CONFIG)
     assert spec == build_spec((LoRA(rank=5, alpha=15.0), Prefix(length=4, position_bias="preceding")), CONFIG)
     mask = trees.flatten(tree)["decoder/layers_0/self_attention/preceding_prefix/mask"]
     np.testing.assert_array_equal(mask, [[0, 1, 1, 1]] * 2)
@@ -130,7 +130,7 @@ def test_stack_padded_of_unlike_sites_and_kinds_is_the_union():
     queries = build_spec(LoRA(rank=1, sites=("encoder/*/query",)), CONFIG)
     others = build_spec((LoRA(rank=3, sites=("*/wo",)), Prefix(length=2, sites=("encoder/*",), layers=(1,))), CONFIG)
     stacked, spec = stack_padded([random_tree(queries, 0), random_tree(others, 1)], [queries, others])
-    check_base(spec, CONFIG)
+    check_spec(spec, CONFIG)
     assert spec.kinds == ()
     assert len(spec.leaves) == len(queries.leaves) + len(others.leaves)
     first, second = unstack(stacked, spec)
@@ -154,7 +154,7 @@ def test_interpolation_is_the_weighted_sum_of_dense_matrices(weights):
     adapters = [random_tree(LORA, seed) for seed in range(len(weights))]
     tree, spec = interpolate(adapters, weights, LORA)
     spec.validate(tree)
-    check_base(spec, CONFIG)
+    check_spec(spec, CONFIG)
     assert spec.kinds == (LoRA(rank=2 * len(weights), alpha=6.0 * len(weights)),)
     parts = [dense(adapter, LORA) for adapter in adapters]
     for module, matrix in dense(tree, spec).items():

@@ -17,7 +17,7 @@ from hyperflax.adapters import (
     AdapterSpec,
     arrange,
     build_spec,
-    check_base,
+    check_spec,
     interpolate,
     merge,
     pad,
@@ -171,7 +171,7 @@ def test_gradient_reaches_every_slot_of_every_leaf(spec):
 
 
 def test_misspelt_paths_wrong_shapes_and_wrong_bases_are_refused_with_the_leaf_named(spec):
-    check_base(spec, CONFIG)
+    check_spec(spec, CONFIG)
     for leaf in (spec.leaves[0], spec.leaves[-1]):
         flat = trees.flatten(random_tree(spec, 0))
         wrong = f"{leaf.module}/{leaf.reader}x/{leaf.name}"
@@ -182,12 +182,12 @@ def test_misspelt_paths_wrong_shapes_and_wrong_bases_are_refused_with_the_leaf_n
             spec.validate(trees.unflatten({**flat, leaf.path: flat[leaf.path][..., :-1]}))
         base = CONFIG.replace(emb_dim=20, num_heads=3, mlp_dim=20)
         with pytest.raises(AdapterError, match=r"leaf '.*': this base model expects shape"):
-            check_base(AdapterSpec((leaf,)), base)
+            check_spec(AdapterSpec((leaf,)), base)
     if ("decoder", 1) not in spec.layers():
         return  # on fewer layers it is the same adapter
     shallow = CONFIG.replace(num_decoder_layers=1)
     with pytest.raises(AdapterError, match=r"leaf 'decoder/layers_1/.*': nothing in this base model reads it"):
-        check_base(spec, shallow)
+        check_spec(spec, shallow)
 
 
 def test_different_adapters_in_one_batch_are_each_alone(spec):
@@ -196,7 +196,7 @@ def test_different_adapters_in_one_batch_are_each_alone(spec):
     specs = [spec, spec, *others]
     adapters = [random_tree(own, 8 + number) for number, own in enumerate(specs)]
     stacked, room = stack_padded(adapters, specs)
-    check_base(room, CONFIG)
+    check_spec(room, CONFIG)
     encoder, decoder = tokens(1, batch=(len(specs), 3))
     together = quick(jax.vmap(run, in_axes=(None, 0, 0, 0)))(frozen(), stacked, encoder, decoder)
     for task, alone in enumerate(adapters):
@@ -247,5 +247,5 @@ def test_padded_is_the_same_adapter(row):
     adapters = random_tree(spec, 14)
     padded, wide = pad(adapters, spec, rank=5, length=6)
     wide.validate(padded)
-    check_base(wide, CONFIG)
+    check_spec(wide, CONFIG)
     close(run(frozen(), padded), run(frozen(), adapters))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperflax import trees
-from hyperflax.adapters import Full, ParallelMLP, SoftPrompt, build_spec, check_base, interpolate, merge, pad
+from hyperflax.adapters import Full, ParallelMLP, SoftPrompt, build_spec, check_spec, interpolate, merge, pad
 from hyperflax.adapters.parallel_mlp import parallel_delta
 from hyperflax.adapters.sites import parameters
 from hyperflax.errors import AdapterError, ConfigError, HyperflaxError
@@ -57,9 +57,9 @@ def test_full_merged_is_the_sum_and_mixes_exactly():
 def test_full_of_another_model_is_refused_by_its_leaf():
     spec = build_spec(Full(), CONFIG)
     with pytest.raises(AdapterError, match=r"'decoder/logits_dense/full/kernel': nothing in this base"):
-        check_base(spec, CONFIG.replace(logits_via_embedding=True))
+        check_spec(spec, CONFIG.replace(logits_via_embedding=True))
     with pytest.raises(AdapterError, match=r"'token_embedder/full/embedding': .*\(terms, 32, 12\), got \(1, 24, 12\)"):
-        check_base(spec, CONFIG.replace(vocab_size=32))
+        check_spec(spec, CONFIG.replace(vocab_size=32))
     short = trees.unflatten({p.path: np.zeros(p.shape[::-1], np.float32) for p in parameters(CONFIG)})
     with pytest.raises(AdapterError, match=r"full/.*: shape .* does not fit"):
         merge(short, random_tree(spec, 0), spec)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.adapters import AdapterSpec, Leaf, LoRA, Prefix, build_spec, check_base
+from hyperflax.adapters import AdapterSpec, Leaf, LoRA, Prefix, build_spec, check_spec
 from hyperflax.errors import AdapterError, ConfigError
 from tests.adapters.micro import CONFIG, KINDS, random_tree
 
@@ -215,7 +215,7 @@ def test_validate_wants_one_batch_shape():
 
 @pytest.mark.parametrize("row", KINDS)
 def test_a_spec_fits_its_own_base(row):
-    check_base(build_spec(KINDS[row], CONFIG), CONFIG)
+    check_spec(build_spec(KINDS[row], CONFIG), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -234,19 +234,19 @@ def test_a_spec_fits_its_own_base(row):
 )
 def test_another_base_is_refused_with_the_leaf_named(spec, base, message):
     with pytest.raises(AdapterError, match=message):
-        check_base(spec, base)
+        check_spec(spec, base)
 
 
 def test_a_spec_with_half_a_slot_or_two_ranks_in_one_is_refused():
     with pytest.raises(AdapterError, match=r"query/lora/a': the spec has its siblings and lacks it"):
-        check_base(AdapterSpec(LORA.leaves[1:]), CONFIG)
+        check_spec(AdapterSpec(LORA.leaves[1:]), CONFIG)
     with pytest.raises(AdapterError, match=r"query/lora/b': expected rank 2 as '.*query/lora/a' has, got 5"):
-        check_base(AdapterSpec((LORA.leaves[0], LORA.leaves[1].resized(5))), CONFIG)
+        check_spec(AdapterSpec((LORA.leaves[0], LORA.leaves[1].resized(5))), CONFIG)
     short = dataclasses.replace(PREFIX, optional=(PREFIX.optional[0].resized(2), *PREFIX.optional[1:]))
     with pytest.raises(AdapterError, match=r"mask': expected length 3 .*, got 2"):
-        check_base(short, CONFIG)
+        check_spec(short, CONFIG)
     with pytest.raises(AdapterError, match=r"mask': the spec has it and none of the leaves that it goes with"):
-        check_base(AdapterSpec(LORA.leaves, optional=PREFIX.optional[:1]), CONFIG)
+        check_spec(AdapterSpec(LORA.leaves, optional=PREFIX.optional[:1]), CONFIG)
 
 
 @pytest.mark.parametrize(

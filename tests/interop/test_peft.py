@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.adapters.kinds import check_base
+from hyperflax.adapters.kinds import check_spec
 from hyperflax.checkpoints.huggingface import read_huggingface
 from hyperflax.checkpoints.parity import compare, trace
 from hyperflax.checkpoints.peft import read_peft
@@ -35,7 +35,7 @@ def certify(folder: pathlib.Path, family: str) -> None:
     """Compares what our T5 computes with the adapter in a folder to what PEFT computed."""
     params, config = read_huggingface(MODELS / family)
     adapter = read_peft(folder, decoder_layers=config.num_decoder_layers)
-    check_base(adapter.spec, config)
+    check_spec(adapter.spec, config)
     expected = outputs(folder)
     bare = reference(family)
     if FAMILIES[family]["model_type"] == "umt5":
