@@ -106,7 +106,7 @@ class Estimate:
         if self.best == "generated" != self.made:
             return f"{told}, and more than refined ones: use one without refining"
         context = self.mean("in_context")
-        return f"{told}; the same examples in the base model's input score {context:.2f}"
+        return f"{told}; as many of the same examples as fit the base model's input score {context:.2f} there"
 
     def to_json(self) -> dict[str, Any]:
         """Returns json: the advice and why, each condition's mean and interval, each example's predictions."""

@@ -137,6 +137,7 @@ def known(n: int = 8, made: str = "generated", **right: int) -> Estimate:
     ("found", "advice", "reason"),
     [
         (known(generated=7, refined=7), "use", "generated adapters score 0.88 [0.53, 0.98]"),
+        (known(generated=7, refined=7, in_context=2), "use", "; as many of the same examples as fit the base model's "),
         (known(generated=6, refined=8), "refine", "refined adapters score 1.00 [0.68, 1.00]"),
         (known(generated=6, refined=8, made="refined"), "use", "refined adapters score 1.00 [0.68, 1.00]"),
         (known(generated=8, refined=6, made="refined"), "use", "more than refined ones: use one without refining"),
