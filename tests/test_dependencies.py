@@ -177,6 +177,13 @@ def test_every_import_keeps_the_dependency_rule():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_design_names_every_room():
+    page = (REPOSITORY / "docs" / "design.md").read_text("utf-8").partition("## Rooms")[2].partition("The chain is")[0]
+    first_column = " ".join(row.split("|")[1] for row in page.splitlines() if row)
+    named = [name.removesuffix("/").removesuffix(".py") for name in re.findall("`(.+?)`", first_column)]
+    assert sorted(named) == sorted(MAY_IMPORT)
+
+
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
