@@ -22,6 +22,7 @@ And so is what the report of a benchmark suite has besides:
 - `per_task/other_metrics`: the task's scores by other metrics. `categories`: the means of every category, each by the
   metric that the suite reports for it.
 
+>>> from hyperflax.evaluation.provenance import run_info
 >>> scores = {"bare": {"t1": 0.0, "t2": 0.5}, "generated": {"t1": 1.0, "t2": 0.5}}
 >>> report = build_report("exact_match", scores, run_info({}, seconds=1.0))
 >>> report["conditions"]["generated"]["mean"], report["differences"][0]["mean"]
@@ -41,11 +42,10 @@ from hyperflax.buckets import Location, locate
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.intervals import RESAMPLES, Interval, bootstrap_difference, bootstrap_mean, bootstrap_nested
 from hyperflax.evaluation.markdown import render_markdown
-from hyperflax.evaluation.provenance import plain_json, run_info
+from hyperflax.evaluation.provenance import plain_json
 from hyperflax.evaluation.schema import CONDITIONS, DIFFERENCES, validate_report
 from hyperflax.files import atomic_file
-
-__all__ = ["CONDITIONS", "DIFFERENCES", "build_report", "read_report", "run_info", "validate_report", "write_report"]
+from hyperflax.json_files import write_json
 
 _DIGITS = 6  # what is stored; the interval's own error is far larger
 
@@ -164,14 +164,10 @@ def write_report(report: Mapping[str, Any], out: Location | str) -> Location:
     Each file appears whole or not at all: it is written beside its place and moved there.
     """
     validate_report(report)
-    folder = locate(out)
-    texts = {
-        "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "report.md": render_markdown(report),
-    }
-    for name, text in texts.items():
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    folder, page = locate(out), render_markdown(report)
+    write_json(folder / "report.json", report)
+    with atomic_file(folder / "report.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return folder / "report.json"
 
 

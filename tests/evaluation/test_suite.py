@@ -37,8 +37,9 @@ from hyperflax.evaluation.contamination import (
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.markdown import coverage, render_markdown
 from hyperflax.evaluation.metrics import macro_f1
-from hyperflax.evaluation.report import read_report, validate_report
+from hyperflax.evaluation.report import read_report
 from hyperflax.evaluation.runner import EvaluationTask, ScoreTable, evaluate_conditions
+from hyperflax.evaluation.schema import validate_report
 from hyperflax.evaluation.suite import Suite, suite_report
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.training.task_adapters import WithTaskAdapters
