@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyperflax.checkpoints.artefacts import load_adapter, save_adapter
+    from hyperflax.checkpoints.artefacts import load_adapter
     from hyperflax.hypermodel import Hypermodel, load
     from hyperflax.types import T5Config
 
@@ -24,9 +24,8 @@ _HOMES = {
     "T5Config": "hyperflax.types",
     "load": "hyperflax.hypermodel",
     "load_adapter": "hyperflax.checkpoints.artefacts",
-    "save_adapter": "hyperflax.checkpoints.artefacts",
 }
-__all__ = ["Hypermodel", "T5Config", "__version__", "load", "load_adapter", "save_adapter"]
+__all__ = ["Hypermodel", "T5Config", "__version__", "load", "load_adapter"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.adapters.start import start_from
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.fingerprint import fingerprint, support_hash
 from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.data.episode_plan import support_overhead
@@ -144,7 +144,7 @@ def finetune(
     }
     provenance = {"finetuning": {"settings": configs.to_json(settings), "report": report}}
     metadata = dataclasses.replace(metadata, provenance=provenance)
-    save_adapter(folder, tuned.tree, spec, metadata, beside_others=True)
+    dataclasses.replace(tuned, metadata=metadata).save(folder, beside_others=True)
     write_json(folder / REPORT, report)
     return report
 

@@ -15,7 +15,7 @@ import hyperflax
 from hyperflax import trees
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, InMemorySource, tokenise
 from hyperflax.data.jsonl import Line
@@ -270,7 +270,7 @@ def test_on_disk_and_back(model: Hypermodel, tmp_path, dtype) -> None:
         assert same(loaded.adapt(EXAMPLES).tree, fresh(model).adapt(EXAMPLES).tree)
     again = hyperflax.load(tmp_path / "model")
     adapter = loaded.adapt(EXAMPLES)
-    save_adapter(tmp_path / "adapter", adapter.tree, adapter.spec, adapter.metadata)
+    adapter.save(tmp_path / "adapter")
     reread = load_adapter(tmp_path / "adapter")
     assert same(reread.tree, adapter.tree)
     assert again.predict(["ab"], reread) == loaded.predict(["ab"], adapter)

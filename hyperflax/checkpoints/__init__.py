@@ -11,7 +11,7 @@
 - `artefacts`, `model_directory`: the two directories that users keep, an adapter and a hypermodel.
 """
 
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint, support_hash
 from hyperflax.checkpoints.model_directory import (
     ModelParts,
@@ -38,7 +38,6 @@ __all__ = [
     "load_tree",
     "read_t5x_checkpoint",
     "rounded",
-    "save_adapter",
     "save_model_directory",
     "save_tree",
     "support_hash",

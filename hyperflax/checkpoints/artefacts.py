@@ -5,7 +5,7 @@
 
 Both are checked against each other, see `documents`. The model directory is in `model_directory.py`.
 
->>> save_adapter("dates", tree, spec, AdapterMetadata(base_fingerprint=fingerprint(base), refine_steps=10))
+>>> Adapter(tree, spec, AdapterMetadata(base_fingerprint=fingerprint(base), refine_steps=10)).save("dates")
 >>> adapter = load_adapter("dates")
 >>> check_base(adapter, fingerprint(base))
 """
@@ -51,51 +51,52 @@ class AdapterMetadata:
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+_FORM = AdapterForm("adapter", "hyperflax-adapter", 1, AdapterMetadata)
+ADAPTER_FILES = _FORM.files
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter for one task: the tree that layers read, the spec that it fits, and where it comes from."""
+    """An adapter for one task.
+
+    Attributes:
+      tree: what layers read, of one task, unrolled layers.
+      spec: that the tree fits.
+      metadata: where it comes from.
+    """
 
     tree: PyTree
     spec: AdapterSpec
     metadata: AdapterMetadata
 
+    def save(
+        self,
+        directory: Location | str,
+        *,
+        dtype: StorageDtype | None = None,
+        overwrite: bool = False,
+        beside_others: bool = False,
+    ) -> None:
+        """Writes an adapter directory; an interruption leaves nothing that looks like one.
 
-_FORM = AdapterForm("adapter", "hyperflax-adapter", 1, AdapterMetadata)
-ADAPTER_FILES = _FORM.files
+        Args:
+          directory: where to. It must not exist, or be empty, unless `overwrite` or `beside_others`.
+          dtype: "bfloat16" halves the file and rounds the values.
+          overwrite: replace an adapter directory that is there; one that holds other files as well is left alone.
+          beside_others: write into a directory that is there and keep its other files: the folder of a run. Interrupted
+            between the two files it leaves an adapter that `load_adapter` refuses.
 
-
-def save_adapter(
-    directory: Location | str,
-    adapters: PyTree,
-    spec: AdapterSpec,
-    metadata: AdapterMetadata,
-    *,
-    dtype: StorageDtype | None = None,
-    overwrite: bool = False,
-    beside_others: bool = False,
-) -> None:
-    """Writes an adapter directory; an interruption leaves nothing that looks like one.
-
-    Args:
-      directory: where to. It must not exist, or be empty, unless `overwrite` or `beside_others`.
-      adapters: the tree that layers read, for one task, unrolled layers.
-      spec: what the tree must fit.
-      metadata: where it comes from.
-      dtype: "bfloat16" halves the file and rounds the values.
-      overwrite: replace an adapter directory that is there; one that holds other files as well is left alone.
-      beside_others: write into a directory that is there and keep its other files: the folder of a run. Interrupted
-        between the two files it leaves an adapter that `load_adapter` refuses.
-
-    Raises:
-      AdapterError: the tree does not fit the spec.
-      CheckpointError: the directory may not be replaced, or the metadata are not what the schema asks for.
-    """
-    spec.validate(adapters)
-    _FORM.write(directory, adapters, spec, metadata, dtype=dtype, overwrite=overwrite, beside_others=beside_others)
+        Raises:
+          AdapterError: the tree does not fit the spec.
+          CheckpointError: the directory may not be replaced, or the metadata are not what the schema asks for.
+        """
+        self.spec.validate(self.tree)
+        told = self.tree, self.spec, self.metadata
+        _FORM.write(directory, *told, dtype=dtype, overwrite=overwrite, beside_others=beside_others)
 
 
 def load_adapter(directory: Location | str) -> Adapter:
-    """Reads what `save_adapter` wrote, here or in a bucket.
+    """Reads what `Adapter.save` wrote, here or in a bucket.
 
     Returns:
       The adapter, its tree nested dicts of numpy arrays.

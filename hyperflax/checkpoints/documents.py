@@ -62,7 +62,7 @@ class AdapterForm:
         overwrite: bool,
         beside_others: bool = False,
     ) -> None:
-        """Writes adapters that fit the spec; see `save_adapter`."""
+        """Writes adapters that fit the spec; see `Adapter.save`."""
         name, weights = self.files
         where = f"{directory}: metadata"
         try:

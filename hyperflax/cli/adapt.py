@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from hyperflax.checkpoints.artefacts import save_adapter
     from hyperflax.data.jsonl import read_lines
     from hyperflax.errors import AdapterError, ConfigError
     from hyperflax.evaluation.metrics import get_metric
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines, refine_steps=arguments.refine, definition=arguments.definition, supports=arguments.supports
     )
     metadata = dataclasses.replace(adapter.metadata, created_with="hyperflax adapt")
-    save_adapter(arguments.out, adapter.tree, adapter.spec, metadata)
+    dataclasses.replace(adapter, metadata=metadata).save(arguments.out)
     values, examples = adapter.spec.num_parameters, f"{len(lines)} example{'s' * (len(lines) > 1)}"
     print(
         f"{arguments.out}: adapter of {values:,} values from {examples}, for model {model.parts.id}",

@@ -203,8 +203,6 @@ def _score(live: Hypermodel, shipped: Hypermodel, tasks: int, out: pathlib.Path,
 
 def _show_adapter(live: Hypermodel, shipped: Hypermodel, out: pathlib.Path, name: str) -> None:
     """One adapter at work, and saved."""
-    from hyperflax.checkpoints.artefacts import save_adapter
-
     _heading("4. Four examples in, an adapter out")
     for text, target in EXAMPLES:
         print(f"  shown   {text!r:24} -> {target!r}")
@@ -215,7 +213,7 @@ def _show_adapter(live: Hypermodel, shipped: Hypermodel, out: pathlib.Path, name
     columns = zip(INPUTS, live.predict(INPUTS, live_adapter), shipped.predict(INPUTS, adapter), strict=True)
     for text, live_answer, answer in columns:
         print(f"  asked   {text!r:24} -> shipped {answer!r:20} live {live_answer!r}")
-    save_adapter(out / "adapter", adapter.tree, adapter.spec, adapter.metadata, overwrite=True)
+    adapter.save(out / "adapter", overwrite=True)
     values = adapter.spec.num_parameters
     print(f"\nThe adapter: {values:,} values, made in {milliseconds:.0f} ms with compilation. Try it:")
     print('  echo \'{"input": "Ada Lovelace"}\' \\')

@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from hyperflax.checkpoints.artefacts import save_adapter
     from hyperflax.checkpoints.exchange import with_base
     from hyperflax.checkpoints.forms import read_model
     from hyperflax.checkpoints.peft import read_peft
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if base is not None:
         adapter = with_base(adapter, base)
     metadata = dataclasses.replace(adapter.metadata, created_with="hyperflax import")
-    save_adapter(arguments.out, adapter.tree, adapter.spec, metadata)
+    dataclasses.replace(adapter, metadata=metadata).save(arguments.out)
     made_for = adapter.metadata.base_fingerprint or "unknown: give --base before it can be used"
     print(f"{arguments.out}: adapter of {adapter.spec.num_parameters:,} values; base model: {made_for}")
     return 0

@@ -35,7 +35,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hyperflax import configs
-from hyperflax.checkpoints.artefacts import ADAPTER_FILES, Adapter, Count, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import ADAPTER_FILES, Adapter, Count, load_adapter
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.errors import AdapterError, CheckpointError
 from hyperflax.files import atomic_directory, fsync, local_folder, read_bytes
@@ -134,7 +134,7 @@ class AdapterStore:
         owned = (*ADAPTER_FILES, _MADE)
         try:
             with atomic_directory(self.folder / made.id, overwrite=True, owned=owned) as folder:
-                save_adapter(folder, adapter.tree, adapter.spec, adapter.metadata, beside_others=True)
+                adapter.save(folder, beside_others=True)
                 self._write(folder, made)
         except (OSError, CheckpointError) as error:
             raise NotSaved(f"{self.folder / made.id}: {error}") from error

@@ -12,7 +12,7 @@ import numpy as np
 from hyperflax.adapters.kinds import check_spec
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.buckets import Location
-from hyperflax.checkpoints.artefacts import AdapterMetadata, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.shapes import unseen
 from hyperflax.checkpoints.task_adapters import TaskAdaptersMetadata, save_task_adapters
@@ -100,7 +100,7 @@ class SharedAdapter(_AdaptersOf):
         provenance = {**trained.provenance, "results": trained.results}
         base = fingerprint(load_same(self.base_checkpoint, self.base, self.vocabulary, trained.origin))
         metadata = AdapterMetadata(base_fingerprint=base, created_with="hyperflax train", provenance=provenance)
-        save_adapter(directory, adapters, self.spec, metadata, dtype=trained.dtype, overwrite=True)
+        Adapter(adapters, self.spec, metadata).save(directory, dtype=trained.dtype, overwrite=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

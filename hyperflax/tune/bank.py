@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from hyperflax import trees
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.errors import CheckpointError, ConfigError, DataError
@@ -87,7 +87,7 @@ def build(
         metadata = dataclasses.replace(adapter.metadata, provenance={"source": data.name, "dataset_hash": data.hash})
         with atomic_directory(out / data.name) as folder:
             save_tree(folder / MAP, {"map": matrix.astype(np.float32)})
-            save_adapter(folder, adapter.tree, adapter.spec, metadata, beside_others=True)
+            dataclasses.replace(adapter, metadata=metadata).save(folder, beside_others=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -27,7 +27,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.files import local_folder, require_run_place
 from hyperflax.locks import alone_in
@@ -220,7 +219,7 @@ class Session:
         report = reports.of(self.record)
         told = {name: value for name, value in report.items() if name not in ("tried", "over_time")}
         metadata = dataclasses.replace(adapter.metadata, provenance={"tuning": {"report": told}})
-        save_adapter(self.folder, adapter.tree, adapter.spec, metadata, beside_others=True)
+        dataclasses.replace(adapter, metadata=metadata).save(self.folder, beside_others=True)
         reports.write(self.folder, report)
         return report
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hyperflax.adapters.kinds import kind_of
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, check_base, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import CheckpointError, ConfigError, DataError
@@ -80,7 +80,7 @@ def build(
         adapter = group.adapter(0)
         metadata = dataclasses.replace(adapter.metadata, provenance={**adapter.metadata.provenance, **provenance})
         with atomic_directory(out / kind) as folder:
-            save_adapter(folder, adapter.tree, adapter.spec, metadata, beside_others=True)
+            dataclasses.replace(adapter, metadata=metadata).save(folder, beside_others=True)
 
 
 def pool(sources: Sequence[DataSet]) -> DataSet:

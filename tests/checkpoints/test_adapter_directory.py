@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hyperflax import trees
 from hyperflax.adapters import LoRA, Prefix, build_spec
-from hyperflax.checkpoints import check_base, fingerprint, load_adapter, rounded, save_adapter, save_tree
+from hyperflax.checkpoints import Adapter, check_base, fingerprint, load_adapter, rounded, save_tree
 from hyperflax.errors import AdapterError, CheckpointError
 from tests.checkpoints.directories import CONFIG, adapter_tree, base, edit_json, metadata, random_tree, spec
 from tests.checkpoints.test_tensors import same
@@ -22,7 +22,7 @@ from tests.checkpoints.test_tensors import same
 
 @pytest.fixture
 def saved(tmp_path):
-    save_adapter(tmp_path / "adapter", adapter_tree(), spec(), metadata())
+    Adapter(adapter_tree(), spec(), metadata()).save(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
@@ -56,7 +56,7 @@ def test_round_trip_of_any_adapter(tmp_path, rank, length, bias, dtype, steps, o
     )
     tree = random_tree({leaf.path: leaf.shape for leaf in made_for.leaves}, seed=steps)
     given_tree = trees.map_with_path(lambda _, leaf: jnp.asarray(leaf), tree) if on_device else tree
-    save_adapter(tmp_path / "a", given_tree, made_for, metadata(refine_steps=steps), dtype=dtype, overwrite=True)
+    Adapter(given_tree, made_for, metadata(refine_steps=steps)).save(tmp_path / "a", dtype=dtype, overwrite=True)
     adapter = load_adapter(tmp_path / "a")
     assert same(adapter.tree, rounded(tree, dtype))
     assert adapter.spec == made_for
@@ -67,7 +67,7 @@ def test_optional_leaves_are_kept(tmp_path):
     with_mask = trees.flatten(adapter_tree())
     masks = {leaf.path: np.ones(leaf.shape, np.float32) for leaf in spec().optional}
     assert masks
-    save_adapter(tmp_path / "a", trees.unflatten({**with_mask, **masks}), spec(), metadata())
+    Adapter(trees.unflatten({**with_mask, **masks}), spec(), metadata()).save(tmp_path / "a")
     assert same(load_adapter(tmp_path / "a").tree, trees.unflatten({**with_mask, **masks}))
 
 
@@ -80,7 +80,7 @@ def test_saving_a_tree_that_does_not_fit(tmp_path):
         {**flat, "encoder/layers_0/attention/qeury/lora/a": flat[path]},
     ):
         with pytest.raises(AdapterError, match=r"layers_0"):
-            save_adapter(tmp_path / "a", trees.unflatten(broken), spec(), metadata())
+            Adapter(trees.unflatten(broken), spec(), metadata()).save(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,15 +97,15 @@ def test_saving_a_tree_that_does_not_fit(tmp_path):
 )
 def test_saving_metadata_that_could_not_be_read(tmp_path, changes, told):
     with pytest.raises(CheckpointError, match=told):
-        save_adapter(tmp_path / "a", adapter_tree(), spec(), metadata(**changes))
+        Adapter(adapter_tree(), spec(), metadata(**changes)).save(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_overwriting(saved):
     with pytest.raises(CheckpointError, match="already exists"):
-        save_adapter(saved, adapter_tree(2), spec(), metadata())
+        Adapter(adapter_tree(2), spec(), metadata()).save(saved)
     assert same(load_adapter(saved).tree, adapter_tree())
-    save_adapter(saved, adapter_tree(2), spec(), metadata(), overwrite=True)
+    Adapter(adapter_tree(2), spec(), metadata()).save(saved, overwrite=True)
     assert same(load_adapter(saved).tree, adapter_tree(2))
 
 
@@ -123,7 +123,7 @@ def test_base_model(saved):
 
 
 def test_unknown_base_model(tmp_path):
-    save_adapter(tmp_path / "a", adapter_tree(), spec(), metadata(base_fingerprint=None, hypermodel=None))
+    Adapter(adapter_tree(), spec(), metadata(base_fingerprint=None, hypermodel=None)).save(tmp_path / "a")
     adapter = load_adapter(tmp_path / "a")
     with pytest.raises(AdapterError, match="does not say") as caught:
         check_base(adapter, fingerprint(base()))
@@ -186,7 +186,7 @@ def test_leaves_that_do_not_fit_the_spec(saved):
 
 
 def test_two_adapters_mixed_up(saved, tmp_path):
-    save_adapter(tmp_path / "other", adapter_tree(5), spec(), metadata())
+    Adapter(adapter_tree(5), spec(), metadata()).save(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "adapter.safetensors", saved)
     refused(saved, "adapter.safetensors", fingerprint(adapter_tree()), fingerprint(adapter_tree(5)))
 

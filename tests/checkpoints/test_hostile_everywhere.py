@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hyperflax.adapters import LoRA, Prefix, SoftPrompt, build_spec
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
 from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
 from hyperflax.checkpoints.inspection import inspect_path
@@ -70,7 +70,7 @@ FORMS: dict[str, tuple[Callable[[pathlib.Path], Any], Callable[[pathlib.Path], A
     "scalable_orbax": (lambda folder: write_orbax(folder, to_scalable(base(), CONFIG), step=3), read_t5x),
     "t5": (lambda folder: save_t5(folder, base(), CONFIG, Bytes(extra_ids=0)), read_model),
     "hypermodel": (lambda folder: save_model_directory(folder, model_parts()), read_model),
-    "adapter": (lambda folder: save_adapter(folder, adapter_tree(), spec(), metadata()), load_adapter),
+    "adapter": (lambda folder: Adapter(adapter_tree(), spec(), metadata()).save(folder), load_adapter),
     "task_adapters": (save_two_tasks, load_task_adapters),
     "peft_lora": (peft(LoRA(rank=2)), read_peft),
     "peft_prefix": (peft(PRECEDING), read_peft),

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from hyperflax.adapters import LoRA, build_spec
-from hyperflax.checkpoints.artefacts import AdapterMetadata, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import form_of, read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
@@ -85,7 +85,7 @@ def looks_complete(folder: pathlib.Path) -> bool:
 def test_killed_at_any_moment(name, tmp_path):
     write_huggingface(tmp_path / "model", base(), CONFIG)
     spec = build_spec(LoRA(rank=2), CONFIG)
-    save_adapter(tmp_path / "adapter", random_tree(spec, 0), spec, AdapterMetadata(fingerprint(base())))
+    Adapter(random_tree(spec, 0), spec, AdapterMetadata(fingerprint(base()))).save(tmp_path / "adapter")
     write_peft(tmp_path / "peft", load_adapter(tmp_path / "adapter"))
     command, read = COMMANDS[name]
     here = str(pathlib.Path(__file__).resolve().parents[2])

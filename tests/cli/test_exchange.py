@@ -12,7 +12,7 @@ import pytest
 
 from hyperflax import trees
 from hyperflax.adapters import LoRA, Prefix, build_spec
-from hyperflax.checkpoints import AdapterMetadata, fingerprint, load_adapter, save_adapter
+from hyperflax.checkpoints import Adapter, AdapterMetadata, fingerprint, load_adapter
 from hyperflax.checkpoints.convert import behaviour, certify
 from hyperflax.checkpoints.forms import read_model, write_model
 from hyperflax.checkpoints.huggingface import read_huggingface, write_huggingface
@@ -38,7 +38,7 @@ def model(tmp_path) -> pathlib.Path:
 
 def write_adapter(folder: pathlib.Path, *kinds, base_fingerprint: str | None = None) -> None:
     spec = build_spec(kinds, CONFIG)
-    save_adapter(folder, random_tree(spec, 0), spec, AdapterMetadata(base_fingerprint or fingerprint(base())))
+    Adapter(random_tree(spec, 0), spec, AdapterMetadata(base_fingerprint or fingerprint(base()))).save(folder)
 
 
 def equal(found, expected) -> bool:

@@ -10,7 +10,6 @@ import pytest
 
 from hyperflax import evaluate as of_mixtures
 from hyperflax import evaluate_suite as of_suites
-from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.checkpoints.model_directory import save_model_directory
 from hyperflax.cli.main import main
 from hyperflax.data import registry
@@ -300,7 +299,7 @@ def test_tasks_that_were_trained_on_are_not_called_new(
     model = hypermodel()
     adapter = model.adapt(PAIRS[:2])
     seen = dataclasses.replace(adapter.metadata, provenance={"training_tasks": name_digests(["b"])})
-    save_adapter(tmp_path / "shared", adapter.tree, adapter.spec, seen)
+    dataclasses.replace(adapter, metadata=seen).save(tmp_path / "shared")
     record = {"training_tasks": name_digests(["a", "b", "z"])}
     save_model_directory(tmp_path / "model", dataclasses.replace(model.parts, provenance=record))
     model.save(tmp_path / "none")

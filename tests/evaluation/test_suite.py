@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyperflax.checkpoints.artefacts import save_adapter
 from hyperflax.checkpoints.model_directory import save_model_directory
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.corruption import MixedPairs
@@ -488,7 +487,7 @@ def test_a_shared_adapter_that_saw_a_test_task_is_refused(tmp_path: pathlib.Path
     model = hypermodel()
     adapter = model.adapt([("a", "0"), ("b", "1")])
     seen = dataclasses.replace(adapter.metadata, provenance={"training_tasks": name_digests(["copa_a"])})
-    save_adapter(tmp_path / "shared", adapter.tree, adapter.spec, seen)
+    dataclasses.replace(adapter, metadata=seen).save(tmp_path / "shared")
     with pytest.raises(
         DataError, match=r"the shared adapter '.*shared' was trained on holds the evaluated task 'copa_a'"
     ):
@@ -507,7 +506,7 @@ def test_a_shared_adapter_is_asked_again_where_its_inputs_show_another_support(
     config = dataclasses.replace(made.config, episodes=episodes)
     model = Hypermodel(config, made.base_params, made.parts.hypernetwork_params)
     adapter = made.adapt([("a", "0"), ("b", "1")])
-    save_adapter(tmp_path / "shared", adapter.tree, adapter.spec, adapter.metadata)
+    adapter.save(tmp_path / "shared")
     asked, original = [], Conditions.shared
     monkeypatch.setattr(Conditions, "shared", lambda *args: [asked.append(1), original(*args)][1])
     options: dict[str, Any] = {"shared": str(tmp_path / "shared"), "conditions": ["shared"], "progress": False}

@@ -13,7 +13,7 @@ import hyperflax
 import hyperflax.finetune as finetuning
 from hyperflax import trees
 from hyperflax.adapters import KINDS, Full, LoRA, ParallelMLP, Prefix, SoftPrompt, build_spec, merge
-from hyperflax.checkpoints.artefacts import Adapter, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, load_adapter
 from hyperflax.cli.finetune import choose_kinds, load_start
 from hyperflax.cli.main import main
 from hyperflax.data.finetuning import hold_out
@@ -222,7 +222,7 @@ def test_the_command(model, tmp_path, capsys):
         load_start("shared", tmp_path / "named")
     spec = build_spec(LORA, T5)
     shared.parent.mkdir()
-    save_adapter(shared, random_tree(spec, 0, std=0.01), spec, generate(model, read_lines(train)).metadata)
+    Adapter(random_tree(spec, 0, std=0.01), spec, generate(model, read_lines(train)).metadata).save(shared)
     assert main([*command, "--init", "shared", "--rank", "3"]) == 0
     told = capsys.readouterr().out
     assert "tuned" in told

@@ -176,7 +176,7 @@ def test_a_disk_that_takes_nothing_more_is_told(http: TestClient) -> None:
 
     body = examples([("q", "Q"), ("t", "T")], estimate=False)
     with pytest.MonkeyPatch.context() as broken:
-        broken.setattr("hyperflax.serving.store.save_adapter", full)
+        broken.setattr("hyperflax.serving.store.Adapter.save", full)
         answer = http.post("/v1/adapters", json=body)
     told = "the service cannot save adapters: its disk refuses them"
     assert (answer.status_code, answer.json()["detail"]) == (507, told)
