@@ -52,13 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from hyperflax.data.jsonl import read_lines
     from hyperflax.errors import AdapterError, ConfigError
-    from hyperflax.evaluation.metrics import get_metric
+    from hyperflax.evaluation.metrics import example_metric
     from hyperflax.files import require_directory_place
     from hyperflax.hypermodel import load
 
     # Before anything is made.
-    if not get_metric(arguments.metric).per_example:
-        raise ConfigError(f"--metric: expected one that scores an example alone, got '{arguments.metric}'")
+    example_metric(arguments.metric, "--metric")
     if not 0 <= arguments.refine <= MOST_STEPS:
         raise ConfigError(f"--refine: expected 0 to {MOST_STEPS}, got {arguments.refine}")
     require_directory_place(arguments.out, in_bucket=True)

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning_rate", type=float, help="peak; default: what is usual for the kind")
     parser.add_argument("--patience", type=int, default=5, metavar="N", help="evaluations without a gain (default 5)")
     parser.add_argument(
-        "--metric", default="exact_match", help="exact_match (default), exact_match_normalised, rouge_l"
+        "--metric", default="exact_match", help="of the held-out score (default exact_match; or rouge_l ...)"
     )
     parser.add_argument("--seed", type=int, default=0)
 

@@ -26,12 +26,12 @@ from tqdm import tqdm
 from hyperflax.data.episode_plan import support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.rendering import deal
-from hyperflax.errors import AdapterError, ConfigError, DataError
+from hyperflax.errors import AdapterError, DataError
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.controls import derangement
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.intervals import Interval, mean_of_examples
-from hyperflax.evaluation.metrics import get_metric
+from hyperflax.evaluation.metrics import example_metric
 from hyperflax.evaluation.runner import EvaluationTask
 
 if TYPE_CHECKING:
@@ -160,9 +160,7 @@ def estimate(
       ConfigError: an unknown metric, or one that is no mean over examples.
       AdapterError: an adapter under which the base model's logits are not finite; names its condition.
     """
-    scored_by = get_metric(metric)
-    if not scored_by.per_example:
-        raise ConfigError(f"estimate: metric: expected one that scores an example alone, got '{metric}'")
+    score = example_metric(metric, "estimate: metric").score
     pairs = list(examples)
     if len(pairs) < 2:
         raise DataError(f"estimate: expected at least 2 examples, to leave one out, got {len(pairs)}")
@@ -192,7 +190,6 @@ def estimate(
             raise AdapterError(f"condition '{name}': {error}") from error
     asked = [pairs[i] for part in parts for i in part]
     predictions = {name: [text for fold in given for text in fold] for name, given in answers.items()}
-    score = scored_by.score
     scores = {
         name: [score([text], [[target]]) for text, (_, target) in zip(given, asked, strict=True)]
         for name, given in predictions.items()

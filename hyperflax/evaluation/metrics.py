@@ -166,6 +166,21 @@ def get_metric(name: str) -> Metric:
     return METRICS[name]
 
 
+def example_metric(name: str, where: str = "metric") -> Metric:
+    """The metric of that name, if it scores an example alone.
+
+    Raises:
+      ConfigError: there is none, or it is no mean over examples; it names `where` the name stood, and lists those.
+
+    >>> example_metric("rouge_l").per_example
+    True
+    """
+    known = [metric.name for metric in METRICS.values() if metric.per_example]
+    if name not in known:
+        raise ConfigError(f"{where}: expected one that scores an example alone ({', '.join(known)}), got {name!r}")
+    return METRICS[name]
+
+
 def best_options(option_scores: npt.ArrayLike, mask: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
     """Rank classification: the index of the option that the model finds likeliest.
 

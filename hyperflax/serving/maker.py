@@ -16,9 +16,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hyperflax.errors import ConfigError, HyperflaxError
+from hyperflax.errors import HyperflaxError
 from hyperflax.evaluation.estimate import estimate
-from hyperflax.evaluation.metrics import get_metric
+from hyperflax.evaluation.metrics import example_metric
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.bounds import Full, Overloaded, ServiceConfig
 from hyperflax.serving.listing import Listing
@@ -110,8 +110,7 @@ class Maker:
     async def _adapt(
         self, examples: list[tuple[str, str]], with_estimate: bool, metric: str, options: dict[str, Any]
     ) -> tuple[Made, bool]:
-        if not get_metric(metric).per_example:
-            raise ConfigError(f"metric: expected one that scores an example alone, got '{metric}'")
+        example_metric(metric)
         with_estimate = with_estimate and len(examples) > 1
         listing, most = await self.listed(), self.config.kept
         key = await asyncio.to_thread(self.store.identify, *self._parts, examples, **options)

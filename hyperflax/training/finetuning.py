@@ -12,12 +12,12 @@ from typing import Any
 
 from hyperflax.adapters.kind_config import KindConfig
 from hyperflax.errors import ConfigError
+from hyperflax.evaluation.metrics import example_metric
 from hyperflax.objectives.episode import HypermodelObjective
 from hyperflax.training.optimizers import Optimizer, make_optimizer
 from hyperflax.training.schedules import warmup_cosine
 from hyperflax.types import PyTree
 
-METRICS = ("exact_match", "exact_match_normalised", "rouge_l")  # those that are means over examples
 # Usual peak learning rates under AdamW, and the kinds that want another; of several kinds the lowest is taken.
 LEARNING_RATE = 1e-3
 LEARNING_RATES = {"prefix": 3e-3, "soft_prompt": 3e-2, "full": 1e-4}
@@ -36,7 +36,7 @@ class FineTuning:
       evaluations: of the held-out loss over the run, at most, beside the one of the start.
       patience: evaluations in a row without a lower held-out loss, after which the run ends.
       held_out: share of the examples, where there is no validation file.
-      metric: of the held-out score, one of `METRICS`.
+      metric: of the held-out score, one that scores an example alone, see `example_metric`.
       seed: of the part held out, the start and the order of examples.
     """
 
@@ -60,8 +60,7 @@ class FineTuning:
                 raise ConfigError(f"FineTuning.{name}: expected a share in [0, 1), got {getattr(self, name)!r}")
         if self.learning_rate is not None and not (0 < self.learning_rate < math.inf):
             raise ConfigError(f"FineTuning.learning_rate: expected a positive number, got {self.learning_rate!r}")
-        if self.metric not in METRICS:
-            raise ConfigError(f"FineTuning.metric: expected one of {', '.join(METRICS)}, got {self.metric!r}")
+        example_metric(self.metric, "FineTuning.metric")
 
     @property
     def period(self) -> int:

@@ -19,6 +19,7 @@ from hyperflax.cli.main import main
 from hyperflax.data.finetuning import hold_out
 from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
+from hyperflax.evaluation.metrics import METRICS
 from hyperflax.finetune import finetune, generate
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.models import memory
@@ -270,6 +271,15 @@ def test_kinds_are_those_of_the_start_where_it_has_them():
 def test_settings_are_checked_where_they_are_made(fields):
     with pytest.raises(ConfigError, match=rf"FineTuning\.{next(iter(fields))}: expected"):
         FineTuning(**fields)
+
+
+def test_a_held_out_score_is_by_any_metric_that_scores_an_example_alone():
+    chosen = [metric.name for metric in METRICS.values() if metric.per_example]
+    assert [FineTuning(metric=name).metric for name in chosen] == chosen
+    with pytest.raises(
+        ConfigError, match=r"FineTuning\.metric: expected one that scores an example alone .*'macro_f1'"
+    ):
+        FineTuning(metric="macro_f1")
 
 
 @pytest.mark.parametrize(("steps", "period"), [(1, 1), (20, 1), (30, 2), (39, 2), (400, 20), (410, 21)])
