@@ -111,7 +111,7 @@ def test_what_no_number_was_computed_for_is_no_answer(model: Hypermodel, method:
 
 
 def test_refining_lowers_the_loss_on_the_examples(model: Hypermodel) -> None:
-    arrays = model.episode(EXAMPLES, [])
+    arrays = model.episode([{"input": text, "target": target} for text, target in EXAMPLES], [])
     adapters = model.generate({"support_tokens": arrays["support_tokens"][None]})
     examples = own_examples(model, [EXAMPLES])
     losses = [model.refine(adapters, examples, steps, 1e-2)[1] for steps in (0, 1, 5, 20)]
@@ -375,7 +375,9 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
     with pytest.raises(DataError, match="input 1: expected a text, got nan"):
         model.predict(["a", float("nan")])
     for call in (lambda: model.predict(["a", "b\ud83d"]), lambda: model.adapt([("a", "b"), ("c", "b\ud83d")])):
-        with pytest.raises(DataError, match=r"(input|example) 1: expected Unicode text, got '\\ud83d'"):
+        with pytest.raises(
+            DataError, match=r"(input|example) 1: expected Unicode text in '(input|target)', got '\\ud83d'"
+        ):
             call()
     for steps in (-1, 1.5):
         with pytest.raises(ConfigError, match=f"refine_steps: expected an int of 0 or more, got {steps}"):

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             found = estimate(
                 model,
-                [(line.input, line.target) for line in lines],
+                lines,
                 definition=arguments.definition,
                 metric=arguments.metric,
                 refine_steps=arguments.refine,

@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
@@ -41,6 +41,9 @@ class Input(NamedTuple):
 
     at: str
     input: str
+
+
+TextPair = tuple[str, str] | Mapping[str, str] | Line
 
 
 def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -90,6 +93,18 @@ def read_inputs(path: pathlib.Path | str) -> list[Input]:
     if not rows:
         raise DataError(f"{path}: expected at least one input, got none")
     return rows
+
+
+def as_lines(examples: Iterable[TextPair]) -> list[Line]:
+    """Examples in memory, (input, target) pairs and mappings, as those of a file; lines stay as they are.
+
+    Raises:
+      DataError: one that is no pair of strings, named `example N`, counted from 0.
+
+    >>> as_lines([("a", "A"), {"input": "b", "target": "B"}])[1]
+    Line(at='example 1', input='b', target='B')
+    """
+    return [one if isinstance(one, Line) else _as_line(one, f"example {number}") for number, one in enumerate(examples)]
 
 
 def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
@@ -147,6 +162,18 @@ def _rows_of(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]
                 yield f"{path}:{number}", row
     except OSError as error:
         raise DataError(f"{path}: expected a file of JSON lines, cannot read it ({error.strerror})") from error
+
+
+def _as_line(example: TextPair, at: str) -> Line:
+    if isinstance(example, Mapping):
+        if not {"input", "target"} <= set(example):
+            raise DataError(f"{at}: expected keys 'input' and 'target', got {sorted(example)}")
+        example = (example["input"], example["target"])
+    # A string of two characters is a sequence of two strings, too.
+    pair = () if isinstance(example, str) or not isinstance(example, Sequence) else tuple(example)
+    if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        raise DataError(f"{at}: expected an (input, target) pair of strings, got {example!r:.80}")
+    return Line(at, encodable(pair[0], "input", at), encodable(pair[1], "target", at))
 
 
 def _text(row: dict[str, Any], key: str, at: str) -> str:

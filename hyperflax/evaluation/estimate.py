@@ -17,7 +17,7 @@ intervals are for the few examples that there are, and wide: three right of four
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from hyperflax.data.episode_plan import support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
+from hyperflax.data.jsonl import TextPair, as_lines
 from hyperflax.data.rendering import deal
 from hyperflax.errors import AdapterError, DataError
 from hyperflax.evaluation.conditions import Conditions
@@ -135,7 +136,7 @@ class Estimate:
 
 def estimate(
     model: Hypermodel,
-    examples: Sequence[tuple[str, str]],
+    examples: Iterable[TextPair],
     *,
     definition: str | None = None,
     metric: str = "exact_match",
@@ -148,20 +149,20 @@ def estimate(
 
     Args:
       model: the hypermodel.
-      examples: (input, target) pairs, at least two.
-      definition, supports: as in `Hypermodel.adapt`. In context stand as many of the rest as fit `CONTEXT` tokens.
+      examples, definition, supports: as in `Hypermodel.adapt`, and two examples at least. In context stand as many of
+        the rest as fit `CONTEXT` tokens.
       metric: how a prediction is scored against its target.
       refine_steps: of the condition `refined`; 0, for an adapter that is not refined, shows what `REFINE_STEPS` give.
       seed: of the mismatched pairs.
       progress: shows a bar, on a terminal; a large model takes minutes.
 
     Raises:
-      DataError: fewer than two examples, or one that is too long for the model.
+      DataError: fewer than two examples, one that is no pair of strings, or one that is too long for the model.
       ConfigError: an unknown metric, or one that is no mean over examples.
       AdapterError: an adapter under which the base model's logits are not finite; names its condition.
     """
     score = example_metric(metric, "estimate: metric").score
-    pairs = list(examples)
+    pairs = [(line.input, line.target) for line in as_lines(examples)]
     if len(pairs) < 2:
         raise DataError(f"estimate: expected at least 2 examples, to leave one out, got {len(pairs)}")
     made = "refined" if refine_steps else "generated"

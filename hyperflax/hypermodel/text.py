@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from hyperflax.data.batches import text_batch
 from hyperflax.data.episode_config import in_inputs, in_support
 from hyperflax.data.episode_plan import fitting_support, support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
-from hyperflax.data.jsonl import Line
+from hyperflax.data.jsonl import Line, TextPair, as_lines, encodable
 from hyperflax.data.rendering import deal, episode_arrays
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE, ArrayHypermodel
@@ -28,8 +28,6 @@ from hyperflax.types import Array
 ROWS = 64  # rows decoded at once
 WINDOW = 4 * ROWS  # inputs of which those of like length are decoded at once
 _LOG = logging.getLogger("hyperflax")
-
-TextPair = tuple[str, str] | Mapping[str, str] | Line
 
 
 class Hypermodel(ArrayHypermodel):
@@ -81,28 +79,26 @@ class Hypermodel(ArrayHypermodel):
             before its inputs.
         """
         self.check_plain_inputs()
-        given = list(examples)
-        names = [one.at if isinstance(one, Line) else f"example {number}" for number, one in enumerate(given)]
-        pairs = [_pair(example, name) for example, name in zip(given, names, strict=True)]
-        if not pairs:
+        lines = as_lines(examples)
+        if not lines:
             raise DataError("examples: expected at least one (input, target) pair, got none")
         if not isinstance(refine_steps, numbers.Integral) or refine_steps < 0:
             raise ConfigError(f"refine_steps: expected an int of 0 or more, got {refine_steps!r}")
-        if not 1 <= supports <= len(pairs):
-            raise ConfigError(f"supports: expected 1 to {len(pairs)}, the number of examples, got {supports}")
+        if not 1 <= supports <= len(lines):
+            raise ConfigError(f"supports: expected 1 to {len(lines)}, the number of examples, got {supports}")
         if definition and not in_support(self.config.episodes.definition):
             raise ConfigError(f"definition: expected none, which this model was trained with, got {definition!r:.80}")
-        shown = self._examples(pairs)
+        shown = self._examples(lines)
         info = self._info(definition)
-        self._check_support(shown, info, names)
+        self._check_support(shown, info, [line.at for line in lines])
         dealt = deal(shown, supports)
         rows = [self._episode(part, [], info, len(dealt[0]))["support_tokens"] for part in dealt]
         sentinel = self.config.vocabulary.sentinel(self.config.episodes.input_sentinel)
-        if (read := sum(np.count_nonzero(part == sentinel) for part in rows)) < len(pairs):
+        if (read := sum(np.count_nonzero(part == sentinel) for part in rows)) < len(lines):
             _LOG.warning(
                 "%d of %d examples are read, a row of %d tokens has no room for more; `supports` deals them out",
                 read,
-                len(pairs),
+                len(lines),
                 self.config.episodes.support_length,
             )
         adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
@@ -113,7 +109,7 @@ class Hypermodel(ArrayHypermodel):
         metadata = AdapterMetadata(
             base_fingerprint=self.base_fingerprint,
             hypermodel=self.parts.id,
-            support_hash=support_hash({"input": x, "target": y} for x, y in pairs),
+            support_hash=support_hash({"input": line.input, "target": line.target} for line in lines),
             refine_steps=refine_steps,
         )
         return Adapter(tree, self.config.spec, metadata)
@@ -222,16 +218,18 @@ class Hypermodel(ArrayHypermodel):
 
     def episode(
         self,
-        support: Sequence[tuple[str, str]],
-        scored: Sequence[tuple[str, str]],
+        support: Iterable[TextPair],
+        scored: Iterable[TextPair],
         definition: str | None = None,
         shots: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Returns one episode's arrays from text, with room for as many shots as `support` has, at least `shots`.
+        """Returns one episode's arrays from examples as `adapt` takes them.
 
-        Rows are padded to one of few numbers, so that not every number of examples is compiled for.
+        There is room for as many shots as `support` has, at least `shots`. Rows are padded to one of few numbers, so
+        that not every number of examples is compiled for.
         """
-        return self._episode(self._examples(support), self._examples(scored), self._info(definition), shots)
+        shown, asked = self._examples(as_lines(support)), self._examples(as_lines(scored))
+        return self._episode(shown, asked, self._info(definition), shots)
 
     def _episode(
         self, shown: Sequence[Example], asked: Sequence[Example], info: TaskInfo, shots: int
@@ -242,8 +240,8 @@ class Hypermodel(ArrayHypermodel):
         config = config.replace(shots=room, examples=rounded_up(max(len(asked), 1)))
         return episode_arrays(shown, asked, config, self.config.vocabulary, info, "examples")
 
-    def _examples(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
-        return [Example.from_text(*pair, self.config.vocabulary) for pair in pairs]
+    def _examples(self, lines: Iterable[Line]) -> list[Example]:
+        return [Example.from_text(line.input, line.target, self.config.vocabulary) for line in lines]
 
     def _info(self, definition: str | None) -> TaskInfo:
         return TaskInfo(definition=tokenise(definition, self.config.vocabulary)) if definition else TaskInfo()
@@ -276,27 +274,7 @@ class Hypermodel(ArrayHypermodel):
         )
 
 
-def _pair(example: TextPair, name: str) -> tuple[str, str]:
-    if isinstance(example, Line):
-        return example.input, example.target
-    if isinstance(example, Mapping):
-        missing = [key for key in ("input", "target") if key not in example]
-        if missing:
-            raise DataError(f"{name}: expected keys 'input' and 'target', got {sorted(example)}")
-        example = (example["input"], example["target"])
-    # A string of two characters is a sequence of two strings, too.
-    pair = () if isinstance(example, str) or not isinstance(example, Sequence) else tuple(example)
-    if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-        raise DataError(f"{name}: expected an (input, target) pair of strings, got {example!r:.80}")
-    return _text(pair[0], name), _text(pair[1], name)
-
-
 def _text(text: object, name: str) -> str:
-    """Returns a text. Raises DataError for anything else, and for half of a surrogate pair, which UTF-8 cannot hold."""
     if not isinstance(text, str):
         raise DataError(f"{name}: expected a text, got {text!r:.80}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{name}: expected Unicode text, got {text[error.start]!a} in it") from error
-    return text
+    return encodable(text, "input", name)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StrictStr, ValidationInfo, model_validator
 
+from hyperflax.data.jsonl import encodable
 from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK
 
 MOST_ITEMS = 256  # examples or inputs of a request
@@ -18,12 +19,8 @@ MOST_LISTED = 1000  # ids of a page
 MOST_FIELDS = 16  # of an object that are looked at one by one
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"expected Unicode, got half of a surrogate pair at position {error.start}") from None
-    return text
+def _encodable(text: str, info: ValidationInfo) -> str:
+    return encodable(text, str(info.field_name), "request")
 
 
 Text = Annotated[StrictStr, AfterValidator(_encodable)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hyperflax.cli.main import main
+from hyperflax.data.jsonl import Line
 from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.evaluation import estimate as module
 from hyperflax.evaluation.estimate import Estimate, estimate
@@ -33,6 +34,16 @@ def test_each_example_is_asked_of_an_adapter_made_from_the_others() -> None:
         assert found.predictions["refined"][number] == model.predict([pair[0]], refined)[0]
         assert found.predictions["bare"][number] == model.predict([pair[0]])[0]
     assert len(set(found.predictions["generated"])) > 1, "the adapters do nothing, and the test shows nothing"
+
+
+def test_examples_are_taken_as_adapt_takes_them() -> None:
+    told = estimate(hypermodel(), PAIRS).to_json()
+    mappings = ({"input": x, "target": y} for x, y in PAIRS)
+    lines = [Line(f"mine.jsonl:{number}", *pair) for number, pair in enumerate(PAIRS)]
+    assert estimate(hypermodel(), mappings).to_json() == told
+    assert estimate(hypermodel(), lines).to_json() == told
+    with pytest.raises(DataError, match=r"^example 1: expected keys 'input' and 'target', got"):
+        estimate(hypermodel(), [PAIRS[0], {"input": "a", "output": "b"}])
 
 
 def test_with_many_examples_a_part_is_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
