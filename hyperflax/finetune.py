@@ -35,6 +35,7 @@ from hyperflax.data.episode_plan import support_overhead
 from hyperflax.data.examples import TaskInfo, tokenise
 from hyperflax.data.finetuning import PairBatches, hold_out
 from hyperflax.data.jsonl import Line, read_lines
+from hyperflax.data.vocabularies import as_written
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
@@ -272,9 +273,9 @@ def _compared(
     """Scores every condition that there is on the held-out examples; see `evaluation.worth.compare`."""
     conditions = {"bare": None}
     conditions |= {name: adapter for name, adapter in ((GENERATED, generated), ("start", start)) if adapter is not None}
-    score = get_metric(metric).score
-    scores = {}
+    score, scores = get_metric(metric).score, {}
+    targets = [as_written(line.target, model.config.vocabulary) for line in held]
     for name, adapter in {**conditions, TUNED: tuned}.items():
         predictions = model.predict([line.input for line in held], adapter)
-        scores[name] = [score([text], [[line.target]]) for text, line in zip(predictions, held, strict=True)]
+        scores[name] = [score([text], [[target]]) for text, target in zip(predictions, targets, strict=True)]
     return compare(scores, against=GENERATED if generated is not None else "bare")

@@ -56,6 +56,18 @@ class Vocabulary(Protocol):
         """Writes what `from_json(description, directory)` needs beside the description."""
 
 
+def as_written(text: str, vocabulary: Vocabulary) -> str:
+    """Returns a text as a model of this vocabulary can write it; as it stands where none can, for an unknown character.
+
+    T5's has no double spaces, no line ends and no full-width letters, and no token at all for a brace.
+
+    >>> as_written("New  York ", SentencePiece("spiece.model"))    # doctest: +SKIP
+    'New York'
+    """
+    tokens = vocabulary.encode(text)
+    return text if vocabulary.unk_id in tokens else vocabulary.decode(tokens)
+
+
 def check_room(name: str, vocab_size: int, vocabulary: Vocabulary) -> None:
     """Raises ConfigError, naming `name`, if a model has no embedding for some id: it would take another one's."""
     if vocab_size < vocabulary.vocab_size:

@@ -27,6 +27,7 @@ from hyperflax.data.episode_plan import support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.jsonl import TextPair, as_lines
 from hyperflax.data.rendering import deal
+from hyperflax.data.vocabularies import as_written
 from hyperflax.errors import AdapterError, DataError
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.controls import derangement
@@ -55,7 +56,8 @@ class Estimate:
       metric: name of the metric.
       refine_steps: of the condition `refined`.
       made: the condition of the adapter that the estimate is for.
-      asked: the examples in the order in which `predictions` and `scores` have them.
+      asked: the examples in the order in which `predictions` and `scores` have them, targets as the vocabulary writes
+        them: `vocabularies.as_written`.
       predictions: condition -> one prediction per example. Conditions are `bare`, `in_context`, `generated`, `refined`
         and, from three examples on, `mismatched`.
       scores: condition -> one score in 0..1 per example.
@@ -189,7 +191,8 @@ def estimate(
             answers[name] = asking[name](tasks[name])
         except AdapterError as error:
             raise AdapterError(f"condition '{name}': {error}") from error
-    asked = [pairs[i] for part in parts for i in part]
+    vocabulary = model.config.vocabulary
+    asked = [(pairs[i][0], as_written(pairs[i][1], vocabulary)) for part in parts for i in part]
     predictions = {name: [text for fold in given for text in fold] for name, given in answers.items()}
     scores = {
         name: [score([text], [[target]]) for text, (_, target) in zip(given, asked, strict=True)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperflax.data.vocabularies import Bytes, SentencePiece, from_json
+from hyperflax.data.vocabularies import Bytes, SentencePiece, as_written, from_json
 from hyperflax.errors import ConfigError, DataError
 from tests.checkpoints.bucket_server import serve
 
@@ -67,6 +67,13 @@ _CACHE: dict[pathlib.Path, SentencePiece] = {}
 
 def _cached(data_dir: pathlib.Path) -> SentencePiece:
     return _CACHE.setdefault(data_dir, SentencePiece(data_dir / "vocab" / "spiece.model"))
+
+
+def test_what_a_model_can_write_of_a_text(t5: SentencePiece, data_dir: pathlib.Path) -> None:
+    vocabulary = SentencePiece(data_dir / "vocab" / "spiece.model")
+    for text, written in (("Paris ", "Paris"), ("New  York", "New York"), ("\uff21\uff22", "AB"), ("{x}  y", "{x}  y")):
+        assert as_written(text, vocabulary) == written
+        assert as_written(text, Bytes()) == text
 
 
 def test_json_round_trip(t5: SentencePiece, tmp_path: pathlib.Path) -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import pathlib
 import sys
+import types
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,9 +16,11 @@ import pytest
 
 from hyperflax.cli.main import main
 from hyperflax.data.jsonl import Line
+from hyperflax.data.vocabularies import SentencePiece
 from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.evaluation import estimate as module
 from hyperflax.evaluation.estimate import Estimate, estimate
+from hyperflax.evaluation.runner import EvaluationTask
 from hyperflax.hypermodel import Hypermodel
 from tests.evaluation.micro import hypermodel
 
@@ -44,6 +48,24 @@ def test_examples_are_taken_as_adapt_takes_them() -> None:
     assert estimate(hypermodel(), lines).to_json() == told
     with pytest.raises(DataError, match=r"^example 1: expected keys 'input' and 'target', got"):
         estimate(hypermodel(), [PAIRS[0], {"input": "a", "output": "b"}])
+
+
+def test_a_target_is_asked_for_as_the_vocabulary_writes_it(
+    data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5's writes no double space and no space at an end; an adapter that is always right would score nothing."""
+    vocabulary = SentencePiece(data_dir / "vocab" / "spiece.model")
+    config = types.SimpleNamespace(vocabulary=vocabulary, episodes=hypermodel().config.episodes)
+
+    def right(tasks: Sequence[EvaluationTask]) -> list[list[str]]:
+        return [[vocabulary.decode(vocabulary.encode(target)) for (target,) in task.references] for task in tasks]
+
+    conditions = types.SimpleNamespace(pick=lambda *names: dict.fromkeys(names, right))
+    monkeypatch.setattr(module, "Conditions", lambda *_, **__: conditions)
+    pairs = [("a", "Paris "), ("b", "New  York"), ("c", "{x}")]
+    found = estimate(types.SimpleNamespace(config=config), pairs)
+    assert found.asked == (("a", "Paris"), ("b", "New York"), ("c", "{x}"))
+    assert found.scores["generated"] == [1.0, 1.0, 0.0], "no model of this vocabulary can write a brace"
 
 
 def test_with_many_examples_a_part_is_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from hyperflax.cli.finetune import choose_kinds, load_start
 from hyperflax.cli.main import main
 from hyperflax.data.finetuning import hold_out
 from hyperflax.data.jsonl import Line, read_lines
+from hyperflax.data.vocabularies import SentencePiece
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.evaluation.metrics import METRICS
 from hyperflax.finetune import finetune, generate
@@ -205,6 +207,14 @@ def test_a_model_that_is_shown_no_examples_generates_from_them_all_the_same(mode
     none, one = (trees.flatten(generate(other, lines).tree) for other in told)
     for path, leaf in none.items():
         np.testing.assert_allclose(leaf, one[path], rtol=1e-5, atol=1e-6)
+
+
+def test_a_held_out_target_is_what_the_vocabulary_writes(data_dir):
+    config = types.SimpleNamespace(vocabulary=SentencePiece(data_dir / "vocab" / "spiece.model"))
+    model = types.SimpleNamespace(config=config, predict=lambda inputs, adapter: ["New York"] * len(inputs))
+    held = [Line("held.jsonl:1", "a", "New  York "), Line("held.jsonl:2", "b", "York")]
+    report = finetuning._compared(model, held, "exact_match", None, None, None)
+    assert report["scores"]["tuned"]["mean"] == 0.5
 
 
 def test_the_command(model, tmp_path, capsys):
