@@ -10,6 +10,7 @@ hyperflax.errors.ConfigError: hypermodel.json: base: Expected `int`, got `str` -
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,32 @@ import msgspec
 from hyperflax.errors import ConfigError
 
 Config = TypeVar("Config")
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Returns what counts something as an int, numpy's integers too.
+
+    Raises:
+      ConfigError: no whole number, such as 2.0, "2" or True, or one below `least`; names `name`.
+
+    >>> whole_number("steps", 2.0)
+    Traceback (most recent call last):
+    hyperflax.errors.ConfigError: steps: expected a whole number of at least 1, got 2.0
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def check_sizes(config: Any, **least: int) -> None:
+    """Checks the fields of a configuration that count something, and makes ints of them, which json can hold.
+
+    Raises:
+      ConfigError: see `whole_number`; names class and field.
+    """
+    for name, low in least.items():
+        checked = whole_number(f"{type(config).__name__}.{name}", getattr(config, name), low)
+        object.__setattr__(config, name, checked)
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from hyperflax.buckets import Location, locate
 from hyperflax.checkpoints.forms import read_provenance
 from hyperflax.checkpoints.tensors import StorageDtype
+from hyperflax.configs import whole_number
 from hyperflax.data.batches import Batches
 from hyperflax.data.examples import parts_of, sources_of
 from hyperflax.errors import CheckpointError, ConfigError
@@ -107,7 +108,7 @@ def train(
     partitioner = partitioner or Partitioner()
     evaluator = None
     if validation is not None:
-        loop.check_whole("validation_batches", validation_batches, 1)
+        whole_number("train.validation_batches", validation_batches)
         evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
     path, frozen = model.base_checkpoint, model.read_frozen(partitioner)
     origin = None if path is None else Origin(path, digest(frozen))

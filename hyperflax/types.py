@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 
+from hyperflax.configs import check_sizes
 from hyperflax.errors import ConfigError
 
 Array: TypeAlias = jax.Array
@@ -74,11 +75,10 @@ class T5Config:
             raise ConfigError(f"T5Config.mlp_activations: expected one or more of {known} in a tuple, got {names!r}")
         object.__setattr__(self, "mlp_activations", tuple(names))
         sizes = ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "num_buckets", "max_distance")
-        for name in (*sizes, "num_encoder_layers", "num_decoder_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"T5Config.{name}: expected a positive int, got {value!r}")
-            if name.endswith("_layers") and value > MAX_LAYERS:
+        depths = ("num_encoder_layers", "num_decoder_layers")
+        check_sizes(self, **dict.fromkeys((*sizes, *depths), 1))
+        for name in depths:
+            if (value := getattr(self, name)) > MAX_LAYERS:
                 raise ConfigError(f"T5Config.{name}: expected at most {MAX_LAYERS:,}, got {value:,}")
         if self.num_buckets < 4:
             raise ConfigError(f"T5Config.num_buckets: expected at least 4, got {self.num_buckets}")

@@ -10,7 +10,7 @@ import pytest
 from hyperflax.cli.compile import STAND_INS, stand_in
 from hyperflax.cli.gin_jobs import shipped_runs
 from hyperflax.data import registry
-from hyperflax.data.prefetch import Batches
+from hyperflax.data.batches import Batches
 from hyperflax.trainables import Trainable
 
 TRAINING_RUNS = [

@@ -380,7 +380,7 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
         ):
             call()
     for steps in (-1, 1.5):
-        with pytest.raises(ConfigError, match=f"refine_steps: expected an int of 0 or more, got {steps}"):
+        with pytest.raises(ConfigError, match=f"refine_steps: expected a whole number of at least 0, got {steps}"):
             model.adapt(EXAMPLES, refine_steps=steps)
     with pytest.raises(ConfigError, match="definition: expected none, which this model was trained with, got 'upper'"):
         model.adapt(EXAMPLES, definition="upper")

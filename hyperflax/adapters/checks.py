@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from hyperflax.configs import check_sizes
 from hyperflax.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def is_number(value: Any) -> bool:
 
 def size(config: KindConfig) -> None:
     """Checks the field that the kind calls its size. Raises ConfigError."""
-    value = getattr(config, config.size)
-    if not is_int(value) or value < 1:
-        raise ConfigError(f"{type(config).__name__}.{config.size}: expected a positive int, got {value!r}")
+    check_sizes(config, **{config.size: 1})
 
 
 def numbers(config: KindConfig, *names: str) -> None:

@@ -12,12 +12,12 @@ batches add `encoder_segment_ids`, `encoder_positions`, `decoder_segment_ids`, `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from hyperflax.data.vocabularies import EOS_ID, PAD_ID
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.errors import DataError
 
 Tokens = Sequence[int] | np.ndarray
 Pair = tuple[Tokens, Tokens]
@@ -28,18 +28,6 @@ class Batches(Protocol):
 
     def batch(self, step: int) -> Mapping[str, np.ndarray]:
         """The batch of a step, pure in the source's own seed and the step, so that a step number is a position."""
-
-
-def check_sizes(config: Any, **least: int) -> None:
-    """Checks the fields of a configuration that count something.
-
-    Raises:
-      ConfigError: one that is no int, or below its `least`; names class and field.
-    """
-    for name, low in least.items():
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ConfigError(f"{type(config).__name__}.{name}: expected an int of at least {low}, got {value!r}")
 
 
 def shift_right(targets: np.ndarray, segment_ids: np.ndarray | None = None) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from hyperflax.data.batches import check_sizes
+from hyperflax.configs import check_sizes
 from hyperflax.errors import ConfigError
 
 Place = Literal["support", "inputs", "both", "none"]

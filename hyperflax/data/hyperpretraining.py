@@ -24,7 +24,8 @@ import dataclasses
 
 import numpy as np
 
-from hyperflax.data.batches import check_sizes, decoder_features
+from hyperflax.configs import check_sizes
+from hyperflax.data.batches import decoder_features
 from hyperflax.data.corruption import Windows
 from hyperflax.data.draws import stream
 from hyperflax.data.examples import ExampleSource

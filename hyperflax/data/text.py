@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hyperflax.data.batches import Packer, Pair, check_sizes, text_batch
+from hyperflax.configs import check_sizes
+from hyperflax.data.batches import Packer, Pair, text_batch
 from hyperflax.data.draws import stream
 from hyperflax.errors import DataError
 
@@ -41,7 +42,7 @@ class PackedBatches:
         rows and not 95%.
 
     Raises:
-      ConfigError: a size that is no int of 1 or more.
+      ConfigError: a size that is no whole number of 1 or more.
     """
 
     pairs: PairSource

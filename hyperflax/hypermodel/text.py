@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from hyperflax.adapters.kinds import check_spec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.fingerprint import support_hash
+from hyperflax.configs import whole_number
 from hyperflax.data.batches import text_batch
 from hyperflax.data.episode_config import in_inputs, in_support
 from hyperflax.data.episode_plan import fitting_support, support_overhead
@@ -82,8 +82,7 @@ class Hypermodel(ArrayHypermodel):
         lines = as_lines(examples)
         if not lines:
             raise DataError("examples: expected at least one (input, target) pair, got none")
-        if not isinstance(refine_steps, numbers.Integral) or refine_steps < 0:
-            raise ConfigError(f"refine_steps: expected an int of 0 or more, got {refine_steps!r}")
+        refine_steps = whole_number("refine_steps", refine_steps, 0)
         if not 1 <= supports <= len(lines):
             raise ConfigError(f"supports: expected 1 to {len(lines)}, the number of examples, got {supports}")
         if definition and not in_support(self.config.episodes.definition):

@@ -30,6 +30,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.configs import check_sizes
 from hyperflax.errors import ConfigError
 from hyperflax.hypernets.hyper_t5 import HyperT5, HyperT5Config
 from hyperflax.models.flops import Forward
@@ -59,9 +60,7 @@ class HARTConfig(HyperT5Config):
         for name, known in (("feedback", ("projected", "direct")), ("order", ("forward", "backward"))):
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"HARTConfig.{name}: expected '{known[0]}' or '{known[1]}', got {value!r}")
-        for name, least in (("steps_per_layer", 1), ("extra_slots", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"HARTConfig.{name}: expected at least {least}, got {getattr(self, name)!r}")
+        check_sizes(self, steps_per_layer=1, extra_slots=0)
 
     def width(self, spec: AdapterSpec) -> int:
         """How many slots the decoder reads at once: as many as the layer with most, and the extra ones."""

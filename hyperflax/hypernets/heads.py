@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from hyperflax.adapters.spec import AdapterSpec, Leaf
+from hyperflax.configs import check_sizes
 from hyperflax.errors import AdapterError, ConfigError
 from hyperflax.models import flops
 from hyperflax.models.parameters import param
@@ -51,8 +52,7 @@ class HeadsConfig:
     sharing: Literal["per_layer", "shared"] = "per_layer"
 
     def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise ConfigError(f"HeadsConfig.hidden: expected a positive int, got {self.hidden!r}")
+        check_sizes(self, hidden=1)
         if self.sharing not in ("per_layer", "shared"):
             raise ConfigError(f"HeadsConfig.sharing: expected 'per_layer' or 'shared', got {self.sharing!r}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hyperflax.configs import check_sizes
 from hyperflax.errors import ConfigError, HyperflaxError
 
 
@@ -40,8 +41,7 @@ class ServiceConfig:
     kept: int = 100_000
 
     def __post_init__(self) -> None:
-        if min(dataclasses.astuple(self)) < 1:
-            raise ConfigError(f"ServiceConfig: expected sizes of at least 1, got {self}")
+        check_sizes(self, **{field.name: 1 for field in dataclasses.fields(self)})
         if self.hosted < self.resident:
             raise ConfigError(f"ServiceConfig.hosted: expected at least resident={self.resident}, got {self.hosted}")
 

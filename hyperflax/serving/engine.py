@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hyperflax.adapters.spec import AdapterSpec
+from hyperflax.configs import check_sizes, whole_number
 from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.models.beam import Beam
 from hyperflax.models.decoding import DecodeResult
@@ -64,9 +65,11 @@ class EngineConfig:
     eos_id: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sources", tuple(sorted(self.sources)))
-        if not self.sources or min(*self.sources, self.max_length, self.rows, self.steps, self.resident) < 1:
-            raise ConfigError(f"EngineConfig: expected at least one source length, and sizes of at least 1, got {self}")
+        sources = sorted(whole_number("EngineConfig.sources", length) for length in self.sources)
+        if not sources:
+            raise ConfigError("EngineConfig.sources: expected at least one length of inputs, got none")
+        object.__setattr__(self, "sources", tuple(sources))
+        check_sizes(self, max_length=1, rows=1, steps=1, resident=1)
 
 
 @dataclasses.dataclass(eq=False)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hyperflax.adapters.kind_config import KindConfig
+from hyperflax.configs import check_sizes
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.metrics import example_metric
 from hyperflax.objectives.episode import HypermodelObjective
@@ -52,9 +53,7 @@ class FineTuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluations", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"FineTuning.{name}: expected at least 1, got {getattr(self, name)!r}")
+        check_sizes(self, steps=1, batch_size=1, evaluations=1, patience=1)
         for name in ("warmup", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"FineTuning.{name}: expected a share in [0, 1), got {getattr(self, name)!r}")

@@ -12,7 +12,6 @@ the sums of the log period that was under way.
 
 from __future__ import annotations
 
-import numbers
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from hyperflax.configs import whole_number
 from hyperflax.data.batches import Batches
 from hyperflax.errors import CheckpointError, ConfigError, HyperflaxError
 from hyperflax.locks import alone_in
@@ -125,7 +125,7 @@ def train(
     """
     for name, value, least in (("total_steps", total_steps, 1), ("log_period", log_period, 1),
                                ("save_period", save_period, 0), ("eval_period", eval_period, 0)):  # fmt: skip
-        check_whole(name, value, least)
+        whole_number(f"train.{name}", value, least)
     check_keep("train", keep)
     if early_stopping is not None and evaluator is None:
         raise ConfigError("train.early_stopping: expected an evaluator, got None")
@@ -212,12 +212,6 @@ def train(
             print(f"{signal.Signals(stop.signal).name}: {directory} is saved at step {run.step}", file=shown)
     stop.leave()
     return run.state
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raises ConfigError unless an argument of `train` is a whole number of at least `least`."""
-    if not isinstance(value, numbers.Integral) or value < least:
-        raise ConfigError(f"train.{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 def _step_to_go_on_from(checkpoints: Checkpoints, directory: str, total_steps: int) -> int | None:

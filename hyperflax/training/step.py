@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from hyperflax.configs import whole_number
 from hyperflax.errors import ConfigError
 from hyperflax.objectives.normalisation import (
     PER_SEQUENCE,
@@ -58,8 +59,7 @@ def make_train_step(
       ConfigError: an impossible setting.
     """
     factor = check_factor(loss_normalizing_factor)
-    if microbatches < 1:
-        raise ConfigError(f"microbatches: expected a positive int, got {microbatches}")
+    whole_number("microbatches", microbatches)
     schedule = getattr(optimizer, "schedule", None)
 
     def step(state: TrainState, frozen: PyTree, batch: Batch, rng: Array) -> tuple[TrainState, Metrics]:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hyperflax.errors import ConfigError
+from hyperflax.configs import check_sizes
 from hyperflax.training.standard_error import read_or_not
 from hyperflax.types import PyTree
 
@@ -47,8 +47,7 @@ class EarlyStopping:
     keep: Callable[[PyTree, int], None]
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ConfigError(f"EarlyStopping.patience: expected at least 1, got {self.patience!r}")
+        check_sizes(self, patience=1)
 
     @staticmethod
     def improved(losses: Sequence[float]) -> bool:

@@ -80,7 +80,7 @@ def _set(path, value):
         (_set(["kinds", 0, "kind"], ["lora"]), r"kinds\[0\]: kind"),
         (_set(["kinds", 0], "lora"), r"kinds\[0\]: kind"),
         (_set(["kinds", 0, "ranc"], 2), r"kinds\[0\]: unknown key 'ranc' \(did you mean 'rank'\?\)"),
-        (_set(["kinds", 0, "rank"], "8"), r"kinds\[0\]: LoRA.rank: expected a positive int, got '8'"),
+        (_set(["kinds", 0, "rank"], "8"), r"kinds\[0\]: LoRA.rank: expected a whole number of at least 1, got '8'"),
         (_set(["kinds", 1, "length"], 1e9), r"kinds\[1\]: Prefix.length"),
         (_set(["leaves", 3, "path"], "../../etc"), r"leaves\[3\]: leaf '../../etc': path"),
         (_set(["leaves", 3, "shape"], 4), r"leaves\[3\]: shape: expected a json list"),

@@ -93,7 +93,9 @@ def test_packed_batches_are_nearly_full() -> None:
 def test_a_size_that_is_none_is_refused_before_a_batch_is_asked_for(kind: type, field: str, value: object) -> None:
     """As a run file gives it: in the first batch it was a traceback of numpy's."""
     sizes = {"batch_size": 2, "inputs_length": 8, "targets_length": 8, field: value}
-    with pytest.raises(ConfigError, match=rf"{kind.__name__}\.{field}: expected an int of at least 1, got {value!r}"):
+    with pytest.raises(
+        ConfigError, match=rf"{kind.__name__}\.{field}: expected a whole number of at least 1, got {value!r}"
+    ):
         kind(_pairs, **sizes)
 
 

@@ -408,8 +408,8 @@ def test_what_is_scored_changes_only_where_the_support_would_be_short(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shots": -1}, "shots: expected an int of at least 0, got -1"),
-        ({"examples": 0}, "examples: expected an int of at least 1"),
+        ({"shots": -1}, "shots: expected a whole number of at least 0, got -1"),
+        ({"examples": 0}, "examples: expected a whole number of at least 1"),
         ({"shots": 2, "min_shots": 3}, r"min_shots: expected an int from 0 to 2 \(shots\), got 3"),
         ({"shots": 2, "min_shots": 1.0}, r"min_shots: expected an int from 0 to 2 \(shots\), got 1.0"),
         ({"support_layout": "mixed"}, "support_layout: expected one of"),

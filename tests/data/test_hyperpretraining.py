@@ -97,9 +97,9 @@ def test_batches_depend_on_seed_and_step_and_rows_on_no_other_row() -> None:
 
 
 def test_impossible_lengths_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"CACLM\.support_length: expected an int of at least 34, got 33"):
+    with pytest.raises(ConfigError, match=r"CACLM\.support_length: expected a whole number of at least 34, got 33"):
         CACLM(counting(200), batch_size=2, **{**LENGTHS, "support_length": 33})
-    with pytest.raises(ConfigError, match=r"CACLM\.shortest: expected an int of at least 1"):
+    with pytest.raises(ConfigError, match=r"CACLM\.shortest: expected a whole number of at least 1"):
         CACLM(counting(200), batch_size=2, **{**LENGTHS, "shortest": 0, "support_length": 42})
     with pytest.raises(DataError, match="at least one of 16 tokens"):
         CACLM(counting(15), batch_size=2, **LENGTHS)

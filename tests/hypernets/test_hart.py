@@ -143,8 +143,8 @@ def test_the_program_does_not_grow_with_depth() -> None:
         ({"feedback": "none"}, "HARTConfig.feedback: expected 'projected' or 'direct', got 'none'"),
         ({"order": "inward"}, "HARTConfig.order: expected 'forward' or 'backward'"),
         ({"slot_bias": "causal"}, "HARTConfig.slot_bias: expected 'none' or 'bidirectional'"),
-        ({"steps_per_layer": 0}, "HARTConfig.steps_per_layer: expected at least 1, got 0"),
-        ({"extra_slots": -1}, "HARTConfig.extra_slots: expected at least 0, got -1"),
+        ({"steps_per_layer": 0}, "HARTConfig.steps_per_layer: expected a whole number of at least 1, got 0"),
+        ({"extra_slots": -1}, "HARTConfig.extra_slots: expected a whole number of at least 0, got -1"),
     ],
 )
 def test_config_refuses(changes: dict, message: str) -> None:

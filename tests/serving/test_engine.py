@@ -483,9 +483,9 @@ def test_the_largest_settings_decode() -> None:
 
 
 def test_a_lane_is_needed() -> None:
-    with pytest.raises(ConfigError, match="at least one source length"):
+    with pytest.raises(ConfigError, match="sources: expected at least one length of inputs, got none"):
         EngineConfig(sources=())
-    with pytest.raises(ConfigError, match="sizes of at least 1"):
+    with pytest.raises(ConfigError, match=r"EngineConfig\.rows: expected a whole number of at least 1, got 0"):
         EngineConfig(rows=0)
 
 

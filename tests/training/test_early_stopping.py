@@ -78,7 +78,7 @@ def test_a_restart_counts_the_evaluations_before_it(tmp_path, table, copy_batche
 
 
 def test_patience_is_checked_and_needs_an_evaluator(tmp_path, table, copy_batches):
-    with pytest.raises(ConfigError, match="patience: expected at least 1, got 0"):
+    with pytest.raises(ConfigError, match="patience: expected a whole number of at least 1, got 0"):
         stopping(0)
     with pytest.raises(ConfigError, match=r"train\.early_stopping: expected an evaluator"):
         train(objective=table, optimizer=make_optimizer("adamw", 0.05), batches=copy_batches, model_dir=tmp_path,

@@ -186,7 +186,7 @@ def test_a_hostile_directory_is_refused_by_name(surrogate, fitted, tmp_path: pat
     [
         ("surrogate", "os.system", "expected one of"),
         ("schema_version", 99, "newer hyperflax"),
-        ("config", {"hidden": [-1]}, "positive int"),
+        ("config", {"hidden": [-1]}, "whole number"),
         ("config", {"width": 3}, "no field"),
         ("config", {"hidden": [9, 9]}, "expected the leaves"),
     ],

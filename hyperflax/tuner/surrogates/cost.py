@@ -29,11 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hyperflax.configs import check_sizes, whole_number
 from hyperflax.errors import DataError
 from hyperflax.tuner.surrogates import offsets
 from hyperflax.tuner.surrogates.exact_gp import pad, padded_size
 from hyperflax.tuner.surrogates.features import Scaling, folds, representative
-from hyperflax.tuner.surrogates.minimise import Schedule, minimise, require_count
+from hyperflax.tuner.surrogates.minimise import Schedule, minimise
 from hyperflax.tuner.surrogates.protocol import Fitted, Observations, Queries, table_of
 from hyperflax.tuner.surrogates.queries import number_equal_rows
 from hyperflax.types import Array, PyTree
@@ -78,11 +79,8 @@ class MLPCost:
     refit_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("kept", "rows"):
-            require_count(f"MLPCost.{name}", getattr(self, name))
-        for width in self.hidden:
-            require_count("MLPCost.hidden", width)
+        object.__setattr__(self, "hidden", tuple(whole_number("MLPCost.hidden", width) for width in self.hidden))
+        check_sizes(self, kept=1, rows=1)
         Schedule(self.steps, self.learning_rate), Schedule(self.refit_steps, self.refit_learning_rate)
 
     def fit(self, queries: Queries, seconds: np.ndarray, seed: int) -> Fitted:

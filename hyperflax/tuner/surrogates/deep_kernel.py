@@ -48,11 +48,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hyperflax.configs import check_sizes, whole_number
 from hyperflax.errors import ConfigError, SurrogateError
 from hyperflax.tuner.surrogates import exact_gp
 from hyperflax.tuner.surrogates.exact_gp import KERNELS, KernelName, Points, pad, padded_size, row_mask
 from hyperflax.tuner.surrogates.features import Scaling, folds, representative
-from hyperflax.tuner.surrogates.minimise import Schedule, minimise, require_count
+from hyperflax.tuner.surrogates.minimise import Schedule, minimise
 from hyperflax.tuner.surrogates.protocol import Fitted, Observations, Queries, table_of
 from hyperflax.tuner.surrogates.queries import number_equal_rows
 from hyperflax.types import Array, PyTree
@@ -122,11 +123,8 @@ class DeepKernelGP:
     refit_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("features", "channels", "kept", "rows"):
-            require_count(f"DeepKernelGP.{name}", getattr(self, name))
-        for width in self.hidden:
-            require_count("DeepKernelGP.hidden", width)
+        object.__setattr__(self, "hidden", tuple(whole_number("DeepKernelGP.hidden", width) for width in self.hidden))
+        check_sizes(self, features=1, channels=1, kept=1, rows=1)
         if self.kernel not in KERNELS:
             raise ConfigError(f"DeepKernelGP.kernel: expected one of {sorted(KERNELS)}, got {self.kernel!r}")
         Schedule(self.steps, self.learning_rate), Schedule(self.refit_steps, self.refit_learning_rate)

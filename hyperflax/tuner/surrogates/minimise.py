@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hyperflax.configs import check_sizes
 from hyperflax.errors import ConfigError, SurrogateError
 from hyperflax.tuner.surrogates.exact_gp import pad, padded_size, row_mask
 from hyperflax.types import Array, PyTree
@@ -43,19 +44,13 @@ class Schedule:
     learning_rate: float
 
     def __post_init__(self) -> None:
-        require_count("steps", self.steps)
+        check_sizes(self, steps=1)
         if not 0.0 < self.learning_rate < 1.0:
             raise ConfigError(f"learning_rate: expected a number in (0, 1), got {self.learning_rate!r}")
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of a step, counted from 0."""
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
-
-
-def require_count(name: str, value: int) -> None:
-    """Raises ConfigError unless a setting is a positive int."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name}: expected a positive int, got {value!r}")
 
 
 def minimise(
