@@ -122,7 +122,7 @@ def evaluate_suite(
         for task, data_set in trained_elsewhere(seen, evaluated).items()
     }
     runs = {label: held_out.without(seen_elsewhere) for label, held_out in runs.items()}
-    config = {
+    config: dict[str, Any] = {
         "model": model.parts.id,
         "base": model.base_fingerprint,
         "episodes": configs.to_json(episodes),
@@ -172,6 +172,8 @@ def evaluate_suite(
             # make the second one.
             second = list(common.values())[1] if len(common) > 1 else held_out.shown_scored(episodes, seed)
             figures = everything.adapter_figures(second.where_supports_differ(held_out))
+    if unknown := [who for who, seen in references.trained_on.items() if TRAINING_TASKS not in seen]:
+        config["not_recorded"] = unknown
     cut, inputs = count_cut(common, episodes.inputs_length)
     config["inputs_cut"] = f"{cut} of {inputs}"
     cut_supports = sum(

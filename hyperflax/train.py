@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.configs import whole_number
 from hyperflax.data.batches import Batches
 from hyperflax.data.examples import parts_of, sources_of
+from hyperflax.data.text import PackedBatches, PaddedBatches
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import record
 from hyperflax.processes import Processes
@@ -41,6 +43,7 @@ from hyperflax.types import PyTree
 # Run files name what is trained beside the job: `@train.PlainT5()`.
 __all__ = ["HypernetworkOf", "PlainT5", "SharedAdapter", "TaskAdapters", "Trainable", "train"]
 
+_LOG = logging.getLogger("hyperflax")
 EXPORT = "model"
 # Arguments of `loop.train` that follow from the model and its validation batches.
 OWN = frozenset({"objective", "frozen", "origin", "meaning", "provenance", "initial_params", "evaluator"})
@@ -64,7 +67,7 @@ def train(
 
     Args:
       model: `PlainT5`, `HypernetworkOf`, `SharedAdapter` or `TaskAdapters`.
-      batches: of training data, `.batch(step)`.
+      batches: of training data, see `Batches`; of those that tell no source a warning is logged.
       optimizer: see `make_optimizer`.
       total_steps: length of the whole run.
       model_dir: the run's folder, or its address in a bucket.
@@ -105,6 +108,15 @@ def train(
                     f"train.{name}: expected episodes of TaskAdapters.source, '{model.source.task_names[0]}' ..., got "
                     f"those of '{source.task_names[0]}' ..."
                 )
+    processes = Processes.running()
+    if processes.first and not sources_of(batches):
+        drawn = any(parts_of(batches, kind) for kind in (PackedBatches, PaddedBatches))  # from a function of theirs
+        _LOG.log(
+            logging.INFO if drawn else logging.WARNING,
+            "train.batches: %s has no `source` (see `Batches`): its vocabulary and tasks are not compared with the "
+            "model's, and no evaluation of the model will know what it was trained on",
+            type(batches).__name__,
+        )
     partitioner = partitioner or Partitioner()
     evaluator = None
     if validation is not None:
@@ -145,7 +157,6 @@ def train(
     del frozen  # exporting reads it again, from where it is stored
     directory = locate(model_dir) / EXPORT
     params = _on_host(state.params)
-    processes = Processes.running()
     if processes.first:
         results = {"steps": int(state.step), **_last_validation(model_dir)}
         model.export(directory, Trained(params, results, provenance, export_dtype, origin))

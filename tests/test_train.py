@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 import re
 import shutil
+import types
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
 from hyperflax.data.hyperpretraining import CACLM
+from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.evaluation.contamination import TRAINING_DATA_SETS, TRAINING_TASKS, name_digests
@@ -392,6 +395,27 @@ def test_a_model_and_its_batches_have_one_vocabulary(base: str, tmp_path: pathli
         read = model.read_frozen if model.base_checkpoint else functools.partial(model.initial_params, {})
         with pytest.raises(CheckpointError, match=r"vocabulary: expected Bytes\(extra_ids=100\), found"):
             read(PARTITIONER)
+
+
+def test_batches_that_tell_no_source_are_trained_on_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A class of a user's own is found by the names of its attributes; what a function draws is told in passing."""
+    hidden, told = (
+        types.SimpleNamespace(batch=Episodes(TASKS, EPISODES).batch, **{n: TASKS}) for n in ("_source", "source")
+    )
+    drawn = PackedBatches(lambda rng: [([3], [4])], batch_size=1, inputs_length=8, targets_length=8)
+    for batches, levels in ((hidden, [logging.WARNING]), (told, []), (drawn, [logging.INFO])):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "hyperflax"), pytest.raises(ConfigError, match="validation_batches"):
+            train(
+                model=SharedAdapter(BASE, config().spec, Bytes(), "unread"),
+                batches=batches,
+                optimizer=adamw(1e-2),
+                total_steps=1,
+                model_dir="never_made",
+                validation=Episodes(TASKS, EPISODES),
+                validation_batches=0,
+            )
+        assert [one.levelno for one in caplog.records if "train.batches" in one.message] == levels
 
 
 def test_a_folder_that_is_no_path_is_refused_before_the_base_is_read(base: str, monkeypatch) -> None:

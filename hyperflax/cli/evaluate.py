@@ -120,8 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
             neighbours=source(name, arguments.neighbours) if arguments.neighbours else None,
             **common,
         )
-        for line in remarks(report):
-            print(line + "\n")
+    for line in remarks(report):
+        print(line + "\n")
     print(conditions_table(report))
     print(f"\nwritten: {arguments.out}/report.json, report.md, report.png")
     return 0

@@ -24,7 +24,20 @@ Pair = tuple[Tokens, Tokens]
 
 
 class Batches(Protocol):
-    """Whatever has batches by step; `Episodes`, `PackedBatches` and `PaddedBatches` do."""
+    """Whatever has batches by step; `Episodes`, `PackedBatches` and `PaddedBatches` do.
+
+    What batches are made of is found in their attributes `source`, `sources`, `stages`, `batches` and `pairs`, those of
+    them that are there: an `ExampleSource`, something that has such attributes itself, or a list of them. A training
+    job compares these sources' vocabulary and tasks with the model's, and records their tasks in the model, whose
+    evaluations then find what it was trained on. Of batches without any nothing is compared and nothing recorded.
+
+    >>> class MyBatches:
+    ...     def __init__(self, source):
+    ...         self.source = source    # not `_source`, which nobody finds
+    ...
+    ...     def batch(self, step):
+    ...         return text_batch(self.source.examples(0, [step]), inputs_length=64, targets_length=32)
+    """
 
     def batch(self, step: int) -> Mapping[str, np.ndarray]:
         """The batch of a step, pure in the source's own seed and the step, so that a step number is a position."""

@@ -104,7 +104,7 @@ class ExampleSource(Protocol):
 
 
 _NO_INFO = TaskInfo()
-_PARTS = ("source", "sources", "stages", "batches", "pairs")  # where batches keep what they are made of
+_PARTS = ("source", "sources", "stages", "batches", "pairs")  # where batches keep what they are made of, see `Batches`
 
 
 def sources_of(batches: Any) -> list[ExampleSource]:

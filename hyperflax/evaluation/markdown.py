@@ -83,7 +83,7 @@ def coverage(report: Mapping[str, Any]) -> str:
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
-    """What else is to be known of a mixture's tasks, one line each: what was left out or cut, and what is not new."""
+    """What else is to be known of the tasks, one line each: what was left out or cut, what is not new or may not be."""
     config, tasks = report["run"]["config"], report["n_tasks"]
     lines = []
     if told := config.get("left_out"):
@@ -97,6 +97,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     if told := config.get("trained_on"):
         counts = ", ".join(f"{count} of {tasks} in {who}" for who, count in told.items())
         lines.append(f"Tasks that are not new: {counts}.")
+    if told := config.get("not_recorded"):
+        lines.append(f"No tasks are recorded of {' and of '.join(told)}: these may be among them.")
     return lines
 
 

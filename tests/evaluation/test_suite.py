@@ -342,8 +342,10 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
     trained = InMemorySource.from_strings({"cb_a": [("x", "y")]}, Bytes())
     with pytest.raises(DataError, match="'mine' was trained on and holds the evaluated task 'cb_a'"):
         evaluate_suite(suite=toy_suite(), trained_on={"mine": trained}, **options)
+    parts, record = hypermodel().parts, {"training_tasks": name_digests(["imdb_x"])}
+    options["model"] = Hypermodel(hypermodel().config, parts.base, parts.hypernetwork_params, provenance=record)
+    assert "not_recorded" not in evaluate_suite(suite=toy_suite(), **options)["run"]["config"]
     record = {"training_tasks": name_digests(["copa_a", "imdb_x"])}
-    parts = hypermodel().parts
     options["model"] = Hypermodel(
         hypermodel().config, parts.base, parts.hypernetwork_params, name="seen", provenance=record
     )
@@ -388,6 +390,10 @@ def test_tasks_whose_data_set_was_trained_on_in_another_collection_are_left_out(
     options: dict[str, Any] = {"model": model, "conditions": ["bare"], "progress": False}
     report = evaluate_suite(suite=suite, out=str(tmp_path / "record"), **options)
     assert [row["task"] for row in report["per_task"]] == ["cb", "copa"]
+    # Of its tasks' names it has no record.
+    assert report["run"]["config"]["not_recorded"] == ["what 'seen' was trained on"]
+    unknown = "No tasks are recorded of what 'seen' was trained on: these may be among them."
+    assert unknown in (tmp_path / "record" / "report.md").read_text()
     assert report["suite"]["missing"] == [
         f"left out: task '{name}': what 'seen' was trained on has its data set as metaicl/rte" for name in SETS[:2]
     ]
