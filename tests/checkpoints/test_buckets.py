@@ -16,7 +16,7 @@ import tensorstore
 from hyperflax.adapters import LoRA, build_spec
 from hyperflax.buckets import Bucket, BucketPath, fetched, locate
 from hyperflax.checkpoints import t5x
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter, save_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.checkpoints.forms import read_model
 from hyperflax.checkpoints.huggingface import write_huggingface
@@ -241,7 +241,7 @@ def test_of_a_model_directory_no_more_is_fetched_than_is_read(server, asked):
 
 def test_of_a_run_s_folder_an_adapter_alone_is_fetched(server, asked):
     """`hyperflax finetune` leaves it beside its own files."""
-    save_adapter(server.folder / "tuned", adapter().tree, adapter().spec, adapter().metadata)
+    adapter().save(server.folder / "tuned")
     write_peft(server.folder / "tuned_peft", adapter())
     for name in ("tuned", "tuned_peft"):
         (server.folder / name / "best.safetensors").write_bytes(b"large")
