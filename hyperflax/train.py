@@ -29,6 +29,7 @@ from hyperflax.data.examples import parts_of, sources_of
 from hyperflax.data.text import PackedBatches, PaddedBatches
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import record
+from hyperflax.objectives.normalisation import REAL_TOKENS
 from hyperflax.processes import Processes
 from hyperflax.trainables import HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, Trainable, Trained
 from hyperflax.training import loop
@@ -121,7 +122,10 @@ def train(
     evaluator = None
     if validation is not None:
         whole_number("train.validation_batches", validation_batches)
-        evaluator = loss_evaluator(model.validation_objective, validation, validation_batches)
+        factor = options.get("loss_normalizing_factor", REAL_TOKENS)
+        evaluator = loss_evaluator(
+            model.validation_objective, validation, validation_batches, loss_normalizing_factor=factor
+        )
     path, frozen = model.base_checkpoint, model.read_frozen(partitioner)
     origin = None if path is None else Origin(path, digest(frozen))
     for wanted in parts_of(batches, WithTaskAdapters):

@@ -456,6 +456,29 @@ def test_a_job_that_is_done_and_started_again_keeps_its_validation(base: str, tm
     assert again.metadata.provenance["results"] == results
 
 
+def test_a_validation_loss_is_the_mean_that_is_trained_on(base: str, tmp_path: pathlib.Path) -> None:
+    """Nothing is learnt, and the first batch is validated on: its targets differ in length."""
+    pairs = {"once": [(w, w) for w in WORDS], "thrice": [(w, 3 * w) for w in WORDS]}
+    source = InMemorySource.from_strings(pairs, Bytes())
+    episodes = Episodes(source, EPISODES.replace(shots=0, demonstrations="none", tasks_per_batch=8))
+    assert len(np.unique(np.sum(episodes.batch(0)["decoder_loss_weights"], axis=-1))) == 2
+    train(
+        model=SharedAdapter(BASE, config().spec, Bytes(), base),
+        batches=episodes,
+        optimizer=adamw(0.0),
+        model_dir=str(tmp_path),
+        total_steps=1,
+        validation=episodes,
+        validation_batches=1,
+        loss_normalizing_factor="AVERAGE_PER_SEQUENCE",
+        progress=False,
+    )
+    rows = {row["kind"]: row for row in read_rows(tmp_path / "metrics.jsonl")}
+    # A fresh adapter does nothing: the bare model has the same loss.
+    found = [rows["initial"]["loss"], rows["initial"]["bare/loss"], rows["eval"]["loss"]]
+    assert found == pytest.approx(3 * [rows["train"]["loss"]], rel=1e-5)
+
+
 @pytest.mark.parametrize("place", ["directory", "run of T5X"])
 def test_a_run_whose_base_changed_neither_goes_on_nor_is_exported(
     base: str, tmp_path: pathlib.Path, place: str

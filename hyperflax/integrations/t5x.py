@@ -44,6 +44,7 @@ from hyperflax.objectives.normalisation import (
     LossNormalizingFactor,
     check_factor,
     normalise,
+    weighted,
 )
 from hyperflax.training.partitioning import t5_axes
 from hyperflax.types import Array, Batch, PyTree
@@ -98,10 +99,9 @@ class HypermodelForT5X(models.BaseModel):
 
     def loss_fn(self, params: PyTree, batch: Batch, dropout_rng: Array | None) -> tuple[Array, dict[str, Any]]:
         """Returns the loss [] and T5X's metrics; no gradient reaches the base."""
-        batch, factor = dict(batch), self.loss_normalizing_factor
-        weights, divisor = normalise(factor, batch)
-        if factor == PER_SEQUENCE:
-            batch["decoder_loss_weights"] = weights
+        factor = self.loss_normalizing_factor
+        _, divisor = normalise(factor, batch)
+        batch = weighted(factor, dict(batch))
         frozen = jax.lax.stop_gradient(params[BASE])
         loss_sum, weight_sum, pairs = self.objective.loss(params[HYPERNETWORK], frozen, batch, dropout_rng)
         if factor in (REAL_TOKENS, PER_SEQUENCE):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from hyperflax.errors import ConfigError
-from hyperflax.types import Array
+from hyperflax.types import Array, Batch
 
 REAL_TOKENS = "NUM_REAL_TARGET_TOKENS"
 TOTAL_TOKENS = "NUM_TOTAL_TARGET_TOKENS"
@@ -65,6 +65,26 @@ def normalise(factor: LossNormalizingFactor, batch: Mapping[str, Array]) -> tupl
     if factor in (REAL_TOKENS, PER_SEQUENCE):
         return weights, jnp.sum(weights)
     return weights, jnp.float32(1.0 if factor is None else factor)
+
+
+def weighted(factor: LossNormalizingFactor, batch: Batch) -> Batch:
+    """Returns what an objective is to see of a batch, so that the means that it reports are those of the factor.
+
+    Under "AVERAGE_PER_SEQUENCE" every sequence's weights sum to 1, and a mean over target tokens is one over sequences;
+    under all others the batch is returned as it is.
+
+    Args:
+      factor, batch: as in `normalise`.
+
+    Raises:
+      ConfigError: a factor that is none.
+
+    >>> weighted("AVERAGE_PER_SEQUENCE", {"decoder_target_tokens": jnp.array([[5, 6, 1, 0]])})["decoder_loss_weights"]
+    Array([[0.33333334, 0.33333334, 0.33333334, 0.        ]], dtype=float32)
+    """
+    if check_factor(factor) != PER_SEQUENCE:
+        return batch
+    return {**batch, "decoder_loss_weights": normalise(factor, batch)[0]}
 
 
 def _sequence_weight(weights: Array, segment_ids: Array | None) -> Array:

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from hyperflax.data.batches import Batches
+from hyperflax.objectives.normalisation import REAL_TOKENS, LossNormalizingFactor, check_factor, weighted
 from hyperflax.objectives.protocol import Metrics, Objective
 from hyperflax.training.partitioning import Partitioner
 from hyperflax.training.run import Evaluator
@@ -19,14 +20,31 @@ from hyperflax.training.run_log import Sums
 from hyperflax.types import Batch, PyTree
 
 
-def loss_evaluator(objective: Objective, batches: Batches, num_batches: int = 8, first_batch: int = 0) -> Evaluator:
+def loss_evaluator(
+    objective: Objective,
+    batches: Batches,
+    num_batches: int = 8,
+    first_batch: int = 0,
+    loss_normalizing_factor: LossNormalizingFactor = REAL_TOKENS,
+) -> Evaluator:
     """Returns an evaluator of the objective's loss and validation metrics, over the same batches every time.
 
     There is no dropout. Sums and weights are added up over the batches before anything is divided. It runs on the mesh
     on which the parameters lie, with batches split over it where they divide.
+
+    Args:
+      objective: what is learned.
+      batches: `.batch(number)` -> numpy dict.
+      num_batches, first_batch: which of them, `first_batch` and those after it.
+      loss_normalizing_factor: of the run; under "AVERAGE_PER_SEQUENCE" the means are over sequences, as its own are.
+
+    Raises:
+      ConfigError: a factor that is none.
     """
+    factor = check_factor(loss_normalizing_factor)
 
     def metrics(params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
+        batch = weighted(factor, batch)
         return {
             **objective.loss(params, frozen, batch, None)[2],
             **objective.validation_metrics(params, frozen, batch),

@@ -157,6 +157,7 @@ def train(
             log=log,
             microbatches=microbatches,
             meaning=meaning or {},
+            loss_normalizing_factor=loss_normalizing_factor,
             provenance=provenance,
         )
         started()

@@ -14,6 +14,7 @@ import jax
 from hyperflax.checkpoints.shapes import difference
 from hyperflax.data.batches import Batches
 from hyperflax.errors import CheckpointError
+from hyperflax.objectives.normalisation import LossNormalizingFactor, weighted
 from hyperflax.objectives.protocol import Metrics, Objective, is_episodes
 from hyperflax.training.base_model import Origin
 from hyperflax.training.checkpointing import Checkpoints
@@ -64,6 +65,7 @@ class Run:
         checkpoints: Checkpoints,
         log: RunLog,
         microbatches: int,
+        loss_normalizing_factor: LossNormalizingFactor,
         meaning: Mapping[str, Any],
         provenance: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
@@ -91,7 +93,7 @@ class Run:
         self.state: TrainState = partitioner.create_state(objective, optimizer, init_key, batch, initial_params)
         self._provenance = provenance({})
         log.start(None)
-        self._log_initial(objective, batch, partitioner, microbatches)
+        self._log_initial(objective, batch, partitioner, microbatches, loss_normalizing_factor)
 
     def did(self, metrics: Metrics, batch: Batch, tokens: int) -> bool:
         """Notes a step that was dispatched; waits only for the one `STEPS_AHEAD` before it.
@@ -174,7 +176,14 @@ class Run:
         self._earlier_seconds = float(host["seconds"])
         self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
 
-    def _log_initial(self, objective: Objective, batch: Batch, partitioner: Partitioner, microbatches: int) -> None:
+    def _log_initial(
+        self,
+        objective: Objective,
+        batch: Batch,
+        partitioner: Partitioner,
+        microbatches: int,
+        factor: LossNormalizingFactor,
+    ) -> None:
         def initial(params: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
             def one(part: Batch, _: Array | None) -> Metrics:
                 return {
@@ -183,7 +192,7 @@ class Run:
                 }
 
             # In parts like the step: what only fits in parts would run out of memory here.
-            return sum_over_microbatches(one, batch, None, microbatches)
+            return sum_over_microbatches(one, weighted(factor, batch), None, microbatches)
 
         sums = Sums()
         compiled = partitioner.compile_metrics(initial)

@@ -27,6 +27,7 @@ from hyperflax.objectives.normalisation import (
     LossNormalizingFactor,
     check_factor,
     normalise,
+    weighted,
 )
 from hyperflax.objectives.protocol import Metrics, Objective, mesh_batch_axes, mesh_batch_shards
 from hyperflax.training.optimizers import Transformation, at_step
@@ -64,9 +65,8 @@ def make_train_step(
 
     def step(state: TrainState, frozen: PyTree, batch: Batch, rng: Array) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(rng, state.step)
-        weights, divisor = normalise(factor, batch)
-        if factor == PER_SEQUENCE:
-            batch = {**batch, "decoder_loss_weights": weights}
+        _, divisor = normalise(factor, batch)
+        batch = weighted(factor, batch)
         grads, (loss_sum, weight_sum), metrics = accumulate(objective, state.params, frozen, batch, rng, microbatches)
         if factor in (REAL_TOKENS, PER_SEQUENCE):
             # The objective's own weights: one that does not score target tokens still gets a mean.

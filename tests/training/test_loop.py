@@ -234,6 +234,19 @@ def test_nothing_takes_the_whole_batch_where_steps_take_parts(tmp_path, table, c
     assert parts["bare/loss"] == pytest.approx(math.log(32), rel=1e-3)
 
 
+def test_all_rows_of_a_run_are_means_over_sequences_where_its_steps_are(tmp_path, table, copy_batches, table_params):
+    """Targets differ in length, and nothing is learnt: one loss in all rows, the mean of each sequence's own mean."""
+    batch, factor = copy_batches.batch(0), "average_per_sequence"
+    evaluator = loss_evaluator(table, copy_batches, num_batches=1, loss_normalizing_factor=factor)
+    options = {"total_steps": 1, "microbatches": 2, "initial_params": table_params, "progress": False}
+    options |= {"optimizer": make_optimizer("adamw", 0.0), "evaluator": evaluator, "loss_normalizing_factor": factor}
+    train(objective=table, batches=copy_batches, model_dir=tmp_path, **options)
+    rows = [{name: feature[i : i + 1] for name, feature in batch.items()} for i in range(8)]
+    losses = [loss / weight for loss, weight, _ in (table.loss(table_params, None, row, None) for row in rows)]
+    assert [row["kind"] for row in rows_of(tmp_path)] == ["initial", "train", "eval"]
+    np.testing.assert_allclose([row["loss"] for row in rows_of(tmp_path)], np.mean(losses), rtol=1e-5)
+
+
 def test_initial_parameters_survive_the_run(tmp_path, table, copy_batches, table_params):
     before = jax.tree.map(np.array, table_params)
     run(table, copy_batches, tmp_path, total_steps=2, initial_params=table_params)
