@@ -106,6 +106,7 @@ class GreyBox:
     """Expected improvement per second at the next part of every pipeline, from surrogates learnt on other data sets.
 
     The improvement is over the best score at that part, as far as one is known, else over the best at an earlier part.
+    Before any score it is over 0 or, where no trial is expected to exceed that, over the lowest score expected.
     Pipelines under way are not asked for again, which lets several workers ask.
 
     Attributes:
@@ -131,7 +132,8 @@ class GreyBox:
             return None
         trials = [_next(history, pipeline) for pipeline in candidates]
         mean, std, seconds = self.surrogate.predict(history, trials, self.mode)
-        best_at = {fidelity: _best_at(history, fidelity) for fidelity in {trial.fidelity for trial in trials}}
+        floor = 0.0 if mean.max() > 0 else float(mean.min())
+        best_at = {fidelity: _best_at(history, fidelity, floor) for fidelity in {trial.fidelity for trial in trials}}
         best = np.array([best_at[trial.fidelity] for trial in trials])
         improvement = expected_improvement(mean, std, best, self.xi)
         if improvement.max() <= self.enough:
@@ -147,8 +149,8 @@ class Surrogate(Protocol):
         ...
 
 
-def _best_at(history: History, fidelity: int) -> float:
-    """The best score at a part or, where none was seen there, before it; 0 without any."""
+def _best_at(history: History, fidelity: int, floor: float) -> float:
+    """The best score at a part or, where none was seen there, before it; the floor without any."""
     curves = [history.curve(pipeline) for pipeline in {seen.pipeline for seen in history.observations}]
     at = [curve[fidelity - 1] for curve in curves if len(curve) >= fidelity]
-    return max(at or [score for curve in curves for score in curve[: fidelity - 1]], default=0.0)
+    return max(at or [score for curve in curves for score in curve[: fidelity - 1]], default=floor)

@@ -117,6 +117,22 @@ def test_the_grey_box_takes_the_largest_improvement_per_second():
     assert GreyBox(Known(), enough=1e-9).choose(history) is None
 
 
+def test_the_grey_box_begins_where_no_score_reaches_zero():
+    """As of a table of negative losses; what is asked for first is most per second above the lowest score expected."""
+
+    class Lower(Known):
+        def predict(self, history, trials, mode):
+            mean, std, seconds = super().predict(history, trials, mode)
+            return mean - 100.0, std, seconds
+
+    history, optimiser = History(size=10, fidelities=2), GreyBox(Lower())
+    assert optimiser.choose(history) == Trial(9, 1)
+    failed = history.asked(Trial(9, 1)).told(Trial(9, 1), seconds=1.0, status="failed")
+    assert optimiser.choose(failed) == Trial(8, 1)
+    history = history.asked(Trial(9, 1)).told(Trial(9, 1), seconds=1.0, score=-99.09)
+    assert optimiser.choose(history) == Trial(9, 2)
+
+
 def test_expected_improvement_against_a_million_draws():
     rng = np.random.default_rng(0)
     for mean, std, best, xi in ((0.3, 0.2, 0.4, 0.0), (0.5, 0.1, 0.2, 0.05), (0.1, 0.3, 0.6, 0.1)):
