@@ -60,8 +60,8 @@ def default_optimisers(default: np.ndarray | None = None) -> dict[str, Make]:
         "quick_tune": lambda pool, learnt: GreyBox(learnt.on(pool.pipelines, _meta(pool)), "refit"),
         "random": lambda pool, learnt: RandomSearch(),
         "successive_halving": lambda pool, learnt: SuccessiveHalving(),
-        "dehb": lambda pool, learnt: DEHB(pool.pipelines) if pool.fidelities > 1 else None,
-        "smac": lambda pool, learnt: SMAC(pool.pipelines),
+        "dehb": lambda pool, learnt: DEHB(pool.pipelines, _worst(pool)) if pool.fidelities > 1 else None,
+        "smac": lambda pool, learnt: SMAC(pool.pipelines, _worst(pool)),
         "as_generated": lambda pool, learnt: _as_generated(pool),
     }
     if default is not None:
@@ -76,6 +76,11 @@ def _as_generated(pool: Recorded) -> Optimiser | None:
         return None
     rows = np.flatnonzero(pool.pipelines[:, pool.columns.index("method=as_generated")])
     return Only(int(rows[0])) if len(rows) else None
+
+
+def _worst(pool: Recorded) -> float:
+    """0 or, where scores are negative, the pool's lowest: no score is below it."""
+    return min(0.0, float(np.nanmin(pool.scores)))
 
 
 def _meta(pool: Recorded) -> np.ndarray:

@@ -3,7 +3,7 @@
 Both propose points of the unit cube of encoded pipelines and, DEHB, fidelities. A point stands for the nearest pipeline
 of the pool that no earlier point stands for, so every proposal brings something new; a point that is proposed again
 stands for the same pipeline. What a package is told is negative, since both minimise; a pipeline that failed is told as
-the worst score so far.
+the worst score so far and, before any, as the worst that there can be.
 
 The packages keep a state of their own. `choose` builds it from the history: the same seed and the same observations
 lead to the same place, and as long as a history goes on from the last one, so does the state.
@@ -63,10 +63,11 @@ class _FromPackage(abc.ABC):
 
     Args:
       pipelines: [pool, column] in [0, 1].
+      worst: the lowest score that there can be.
     """
 
-    def __init__(self, pipelines: np.ndarray):
-        self.pipelines = np.asarray(pipelines, np.float64)
+    def __init__(self, pipelines: np.ndarray, worst: float = 0.0):
+        self.pipelines, self.worst = np.asarray(pipelines, np.float64), worst
         if self.pipelines.ndim != 2 or not np.all((self.pipelines >= 0) & (self.pipelines <= 1)):
             raise DataError(f"{type(self).__name__}: expected pipelines [pool, column] in 0..1")
         self._sessions: dict[tuple[int, int, int], _Session] = {}
@@ -107,7 +108,7 @@ class _FromPackage(abc.ABC):
 
     def _tell(self, session: _Session, history: History, pipeline: int, failed: bool) -> None:
         scores = [seen.score for seen in history.observations if seen.score is not None]
-        score = min(scores, default=0.0) if failed else history.curve(pipeline)[session.waiting.fidelity - 1]
+        score = min(scores, default=self.worst) if failed else history.curve(pipeline)[session.waiting.fidelity - 1]
         seconds = sum(seen.seconds for seen in history.observations if seen.pipeline == pipeline)
         session.package.tell(session.waiting, -float(score), float(seconds))
         session.waiting = session.package.ask()

@@ -16,8 +16,9 @@ from hyperflax.errors import ConfigError, DataError
 from hyperflax.tuner.comparison import compare, default_optimisers, draw, table
 from hyperflax.tuner.encoding import encode
 from hyperflax.tuner.foreign import peft_comparison, quick_tune, scaling_law
+from hyperflax.tuner.history import History, Trial
 from hyperflax.tuner.optimisers import Only, RandomSearch
-from hyperflax.tuner.packages import DEHB, SMAC
+from hyperflax.tuner.packages import DEHB, SMAC, Proposal
 from hyperflax.tuner.pipeline import FIDELITIES, default_pipeline
 from hyperflax.tuner.recommender import Recommender, best_pipelines, every_part
 from hyperflax.tuner.recorded import Recorded, from_runs
@@ -250,6 +251,26 @@ def test_packages_keep_the_rules_and_repeat_themselves(make):
     half = dataclasses.replace(first.history, observations=first.history.observations[:9])
     seen = first.history.observations[9]
     assert make(pool.pipelines).choose(half) == (seen.pipeline, seen.fidelity)
+
+
+@pytest.mark.parametrize("name", ["dehb", "smac"])
+@pytest.mark.parametrize(("scores", "worst"), [([[-3, -2], [-5, -4]], -5.0), ([[0.2, 0.3], [0.1, 0.4]], 0.0)])
+def test_what_fails_before_any_score_is_told_to_packages_as_the_worst(name, scores, worst, monkeypatch):
+    pool, losses = recorded(scores), []
+
+    class Watched:
+        def ask(self):
+            return Proposal(pool.pipelines[len(losses)], 1, None)
+
+        def tell(self, proposal, loss, seconds):
+            losses.append(loss)
+
+    optimiser = default_optimisers()[name](pool, None)
+    monkeypatch.setattr(type(optimiser), "start", lambda *arguments: Watched())
+    history, trial = History(size=2, fidelities=2), Trial(0, 1)
+    assert optimiser.choose(history) == trial
+    assert optimiser.choose(history.asked(trial).told(trial, seconds=1.0, status="failed")) == Trial(1, 1)
+    assert losses == [-worst]
 
 
 def test_dehb_prints_nothing_and_leaves_no_log_open(capfd):
