@@ -23,6 +23,7 @@ from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import AdapterError, CheckpointError, ConfigError, DataError
 from hyperflax.evaluation import conditions
 from hyperflax.evaluation.held_out import HeldOut
+from hyperflax.evaluation.neighbours import Neighbours
 from hyperflax.hypermodel import WINDOW, Hypermodel, HypermodelConfig, load
 from hyperflax.hypernets.encoded_rows import EncodedRows
 from hyperflax.hypernets.hart import HARTConfig
@@ -444,6 +445,21 @@ def test_the_nearest_task_has_the_lowest_loss_on_the_support(model: Hypermodel, 
     found = conditions.Conditions(model, held_out, neighbours=source(rules)).nearest_task(held_out.tasks)
     assert found == expected
     assert len(picked) > 1
+
+
+def test_an_adapter_whose_loss_is_no_number_is_nobodys_nearest(model: Hypermodel) -> None:
+    """Of three the first overflows; the best of the others is what is found, as without it."""
+    pairs = {name: [(word, rule(word)) for word in ("ad", "be", "cf")] for name, rule in RULES.items()}
+    tasks = HeldOut.from_source(InMemorySource.from_strings(pairs, Bytes()), model.config.episodes, examples=1)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *[model.adapt(task.support).tree for task in tasks.tasks])
+    broken = jax.tree.map(lambda leaf: np.concatenate([np.full_like(leaf[:1], np.nan), leaf[1:]]), stacked)
+    whole = jax.tree.map(lambda leaf: leaf[1:], stacked)
+    for task in tasks.tasks:
+        found, wanted = (
+            Neighbours(model, tasks, lambda _, adapters=adapters: adapters).nearest(own_examples(model, [task.support]))
+            for adapters in (broken, whole)
+        )
+        assert same(found, wanted)
 
 
 RULES = {"upper": str.upper, "double": lambda word: word + word, "last": lambda word: word[-1]}

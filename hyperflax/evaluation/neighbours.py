@@ -43,9 +43,12 @@ class Neighbours:
         return self._tasks.digest
 
     def nearest(self, examples: dict[str, np.ndarray]) -> PyTree:
-        """Returns the adapter with the lowest loss on the examples of one task, leaves [1, example, length]."""
-        losses = [np.asarray(self._losses(adapters, examples)) for adapters in self._blocks]
-        block, row = divmod(int(np.argmin(np.concatenate(losses))), BLOCK)
+        """Returns the adapter with the lowest loss on the examples of one task, leaves [1, example, length].
+
+        A loss that is NaN is never the lowest.
+        """
+        losses = np.concatenate([np.asarray(self._losses(adapters, examples)) for adapters in self._blocks])
+        block, row = divmod(int(np.argmin(np.where(np.isnan(losses), np.inf, losses))), BLOCK)
         return jax.tree.map(lambda leaf: leaf[row], self._blocks[block])
 
     @functools.cached_property
