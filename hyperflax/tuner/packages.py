@@ -84,15 +84,23 @@ class _FromPackage(abc.ABC):
         if session is None or history.observations[: len(session.observations)] != session.observations:
             package = self.start(self.pipelines.shape[1], history.fidelities, history.seed)
             session = self._sessions[key] = _Session(package, package.ask(), {})
+        for known in range(len(session.observations), len(history.observations)):
+            seen = history.observations[: known + 1]
+            self._follow(session, dataclasses.replace(history, observations=seen, pending=()))
+        pipeline = self._standing_for(session, session.waiting.point)
+        if pipeline is None or pipeline not in history.open():
+            return None
+        return Trial(pipeline, len(history.curve(pipeline)) + 1)
+
+    def _follow(self, session: _Session, history: History) -> None:
+        """Tells what has come of proposals by one more observation, until the package waits for what is not known."""
         session.observations = history.observations
         while (pipeline := self._standing_for(session, session.waiting.point)) is not None:
-            curve = history.curve(pipeline)
             ended = [seen for seen in history.observations if seen.pipeline == pipeline]
             failed = bool(ended) and ended[-1].score is None
-            if len(curve) < session.waiting.fidelity and not failed:
-                return Trial(pipeline, len(curve) + 1) if pipeline in history.open() else None
+            if len(history.curve(pipeline)) < session.waiting.fidelity and not failed:
+                return
             self._tell(session, history, pipeline, failed)
-        return None
 
     def _standing_for(self, session: _Session, point: np.ndarray) -> int | None:
         """The pipeline that stands for a point; None if every pipeline stands for another one."""

@@ -253,6 +253,20 @@ def test_packages_keep_the_rules_and_repeat_themselves(make):
     assert make(pool.pipelines).choose(half) == (seen.pipeline, seen.fidelity)
 
 
+def test_a_package_picks_up_in_the_middle_of_runs_that_fail():
+    """What it was told is what was known then: a score, though the pipeline failed after it, and the worst so far."""
+    rng = np.random.default_rng(4)
+    scores = np.sort(rng.uniform(0.2, 1.0, size=(20, 4)), axis=1)
+    scores[rng.uniform(size=20) < 0.4, 1:] = NAN
+    pool = recorded(scores)
+    whole = play(pool, DEHB(pool.pipelines), budget=14, seed=4).history
+    assert any(seen.status == "failed" for seen in whole.observations[:4])
+    for count in range(4, len(whole.observations), 8):
+        half = dataclasses.replace(whole, observations=whole.observations[:count])
+        seen = whole.observations[count]
+        assert DEHB(pool.pipelines).choose(half) == (seen.pipeline, seen.fidelity)
+
+
 @pytest.mark.parametrize("name", ["dehb", "smac"])
 @pytest.mark.parametrize(("scores", "worst"), [([[-3, -2], [-5, -4]], -5.0), ([[0.2, 0.3], [0.1, 0.4]], 0.0)])
 def test_what_fails_before_any_score_is_told_to_packages_as_the_worst(name, scores, worst, monkeypatch):
