@@ -6,8 +6,8 @@ stands for the same pipeline. What a package is told is negative, since both min
 the worst score so far and, before any, as the worst that there can be.
 
 The packages keep a state of their own. `choose` builds it from the history: the same seed and the same observations
-lead to the same place, and as long as a history goes on from the last one, so does the state. SMAC searches from a set of
-points, whose order Python draws: its choices are the same within a process, in others under one PYTHONHASHSEED only.
+lead to the same place, and as long as a history goes on from the last one, so does the state. SMAC searches from a set
+of points, whose order Python draws: its choices are the same within a process, in others under one PYTHONHASHSEED only.
 
 >>> trial = DEHB(recorded.pipelines).choose(history)
 """
