@@ -106,7 +106,8 @@ class GreyBox:
     """Expected improvement per second at the next part of every pipeline, from surrogates learnt on other data sets.
 
     The improvement is over the best score at that part, as far as one is known, else over the best at an earlier part.
-    Before any score it is over 0 or, where no trial is expected to exceed that, over the lowest score expected.
+    Before any score it is over 0 or, where that is more than three standard deviations above every trial, over the
+    lowest score expected.
     Pipelines under way are not asked for again, which lets several workers ask.
 
     Attributes:
@@ -132,7 +133,7 @@ class GreyBox:
             return None
         trials = [_next(history, pipeline) for pipeline in candidates]
         mean, std, seconds = self.surrogate.predict(history, trials, self.mode)
-        floor = 0.0 if mean.max() > 0 else float(mean.min())
+        floor = 0.0 if np.max(mean + 3.0 * std) > 0 else float(np.min(mean))
         best_at = {fidelity: _best_at(history, fidelity, floor) for fidelity in {trial.fidelity for trial in trials}}
         best = np.array([best_at[trial.fidelity] for trial in trials])
         improvement = expected_improvement(mean, std, best, self.xi)
