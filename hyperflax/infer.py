@@ -7,6 +7,7 @@ it had answered stands in `OUT.HASH.partial`, the hash being of all that decides
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -20,7 +21,7 @@ from hyperflax.buckets import locate_file
 from hyperflax.checkpoints.artefacts import Adapter, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Input, read_inputs
-from hyperflax.errors import ConfigError
+from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.files import append_lines, atomic_file, read_if_there
 from hyperflax.hypermodel import WINDOW, Hypermodel
 from hyperflax.processes import Processes
@@ -63,13 +64,14 @@ def infer(
         for row in predictions(model, part[len(rows) :], loaded, max_length):
             rows.append(json.dumps(row, ensure_ascii=False))
             bar.update()
-            if time.monotonic() - at > KEEP_EVERY:
+            if len(rows) % WINDOW == 0 and time.monotonic() - at > KEEP_EVERY:  # part of a window is not gone on with
                 append_lines(kept, rows[saved:])
                 saved, at = len(rows), time.monotonic()
     with atomic_file(shard) as temporary:
         temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     if (place := locate_file(kept)).exists():
-        place.unlink()
+        with contextlib.suppress(CheckpointError):  # not everybody who may write may remove
+            place.unlink()
     return shard
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import types
 from typing import Any
 
 import pytest
@@ -83,6 +84,25 @@ def test_a_killed_job_goes_on_behind_its_last_whole_window(
     monkeypatch.setattr(Hypermodel, "decode", decode)
     assert infer(model=hypermodel(), inputs=inputs, out=str(out)).read_bytes() == whole
     assert not partial.exists()
+
+
+def test_what_is_kept_of_a_long_job_are_whole_windows(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch takes a minute: the one window that is done when the job dies must not be half a window to resume."""
+    inputs, out = write(tmp_path / "in.jsonl", [f"x{number}" for number in range(WINDOW + 7)]), tmp_path / "out.jsonl"
+    decode, minutes = Hypermodel.decode, []
+
+    def dies(self: Hypermodel, tokens, *arguments, **options):
+        if len(minutes) == WINDOW // ROWS:
+            raise KeyboardInterrupt
+        minutes.append(60.0)
+        return decode(self, tokens, *arguments, **options)
+
+    monkeypatch.setattr("hyperflax.infer.time", types.SimpleNamespace(monotonic=lambda: sum(minutes)))
+    monkeypatch.setattr(Hypermodel, "decode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        infer(model=hypermodel(), inputs=inputs, out=str(out))
+    (partial,) = tmp_path.glob("out.jsonl.*.partial")
+    assert len(partial.read_text().splitlines()) == WINDOW
 
 
 def test_a_model_that_answers_at_other_lengths_does_not_go_on_with_anothers_answers(

@@ -58,12 +58,11 @@ def write_cache(
       The manifest.
 
     Raises:
-      DataError: the folder is not empty, the stream is, a token is outside the vocabulary, or the operating system
-        refuses a shard, as on a full disk.
+      CheckpointError: the folder is not empty.
+      DataError: the stream is empty, a token is outside the vocabulary, or the operating system refuses a shard, as
+        on a full disk.
     """
     out_dir = locate(out_dir)
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise DataError(f"{out_dir}: expected a folder that does not exist yet, or is empty")
     with atomic_directory(out_dir, marker=form.MANIFEST) as temporary:
         with contextlib.closing(_Shards(temporary, records_per_shard, out_dir)) as shards:
             tasks, index = _write_examples(stream, shards, vocabulary, out_dir)

@@ -27,16 +27,21 @@ from hyperflax.checkpoints.peft import read_peft, write_peft
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.t5x_writer import write_t5x_checkpoint
 from hyperflax.checkpoints.zarr import inspect_array
+from hyperflax.data.cache import write_cache
+from hyperflax.data.cache_source import CachedSource
+from hyperflax.data.examples import InMemorySource, stream_of
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError
 from hyperflax.files import atomic_directory, require_directory_place
-from hyperflax.hypermodel import load
+from hyperflax.hypermodel import WINDOW, load
+from hyperflax.infer import infer
 from hyperflax.training.base_model import read_base
 from hyperflax.training.partitioning import Partitioner, make_mesh
 from tests.adapters.micro import random_tree
 from tests.checkpoints.bucket_server import PAGE, Server, serve
 from tests.checkpoints.directories import CONFIG, base, model_parts
 from tests.checkpoints.t5x_writer import write_zarr_with_tensorstore
+from tests.evaluation.micro import hypermodel
 
 # TensorStore takes the server's address from the environment when it starts, so every reader is a process of its own.
 READERS = """
@@ -300,6 +305,26 @@ def test_nothing_is_removed_from_an_empty_place(server, monkeypatch):
     with atomic_directory("s3://bucket/created", marker="adapter.json") as folder:
         (folder / "adapter.json").write_text("{}")
     assert (server.folder / "created" / "adapter.json").read_text() == "{}"
+
+
+@pytest.mark.usefixtures("asked")
+def test_answers_are_written_by_who_may_write_and_not_remove(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(server, "forbids", ("delete",))
+    monkeypatch.setattr("hyperflax.infer.KEEP_EVERY", -1.0)
+    inputs = tmp_path / "in.jsonl"
+    inputs.write_text('{"input": "a"}\n' * (WINDOW + 1))
+    infer(model=hypermodel(), inputs=str(inputs), out="s3://bucket/answers.jsonl")
+    assert len((server.folder / "answers.jsonl").read_text().splitlines()) == WINDOW + 1
+    assert [*server.folder.glob("answers.jsonl.*.partial")]
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_cache_is_written_by_who_may_write_and_not_remove(server, monkeypatch):
+    monkeypatch.setattr(server, "forbids", ("delete",))
+    require_directory_place("s3://bucket/cached", in_bucket=True)
+    stream = stream_of(InMemorySource.from_strings({"upper": [(text, text.upper()) for text in "abcd"]}, Bytes()))
+    write_cache(stream, "s3://bucket/cached", Bytes())
+    assert CachedSource("s3://bucket/cached").sizes.tolist() == [4]
 
 
 @pytest.mark.usefixtures("asked")

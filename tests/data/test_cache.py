@@ -17,7 +17,7 @@ from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.episodes import EpisodeConfig, Episodes, evaluation_episode
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskExamples, TaskInfo, stream_of
 from hyperflax.data.vocabularies import Bytes, SentencePiece
-from hyperflax.errors import DataError
+from hyperflax.errors import CheckpointError, DataError
 from hyperflax.training.prefetch import Prefetcher
 
 CONFIG = EpisodeConfig(tasks_per_batch=3, shots=2, examples=3, definition="support", positives="support")
@@ -172,7 +172,7 @@ def test_what_the_system_refuses_is_told_and_nothing_stays(source: InMemorySourc
 
 
 def test_an_existing_folder_is_not_overwritten(source: InMemorySource, cache: pathlib.Path) -> None:
-    with pytest.raises(DataError, match="expected a folder that does not exist yet, or is empty"):
+    with pytest.raises(CheckpointError, match="already exists and is not empty"):
         write_cache(stream_of(source), cache, Bytes())
 
 
