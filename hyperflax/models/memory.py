@@ -45,12 +45,10 @@ def microbatches(kept: int, examples: int) -> int:
 
 
 def filled_microbatches(kept: int, examples: int) -> int:
-    """As `microbatches`, of examples that are filled up with padding to a multiple of the parts, whatever their number.
+    """As `microbatches`, and as few as there can be: examples are filled up with padding to a multiple of the parts.
 
     >>> microbatches(15 * 2**30, 15), filled_microbatches(15 * 2**30, 15)
     (1, 4)
     """
-    parts = 1
-    while parts < examples and kept * math.ceil(examples / parts) > AT_ONCE * examples:
-        parts *= 2
-    return parts
+    at_once = max(1, AT_ONCE * examples // max(kept, 1))
+    return math.ceil(examples / at_once)

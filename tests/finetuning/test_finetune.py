@@ -106,7 +106,7 @@ def test_a_finished_run_is_told_again_and_another_one_is_refused(model, task, ru
         finetune(kinds=(LORA,), settings=SETTINGS, init="random", **common)
 
 
-@pytest.mark.parametrize(("batch_size", "parts"), [(4, 2), (5, 4)])
+@pytest.mark.parametrize(("batch_size", "parts"), [(4, 2), (5, 3)])
 def test_a_batch_that_keeps_too_much_is_worked_through_in_parts(model, task, tmp_path, monkeypatch, batch_size, parts):
     settings = dataclasses.replace(SETTINGS, steps=3, evaluations=1, batch_size=batch_size)
     common = {"model": model, "examples": task, "kinds": (LORA,), "settings": settings, "progress": False}

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
-from hyperflax.models.memory import kept_bytes
+from hyperflax.models.memory import AT_ONCE, filled_microbatches, kept_bytes
 from hyperflax.models.t5 import T5
 from hyperflax.training.refine import refine
 from hyperflax.types import T5Config
@@ -18,6 +18,15 @@ WIDE = T5Config(
     vocab_size=384, emb_dim=256, num_heads=4, head_dim=64, mlp_dim=512, num_encoder_layers=3, num_decoder_layers=3
 )
 NARROW = WIDE.replace(emb_dim=64, num_heads=2, head_dim=32, mlp_dim=128, vocab_size=8192)
+
+
+def test_filled_parts_are_as_few_as_fit() -> None:
+    for examples in range(1, 41):
+        for at_once in range(1, examples + 1):
+            parts = filled_microbatches(AT_ONCE * examples // at_once, examples)
+            assert -(-examples // parts) <= at_once
+            assert parts == 1 or -(-examples // (parts - 1)) > at_once
+    assert filled_microbatches(9 * AT_ONCE, 9) == filled_microbatches(90 * AT_ONCE, 9) == 9
 
 
 @pytest.mark.parametrize(
