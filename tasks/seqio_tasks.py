@@ -16,7 +16,7 @@
   and options. `HYPERFLAX_P3` says where the prompt-tasks are; a side none of whose prompt-tasks is there is left out,
   and so is a prompt-task without a target in all of its examples.
 - `text_train`, `text_validation`: the documents of `hyperflax_tasks.corpus`; features inputs (empty) and targets.
-  `HYPERFLAX_TEXT` says where their files are.
+  `HYPERFLAX_TEXT` and `HYPERFLAX_VOCABULARY` say where their files and the vocabulary are.
 
 They are made by `hyperflax_tasks.text_task`, which says how they are shuffled.
 """
@@ -50,7 +50,7 @@ def register() -> None:
         register_p3()
     if os.environ.get(metaicl.ROOT_VARIABLE):
         register_metaicl()
-    if os.environ.get(corpus.ROOT_VARIABLE):
+    if os.environ.get(corpus.ROOT_VARIABLE) and os.environ.get(ni.VOCABULARY_VARIABLE):
         register_text()
 
 
@@ -231,7 +231,4 @@ def register_text(root: pathlib.Path | str | None = None, vocabulary: Vocabulary
         def rows(split: str = split) -> Iterator[dict[str, Any]]:
             return ({"inputs": "", "targets": text} for text in corpus.documents(found, split))
 
-        def count(split: str = split) -> int:
-            return sum(1 for _ in corpus.documents(found, split))
-
-        add_text_task(f"text_{split}", split, rows, count, vocabulary)
+        add_text_task(f"text_{split}", split, rows, None, vocabulary)

@@ -44,7 +44,7 @@ def add_text_task(
     name: str,
     split: str,
     rows: Callable[[], Iterator[Mapping[str, Any]]],
-    count: Callable[[], int],
+    count: Callable[[], int] | None,
     vocabulary: Vocabulary,
     text_features: Sequence[str] = (),
     list_features: Sequence[str] = (),
@@ -61,7 +61,7 @@ def add_text_task(
       split: its only split.
       rows: `() -> iterator` of dicts with the strings inputs and targets and the other features. To be shuffled, they
         are written to a temporary file first.
-      count: `() -> examples`, called when somebody asks.
+      count: `() -> examples`, called when somebody asks; None where it would take reading all of it.
       vocabulary: of inputs and targets.
       text_features: further string features. list_features: string lists.
       handed_on: those of `text_features` that a Mixture keeps. All Tasks of a Mixture must have the same ones.
@@ -91,10 +91,10 @@ def add_text_task(
         return tf.data.Dataset.from_generator(lambda: map(tokenised, order()), output_signature=signature)
 
     class Counted(seqio.FunctionDataSource):
-        def num_input_examples(self, split: str) -> int:
+        def num_input_examples(self, split: str) -> int | None:
             return counted()
 
-    counted, spool = functools.cache(count), functools.cache(lambda: _Spool(rows()))
+    counted, spool = functools.cache(count or (lambda: None)), functools.cache(lambda: _Spool(rows()))
     feature = seqio.Feature(vocabulary=seqio_vocabulary(vocabulary), add_eos=True)
     text = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
     if name in seqio.TaskRegistry.names():

@@ -92,15 +92,19 @@ def test_the_seqio_tasks_hold_the_same_documents(shards, monkeypatch) -> None:
     for suite in (metaicl, natural_instructions, p3):
         monkeypatch.delenv(suite.ROOT_VARIABLE, raising=False)
     monkeypatch.setenv("HYPERFLAX_TEXT", str(shards))
+    monkeypatch.delenv("HYPERFLAX_VOCABULARY", raising=False)
     monkeypatch.setattr(natural_instructions, "find_vocabulary", lambda given: given or Bytes())
     seqio_tasks.register()
+    assert "text_train" not in seqio.TaskRegistry.names()  # nor is "strings" lost for want of a vocabulary
+    assert "strings_train" in seqio.TaskRegistry.names()
+    seqio_tasks.register_text()
     for split, number in (("train", 297), ("validation", 3)):
         found, expected = load_seqio(f"text_{split}", split), corpus.text_source(shards, split, Bytes())
         assert found.sizes.tolist() == expected.sizes.tolist() == [number]
         for index in range(number):
             inputs, targets, *_ = found.example(0, index)
             assert (inputs.tolist(), targets.tolist()) == ([], expected.example(0, index).targets.tolist())
-        assert seqio.TaskRegistry.get(f"text_{split}").num_input_examples(split) == number
+        assert seqio.TaskRegistry.get(f"text_{split}").num_input_examples(split) is None  # it is not read to be listed
         lengths = {"length": 8, "shortest": 1, "support_length": 8, "inputs_length": 8, "targets_length": 8}
         assert CACLM(found, 2, **lengths).batch(0)["decoder_loss_weights"].any()
 
