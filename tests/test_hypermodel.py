@@ -569,6 +569,9 @@ def test_several_supports_are_averaged_in_slot_states(model: Hypermodel) -> None
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="supports: expected 1 to 3, the number of examples, got 4"):
         model.adapt(EXAMPLES, supports=4)
+    for wrong in ("2", 2.0, True, 0):
+        with pytest.raises(ConfigError, match=r"^supports: expected a whole number of at least 1, got"):
+            model.adapt(EXAMPLES, supports=wrong)  # type: ignore[arg-type]
 
 
 def test_figures_of_adapters_are_means_over_all_evaluated_tasks(

@@ -23,6 +23,7 @@ import numpy as np
 
 from hyperflax.adapters.kinds import check_spec
 from hyperflax.checkpoints.artefacts import Adapter, check_base
+from hyperflax.configs import whole_number
 from hyperflax.data.episode_config import EpisodeConfig, in_inputs
 from hyperflax.data.examples import Example, ExampleSource
 from hyperflax.data.rendering import deal, episode_arrays
@@ -83,9 +84,8 @@ class Conditions:
         mtf_zero_shot: Hypermodel | None = None,
     ):
         self.model, self.held_out = model, held_out
-        self.refine_steps, self.learning_rate, self.supports = refine_steps, learning_rate, supports
-        if supports < 1:
-            raise ConfigError(f"supports: expected at least 1, got {supports}")
+        self.refine_steps, self.learning_rate = refine_steps, learning_rate
+        self.supports = whole_number("supports", supports)
         self._seed, self._unlike = seed, unlike
         told = {task.name: ", ".join(task.data_sets) or task.category for task in held_out.tasks if unlike}
         self._groups = {task.name: told.get(task.name) or task.name for task in held_out.tasks}

@@ -19,7 +19,7 @@ from hyperflax.data.episode_plan import fitting_support, support_overhead
 from hyperflax.data.examples import Example, TaskInfo, tokenise
 from hyperflax.data.jsonl import Line, TextPair, as_lines, encodable
 from hyperflax.data.rendering import deal, episode_arrays
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.hypermodel.arrays import REFINE_LEARNING_RATE, ArrayHypermodel
 from hyperflax.models.decoding import Method
 from hyperflax.padding import rounded_up, trim, trim_examples
@@ -82,8 +82,8 @@ class Hypermodel(ArrayHypermodel):
         lines = as_lines(examples)
         if not lines:
             raise DataError("examples: expected at least one (input, target) pair, got none")
-        refine_steps = whole_number("refine_steps", refine_steps, 0)
-        if not 1 <= supports <= len(lines):
+        refine_steps, supports = whole_number("refine_steps", refine_steps, 0), whole_number("supports", supports)
+        if supports > len(lines):
             raise ConfigError(f"supports: expected 1 to {len(lines)}, the number of examples, got {supports}")
         if definition and not in_support(self.config.episodes.definition):
             raise ConfigError(f"definition: expected none, which this model was trained with, got {definition!r:.80}")
@@ -105,6 +105,10 @@ class Hypermodel(ArrayHypermodel):
             self._tell_what_is_cut(shown)
             adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)
         tree = jax.tree.map(lambda leaf: leaf[0], jax.device_get(adapters))
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)):
+            raise AdapterError(
+                f"adapt: the adapter is not finite after {refine_steps} steps of refining; take fewer, or a lower rate"
+            )
         metadata = AdapterMetadata(
             base_fingerprint=self.base_fingerprint,
             hypermodel=self.parts.id,

@@ -94,6 +94,10 @@ def test_an_adapter_that_diverges_is_named_and_costs_the_estimate_alone(
     told = capsys.readouterr()
     assert "\nno estimate: condition 'refined': decode: the base model's logits are not finite" in told.out
     assert (tmp_path / "adapter" / "adapter.json").is_file()
+    # Where the adapter itself diverged, there is none to use.
+    assert main([*command, "--out", str(tmp_path / "refined"), "--refine", "3"]) == 2
+    assert "the adapter is not finite after 3 steps of refining" in capsys.readouterr().err
+    assert not (tmp_path / "refined").exists()
 
 
 def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
