@@ -21,6 +21,7 @@ from hyperflax.evaluation.contamination import (
     TRAINING_TASKS,
     check_contamination,
     check_names,
+    not_recorded,
     record,
     trained_elsewhere,
 )
@@ -172,7 +173,7 @@ def evaluate_suite(
             # make the second one.
             second = list(common.values())[1] if len(common) > 1 else held_out.shown_scored(episodes, seed)
             figures = everything.adapter_figures(second.where_supports_differ(held_out))
-    if unknown := [who for who, seen in references.trained_on.items() if TRAINING_TASKS not in seen]:
+    if unknown := not_recorded(references.trained_on):
         config["not_recorded"] = unknown
     cut, inputs = count_cut(common, episodes.inputs_length)
     config["inputs_cut"] = f"{cut} of {inputs}"

@@ -109,11 +109,12 @@ def train(
                     f"train.{name}: expected episodes of TaskAdapters.source, '{model.source.task_names[0]}' ..., got "
                     f"those of '{source.task_names[0]}' ..."
                 )
-    processes = Processes.running()
-    if processes.first and not sources_of(batches):
+    processes, unrecorded = Processes.running(), []
+    if not sources_of(batches):
         drawn = any(parts_of(batches, kind) for kind in (PackedBatches, PaddedBatches))  # from a function of theirs
+        unrecorded = [] if drawn else [type(batches).__name__]
         _LOG.log(
-            logging.INFO if drawn else logging.WARNING,
+            logging.INFO if drawn or not processes.first else logging.WARNING,
             "train.batches: %s has no `source` (see `Batches`): its vocabulary and tasks are not compared with the "
             "model's, and no evaluation of the model will know what it was trained on",
             type(batches).__name__,
@@ -135,11 +136,12 @@ def train(
                 f"{wanted.directory}: expected task adapters of the base model {origin.digest} in {path}, got those "
                 f"of {made_for}"
             )
+    vocabulary = {name: value for name, value in model.vocabulary.to_json().items() if name != "file"}
     earlier, provenance = [read_provenance(path) for path in model.checkpoints], dict[str, Any]()
 
     def learnt_from(before: Mapping[str, Any]) -> Mapping[str, Any]:
         """Of a run that goes on with other data, too: what it learnt from before stays known."""
-        provenance.update(record(sources_of(batches), [*earlier, before]))
+        provenance.update(record(sources_of(batches), [*earlier, before], unrecorded))
         return provenance
 
     state = loop.train(
@@ -150,7 +152,7 @@ def train(
         total_steps=total_steps,
         frozen=frozen,
         origin=origin,
-        meaning=model.meaning,
+        meaning={**model.meaning, "vocabulary": vocabulary},
         provenance=learnt_from,
         initial_params=functools.partial(model.initial_params, partitioner=partitioner),
         evaluator=evaluator,

@@ -33,7 +33,13 @@ from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import CheckpointError, ConfigError, DataError
-from hyperflax.evaluation.contamination import TRAINING_DATA_SETS, TRAINING_TASKS, name_digests
+from hyperflax.evaluation.contamination import (
+    TRAINING_DATA_SETS,
+    TRAINING_TASKS,
+    UNRECORDED,
+    name_digests,
+    not_recorded,
+)
 from hyperflax.hypermodel import Hypermodel, HypermodelConfig, load
 from hyperflax.hypernets.hart import HARTConfig
 from hyperflax.hypernets.heads import HeadsConfig
@@ -140,6 +146,27 @@ def test_a_model_records_what_its_base_was_trained_on_too(tmp_path: pathlib.Path
     assert load(hyper).parts.provenance[TRAINING_TASKS] == expected
     shared = run(SharedAdapter(BASE, config().spec, Bytes(), base), Episodes(TASKS, EPISODES), tmp_path / "shared")
     assert load_adapter(shared).metadata.provenance[TRAINING_TASKS] == expected
+
+
+def test_a_model_records_that_not_all_of_its_training_is_known(tmp_path: pathlib.Path) -> None:
+    """What its base was trained on must not pass for all; and a later stage does not hide it."""
+    base = t5_directory(tmp_path / "base", BASE, 0, provenance={TRAINING_TASKS: name_digests(["earlier"])})
+    hidden = types.SimpleNamespace(batch=Episodes(TASKS, EPISODES).batch, _source=TASKS)
+    model = HypernetworkOf(config(), base)
+    first = run(model, hidden, tmp_path / "first")
+    second = run(dataclasses.replace(model, start=str(first)), Episodes(TASKS, EPISODES), tmp_path / "second")
+    for folder, names in ((first, ["earlier"]), (second, ["earlier", *TASKS.task_names])):
+        told = load(folder).parts.provenance
+        assert told == {TRAINING_TASKS: name_digests(names), UNRECORDED: ["SimpleNamespace"]}
+        assert not_recorded({"it": told}) == ["it"]
+    assert not_recorded({"it": {TRAINING_TASKS: name_digests(["earlier"])}}) == []
+
+
+def test_a_run_is_not_gone_on_with_under_another_vocabulary(tmp_path: pathlib.Path) -> None:
+    batches = PackedBatches(lambda rng: [([3], [4])], batch_size=1, inputs_length=8, targets_length=8)
+    run(PlainT5(BASE, Bytes()), batches, tmp_path)
+    with pytest.raises(CheckpointError, match=r"other vocabulary\.extra_ids: expected 125, got 100"):
+        run(PlainT5(BASE, Bytes(extra_ids=100)), batches, tmp_path, steps=2)
 
 
 def test_a_model_records_the_data_sets_of_its_tasks_and_of_its_base(tmp_path: pathlib.Path) -> None:

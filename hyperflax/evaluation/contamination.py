@@ -35,6 +35,7 @@ from hyperflax.evaluation.runner import EvaluationTask
 
 # In a model's provenance: hashes of its training tasks' names, and their data sets as `TaskInfo` has them.
 TRAINING_TASKS, TRAINING_DATA_SETS = "training_tasks", "training_data_sets"
+UNRECORDED = "unrecorded_batches"  # of them no tasks are known
 RECORDED_TASKS = 4096  # most training tasks of a source of which there is a record
 _NAMED = 5  # offenders in the message
 _AT_ONCE = 1024  # training examples in memory
@@ -130,15 +131,18 @@ def trained_elsewhere(provenance: Mapping[str, Any], tasks: Sequence[EvaluationT
     return found
 
 
-def record(sources: Iterable[ExampleSource], earlier: Iterable[Mapping[str, Any]] = ()) -> dict[str, list[str]]:
+def record(
+    sources: Iterable[ExampleSource], earlier: Iterable[Mapping[str, Any]] = (), unrecorded: Iterable[str] = ()
+) -> dict[str, list[str]]:
     """What a model's provenance says of its training data, `{}` where nothing is known.
 
     Args:
       sources: that its batches are drawn from. Of more than `RECORDED_TASKS` tasks nothing is kept: a generated family
         has tens of thousands, and no benchmark with which it could be confused.
       earlier: provenance of what it comes from: a second stage does not hide the tasks of the first.
+      unrecorded: classes of batches that tell no source, so that what is known is not taken for all.
     """
-    found: dict[str, set[str]] = {TRAINING_TASKS: set(), TRAINING_DATA_SETS: set()}
+    found: dict[str, set[str]] = {TRAINING_TASKS: set(), TRAINING_DATA_SETS: set(), UNRECORDED: set(unrecorded)}
     for source in sources:
         if (size := len(source.task_names)) <= RECORDED_TASKS:
             found[TRAINING_TASKS] |= set(name_digests(source.task_names))
@@ -147,6 +151,11 @@ def record(sources: Iterable[ExampleSource], earlier: Iterable[Mapping[str, Any]
         for key, names in found.items():
             names |= set(provenance.get(key, ()))
     return {key: sorted(names) for key, names in found.items() if names}
+
+
+def not_recorded(trained_on: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of whose training, by provenance, the tasks are not known, or not all of them."""
+    return [who for who, seen in trained_on.items() if TRAINING_TASKS not in seen or UNRECORDED in seen]
 
 
 def name_digests(names: Iterable[str]) -> list[str]:

@@ -98,7 +98,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         counts = ", ".join(f"{count} of {tasks} in {who}" for who, count in told.items())
         lines.append(f"Tasks that are not new: {counts}.")
     if told := config.get("not_recorded"):
-        lines.append(f"No tasks are recorded of {' and of '.join(told)}: these may be among them.")
+        lines.append(f"No tasks are recorded, or not all, of {' and of '.join(told)}: these may be among them.")
     return lines
 
 
