@@ -399,6 +399,10 @@ def test_examples_come_in_by_text_file_cells_and_keys(page: Page, tmp_path: path
     page.write("pasted", "[x],y")
     page.press("Add to the table")
     assert page.table() == [("[x]", "y")]
+    page.press("Clear")
+    (tmp_path / "rows.tsv").write_text('[{"id": 1}]\tone\n')
+    page["file"].send_keys(str(tmp_path / "rows.tsv"))
+    page.wait(lambda: page.table() == [('[{"id": 1}]', "one")])
     # Pasted by keys: into the field, then into the second column of the table.
     page.press("Clear")
     page["inputs"].send_keys("p,q\nr,s", Keys.CONTROL, "ax")
