@@ -16,6 +16,7 @@ from hyperflax.data.jsonl import Line
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.provenance import run_info
+from hyperflax.evaluation.report import read_report
 from hyperflax.evaluation.runner import evaluate_conditions
 from hyperflax.hypermodel import Hypermodel, find
 from hyperflax.tune.bench import Bench
@@ -28,6 +29,7 @@ from hyperflax_tasks.strings.episodes import source
 
 ASSETS = pathlib.Path(hyperflax.__file__).parent / "assets"
 FOLDER = ASSETS / "strings"
+DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 MEGABYTES = 24
 MODELS = ("strings", "strings_prefix")
 
@@ -64,6 +66,20 @@ def test_adapters_help_on_unseen_tasks_and_those_of_other_tasks_do_not(model: Hy
     assert means["shuffled_support"] < 0.05
     assert means["generated"] > 0.6
     assert means["refined"] > means["generated"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_report_in_the_docs_is_of_the_model_that_ships_and_reaches_the_target(name: str) -> None:
+    """85% exact match on held-out behaviour from four examples; docs/strings.md tells its figures."""
+    report = read_report(DOCS / "reports" / name)
+    settings = report["run"]["config"]
+    assert settings["model"] == hyperflax.load(name).parts.id, "of another model: evaluate it again"
+    assert (report["metric"], report["n_tasks"], settings["episodes"]["shots"]) == ("exact_match", 600, 4)
+    assert report["conditions"]["generated"]["mean"] >= 0.85
+    told = re.sub(r"[^\S\n]+", " ", (DOCS / "strings.md").read_text())
+    for condition, found in report["conditions"].items():
+        mean, low, high = (f"{found[key]:.3f}".lstrip("0") for key in ("mean", "low", "high"))
+        assert re.search(rf"\| {condition}\b.*\| {mean} \| \[{low}, {high}\] \|", told), condition
 
 
 def test_all_write_adapters_for_one_base(model: Hypermodel, strings: Hypermodel) -> None:
