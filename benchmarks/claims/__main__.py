@@ -28,6 +28,7 @@ from benchmarks.claims.results import read_results, run
 from benchmarks.claims.settings import SETTINGS
 from benchmarks.claims.table import claims, experiments
 from benchmarks.claims.training import Workspace
+from hyperflax.cli.host_memory import keep_freed_memory
 from hyperflax.errors import HyperflaxError
 from hyperflax.files import atomic_file
 
@@ -152,4 +153,5 @@ def _pair(text: str, parser: argparse.ArgumentParser) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -96,6 +96,17 @@ class PrunedBase(Base):
 
 
 @dataclasses.dataclass(frozen=True)
+class AnotherBase(Base):
+    """A base trained once more, by the same recipe: what holds on one base may not on the next.
+
+    Attributes:
+      seed: of its fresh parameters; that of all other bases is 0.
+    """
+
+    seed: int = dataclasses.field(kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Hyperpretraining:
     """A CACLM stage before the tasks; see `hyperflax.data.hyperpretraining.CACLM` for the lengths."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.claims.experiments import Base, Evaluation, Hyperpretraining, PrunedBase, TaskTraining
+from benchmarks.claims.experiments import AnotherBase, Base, Evaluation, Hyperpretraining, PrunedBase, TaskTraining
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.data.episode_config import EpisodeConfig
@@ -34,6 +34,8 @@ class Setting:
 
     Attributes:
       bases: of different depths; the first is that of every claim but the one about depth.
+      another: of the shape of the first, trained once more: claim 1 is looked at on it again, and what claim 5 says of
+        sizes and sites is found on it. None for a family that does with its first.
       episodes, evaluation, steps, learning_rate: of the reference recipe.
       mtf_learning_rate: of fine-tuning the T5 itself.
       lora, prefix, heads: of the reference hypernetworks.
@@ -65,6 +67,7 @@ class Setting:
     tuning_rate_tasks: int
     tuning_examples: int
     tuning_train_examples: tuple[int, ...]
+    another: AnotherBase | None = None
     steps: int = 600
     mtf_learning_rate: float = 3e-4
     hyperpretraining: tuple[int, int, int] = (150, 600, 2400)
@@ -180,10 +183,21 @@ def _natural_base(shape: T5Config, layers: int, steps: int, batch_size: int) -> 
 
 
 _NATURAL_CPU_BASE = _natural_base(_TINY, 4, 2400, 16)
+_NATURAL_CPU_ANOTHER = AnotherBase(
+    "natural_instructions_192_4_another",
+    "natural_instructions",
+    _TINY,
+    _NATURAL_CPU_BASE.steps,
+    _NATURAL_CPU_BASE.batch_size,
+    _NATURAL_CPU_BASE.inputs_length,
+    _NATURAL_CPU_BASE.targets_length,
+    seed=1,
+)
 
 NATURAL_CPU = Setting(
     name="cpu",
     bases=(_NATURAL_CPU_BASE, _pruned(_NATURAL_CPU_BASE, "natural_instructions_192_2", 2, 800)),
+    another=_NATURAL_CPU_ANOTHER,
     episodes=_NATURAL_EPISODES,
     evaluation=Evaluation(tasks=119, examples=16, draws=2, conditions=FULL),
     learning_rate=5e-4,
@@ -206,6 +220,7 @@ _SMALL = _TINY.replace(emb_dim=512, num_heads=8, head_dim=64, mlp_dim=1024)
 NATURAL_GPU = dataclasses.replace(
     NATURAL_CPU,
     name="gpu",
+    another=None,
     bases=tuple(_natural_base(_SMALL, layers, 40000, 128) for layers in (6, 2)),
     episodes=_NATURAL_EPISODES.replace(tasks_per_batch=32, support_length=256, inputs_length=256, targets_length=64),
     evaluation=Evaluation(tasks=119, examples=60, draws=3, conditions=FULL),

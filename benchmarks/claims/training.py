@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.claims.experiments import (
     PROTOCOL,
+    AnotherBase,
     Base,
     Experiment,
     Hyperpretraining,
@@ -105,7 +106,7 @@ def trained_base(base: Base, workspace: Workspace) -> pathlib.Path:
             "optimizer": family.base_optimizer(base),
         }
 
-    return _train(folder, job, base.steps, workspace)
+    return _train(folder, job, base.steps, workspace, base.seed if isinstance(base, AnotherBase) else 0)
 
 
 def _pruned(base: PrunedBase, workspace: Workspace, directory: pathlib.Path) -> pathlib.Path:
