@@ -140,5 +140,5 @@ class Embedding(nn.Module):
 
     def attend(self, x: Array) -> Array:
         """[..., emb] -> [..., vocab] float32: dot products with every embedding, divided by sqrt(emb)."""
-        logits = jnp.asarray(x, jnp.float32) @ jnp.asarray(self.embedding, jnp.float32).T
-        return logits / math.sqrt(x.shape[-1])
+        scaled = jnp.asarray(x, jnp.float32) / math.sqrt(x.shape[-1])  # before: there are far fewer of them than logits
+        return project(scaled, jnp.asarray(self.embedding, jnp.float32).T)
