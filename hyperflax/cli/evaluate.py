@@ -137,7 +137,7 @@ def load_suite(name: str) -> Suite:
     """The suite of that name: `suite()` of a task module, which gets what follows a slash.
 
     Raises:
-      ConfigError: no such suite, or one that needs a setting.
+      ConfigError: no such suite, or one that needs a setting, or has none and is given one.
     """
     module, slash, setting = name.partition("/")
     if module not in SUITES and "." not in module:
@@ -146,6 +146,8 @@ def load_suite(name: str) -> Suite:
         from hyperflax_tasks.metaicl import SETTINGS
 
         raise ConfigError(f"--suite metaicl/SETTING: expected a setting out of {', '.join(SETTINGS)}, got none")
+    if module in SUITES and module != "metaicl" and slash:
+        raise ConfigError(f"--suite {module}: expected no setting behind it, got '{setting}'")
     from hyperflax.data.registry import import_module
 
     loaded = import_module(f"hyperflax_tasks.{module}" if module in SUITES else module)

@@ -44,6 +44,8 @@ def test_the_shipped_suites_are_found_by_name(materialised: pathlib.Path, monkey
     [
         ("t0", "expected one of natural_instructions, p3, metaicl/SETTING or a module, got 't0'"),
         ("metaicl", "expected a setting out of hr_to_lr, class_to_class, .*, got none"),
+        ("p3/hellaswag", "--suite p3: expected no setting behind it, got 'hellaswag'"),
+        ("natural_instructions/", "--suite natural_instructions: expected no setting behind it, got ''"),
         ("no_such.module", "module 'no_such.module': expected an importable Python module"),
         ("hyperflax.errors", "expected a module with a function suite()"),
     ],
