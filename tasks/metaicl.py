@@ -120,15 +120,19 @@ def _read_json(path: pathlib.Path, what: str) -> Any:
         raise DataError(f"{path}:{error.lineno}: expected JSON, {error.msg} at column {error.colno}") from error
 
 
-def read_file(path: pathlib.Path | str) -> list[TaskExample]:
+def read_file(path: pathlib.Path | str, *, scored: bool) -> list[TaskExample]:
     """The examples of one jsonl file, white space around texts dropped.
 
+    Of `scored` ones the output is among the options, where there are some. The official code asks that of no others:
+    what is learnt from and what is shown is not ranked.
+
     Raises:
-      DataError: an absent or empty file, a broken line or one whose output is none of its options (with its number).
+      DataError: an absent or empty file, a broken line or a scored one whose output is none of its options (with its
+        number).
     """
     try:
         with open(path, "rb") as lines:
-            examples = [_example(row, f"{path}:{number}") for number, row in read_rows(lines, str(path))]
+            examples = [_example(row, f"{path}:{number}", scored) for number, row in read_rows(lines, str(path))]
     except OSError as error:
         raise DataError(f"{path}: expected a file of MetaICL examples, cannot read it ({error.strerror})") from error
     if not examples:
@@ -136,13 +140,13 @@ def read_file(path: pathlib.Path | str) -> list[TaskExample]:
     return examples
 
 
-def _example(row: dict[str, Any], place: str) -> TaskExample:
+def _example(row: dict[str, Any], place: str, scored: bool) -> TaskExample:
     source, target, options = row.get("input"), row.get("output"), row.get("options", [])
     if not isinstance(source, str) or not isinstance(target, str):
         raise DataError(f"{place}: expected the strings 'input' and 'output', got the keys {sorted(row)[:8]}")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise DataError(f"{place}: expected a list of strings 'options', got {options!r:.80}")
-    if options and target not in options:
+    if scored and options and target not in options:
         raise DataError(f"{place}: expected the output to be an option, got {target!r:.40} and {options!r:.80}")
     source, target = encodable(source, "input", place), encodable(target, "output", place)
     return TaskExample(source.strip(), target.strip(), tuple(encodable(o, "options", place).strip() for o in options))
@@ -156,8 +160,9 @@ def task_file(folder: pathlib.Path, part: str) -> pathlib.Path:
 def training_examples(folder: pathlib.Path) -> list[TaskExample]:
     """What a training task is learnt from; errors as `read_file`."""
     if (path := task_file(folder, TRAIN_FILE)).is_file():
-        return read_file(path)
-    return [example for part in ("train", "dev", "test") for example in read_file(task_file(folder, f"{K}_100_{part}"))]
+        return read_file(path, scored=False)
+    paths = [task_file(folder, f"{K}_100_{part}") for part in ("train", "dev", "test")]
+    return [example for path in paths for example in read_file(path, scored=False)]
 
 
 def kind(root: pathlib.Path | str, name: str, examples: Iterable[TaskExample]) -> str:
@@ -229,8 +234,9 @@ def read_split(root: pathlib.Path | str, setting: str, split: str) -> Iterator[T
             examples = [example._replace(options=()) for example in training_examples(folder)]
             yield TaskOfSplit(folder.name, examples, [], "")
             continue
-        support, path = read_file(task_file(folder, f"{K}_{seed}_train")), task_file(folder, f"{K}_{seed}_test")
-        scored = read_file(path)
+        support = read_file(task_file(folder, f"{K}_{seed}_train"), scored=False)
+        path = task_file(folder, f"{K}_{seed}_test")
+        scored = read_file(path, scored=True)
         if not all(len(example.options) > 1 for example in scored):
             raise DataError(f"{path}: expected at least two options in every line of a test task")
         yield TaskOfSplit(folder.name, scored, support, kind(root, folder.name, [*support, *scored]))

@@ -137,7 +137,20 @@ def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.Monke
 def test_a_broken_line_is_named(root: pathlib.Path, broken: dict[str, Any], problem: str) -> None:
     path = write(root / "same", "16_42_test", row("same", 0, ["yes", "no"]), broken)
     with pytest.raises(DataError, match=rf"same_16_42_test\.jsonl:2: {problem}"):
-        metaicl.read_file(path)
+        metaicl.read_file(path, scored=True)
+
+
+def test_the_options_of_what_is_not_ranked_need_not_hold_its_output(root: pathlib.Path) -> None:
+    """As in the official code, which asks for that where it infers: what is learnt from and shown has no options."""
+    odd = {"input": "x", "output": "y", "options": ["n", "m"]}
+    write(root / "much", "16384_100_train", odd)
+    assert metaicl.metaicl_source(root, SETTING, "train", Bytes()).sizes.tolist() == [6, 1]
+    write(root / "same", "16_42_train", odd)
+    shown = metaicl.metaicl_source(root, SETTING, "test_42", Bytes()).info(0).positives
+    assert [Bytes().decode(example.targets) for example in shown] == ["y"]
+    write(root / "same", "16_42_test", row("same", 0, ["yes", "no"]), odd)
+    with pytest.raises(DataError, match=r"same_16_42_test\.jsonl:2: expected the output to be an option, got 'y' and"):
+        metaicl.metaicl_source(root, SETTING, "test_42", Bytes())
 
 
 def test_what_is_missing_is_named(root: pathlib.Path) -> None:
@@ -173,7 +186,8 @@ def test_the_reference_data(materialised: pathlib.Path, data_dir: pathlib.Path) 
     stated = json.loads((data_dir / "metaicl" / "tasks_meta.json").read_text())
     found = {}
     for folder in sorted(path for path in root.iterdir() if path.name != "config"):
-        parts = [metaicl.read_file(metaicl.task_file(folder, f"16_87_{part}")) for part in ("train", "dev", "test")]
+        paths = [metaicl.task_file(folder, f"16_87_{part}") for part in ("train", "dev", "test")]
+        parts = [metaicl.read_file(path, scored=True) for path in paths]
         assert [len(part) for part in parts[:2]] == [metaicl.K, metaicl.K]
         found[folder.name] = metaicl.kind(root, folder.name, [*parts[0], *parts[2]])
     assert found == {name: task["task_type"] for name, task in stated.items()}
