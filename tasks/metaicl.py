@@ -276,7 +276,10 @@ def suite(setting: str, root: pathlib.Path | str | None = None) -> Suite:
       DataError: see `read_setting`.
     """
     found = find_root(root)
-    absent = read_setting(found, setting, "test").absent
+    present, absent = read_setting(found, setting, "test")
+    missing = [f"not at hand: {', '.join(absent)}"] if absent else []
+    if (listed := len(present) + len(absent)) < SETTINGS[setting]:
+        missing.insert(0, f"config/{setting}.json lists {listed} of {SETTINGS[setting]} test tasks")
 
     def loader(seed: int) -> Callable[[Vocabulary], InMemorySource]:
         return lambda vocabulary: metaicl_source(found, setting, f"test_{seed}", vocabulary)
@@ -293,7 +296,7 @@ def suite(setting: str, root: pathlib.Path | str | None = None) -> Suite:
         ranked="mean",
         category_metrics={CLASSIFICATION: "macro_f1"},
         mixed=True,
-        missing=(f"not at hand: {', '.join(absent)}",) if absent else (),
+        missing=tuple(missing),
     )
 
 

@@ -268,6 +268,9 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
     short = {name: size for name, size in sizes.items() if size < OFFICIAL_TEST_INSTANCES}
     if list(short.values()) == [SHORTEST_TEST_TASK]:  # the official files have one such
         short = {}
+    missing = [f"{name}: {size} of {OFFICIAL_TEST_INSTANCES} instances" for name, size in short.items()]
+    if len(tasks) < OFFICIAL_TEST_TASKS:
+        missing.insert(0, f"splits/default/test_tasks.txt lists {len(tasks)} of {OFFICIAL_TEST_TASKS} test tasks")
     return Suite(
         name="natural_instructions",
         sources={"test": lambda vocabulary: _source(tasks, vocabulary)},
@@ -278,7 +281,7 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
         shots=2,
         targets_length=TARGETS_LENGTH,
         category_metrics=dict.fromkeys(NI_EXACT_MATCH_CATEGORIES, "exact_match_normalised"),
-        missing=tuple(f"{name}: {size} of {OFFICIAL_TEST_INSTANCES} instances" for name, size in short.items()),
+        missing=tuple(missing),
     )
 
 

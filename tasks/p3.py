@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hyperflax.data import registry
@@ -189,14 +189,18 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
     folders = prompt_tasks(found, "held_out")
     pooled = all((folder / "train.jsonl").is_file() for folder in folders)
     missing = [] if pooled else ["the support is taken from the validation examples, which are then not scored"]
-    for name, official in p3_split.HELD_OUT.items():
-        own = [folder / "validation.jsonl" for folder in folders if p3_split.held_out_data_set(folder.name) == name]
-        templates = {p3_split.template(path.parent.name, name) for path in own}
-        if own and len(templates) < len(official.templates):
-            missing.append(f"{name}: {len(templates)} of {len(official.templates)} templates")
-        lines = [sum(1 for line in path.read_bytes().splitlines() if line.strip()) for path in own]
-        if own and max(lines) < official.examples:  # some templates apply to a part of the examples only
-            missing.append(f"{name}: {max(lines):,} of {official.examples:,} examples")
+    at_hand = {name: _lines(folders, name) for name in p3_split.HELD_OUT}
+    if absent := [name for name, lines in at_hand.items() if not lines]:
+        missing.append(f"not at hand: {', '.join(absent)}")
+    for name, lines in at_hand.items():
+        templates, official = len({template for _, template in lines}), len(p3_split.HELD_OUT[name].templates)
+        if 0 < templates < official:
+            missing.append(f"{name}: {templates} of {official} templates")
+        if short := [given for given in lines if given[0] < p3_split.official_examples(name, given[1])]:
+            (count, template), others = min(short), len(short) - 1
+            of = p3_split.official_examples(name, template)
+            beside = f", too few under {others} others" if others else ""
+            missing.append(f"{name}: {count:,} of {of:,} examples under {template}{beside}")
     return Suite(
         name="p3",
         sources={"held_out": lambda vocabulary: p3_source(found, "held_out", vocabulary)},
@@ -208,6 +212,15 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
         grouped=True,
         missing=tuple(missing),
     )
+
+
+def _lines(folders: Sequence[pathlib.Path], name: str) -> list[tuple[int, str]]:
+    """(validation examples, template) of every prompt-task of a held-out data set that is at hand."""
+    return [
+        (sum(1 for line in (folder / "validation.jsonl").read_bytes().splitlines() if line.strip()), template)
+        for folder in folders
+        if (template := p3_split.template(folder.name, name))
+    ]
 
 
 def register(

@@ -86,6 +86,13 @@ HELD_OUT = {
         """,
     ),
 }
+# COPA's templates that ask for an effect, or for a cause, and the examples of its validation split that do.
+_OF_A_PART = {
+    "As_a_result_C1_or_C2": 48,
+    "What_could_happen_next_C1_or_C2": 48,
+    "which_may_be_caused_by": 52,
+    "why_C1_or_C2": 52,
+}
 # Not T0's to train on: other configurations and splits of the held-out data sets, what T0+ and T0++ add, and the data
 # sets of the evaluation of bias.
 _NEVER_TRAINED = (
@@ -191,6 +198,15 @@ def held_out_data_set(prompt_task: str) -> str | None:
     ('super_glue_cb', None)
     """
     return next((name for name in HELD_OUT if template(prompt_task, name)), None)
+
+
+def official_examples(name: str, template: str) -> int:
+    """How many validation examples a held-out data set has under one of its templates.
+
+    >>> official_examples("super_glue_copa", "choose"), official_examples("super_glue_copa", "why_C1_or_C2")
+    (100, 52)
+    """
+    return _OF_A_PART.get(template, HELD_OUT[name].examples)
 
 
 def template(prompt_task: str, name: str) -> str | None:

@@ -107,7 +107,10 @@ def test_the_suite_reads_every_test_task_once_and_counts_its_instances(
     suite = ni.suite(root)
     source = suite.sources["test"](Bytes())
     assert files == ["task2_b.json", "task3_c.json"]
-    assert suite.missing == ("task3_c: 2 of 100 instances",)
+    assert suite.missing == (
+        "splits/default/test_tasks.txt lists 2 of 119 test tasks",
+        "task3_c: 2 of 100 instances",
+    )
     assert (suite.shots, suite.inputs_length, suite.targets_length) == (2, 1024, 128)
     expected = ni.natural_instructions_source(root, "test", Bytes())
     assert source.task_names == expected.task_names

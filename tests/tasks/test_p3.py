@@ -168,14 +168,48 @@ def test_the_suite_says_what_is_missing_of_it(materialised: pathlib.Path) -> Non
     assert (found.official, found.unit, found.support) == (11, "data sets", "examples")
     assert found.missing == (
         "the support is taken from the validation examples, which are then not scored",
+        "not at hand: anli_dev_r3, story_cloze_2016, super_glue_wic, winogrande_winogrande_xl",
         "hellaswag: 3 of 4 templates",
-        "hellaswag: 2,000 of 10,042 examples",
+        "hellaswag: 2,000 of 10,042 examples under Predict_ending_with_hint, too few under 2 others",
     )
+
+
+def whole(root: pathlib.Path, name: str) -> None:
+    """All files of a held-out data set; COPA's templates for an effect have 48 examples, those for a cause 52."""
+    parts = {"As_a_result_C1_or_C2": 48, "What_could_happen_next_C1_or_C2": 48}
+    parts |= {"which_may_be_caused_by": 52, "why_C1_or_C2": 52}
+    for template in p3_split.HELD_OUT[name].templates:
+        rows = parts.get(template, p3_split.HELD_OUT[name].examples) * [row("x", "y", "y", "n")]
+        write(root, f"{name}_{template}/validation.jsonl", *rows)
+        write(root, f"{name}_{template}/train.jsonl", row("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "lines", "told"),
+    [
+        ("super_glue_rte", "must_be_true", 20, "20 of 277 examples under must_be_true"),
+        ("super_glue_copa", "choose", 60, "60 of 100 examples under choose"),
+        ("super_glue_copa", "why_C1_or_C2", 51, "51 of 52 examples under why_C1_or_C2"),
+    ],
+)
+def test_a_file_that_lacks_lines_is_told_beside_whole_ones(
+    tmp_path: pathlib.Path, name: str, template: str, lines: int, told: str
+) -> None:
+    for one in ("super_glue_rte", "super_glue_copa"):
+        whole(tmp_path, one)
+    others = [one for one in p3_split.HELD_OUT if one not in ("super_glue_rte", "super_glue_copa")]
+    absent = f"not at hand: {', '.join(others)}"
+    assert p3.suite(tmp_path).missing == (absent,)
+    write(tmp_path, f"{name}_{template}/validation.jsonl", *(lines * [row("x", "y", "y", "n")]))
+    assert p3.suite(tmp_path).missing == (absent, f"{name}: {told}")
 
 
 def test_support_comes_from_training_examples_where_all_have_them(root: pathlib.Path) -> None:
     found = p3.suite(root)
     assert found.support == "positives"
-    assert found.missing == ("super_glue_rte: 1 of 10 templates", "super_glue_rte: 1 of 277 examples")
+    assert found.missing[1:] == (
+        "super_glue_rte: 1 of 10 templates",
+        "super_glue_rte: 1 of 277 examples under must_be_true",
+    )
     source = found.sources["held_out"](Bytes())
     assert source.task_names == ("super_glue_rte_must_be_true",)
