@@ -61,7 +61,8 @@ def add_text_task(
       split: its only split.
       rows: `() -> iterator` of dicts with the strings inputs and targets and the other features. To be shuffled, they
         are written to a temporary file first.
-      count: `() -> examples`, called when somebody asks; None where it would take reading all of it.
+      count: `() -> examples`, called when seqio asks, as for a rate by size, and not to list the Task; None where it
+        would take reading all of it.
       vocabulary: of inputs and targets.
       text_features: further string features. list_features: string lists.
       handed_on: those of `text_features` that a Mixture keeps. All Tasks of a Mixture must have the same ones.

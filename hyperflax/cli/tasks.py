@@ -6,7 +6,7 @@ import argparse
 
 from hyperflax.cli.models import add_module_argument
 
-DESCRIPTION = """List the registered tasks and mixtures with their splits and sizes.
+DESCRIPTION = """List the registered tasks and mixtures with their splits and, where that takes no reading, their sizes.
 
   hyperflax tasks
   HYPERFLAX_NATURAL_INSTRUCTIONS=natural-instructions hyperflax tasks --module hyperflax_tasks.natural_instructions

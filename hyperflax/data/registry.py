@@ -49,13 +49,13 @@ class SourceEntry:
       name: what `--mixture` says.
       splits: a loader for each split.
       description: one line for `hyperflax tasks`.
-      sizes: `() -> {split: (tasks, examples)}`, or None if only loading would tell.
+      sizes: `() -> {split: (tasks, examples)}`, examples None if only reading would tell; None if that goes for both.
     """
 
     name: str
     splits: Mapping[str, Loader]
     description: str = ""
-    sizes: Callable[[], Mapping[str, tuple[int, int]]] | None = None
+    sizes: Callable[[], Mapping[str, tuple[int, int | None]]] | None = None
 
 
 _SOURCES: dict[str, SourceEntry] = {}
@@ -68,7 +68,7 @@ def register_source(
     splits: Mapping[str, Loader],
     *,
     description: str = "",
-    sizes: Callable[[], Mapping[str, tuple[int, int]]] | None = None,
+    sizes: Callable[[], Mapping[str, tuple[int, int | None]]] | None = None,
     replace: bool = False,
 ) -> None:
     """Makes a source known under a name; see `SourceEntry`.

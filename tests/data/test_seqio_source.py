@@ -201,6 +201,26 @@ def test_a_task_whose_data_is_not_there_is_listed_without_a_number(tmp_path: pat
 
 
 @pytest.mark.usefixtures("seqio_registries")
+def test_what_a_source_counts_itself_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To count, a class of somebody's own may read everything; numbers that it was given are free."""
+
+    class Counting(seqio.FunctionDataSource):
+        def num_input_examples(self, split: str) -> int:
+            return pytest.fail("a listing reads nothing")
+
+    class Told(seqio.FunctionDataSource):
+        pass
+
+    features = {key: seqio.Feature(vocabulary=seqio.ByteVocabulary(extra_ids=125)) for key in ("inputs", "targets")}
+    for kind in (Counting, Told):
+        source = kind(lambda split, shuffle_files: None, splits=["train"], num_input_examples={"train": 7})
+        name = f"counts_{kind.__name__}"
+        seqio.TaskRegistry.add(name, source=source, preprocessors=[], output_features=features)
+    rows = {name: examples for name, *_, examples, _ in list_seqio() if name.startswith("counts_")}
+    assert rows == {"counts_Counting": None, "counts_Told": 7}
+
+
+@pytest.mark.usefixtures("seqio_registries")
 def test_what_cannot_be_read_is_named(model: str) -> None:
     add("bytes_task", pairs("a"), seqio.ByteVocabulary())
     with pytest.raises(DataError, match=r"seqio Task 'bytes_task': expected a split out of \['train'\], got 'test'"):

@@ -119,7 +119,6 @@ def test_the_mixture_has_t0s_rates(root: pathlib.Path) -> None:
     source = load_seqio("p3_train")
     names = [name.partition("/")[2] for name in source.task_names]
     assert dict(zip(names, source.group_rates[source.groups], strict=True)) == RATES
-    assert ("p3_train", "train", "seqio mixture", None, 100, "5 seqio Tasks") in list_seqio()
 
 
 def test_the_mixture_delivers_examples_at_its_rates(root: pathlib.Path) -> None:
@@ -201,15 +200,16 @@ def test_t5x_trains_hypermodels_on_the_mixture(root: pathlib.Path) -> None:
     ],
 )
 def test_a_side_that_is_not_there_is_left_out(
-    tmp_path: pathlib.Path, file: str, tasks: set[str], mixtures: set[str]
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, file: str, tasks: set[str], mixtures: set[str]
 ) -> None:
-    """Everything that is registered can be listed, which counts its examples."""
+    """Everything that is registered can be listed, which reads none of it: the count of many files takes minutes."""
     write(tmp_path, file, row("x", "no", "no", "yes"))
     seqio_tasks.register_p3(tmp_path, Bytes())
+    monkeypatch.setattr(p3, "read_file", lambda *given, **more: pytest.fail("a listing reads no file"))
     listed = [one for one in list_seqio() if one[0].startswith("p3_")]
     assert {name for name, _, kind, *_ in listed if kind == "seqio task"} == tasks
     assert {name for name, _, kind, *_ in listed if kind == "seqio mixture"} == mixtures
-    assert {examples for *_, examples, _ in listed} == {1}
+    assert {examples for *_, examples, _ in listed} == {None}
 
 
 def test_a_second_root_takes_the_place_of_the_first(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
