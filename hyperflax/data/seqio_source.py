@@ -80,7 +80,8 @@ def read_seqio(
         none is read without a seed.
 
     Raises:
-      DataError: no such name, split or feature; a vocabulary that `convert_vocabulary` refuses.
+      DataError: no such name, split or feature; a vocabulary that `convert_vocabulary` refuses; no cache of a Task
+        that must be cached.
       MissingExtraError: seqio is not installed.
     """
     seqio = import_seqio()
@@ -101,6 +102,11 @@ def read_seqio(
             if feature not in task.output_features:
                 found = sorted(task.output_features)
                 raise DataError(f"seqio Task '{task.name}': expected the features inputs and targets, got {found}")
+        if task.requires_caching and not task.cache_dir:
+            raise DataError(
+                f"seqio Task '{task.name}': expected its cache, which it requires, in one of "
+                f"{seqio.utils.get_global_cache_dirs()}; seqio.add_global_cache_dirs names folders"
+            )
     vocabulary = _vocabulary(tasks)
     rates = [_rate(provider, task) for task in tasks] if mixture else None
 
@@ -111,7 +117,8 @@ def read_seqio(
                 sequence_length=sequence_length,
                 split=split,
                 shuffle=False,
-                seed=seed if _takes_a_seed(task.source) else None,
+                use_cached=task.requires_caching,
+                seed=seed if task.requires_caching or _takes_a_seed(task.source) else None,
                 try_in_mem_cache=False,
             )
             prefix = f"{task.name}/" if len(tasks) > 1 else ""

@@ -220,6 +220,49 @@ def test_what_a_source_counts_itself_is_not_asked_for(monkeypatch: pytest.Monkey
     assert rows == {"counts_Counting": None, "counts_Told": 7}
 
 
+def add_cached(name: str, rows: list[dict[str, object]]) -> None:
+    """A Task that seqio reads from its cache alone, as those have it whose preprocessing takes long."""
+
+    def never(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        return dataset.map(lambda row: {**row, "targets": "not from the cache"})
+
+    features = {key: seqio.Feature(vocabulary=seqio.ByteVocabulary(extra_ids=125)) for key in ("inputs", "targets")}
+    source = seqio.FunctionDataSource(
+        lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices({k: [r[k] for r in rows] for k in rows[0]}),
+        splits=["train"],
+    )
+    preprocessors = [never, seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(required=True)]
+    seqio.TaskRegistry.add(
+        name, source=source, preprocessors=[*preprocessors, seqio.preprocessors.append_eos], output_features=features
+    )
+
+
+@pytest.mark.usefixtures("seqio_registries")
+def test_a_task_that_must_be_cached_is_read_from_its_cache(tmp_path: pathlib.Path) -> None:
+    add_cached("must_be_cached", pairs("a", 2))
+    folder = tmp_path / "caches" / "must_be_cached"
+    before = list(seqio.utils.get_global_cache_dirs())
+    seqio.set_global_cache_dirs([str(tmp_path / "caches")])
+    try:
+        told = rf"seqio Task 'must_be_cached': expected its cache, which it requires, in one of \['{folder.parent}'\]"
+        with pytest.raises(DataError, match=told):
+            load_seqio("must_be_cached")
+        folder.mkdir(parents=True)
+        with tf.io.TFRecordWriter(str(folder / "train.tfrecord-00000-of-00001")) as writer:
+            for row in pairs("b", 2):
+                ids = {key: Bytes().encode(str(row[key])) for key in ("inputs", "targets")}
+                lists = {key: tf.train.Feature(int64_list=tf.train.Int64List(value=ids[key])) for key in ids}
+                writer.write(tf.train.Example(features=tf.train.Features(feature=lists)).SerializeToString())
+        kinds = {key: {"dtype": "int32", "shape": [None]} for key in ("inputs", "targets")}
+        (folder / "info.train.json").write_text(json.dumps({"num_shards": 1, "features": kinds, "seqio_version": "0"}))
+        (folder / "stats.train.json").write_text(json.dumps({"examples": 2}))
+        (folder / "COMPLETED").write_text("")
+        source = load_seqio("must_be_cached")
+    finally:
+        seqio.set_global_cache_dirs(before)
+    assert [Bytes().decode(e.targets.tolist()) for e in source.examples(0, range(2))] == ["B0", "B1"]
+
+
 @pytest.mark.usefixtures("seqio_registries")
 def test_what_cannot_be_read_is_named(model: str) -> None:
     add("bytes_task", pairs("a"), seqio.ByteVocabulary())
