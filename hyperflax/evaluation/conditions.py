@@ -243,7 +243,7 @@ class Conditions:
         return config.replace(
             shots=rounded_up(max(shots, 1)),
             min_shots=None,
-            examples=rounded_up(max(len(self._tokens(task).scored) for task in batch)),
+            examples=max(len(self._tokens(task).scored) for task in batch),
             too_long="truncate",
             teacher="none",
         )

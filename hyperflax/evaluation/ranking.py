@@ -20,6 +20,7 @@ import numpy as np
 from hyperflax.data.vocabularies import EOS_ID
 from hyperflax.evaluation.metrics import best_options
 from hyperflax.models.scoring import score_options
+from hyperflax.padding import rounded_up
 from hyperflax.types import PyTree
 
 if TYPE_CHECKING:
@@ -68,16 +69,18 @@ def rank(
 def slices(inputs: np.ndarray, *others: np.ndarray, rows: int | None = None) -> Iterator[tuple]:
     """Slices along the example axis that hold at most `TOKENS` encoder tokens (and `rows` rows), but one example.
 
+    All are of one size; what fits into a single slice has one of few, so that few shapes are compiled.
+
     Args:
       inputs: [task, example, source].
       others: [task, example, ...], sliced alike.
 
     Yields:
-      (number of examples, inputs, *others); the last slice is padded with zeros to the shape of the others.
+      (number of examples, inputs, *others); the last slice is padded with zeros to that size.
     """
     tasks, examples, source = inputs.shape
     most = TOKENS // source if rows is None else min(rows, TOKENS // source)
-    size = min(max(1, most // tasks), examples)
+    size = min(max(1, most // tasks), rounded_up(examples))
     for start in range(0, examples, size):
         parts = [array[:, start : start + size] for array in (inputs, *others)]
         kept = parts[0].shape[1]

@@ -17,6 +17,7 @@ from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskI
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluate import evaluate
+from hyperflax.evaluation import ranking
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.contamination import name_digests
 from hyperflax.evaluation.held_out import HeldOut
@@ -47,6 +48,27 @@ def test_supports_of_many_lengths_are_decoded_at_few(name: str, monkeypatch: pyt
         Conditions(model, held_out, mtf=model).pick(name)[name](held_out.tasks)
     assert widths <= {32, 48, 64, 96, 128}
     assert len(widths) > 1
+
+
+@pytest.mark.parametrize("name", ["bare", "generated"])
+def test_no_slice_is_decoded_for_padding_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five examples in slices of five; a row of padding behind them adds a slice, and changes no token."""
+    model, answered, real = hypermodel(), [], Hypermodel.decode
+
+    def decode(self: Hypermodel, inputs: np.ndarray, adapters: object = None) -> np.ndarray:
+        answered.append(np.asarray(real(self, inputs, adapters)))
+        return answered[-1]
+
+    monkeypatch.setattr(Hypermodel, "decode", decode)
+    held_out = HeldOut.from_source(source("a", "b", "c"), model.config.episodes, examples=5)
+    conditions = Conditions(model, held_out)
+    monkeypatch.setattr(ranking, "TOKENS", 3 * 5 * model.config.episodes.inputs_length)
+    found = conditions.pick(name)[name](held_out.tasks)
+    config = conditions._config
+    monkeypatch.setattr(conditions, "_config", lambda batch: config(batch).replace(examples=6))
+    assert conditions.pick(name)[name](held_out.tasks) == found
+    alone, beside, _ = answered
+    np.testing.assert_array_equal(alone, beside)
 
 
 @pytest.mark.parametrize("name", ["in_context", "instruction", "mtf"])

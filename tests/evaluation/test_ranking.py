@@ -18,6 +18,7 @@ from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.runner import evaluate_conditions
 from hyperflax.hypermodel import Hypermodel
+from hyperflax.models.scoring import score_options
 from tests.evaluation.micro import choice_source, hypermodel
 
 TASKS, EXAMPLES, SOURCE = 3, 5, 8
@@ -97,6 +98,39 @@ def test_slices_are_of_one_shape_and_hold_every_example_once(monkeypatch: pytest
     assert not parts[-1][1][:, 1:].any()
     monkeypatch.setattr(ranking, "TOKENS", 1)
     assert [kept for kept, _ in ranking.slices(tokens)] == [1] * EXAMPLES
+
+
+def test_examples_of_many_counts_are_sliced_to_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits into one slice has a rounded size; of more examples all slices have one, and none is all padding."""
+    monkeypatch.setattr(ranking, "TOKENS", 20 * TASKS * SOURCE)
+    shapes = set()
+    for examples in range(1, 90):
+        parts = list(ranking.slices(np.ones((TASKS, examples, SOURCE), np.int32)))
+        assert sum(kept for kept, _ in parts) == examples
+        assert len(parts) == -(-examples // 20)
+        shapes |= {part.shape[1] for _, part in parts}
+    assert shapes == {1, 2, 3, 4, 6, 8, 12, 16, 20}
+
+
+def test_rows_without_an_example_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, wherever they stand: behind the last example of a slice, or in a slice of their own."""
+    monkeypatch.setattr(ranking, "ROWS", 4 * TASKS * EXAMPLES)  # one slice for all examples, none for more
+    seen: list[np.ndarray] = []
+
+    def watched(*given: object) -> np.ndarray:
+        seen.append(np.asarray(score_options(*given)))
+        return seen[-1]
+
+    monkeypatch.setattr(ranking, "score_options", watched)
+    padded = np.pad(inputs(), [(0, 0), (0, 1), (0, 0)])
+    for adapters in (None, generated()):
+        assert ranking.rank(hypermodel(), inputs(), choices(), adapters) == ranking.rank(
+            hypermodel(), padded, choices(), adapters
+        )
+        alone, beside, padding = seen
+        np.testing.assert_array_equal(alone, beside)
+        assert alone.shape == padding.shape
+        seen.clear()
 
 
 def test_without_knowledge_the_shortest_choice_wins_and_ties_go_to_the_first() -> None:
