@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from hyperflax.data.draws import stream
-from hyperflax.data.episode_config import EpisodeConfig, in_support
+from hyperflax.data.episode_config import EpisodeConfig, in_inputs, in_support
 from hyperflax.data.episode_plan import fitting_scored, fitting_support, support_overhead, usable_info
 from hyperflax.data.episodes import EvaluationEpisode, evaluation_episode
 from hyperflax.data.examples import Example, ExampleSource, TaskInfo
@@ -133,9 +133,7 @@ class HeldOut:
                 continue
             decode = source.vocabulary.decode
             # The definition is kept whatever the config says: `instruction` reads it.
-            # Positives that are the support already do not stand in it a second time.
-            twice = support == "positives" and config.positives == "support"
-            given = info._replace(positives=() if twice else usable.positives)
+            given = info._replace(positives=_beside(shown, usable.positives, config))
             tokens[name] = TaskTokens(tuple(shown), episode.examples, given)
             if over := int(np.count_nonzero(~fitting_scored(source.lengths(number), usable, config))):
                 too_long[name] = over
@@ -219,6 +217,18 @@ def _draw(examples: list[Example], shots: int, seed: int, draw: int, name: str) 
         return examples[:shots]
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return [examples[i] for i in stream(seed, _POSITIVES, draw, key).distinct(len(examples), shots)]
+
+
+def _beside(shown: Sequence[Example], positives: tuple[Example, ...], config: EpisodeConfig) -> tuple[Example, ...]:
+    """The positives but those that are shown as demonstrations already, and would stand there twice.
+
+    Where demonstrations do not stand wherever positives do, all stay: a model that was trained with them must not miss
+    them. Those that training does not show do not move up for the ones left out.
+    """
+    places = [stand for stand in (in_support, in_inputs) if stand(config.positives)]
+    if not all(stand(config.demonstrations) for stand in places):
+        return positives
+    return tuple(p for p in positives[: config.num_positives] if not any(p is example for example in shown))
 
 
 def _options(episode: EvaluationEpisode, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:

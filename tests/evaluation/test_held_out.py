@@ -10,6 +10,7 @@ import pytest
 
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo
+from hyperflax.data.rendering import episode_arrays
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import DataError
 from hyperflax.evaluation.conditions import Conditions
@@ -115,15 +116,49 @@ def test_positives_share_a_joint_row_with_the_definition() -> None:
     assert alone.tasks[0].support == (("x" * 10, "y"), ("x", "y"))
 
 
-def test_positives_that_are_the_support_stand_in_it_once() -> None:
+@pytest.mark.parametrize(
+    ("changes", "support", "kept"),
+    [
+        ({"shots": 1, "positives": "support", "num_positives": 1}, "a", ""),
+        ({"shots": 2, "positives": "support"}, "ab", ""),  # the third was not shown in training
+        ({"shots": 1, "positives": "support"}, "a", "b"),
+        ({"shots": 0, "positives": "support", "definition": "support"}, "", "ab"),
+        ({"shots": 2, "positives": "support", "demonstrations": "none"}, "ab", "abc"),
+        ({"shots": 2, "positives": "support", "demonstrations": "inputs"}, "ab", "abc"),
+        ({"shots": 2, "positives": "support", "demonstrations": "both"}, "ab", ""),
+        ({"shots": 2, "positives": "both", "demonstrations": "both"}, "ab", ""),
+        ({"shots": 2, "positives": "both", "demonstrations": "support"}, "ab", "abc"),  # else the inputs had none
+        ({"shots": 2, "positives": "inputs", "demonstrations": "support"}, "ab", "abc"),
+        ({"shots": 2, "positives": "none"}, "ab", ""),
+    ],
+)
+def test_positives_that_are_the_support_stand_in_it_once(changes: dict[str, Any], support: str, kept: str) -> None:
+    """And those that no demonstration stands for stay: the model was trained with two."""
     vocabulary = Bytes()
-    shown = Example.from_text("x", "y", vocabulary)
+    positives = tuple(Example.from_text(text, "y", vocabulary) for text in "abc")
     pairs = [Example.from_text(f"{i}", "y", vocabulary) for i in range(6)]
-    source = InMemorySource([TaskExamples("y", pairs, TaskInfo(positives=(shown,)))], vocabulary)
-    config = CONFIG.replace(positives="support")
+    source = InMemorySource([TaskExamples("y", pairs, TaskInfo(positives=positives))], vocabulary)
+    config = CONFIG.replace(**changes)
     tokens = HeldOut.from_source(source, config, support="positives").tokens["y"]
-    assert (tokens.support, tokens.info.positives) == ((shown,), ())
-    assert HeldOut.from_source(source, config).tokens["y"].info.positives == (shown,)
+    assert [vocabulary.decode(e.inputs.tolist()) for e in tokens.support] == [*support]
+    assert [vocabulary.decode(e.inputs.tolist()) for e in tokens.info.positives] == [*kept]
+    drawn = HeldOut.from_source(source, config.replace(shots=1)).tokens["y"].info.positives
+    most = 0 if config.positives == "none" else config.num_positives
+    assert drawn[:most] == positives[:most]
+
+
+def test_a_model_of_definition_and_positives_reads_both() -> None:
+    """What its hypernetwork gets is what training showed it, wherever a suite's support comes from."""
+    model, vocabulary = hypermodel(), Bytes()
+    config = model.config.episodes.replace(shots=0, positives="support", definition="support")
+    info = TaskInfo(np.array(vocabulary.encode("say")), (Example.from_text("a", "b", vocabulary),))
+    pairs = [Example.from_text(f"{i}", "y", vocabulary) for i in range(6)]
+    source = InMemorySource([TaskExamples("y", pairs, info)], vocabulary)
+    given = HeldOut.from_source(source, config, support="positives").tokens["y"]
+    read = episode_arrays(given.support, (), config, vocabulary, given.info)["support_tokens"]
+    trained = episode_arrays((), (), config, vocabulary, info)["support_tokens"]
+    np.testing.assert_array_equal(read, trained)
+    assert np.count_nonzero(read[:, 0]) == 2
 
 
 @pytest.mark.parametrize(
