@@ -19,7 +19,7 @@ from hyperflax import configs
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, Conditions
-from hyperflax.evaluation.contamination import TRAINING_TASKS, name_digests, recorded, trained_elsewhere
+from hyperflax.evaluation.contamination import TRAINING_TASKS, recorded, task_digests, trained_elsewhere
 from hyperflax.evaluation.coverage import not_covered
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.plots import write_plots
@@ -150,7 +150,7 @@ def evaluate(
     # How well training tasks are done may be asked here; the report does not call them new.
     trained_on = dict(references.trained_on)
     if neighbours is not None:
-        trained_on["the neighbours"] = {TRAINING_TASKS: name_digests(neighbours.task_names)}
+        trained_on["the neighbours"] = {TRAINING_TASKS: task_digests(neighbours)}
     counts = {
         who: len({*recorded(seen.get(TRAINING_TASKS, ()), held_out.tasks), *trained_elsewhere(seen, held_out.tasks)})
         for who, seen in trained_on.items()

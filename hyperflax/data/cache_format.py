@@ -2,7 +2,8 @@
 
 ```
 manifest.json          vocabulary, counts, mixing rates, size and sha256 of every other file
-tasks.jsonl            one line a task: name, group, category, data sets, definition and positives (token ids)
+tasks.jsonl            one line a task: name (and its own inside a seqio Task), group, category, data sets, definition
+                       and positives (token ids)
 index.npy              int32 [examples, 3]: task number, tokens of inputs, tokens of targets; in record order
 examples-00000.array_record, ...    one record an example, `records_per_shard` each (the last may have fewer)
 *.model                the sentencepiece model, if the vocabulary has one
@@ -108,6 +109,7 @@ def encode_task(name: str, info: TaskInfo, group: int) -> str:
     ]
     row = {"name": name, "group": group, "category": info.category, "data_sets": list(info.data_sets)}
     row |= {"definition": info.definition.tolist(), "positives": positives}
+    row |= {"own_name": info.own_name} if info.own_name else {}
     return json.dumps(row, ensure_ascii=False)
 
 
@@ -125,7 +127,8 @@ def decode_task(line: str) -> tuple[str, TaskInfo, int]:
         )
         definition = np.asarray(row["definition"], np.int32)
         # Earlier caches do not know their data sets.
-        info = TaskInfo(definition, positives, row["category"], tuple(row.get("data_sets", ())))
+        data_sets = tuple(row.get("data_sets", ()))
+        info = TaskInfo(definition, positives, row["category"], data_sets, row.get("own_name", ""))
         return row["name"], info, int(row["group"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"expected a task with name, group, category, definition, positives ({error!r})") from error

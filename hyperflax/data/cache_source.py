@@ -87,6 +87,11 @@ class CachedSource:
                 raise DataError(f"{path}:{number}: {error}") from error
         self.task_names = tuple(name for name, _, _ in rows)
         self._infos = [info for _, info, _ in rows]
+        if "seed" in self.manifest["origin"] and self.group_rates is not None and len(self.group_rates) > 1:
+            # A seqio Mixture of an earlier version, which did not write a task's own name: it follows the first slash,
+            # as there is none in a seqio Task's.
+            own = [name.partition("/")[2] for name in self.task_names]
+            self._infos = [info._replace(own_name=name) for info, name in zip(self._infos, own, strict=True)]
         self.groups = np.asarray([group for _, _, group in rows], np.int32)
 
     def _read_index(self) -> None:

@@ -62,12 +62,14 @@ class TaskInfo(NamedTuple):
       category: a free label, such as Super-NaturalInstructions' task category.
       data_sets: the public data sets that its examples are made of, as `COLLECTION/DATA SET`: `p3/quartz`. Collections
         that share a data set call it the same, so that training on one is found in a test of another.
+      own_name: its name inside its seqio Task, where the source's name for it is `TASK/task`; empty where that is all.
     """
 
     definition: np.ndarray = _EMPTY
     positives: tuple[Example, ...] = ()
     category: str = ""
     data_sets: tuple[str, ...] = ()
+    own_name: str = ""
 
 
 class ExampleSource(Protocol):

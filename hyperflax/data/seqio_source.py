@@ -193,9 +193,10 @@ def _examples(
     for index, row in enumerate(rows):
         inputs, targets = (_ids(row[name], strip[name], task.name, index, name) for name in ("inputs", "targets"))
         where = f"seqio Task '{task.name}', example {index}"
-        name = prefix + _text(row, "task", where) if "task" in row else task.name
+        inside = _text(row, "task", where) if "task" in row else ""
+        name = prefix + inside if "task" in row else task.name
         if name not in infos:
-            infos[name] = task_info(row, vocabulary, where)
+            infos[name] = task_info(row, vocabulary, where)._replace(own_name=inside if prefix else "")
         options = tuple(tokenise(text, vocabulary) for text in _texts(row, "options", where))
         references = _references(row, targets, vocabulary, where)
         yield StreamedExample(name, Example(inputs, targets, options, references), infos[name], group)

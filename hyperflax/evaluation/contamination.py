@@ -57,7 +57,7 @@ def check_contamination(name: str, training: ExampleSource, tasks: Sequence[Eval
       DataError: a task of the same name or an example of the same content; the message names them. Or no training
         example has an input: texts cannot be compared, and to pass them would say that they had been.
     """
-    check_names(f"'{name}' was trained on and", name_digests(training.task_names), tasks)
+    check_names(f"'{name}' was trained on and", task_digests(training), tasks)
     vocabulary, decode = training.vocabulary, training.vocabulary.decode
     evaluated: dict[bytes, str] = {}
     unknown: set[str] = set()
@@ -107,7 +107,7 @@ def check_names(who: str, digests: Iterable[str], tasks: Sequence[EvaluationTask
 def recorded(digests: Iterable[str], tasks: Sequence[EvaluationTask]) -> list[str]:
     """Names of evaluated tasks that are among the training tasks whose names have these digests."""
     trained = set(digests)
-    return list(dict.fromkeys(task.name for task in tasks if trained & set(name_digests([task.name]))))
+    return list(dict.fromkeys(t.name for t in tasks if trained & set(name_digests([t.name, t.own_name or t.name]))))
 
 
 def trained_elsewhere(provenance: Mapping[str, Any], tasks: Sequence[EvaluationTask]) -> dict[str, str]:
@@ -145,7 +145,7 @@ def record(
     found: dict[str, set[str]] = {TRAINING_TASKS: set(), TRAINING_DATA_SETS: set(), UNRECORDED: set(unrecorded)}
     for source in sources:
         if (size := len(source.task_names)) <= RECORDED_TASKS:
-            found[TRAINING_TASKS] |= set(name_digests(source.task_names))
+            found[TRAINING_TASKS] |= set(task_digests(source))
             found[TRAINING_DATA_SETS] |= {name for number in range(size) for name in source.info(number).data_sets}
     for provenance in earlier:
         for key, names in found.items():
@@ -158,10 +158,15 @@ def not_recorded(trained_on: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [who for who, seen in trained_on.items() if TRAINING_TASKS not in seen or UNRECORDED in seen]
 
 
+def task_digests(source: ExampleSource) -> list[str]:
+    """Hashes of the names of a source's tasks; of one inside a seqio Mixture (`TASK/task`) of its own name, too."""
+    own = {source.info(number).own_name for number in range(len(source.task_names))} - {""}
+    return name_digests([*source.task_names, *own])
+
+
 def name_digests(names: Iterable[str]) -> list[str]:
-    """Hashes of names, sorted; of a task inside a seqio Mixture (`TASK/task`) those of both forms of its name."""
-    forms = {form for name in names for form in (name, name.rpartition("/")[2])}
-    return sorted(hashlib.sha256(form.encode()).hexdigest()[:16] for form in forms)
+    """Hashes of names, 16 hexadecimal digits each, sorted."""
+    return sorted(hashlib.sha256(name.encode()).hexdigest()[:16] for name in set(names))
 
 
 def _content(source: str, target: str) -> bytes:

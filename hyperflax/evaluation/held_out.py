@@ -147,6 +147,7 @@ class HeldOut:
                     options=_options(episode, source.vocabulary) if ranked else (),
                     category=info.category or None,
                     data_sets=info.data_sets,
+                    own_name=info.own_name,
                 )
             )
         if not chosen:

@@ -52,7 +52,7 @@ class EvaluationTask:
       instruction: the true instruction, for conditions that use one.
       options: answer choices of each example, for rank classification; empty where answers are free.
       category: a group of the report, such as a family of operations.
-      data_sets: what its examples are made of, see `TaskInfo`.
+      data_sets, own_name: what its examples are made of, and its name inside a seqio Task, see `TaskInfo`.
     """
 
     name: str
@@ -63,6 +63,7 @@ class EvaluationTask:
     options: tuple[tuple[str, ...], ...] = ()
     category: str | None = None
     data_sets: tuple[str, ...] = ()
+    own_name: str = ""
 
 
 Condition = Callable[[Sequence[EvaluationTask]], Sequence[Sequence[str]]]

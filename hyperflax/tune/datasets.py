@@ -72,7 +72,12 @@ def write_datasets(
             for split, begin, end in zip(("train", "validation", "test"), bounds, bounds[1:], strict=False):
                 lines = [json.dumps(dict(zip(("input", "target"), pairs[at], strict=True))) for at in order[begin:end]]
                 (temporary / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            about = {"name": folder.name, "corpus": corpus, "category": _category(name), "task": name}
+            about = {
+                "name": folder.name,
+                "corpus": corpus,
+                "category": _category(name),
+                "task": source.info(number).own_name or name,
+            }
             (temporary / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if not folders:
         raise DataError(f"{corpus}: expected a task with {train + validation + test} different examples, found none")

@@ -142,13 +142,22 @@ def test_the_target_is_an_accepted_answer_beside_the_references(copied: bool) ->
 
 
 @pytest.mark.usefixtures("seqio_registries")
-def test_a_mixture_keeps_its_rates() -> None:
+def test_a_mixture_keeps_its_rates_and_its_tasks_their_names(tmp_path: pathlib.Path) -> None:
     vocabulary = seqio.ByteVocabulary(extra_ids=125)
     add("mix_a", pairs("a"), vocabulary)
     add("mix_b", [{**row, "task": "inner"} for row in pairs("b")], vocabulary)
     seqio.MixtureRegistry.add("mix", [("mix_a", 1.0), ("mix_b", 3)])
     source = load_seqio("mix")
     assert source.task_names == ("mix_a", "mix_b/inner")
+    assert [source.info(task).own_name for task in (0, 1)] == ["", "inner"]
+    commands.cache_mixture("mix", tmp_path / "cache")
+    assert CachedSource(tmp_path / "cache").info(1).own_name == "inner"
+    earlier = (tasks := tmp_path / "cache" / "tasks.jsonl").read_text().replace(', "own_name": "inner"', "")
+    (manifest := tmp_path / "cache" / "manifest.json").write_text(
+        manifest.read_text().replace(f'"bytes": {tasks.stat().st_size}', f'"bytes": {len(earlier)}')
+    )
+    tasks.write_text(earlier)
+    assert [CachedSource(tmp_path / "cache").info(task).own_name for task in (0, 1)] == ["", "inner"]
     assert source.groups.tolist() == [0, 1]
     assert source.group_rates.tolist() == [1.0, 3.0]
     assert Episodes(source, CONFIG).plan.cumulative.tolist() == [0.25, 1.0]

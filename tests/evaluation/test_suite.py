@@ -32,6 +32,7 @@ from hyperflax.evaluation.contamination import (
     check_names,
     name_digests,
     record,
+    recorded,
 )
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.markdown import coverage, render_markdown
@@ -210,13 +211,37 @@ def test_contamination_is_found_by_name_and_by_content() -> None:
     with pytest.raises(DataError, match="'mine' was trained on and holds the evaluated task 'last'"):
         check_contamination("mine", trained(last=[("x", "y")]), tasks)
     with pytest.raises(DataError, match="holds the evaluated tasks 'upper', 'last'"):
-        check_contamination(
-            "mine", InMemorySource.from_strings({"a/upper": [("x", "y")], "last": [("x", "y")]}, Bytes()), tasks
-        )
+        check_contamination("mine", trained(upper=[("x", "y")], last=[("x", "y")]), tasks)
     with pytest.raises(
         DataError, match=r"evaluated: 2 examples of 'upper' \(in 'caps'\), 1 example of 'last' \(in 'id'\)"
     ):
         check_contamination("mine", trained(caps=[("AB C", " abc"), ("d", "d")], id=[("Q", "q")]), tasks)
+
+
+def test_a_task_inside_a_seqio_mixture_is_found_by_its_own_name() -> None:
+    """Whichever side it is on, and in the records of earlier versions, which hold what follows a name's last slash."""
+    example = Example.from_text("x", "y", Bytes())
+    inside = InMemorySource.from_stream([StreamedExample("first/last", example, TaskInfo(own_name="last"))], Bytes())
+    plain = InMemorySource.from_strings({"last": [("x", "y")]}, Bytes())
+    alone, mixed = (
+        EvaluationTask("last", ("q",), (("q",),)),
+        EvaluationTask("b/last", ("q",), (("q",),), own_name="last"),
+    )
+    earlier = {TRAINING_TASKS: name_digests(["first/last", "last"])}
+    for seen in (record([inside]), record([plain]), earlier):
+        assert recorded(seen[TRAINING_TASKS], [alone, mixed]) == ["last", "b/last"]
+    for source in (inside, plain):
+        with pytest.raises(DataError, match="'mine' was trained on and holds the evaluated tasks 'last', 'b/last'"):
+            check_contamination("mine", source, [alone, mixed])
+
+
+def test_a_slash_in_a_name_is_a_part_of_it() -> None:
+    """Two data sets have an English part each, and many programs end in the same word."""
+    tasks = [EvaluationTask(name, ("q",), (("q",),)) for name in ("paws-x/en", 'card | prefix "E/"')]
+    seen = InMemorySource.from_strings({name: [("x", "y")] for name in ("xnli/en", 'card | suffix "F/"')}, Bytes())
+    check_contamination("mine", seen, tasks)
+    assert recorded(record([seen])[TRAINING_TASKS], tasks) == []
+    assert recorded(record([seen])[TRAINING_TASKS], [EvaluationTask("xnli/en", (), ())]) == ["xnli/en"]
 
 
 def test_what_a_vocabulary_loses_hides_no_example(data_dir: pathlib.Path) -> None:
