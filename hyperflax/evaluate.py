@@ -19,7 +19,7 @@ from hyperflax import configs
 from hyperflax.data.examples import ExampleSource
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluation.conditions import NEIGHBOURS, Conditions
-from hyperflax.evaluation.contamination import TRAINING_TASKS, recorded, task_digests, trained_elsewhere
+from hyperflax.evaluation.contamination import TRAINING_TASKS, not_recorded, recorded, task_digests, trained_elsewhere
 from hyperflax.evaluation.coverage import not_covered
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.plots import write_plots
@@ -157,6 +157,8 @@ def evaluate(
     }
     if counts := {who: count for who, count in counts.items() if count}:
         told["trained_on"] = counts
+    if unknown := not_recorded(references.trained_on):
+        told["not_recorded"] = unknown
     report = table.report(run_info({**config, **told}, seconds=time.monotonic() - began), adapters=figures)
     if processes.first:
         write_report(report, out)

@@ -25,8 +25,7 @@ from hyperflax.checkpoints.forms import read_provenance
 from hyperflax.checkpoints.tensors import StorageDtype
 from hyperflax.configs import whole_number
 from hyperflax.data.batches import Batches
-from hyperflax.data.examples import parts_of, sources_of
-from hyperflax.data.text import PackedBatches, PaddedBatches
+from hyperflax.data.examples import parts_of, sources_of, untold
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import record
 from hyperflax.objectives.normalisation import REAL_TOKENS
@@ -109,15 +108,16 @@ def train(
                     f"train.{name}: expected episodes of TaskAdapters.source, '{model.source.task_names[0]}' ..., got "
                     f"those of '{source.task_names[0]}' ..."
                 )
-    processes, unrecorded = Processes.running(), []
-    if not sources_of(batches):
-        drawn = any(parts_of(batches, kind) for kind in (PackedBatches, PaddedBatches))  # from a function of theirs
-        unrecorded = [] if drawn else [type(batches).__name__]
+    processes, silent = Processes.running(), untold(batches)
+    unrecorded = [getattr(part, "__name__", type(part).__name__) for part in silent]
+    if silent:
+        # A function that pairs are drawn from has no source to tell.
+        meant = all(not hasattr(part, "batch") for part in silent)
         _LOG.log(
-            logging.INFO if drawn or not processes.first else logging.WARNING,
-            "train.batches: %s has no `source` (see `Batches`): its vocabulary and tasks are not compared with the "
-            "model's, and no evaluation of the model will know what it was trained on",
-            type(batches).__name__,
+            logging.INFO if meant or not processes.first else logging.WARNING,
+            "train.batches: no `source` (see `Batches`) in %s: vocabulary and tasks are not compared with the model's, "
+            "and no evaluation of the model will know all that it was trained on",
+            ", ".join(unrecorded),
         )
     partitioner = partitioner or Partitioner()
     evaluator = None

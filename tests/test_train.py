@@ -26,6 +26,7 @@ from hyperflax.checkpoints.forms import Model, load_base, write_model
 from hyperflax.checkpoints.shapes import difference
 from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.checkpoints.task_adapters import load_task_adapters
+from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episode_config import EpisodeConfig
 from hyperflax.data.episodes import Episodes
 from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
@@ -155,7 +156,10 @@ def test_a_model_records_that_not_all_of_its_training_is_known(tmp_path: pathlib
     model = HypernetworkOf(config(), base)
     first = run(model, hidden, tmp_path / "first")
     second = run(dataclasses.replace(model, start=str(first)), Episodes(TASKS, EPISODES), tmp_path / "second")
-    for folder, names in ((first, ["earlier"]), (second, ["earlier", *TASKS.task_names])):
+    stages = Curriculum([Episodes(TASKS, EPISODES), hidden], boundaries=[1])
+    staged = run(model, stages, tmp_path / "staged")
+    every = ["earlier", *TASKS.task_names]
+    for folder, names in ((first, ["earlier"]), (second, every), (staged, every)):
         told = load(folder).parts.provenance
         assert told == {TRAINING_TASKS: name_digests(names), UNRECORDED: ["SimpleNamespace"]}
         assert not_recorded({"it": told}) == ["it"]
@@ -430,7 +434,11 @@ def test_batches_that_tell_no_source_are_trained_on_with_a_warning(caplog: pytes
         types.SimpleNamespace(batch=Episodes(TASKS, EPISODES).batch, **{n: TASKS}) for n in ("_source", "source")
     )
     drawn = PackedBatches(lambda rng: [([3], [4])], batch_size=1, inputs_length=8, targets_length=8)
-    for batches, levels in ((hidden, [logging.WARNING]), (told, []), (drawn, [logging.INFO])):
+    stages = Curriculum([told, hidden, drawn], boundaries=[1, 2])
+    for batches, levels in (
+        *((hidden, [logging.WARNING]), (told, []), (drawn, [logging.INFO])),
+        (stages, [logging.WARNING]),
+    ):
         caplog.clear()
         with caplog.at_level(logging.INFO, "hyperflax"), pytest.raises(ConfigError, match="validation_batches"):
             train(

@@ -29,7 +29,8 @@ class Batches(Protocol):
     What batches are made of is found in their attributes `source`, `sources`, `stages`, `batches` and `pairs`, those of
     them that are there: an `ExampleSource`, something that has such attributes itself, or a list of them. A training
     job compares these sources' vocabulary and tasks with the model's, and records their tasks in the model, whose
-    evaluations then find what it was trained on. Of batches without any nothing is compared and nothing recorded.
+    evaluations then find what it was trained on. Of batches, or parts of them, without any nothing is compared, and
+    the model records that not all of its training is known.
 
     >>> class MyBatches:
     ...     def __init__(self, source):

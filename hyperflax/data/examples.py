@@ -116,6 +116,21 @@ def sources_of(batches: Any) -> list[ExampleSource]:
     return [source for part in _parts(batches) for source in sources_of(part)]
 
 
+def untold(batches: Any) -> list[Any]:
+    """The parts of training batches that tell no source: functions that draw pairs, and batches or pair sources
+    without any of the attributes that `Batches` names.
+
+    >>> from types import SimpleNamespace
+    >>> untold(SimpleNamespace(pairs=len))
+    [<built-in function len>]
+    """
+    if getattr(batches, "task_names", None):
+        return []
+    found = [one for part in _parts(batches) for one in untold(part)]
+    silent = not found and not sources_of(batches) and (callable(batches) or hasattr(batches, "batch"))
+    return [batches] if silent else found
+
+
 def parts_of(batches: Any, kind: type[_Kind]) -> list[_Kind]:
     """What is of this class among training batches and all that they are made of."""
     own = [batches] if isinstance(batches, kind) else []

@@ -35,8 +35,8 @@ from hyperflax.evaluation.runner import EvaluationTask
 
 # In a model's provenance: hashes of its training tasks' names, and their data sets as `TaskInfo` has them.
 TRAINING_TASKS, TRAINING_DATA_SETS = "training_tasks", "training_data_sets"
-UNRECORDED = "unrecorded_batches"  # of them no tasks are known
-RECORDED_TASKS = 4096  # most training tasks of a source of which there is a record
+UNRECORDED = "unrecorded_batches"  # of them no tasks are known, or not by name
+RECORDED_TASKS = 4096  # most training tasks of a source whose names are recorded
 _NAMED = 5  # offenders in the message
 _AT_ONCE = 1024  # training examples in memory
 _LOST = "\u2047"  # what sentencepiece writes for a token that stands for characters it does not know
@@ -137,16 +137,19 @@ def record(
     """What a model's provenance says of its training data, `{}` where nothing is known.
 
     Args:
-      sources: that its batches are drawn from. Of more than `RECORDED_TASKS` tasks nothing is kept: a generated family
-        has tens of thousands, and no benchmark with which it could be confused.
+      sources: that its batches are drawn from. Of more than `RECORDED_TASKS` tasks the data sets are kept, but not the
+        names, as a generated family has tens of thousands, and that stands in the record.
       earlier: provenance of what it comes from: a second stage does not hide the tasks of the first.
-      unrecorded: classes of batches that tell no source, so that what is known is not taken for all.
+      unrecorded: parts of its batches that tell no source, so that what is known is not taken for all.
     """
     found: dict[str, set[str]] = {TRAINING_TASKS: set(), TRAINING_DATA_SETS: set(), UNRECORDED: set(unrecorded)}
     for source in sources:
-        if (size := len(source.task_names)) <= RECORDED_TASKS:
+        size = len(source.task_names)
+        found[TRAINING_DATA_SETS] |= {name for number in range(size) for name in source.info(number).data_sets}
+        if size <= RECORDED_TASKS:
             found[TRAINING_TASKS] |= set(task_digests(source))
-            found[TRAINING_DATA_SETS] |= {name for number in range(size) for name in source.info(number).data_sets}
+        else:
+            found[UNRECORDED].add(f"{type(source).__name__} of {size} tasks")
     for provenance in earlier:
         for key, names in found.items():
             names |= set(provenance.get(key, ()))

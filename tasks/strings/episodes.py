@@ -124,9 +124,9 @@ class _Copy:
     """A pair source: an input alone, to be copied; of at most `length` tokens with its end of sequence."""
 
     def __init__(self, tasks: InMemorySource, length: int):
-        self._tasks, self._length = tasks, length
+        self.source, self._length = tasks, length
 
     def __call__(self, rng):
-        task = int(rng.integers(len(self._tasks.task_names)))
-        inputs = self._tasks.example(task, int(rng.integers(self._tasks.sizes[task]))).inputs
+        task = int(rng.integers(len(self.source.task_names)))
+        inputs = self.source.example(task, int(rng.integers(self.source.sizes[task]))).inputs
         return [(inputs, inputs)] if len(inputs) < self._length else []

@@ -316,7 +316,7 @@ def test_a_task_too_small_for_another_support_is_not_in_the_distance_within_task
 def test_tasks_that_were_trained_on_are_not_called_new(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the hypermodel's own record and of the shared adapter's; a model without a record tells nothing."""
+    """Of the hypermodel's own record and of the shared adapter's; of a model without one, that it has none."""
     registry.register_source("seen", {"held_out": lambda _: source("a", "b", "c")}, description="", replace=True)
     model = hypermodel()
     adapter = model.adapt(PAIRS[:2])
@@ -339,6 +339,9 @@ def test_tasks_that_were_trained_on_are_not_called_new(
     for line, name in zip(lines, ("model", "none"), strict=True):
         assert line in printed
         assert line in (tmp_path / f"of_{name}" / "report.md").read_text()
+    unknown = "No tasks are recorded, or not all, of what 'micro' was trained on: these may be among them."
+    assert unknown in (tmp_path / "of_none" / "report.md").read_text()
+    assert "No tasks are recorded" not in (tmp_path / "of_model" / "report.md").read_text()
 
 
 def test_tasks_that_are_their_own_neighbours_are_not_called_new(tmp_path: pathlib.Path) -> None:

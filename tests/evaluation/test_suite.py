@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import pathlib
 import statistics
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,22 +18,26 @@ from hyperflax.checkpoints.t5_directory import save_t5
 from hyperflax.data.corruption import MixedPairs
 from hyperflax.data.curriculum import Curriculum
 from hyperflax.data.episodes import EpisodeConfig, Episodes
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, sources_of, tokenise
+from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, sources_of, tokenise, untold
 from hyperflax.data.multitask import TaskPairs
 from hyperflax.data.text import PackedBatches
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import DataError
 from hyperflax.evaluate import evaluate
 from hyperflax.evaluate_suite import evaluate_suite
+from hyperflax.evaluation import contamination
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.contamination import (
     TRAINING_DATA_SETS,
     TRAINING_TASKS,
+    UNRECORDED,
     check_contamination,
     check_names,
     name_digests,
+    not_recorded,
     record,
     recorded,
+    trained_elsewhere,
 )
 from hyperflax.evaluation.held_out import HeldOut
 from hyperflax.evaluation.markdown import coverage, render_markdown
@@ -334,6 +339,39 @@ def test_training_batches_tell_their_tasks_through_stages_and_mixtures() -> None
     check_names("the model", record(sources_of(first))[TRAINING_TASKS], tasks)
     with pytest.raises(DataError, match="the model holds the evaluated task 'e'"):
         check_names("the model", record(sources_of(stages))[TRAINING_TASKS], tasks)
+
+
+def test_parts_of_training_batches_that_tell_no_source_are_found_beside_those_that_do() -> None:
+    source = InMemorySource.from_strings({"a": [(f"{i}", "y") for i in range(9)]}, Bytes())
+    config, lengths = EpisodeConfig(demonstrations="inputs"), {"inputs_length": 64, "targets_length": 64}
+    told, hidden = Episodes(source, EpisodeConfig()), types.SimpleNamespace(batch=print, source=None)
+    mixed = MixedPairs([TaskPairs(source, config), print], [1, 1])
+    for batches, silent in (
+        (told, []),
+        (hidden, [hidden]),
+        (Curriculum([told, hidden], boundaries=[3]), [hidden]),
+        (PackedBatches(mixed, batch_size=1, **lengths), [print]),
+        (PackedBatches(print, batch_size=1, **lengths), [print]),
+        (types.SimpleNamespace(batch=print, source=source, batches=8), []),
+    ):
+        assert untold(batches) == silent
+
+
+def test_of_a_large_source_the_data_sets_are_recorded_and_that_its_names_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also behind a base of which all is known."""
+    monkeypatch.setattr(contamination, "RECORDED_TASKS", 1)
+    example = Example.from_text("x", "y", Bytes())
+    rows = [StreamedExample(name, example, TaskInfo(data_sets=(f"p3/{name}",))) for name in ("rte", "cb")]
+    seen = record([InMemorySource.from_stream(rows, Bytes())], [{TRAINING_TASKS: name_digests(["earlier"])}])
+    assert seen == {
+        TRAINING_TASKS: name_digests(["earlier"]),
+        TRAINING_DATA_SETS: ["p3/cb", "p3/rte"],
+        UNRECORDED: ["InMemorySource of 2 tasks"],
+    }
+    assert not_recorded({"it": seen}) == ["it"]
+    assert trained_elsewhere(seen, [EvaluationTask("b", (), (), data_sets=("metaicl/rte",))]) == {"b": "p3/rte"}
 
 
 SETS = ("rte_a", "rte_b", "cb_a", "copa_a")
