@@ -25,11 +25,16 @@ _ALIASES = {
     "commonsenseqa": "commonsense_qa",
     "cos_e": "commonsense_qa",  # its questions
     "cosmosqa": "cosmos_qa",
+    "enhanced_wsc": "wsc",  # its sentences in other words
+    "hateeval": "tweet_eval",  # its part `hate`
     "hotpot_qa": "hotpotqa",
     "multinli": "mnli",
+    "mwsc": "wsc",  # its sentences as questions
     "nq": "natural_questions",
     "numersense": "numer_sense",
     "physical_iqa": "piqa",
+    "roc_stories": "story_cloze",  # Super-NaturalInstructions' tasks of it ask for the right end
+    "rocstories": "story_cloze",
     "sms_spam_collection_v_1": "sms_spam",
     "social_iqa": "social_i_qa",
     "squad1_1": "squad",
@@ -41,6 +46,7 @@ _ALIASES = {
     "storycloze": "story_cloze",
     "tweetqa": "tweet_qa",
     "wino_grande": "winogrande",
+    "winograd_wsc": "wsc",
     "wsc_fixed": "wsc",
     "wscfixed": "wsc",
     "yelp_polarity": "yelp_review_full",  # the same reviews

@@ -18,10 +18,11 @@ from hyperflax_tasks.data_sets import data_sets, shared_name
     ("names", "shared"),
     [
         (("super_glue_rte", "glue-rte", "superglue-rte", "rte"), "rte"),
-        (("super_glue_wsc_fixed", "wscfixed", "wsc"), "wsc"),
+        (("super_glue_wsc_fixed", "wscfixed", "wsc", "mwsc", "enhanced_wsc", "winograd_wsc"), "wsc"),
         (("anli_dev_r2", "anli"), "anli"),
         (("winogrande_winogrande_xl", "wino_grande", "winogrande"), "winogrande"),
-        (("story_cloze_2016", "storycloze", "story_cloze"), "story_cloze"),
+        (("story_cloze_2016", "storycloze", "story_cloze", "roc_stories", "rocstories"), "story_cloze"),
+        (("tweet_eval-hate", "hateeval"), "tweet_eval"),
         (("quartz", "quartz-with_knowledge", "quartz-no_knowledge"), "quartz"),
         (("cos_e_v1_11", "commonsenseqa", "commonsense_qa"), "commonsense_qa"),
         (("kilt_tasks_hotpotqa", "kilt_hotpotqa", "hotpot_qa", "hotpotqa"), "hotpotqa"),
