@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -92,7 +91,7 @@ def evaluate(
                 f"evaluate.{name}: expected tokens of the model's {model.config.vocabulary!r}, got "
                 f"{given.vocabulary!r}; registry.load_source.vocabulary is what a source is read with"
             )
-    began, processes = time.monotonic(), Processes.running()
+    processes = Processes.running()
     episodes = model.config.episodes
     episodes = episodes if shots is None else episodes.replace(shots=shots, min_shots=None)
 
@@ -159,7 +158,7 @@ def evaluate(
         told["trained_on"] = counts
     if unknown := not_recorded(references.trained_on):
         told["not_recorded"] = unknown
-    report = table.report(run_info({**config, **told}, seconds=time.monotonic() - began), adapters=figures)
+    report = table.report(run_info({**config, **told}, seconds=sum(table.seconds.values())), adapters=figures)
     if processes.first:
         write_report(report, out)
         write_plots(report, out)

@@ -10,7 +10,6 @@ several hosts as in `hyperflax.evaluate`.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -83,7 +82,7 @@ def evaluate_suite(
       ConfigError: a condition that cannot be had, or a file in the place of `out`.
     """
     require_place(out)
-    began, processes = time.monotonic(), Processes.running()
+    processes = Processes.running()
     episodes = model.config.episodes.replace(min_shots=None, too_long="truncate")
     episodes = episodes if shots is None else episodes.replace(shots=shots)
     source_of_support = support or suite.support
@@ -183,7 +182,7 @@ def evaluate_suite(
     report = suite_report(
         suite,
         tables,
-        run_info(config, seconds=time.monotonic() - began),
+        run_info(config, seconds=sum(sum(table.seconds.values()) for table in tables.values())),
         missing=lacks(suite, common, config, episodes, cut, cut_supports),
         checked_against=checked_against,
         adapters=figures or None,

@@ -48,7 +48,7 @@ def run_info(config: Mapping[str, Any], *, seconds: float, command: str | None =
 
     Args:
       config: everything that decides the figures (model, task mixture, shots, seeds, refining steps ...), as json.
-      seconds: wall time of the evaluation.
+      seconds: wall time of the evaluation, that of earlier starts included where it went on from them.
       command: overrides the command line of this process, for reports made inside a larger one.
 
     Raises:

@@ -9,10 +9,10 @@ A condition is any callable that answers a batch of tasks with one list of predi
 {'bare': {'upper': 0.0, 'same': 1.0}}
 
 With `out`, finished tasks are kept in `out/scores-HASH.jsonl`, one line per task and condition with its predictions,
-and an evaluation that was killed goes on where it stopped. HASH stands for the configuration, the metric and the tasks:
-a change in any of them starts a new file. Several processes (`--multiprocess`) share out the batches, and each keeps a
-file of its own, `scores-HASH.jsonl-00000-of-00002` and so on; when all are done, all read everything. However many took
-part earlier, what is finished is not done again.
+and an evaluation that was killed goes on where it stopped. HASH stands for hyperflax's version, the configuration, the
+metric and the tasks: a change in any of them starts a new file. Several processes (`--multiprocess`) share out the
+batches, and each keeps a file of its own, `scores-HASH.jsonl-00000-of-00002` and so on; when all are done, all read
+everything. However many took part earlier, what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+import hyperflax
 from hyperflax.buckets import Location, locate
 from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.evaluation.metrics import Metric, get_metric
@@ -78,7 +79,7 @@ class ScoreTable:
       tasks: the evaluated tasks, in order.
       scores: {condition: {task: score in 0..1}}.
       predictions: {condition: {task: one string per input}}.
-      seconds: {condition: wall time of its batches}, those of earlier, resumed runs included.
+      seconds: {condition: wall time of its batches}, those of earlier, resumed runs and of other processes included.
     """
 
     metric: str
@@ -247,7 +248,8 @@ def _run_batch(
 
 
 def _digest(config: Mapping[str, Any], metric: str, tasks: Sequence[EvaluationTask]) -> str:
-    content = [plain_json(dict(config), "config"), metric, [dataclasses.astuple(task) for task in tasks]]
+    asked = [dataclasses.astuple(task) for task in tasks]
+    content = [hyperflax.__version__, plain_json(dict(config), "config"), metric, asked]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

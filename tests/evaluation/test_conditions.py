@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -352,6 +353,16 @@ def test_tasks_that_are_their_own_neighbours_are_not_called_new(tmp_path: pathli
         report = evaluate(neighbours=source(*names), out=str(out), progress=False, **options)
         assert report["run"]["config"].get("trained_on") == told
     assert "Tasks that are not new: 1 of 2 in the neighbours." in (tmp_path / "b_c" / "report.md").read_text()
+
+
+def test_a_report_counts_the_seconds_of_earlier_starts(tmp_path: pathlib.Path) -> None:
+    """As the files of finished tasks have them; the last start may have found all done."""
+    options = {"model": hypermodel(), "source": source("a", "b"), "conditions": ["bare"], "progress": False}
+    evaluate(out=str(tmp_path), **options)
+    (kept,) = tmp_path.glob("scores-*.jsonl")
+    rows = [{**json.loads(line), "seconds": 50.0} for line in kept.read_text().splitlines()]
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate(out=str(tmp_path), **options)["run"]["seconds"] == 100.0
 
 
 def test_examples_that_are_too_long_to_be_scored_are_told(tmp_path: pathlib.Path) -> None:

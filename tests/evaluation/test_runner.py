@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import hyperflax
 from hyperflax import locks
 from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.evaluation import EvaluationTask, evaluate_conditions, run_info
@@ -181,6 +182,14 @@ def test_a_broken_line_is_named(tmp_path: pathlib.Path) -> None:
     journal.write_text("".join([lines[0], '{"task": 3}\n', *lines[2:]]))
     with pytest.raises(DataError, match=rf"{journal.name}:2: "):
         run(Oracle(), out=tmp_path, config=CONFIG)
+
+
+def test_another_version_starts_afresh(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may answer otherwise, and its report names it."""
+    run(Oracle(), out=tmp_path, config=CONFIG)
+    monkeypatch.setattr(hyperflax, "__version__", "0.0.0")
+    run(oracle := Oracle(), out=tmp_path, config=CONFIG)
+    assert len(oracle.batches) == 3
 
 
 def test_another_config_metric_or_task_starts_afresh(tmp_path: pathlib.Path) -> None:

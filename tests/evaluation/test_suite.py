@@ -402,6 +402,7 @@ def test_a_suite_is_evaluated_whole(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "adapters.png").is_file()
     again = evaluate_suite(suite=toy_suite(), **options)
     assert again["per_task"] == report["per_task"]
+    assert again["run"]["seconds"] == report["run"]["seconds"]  # all was done already
     trained = InMemorySource.from_strings({"cb_a": [("x", "y")]}, Bytes())
     with pytest.raises(DataError, match="'mine' was trained on and holds the evaluated task 'cb_a'"):
         evaluate_suite(suite=toy_suite(), trained_on={"mine": trained}, **options)
