@@ -17,7 +17,7 @@ from hyperflax.tuner.history import History
 from hyperflax.tuner.pipeline import Pipeline
 
 FILE = "tune.json"
-FORMAT, VERSION = "hyperflax-tuning-run", 2
+FORMAT, VERSION = "hyperflax-tuning-run", 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,7 +195,8 @@ class Session:
         except (jax.errors.JaxRuntimeError, FloatingPointError, ConfigError) as error:
             self._groups.clear()  # it may be half a part ahead; its file is not
             status = table.OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else table.FAILED
-            history = history.told(trial, seconds=time.perf_counter() - begin, status=status)
+            seconds = time.perf_counter() - begin
+            history = history.told(trial, seconds=seconds, status=status, error=str(error)[:500])
         self.record = dataclasses.replace(self.record, history=history)
 
     def took(self, *, choosing: float, elapsed: float) -> None:
@@ -208,7 +209,11 @@ class Session:
         """Writes adapter, table and report, and returns the report."""
         best = self.record.history.incumbent
         if best is None:
-            raise ConfigError(f"{self.folder}: no pipeline got as far as a score; more budget may help")
+            tried, of, last = len(self._begun()), self.record.history.size, self.record.history.observations[-1]
+            raise ConfigError(
+                f"{self.folder}: {tried} of {of} pipelines were tried and none got as far as a score; the last one "
+                f"ended with {last.status}: {last.error}"
+            )
         rows = {number: self._row(number) for number in self._begun()}
         table.write(self.folder / RUNS / "runs.parquet", list(rows.values()))
         adapter = self._group(best.pipeline).adapter(0)
@@ -228,7 +233,7 @@ class Session:
 
     def _row(self, pipeline: int) -> table.Run:
         last = [one for one in self.record.history.observations if one.pipeline == pipeline][-1]
-        broken: dict[str, Any] = {} if last.score is not None else {"status": last.status, "error": "see tune.json"}
+        broken: dict[str, Any] = {} if last.score is not None else {"status": last.status, "error": last.error}
         if not self.record.history.curve(pipeline):
             return row(self.bench, self.data, self.record.pool[pipeline], self.record.seed, **broken)
         (one,) = self._group(pipeline).rows()

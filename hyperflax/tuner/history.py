@@ -39,13 +39,17 @@ class Incumbent(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """A trial's end: its status, and if that is `completed` its score; its seconds count in any case."""
+    """A trial's end: its status, and if that is `completed` its score; its seconds count in any case.
+
+    What went wrong stands in `error`, which is empty if nothing did, or if it was told before errors were kept.
+    """
 
     pipeline: int
     fidelity: int
     score: float | None
     seconds: float
     status: str = COMPLETED
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +90,9 @@ class History:
             raise ConfigError(f"history: {trial} cannot be asked for now")
         return dataclasses.replace(self, pending=(*self.pending, trial))
 
-    def told(self, trial: Trial, *, seconds: float, score: float | None = None, status: str = COMPLETED) -> History:
+    def told(
+        self, trial: Trial, *, seconds: float, score: float | None = None, status: str = COMPLETED, error: str = ""
+    ) -> History:
         """Returns the history with a trial's end. A failure and a lack of memory end the pipeline.
 
         Raises:
@@ -96,7 +102,8 @@ class History:
             raise ConfigError(f"history: nobody asked for {trial}")
         if status == COMPLETED and (score is None or not math.isfinite(score)):
             raise ConfigError(f"history: {trial}: expected a finite score, got {score!r}")
-        seen = Observation(trial.pipeline, trial.fidelity, score if status == COMPLETED else None, seconds, status)
+        score = score if status == COMPLETED else None
+        seen = Observation(trial.pipeline, trial.fidelity, score, seconds, status, error)
         pending = tuple(other for other in self.pending if other != trial)
         return dataclasses.replace(self, observations=(*self.observations, seen), pending=pending)
 

@@ -263,7 +263,26 @@ def test_a_part_that_breaks_down_ends_its_pipeline(bench, tmp_path, monkeypatch)
     assert [part for part in seen if part[0] == 1][-1] == (1, 3, None)
     rows = {one.pipeline.method: one for one in table.read(tmp_path / "run" / "runs")}
     assert (rows["tune"].status, rows["as_generated"].status) == ("out_of_memory", "completed")
-    assert rows["tune"].error == "see tune.json"
+    assert rows["tune"].error == "RESOURCE_EXHAUSTED: out of memory"
+
+
+def test_a_run_in_which_every_pipeline_breaks_down_says_why(bench, tmp_path, monkeypatch):
+    import jax
+
+    def no_memory(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory" + "." * 1000)
+
+    monkeypatch.setattr(module.Group, "advance", no_memory)
+    with pytest.raises(ConfigError, match=r"2 of 2 pipelines were tried.* out_of_memory: RESOURCE_EXHAUSTED: out"):
+        tune(bench, tmp_path / "run")
+    seen = read(tmp_path / "run").history.observations
+    assert [(one.status, len(one.error)) for one in seen] == [("out_of_memory", 500)] * 2
+    path = tmp_path / "run" / "tune.json"
+    record = json.loads(path.read_text())
+    for one in record["history"]["observations"]:
+        del one["error"]
+    path.write_text(json.dumps({**record, "schema_version": 2}))  # as one was written when they were not kept
+    assert {one.error for one in read(tmp_path / "run").history.observations} == {""}
 
 
 @pytest.mark.parametrize("error", ["RESOURCE_EXHAUSTED", "not finite"])
