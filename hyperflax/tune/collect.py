@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -26,8 +27,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from hyperflax.errors import ConfigError
-from hyperflax.evaluation.contamination import TRAINING_TASKS, check_names
+from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluation.contamination import TRAINING_TASKS, check_names, not_recorded, trained_elsewhere
 from hyperflax.evaluation.runner import EvaluationTask
 from hyperflax.files import local_folder
 from hyperflax.hypermodel import Hypermodel
@@ -37,6 +38,8 @@ from hyperflax.tuner import table
 from hyperflax.tuner.datasets import DataSet, check_distinct
 from hyperflax.tuner.pipeline import TUNE, Pipeline
 from hyperflax.tuner.space import PipelineSpace
+
+_LOG = logging.getLogger("hyperflax.tune")
 
 VARIED = ("learning_rate", "schedule", "warmup", "weight_decay")
 
@@ -180,12 +183,22 @@ def carry_out(bench: Bench, job: Job) -> list[table.Run]:
 
 
 def check_unseen(model: Hypermodel, datasets: Sequence[DataSet]) -> None:
-    """Refuses data sets that the hypermodel was trained on, by task name, and repeated ones, by name and content.
+    """Refuses data sets that the hypermodel was trained on, and repeated ones, by name and content.
+
+    What it was trained on is known by task name, and by data set where another collection has it, as far as the
+    hypermodel has a record of it; where there is none, or not of all, a warning is logged.
 
     Raises:
       DataError: names the data sets.
     """
     check_distinct(datasets)
-    tasks = [EvaluationTask(data.task, (), ()) for data in datasets if data.task]
-    trained = model.parts.provenance.get(TRAINING_TASKS, ())
-    check_names(f"the hypermodel '{model.parts.name}' was trained on and", trained, tasks)
+    name, seen = model.parts.name, model.parts.provenance
+    tasks = [EvaluationTask(data.task or data.name, (), (), data_sets=data.data_sets) for data in datasets]
+    check_names(f"the hypermodel '{name}' was trained on and", seen.get(TRAINING_TASKS, ()), tasks)
+    for task, data_set in trained_elsewhere(seen, tasks).items():
+        raise DataError(f"the hypermodel '{name}' was trained on the data set of '{task}', as {data_set}")
+    if not_recorded({name: seen}):
+        _LOG.warning(
+            "the hypermodel '%s': its training tasks are not recorded, or not all: data sets may be among them",
+            name,
+        )

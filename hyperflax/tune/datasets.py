@@ -36,7 +36,8 @@ def write_datasets(
     Args:
       source: of tasks with their examples.
       out: parent of the folders, named as the tasks.
-      corpus: what the data sets are of; a task's category is its name before the first '|' or '/'.
+      corpus: what the data sets are of; a task's category is the source's own, or else its name before the first '|'
+        or '/'.
       train, validation, test: numbers of examples, all different.
       tasks: how many at most, drawn by `seed`; None takes all.
       longest: tokens of inputs and of targets, end of sequence not included; longer examples are left out.
@@ -72,11 +73,13 @@ def write_datasets(
             for split, begin, end in zip(("train", "validation", "test"), bounds, bounds[1:], strict=False):
                 lines = [json.dumps(dict(zip(("input", "target"), pairs[at], strict=True))) for at in order[begin:end]]
                 (temporary / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            info = source.info(number)
             about = {
                 "name": folder.name,
                 "corpus": corpus,
-                "category": _category(name),
-                "task": source.info(number).own_name or name,
+                "category": info.category or _category(name),
+                "task": info.own_name or name,
+                "data_sets": list(info.data_sets),
             }
             (temporary / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if not folders:

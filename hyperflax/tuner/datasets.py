@@ -2,7 +2,8 @@
 
 A folder `train.jsonl`, `validation.jsonl`, `test.jsonl` is a data set, and so is a file, of which parts are then held
 out; where an input stands in several of its lines, the first is taken. `dataset.json` in the folder may give `name`,
-`corpus`, `category` and `task`; corpora and categories are what an evaluation of the tuner leaves out.
+`corpus`, `category` and `task`; corpora and categories are what an evaluation of the tuner leaves out. A list
+`data_sets` may say what public data sets its examples are made of.
 
 Meta-features, all of them of the training and held-out examples, never of the test split:
 
@@ -60,7 +61,8 @@ class DataSet:
     Attributes:
       name: unique among the data sets of a table. corpus, category: where it is from.
       train, validation, test: what is trained on, what chooses, what is reported.
-      task: the name by which a hypermodel's training data may know it.
+      task: the name by which a hypermodel's training data may know it. data_sets: what its examples are made of, by
+        which training data of another collection may, see `TaskInfo`.
     """
 
     name: str
@@ -70,8 +72,10 @@ class DataSet:
     corpus: str = ""
     category: str = ""
     task: str = ""
+    data_sets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data_sets", tuple(self.data_sets))
         for split in SPLITS:
             object.__setattr__(self, split, tuple(getattr(self, split)))
             if not getattr(self, split):
@@ -162,12 +166,21 @@ def read(path: pathlib.Path | str, seed: int = 0) -> DataSet:
     train, validation, test = (read_lines(path / f"{split}.jsonl") for split in SPLITS)
     whole = pathlib.Path(os.path.abspath(path))  # "." has no name, and what "*" finds here no parent's
     about: dict[str, Any] = {"name": whole.name, "corpus": whole.parent.name, "category": "", "task": whole.name}
+    about |= {"data_sets": []}
     if (path / "dataset.json").is_file():
         given = read_json(path / "dataset.json")
-        if wrong := sorted(key for key, value in given.items() if key not in about or not isinstance(value, str)):
-            raise DataError(f"{path}/dataset.json: expected texts for some of {', '.join(about)}, got '{wrong[0]}'")
+        if wrong := sorted(key for key, value in given.items() if key not in about or not _fits(value, about[key])):
+            raise DataError(
+                f"{path}/dataset.json: expected texts for some of name, corpus, category, task, and a list of texts "
+                f"for data_sets, got '{wrong[0]}'"
+            )
         about |= given
     return check(DataSet(about.pop("name"), tuple(train), tuple(validation), tuple(test), **about))
+
+
+def _fits(value: Any, example: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return isinstance(value, type(example)) and all(isinstance(text, str) for text in texts)
 
 
 def check(data: DataSet) -> DataSet:

@@ -12,7 +12,7 @@ import pytest
 from hyperflax.data.examples import tokenise
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import ConfigError, DataError
-from hyperflax.evaluation.contamination import TRAINING_TASKS, name_digests
+from hyperflax.evaluation.contamination import TRAINING_DATA_SETS, TRAINING_TASKS, name_digests
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection, check_unseen, collect, vary
 from hyperflax.tune.trial import Group, program
@@ -233,6 +233,25 @@ def test_data_that_the_hypermodel_knows_is_refused():
         check_unseen(model, [data_set("second", 1), dataclasses.replace(data_set("second", 1), name="copy")])
 
 
+def test_a_record_that_knows_no_tasks_is_no_all_clear(caplog):
+    model = micro_model()
+    check_unseen(model, [data_set("first")])
+    assert "'micro': its training tasks are not recorded, or not all" in caplog.text
+    caplog.clear()
+    model.parts.provenance[TRAINING_TASKS] = name_digests(["other"])
+    check_unseen(model, [data_set("first")])
+    assert not caplog.records
+
+
+def test_data_that_the_hypermodel_knows_from_another_collection_is_refused():
+    model = micro_model()
+    model.parts.provenance.update({TRAINING_TASKS: name_digests(["other"]), TRAINING_DATA_SETS: ["p3/quartz"]})
+    data = dataclasses.replace(data_set("first"), data_sets=("metaicl/quartz",))
+    with pytest.raises(DataError, match="'micro' was trained on the data set of 'task first', as p3/quartz"):
+        check_unseen(model, [data])
+    check_unseen(model, [dataclasses.replace(data, data_sets=("metaicl/sick",))])
+
+
 def test_a_folder_is_a_data_set(tmp_path):
     folder = tmp_path / "letters" / "twice"
     folder.mkdir(parents=True)
@@ -244,6 +263,12 @@ def test_a_folder_is_a_data_set(tmp_path):
     (folder / "dataset.json").write_text('{"name": "other", "category": "c"}')
     assert (read(folder).name, read(folder).category) == ("other", "c")
     assert read(folder).hash == data.hash
+    (folder / "dataset.json").write_text('{"data_sets": ["metaicl/quartz"]}')
+    assert (read(folder).data_sets, data.data_sets) == (("metaicl/quartz",), ())
+    for wrong in ('"metaicl/quartz"', "[1]"):
+        (folder / "dataset.json").write_text(f'{{"data_sets": {wrong}}}')
+        with pytest.raises(DataError, match="a list of texts for data_sets, got 'data_sets'"):
+            read(folder)
     (folder / "dataset.json").write_text('{"colour": "red"}')
     with pytest.raises(DataError, match=r"dataset\.json: expected texts for some of name, corpus, category, task"):
         read(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hyperflax.cli.main import main
-from hyperflax.data.examples import Example, InMemorySource, TaskExamples, tokenise
+from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo, tokenise
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.tune.datasets import write_datasets
@@ -42,6 +42,15 @@ def test_parts_are_disjoint_and_hold_the_tasks_own_examples(tmp_path):
     assert {split: len(found) for split, found in parts.items()} == COUNTS
     assert len(set.union(*parts.values())) == 10
     assert set.union(*parts.values()) <= set(pairs(12))
+
+
+def test_what_the_source_says_of_a_task_goes_with_it(tmp_path):
+    """Its category, which a name such as task001_quoref does not tell, and what its examples are made of."""
+    info = TaskInfo(category="Question Answering", data_sets=("ni/quoref",))
+    examples = [Example(tokenise(x, Bytes()), tokenise(y, Bytes())) for x, y in pairs(10)]
+    made = InMemorySource([TaskExamples("task001_quoref", examples, info)], Bytes())
+    (folder,) = write_datasets(made, tmp_path, corpus="ni", **COUNTS)
+    assert (read(folder).category, read(folder).data_sets) == ("Question Answering", ("ni/quoref",))
 
 
 def test_an_input_that_stands_twice_is_taken_once(tmp_path):
