@@ -96,7 +96,8 @@ class Recorded:
 def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
     """Returns the project's own runs; those that did not complete with the part of their curve that they have.
 
-    Meta-features are a hypermodel's, so the same examples are another data set for another model.
+    Meta-features are a hypermodel's, so the same examples are another data set for another model. Under another name
+    or in another corpus they are the same one, called as in the first of its runs.
 
     Args:
       runs: of a table.
@@ -109,10 +110,11 @@ def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
     if not runs:
         raise DataError("recorded runs: expected at least one with a score, got none")
     first = {_dataset(run): run for run in reversed(runs)}
-    keys = sorted(first)
+    keys = sorted(first, key=lambda key: (first[key].dataset, *key))
     features = tuple(sorted({name for run in first.values() for name in run.meta}))
     place = {key: number for number, key in enumerate(keys)}
-    named = Counter(name for name, *_ in keys)
+    names = [first[key].dataset for key in keys]
+    named = Counter(names)
     pad = FIDELITIES
 
     def padded(values: Sequence[float]) -> list[float]:
@@ -120,7 +122,9 @@ def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
 
     return Recorded(
         # Names of their own: whoever plays them tells them apart by these.
-        datasets=tuple(name if named[name] == 1 else f"{name} ({', '.join(rest)})" for name, *rest in keys),
+        datasets=tuple(
+            name if named[name] == 1 else f"{name} ({', '.join(key)})" for name, key in zip(names, keys, strict=True)
+        ),
         groups=tuple(getattr(first[key], group) for key in keys),
         dataset=np.array([place[_dataset(run)] for run in runs]),
         columns=encoding.columns(),
@@ -134,5 +138,5 @@ def from_runs(runs: Sequence[Run], *, group: str = "corpus") -> Recorded:
     )
 
 
-def _dataset(run: Run) -> tuple[str, str, str]:
-    return run.dataset, run.dataset_hash, run.model
+def _dataset(run: Run) -> tuple[str, str]:
+    return run.dataset_hash, run.model

@@ -137,6 +137,16 @@ def test_data_sets_of_one_name_are_kept_apart():
     np.testing.assert_allclose(made.meta[:, made.features.index("log_train")], [4.158, 4.158, 3.0, 2.0], rtol=1e-4)
 
 
+def test_a_data_set_that_was_renamed_or_moved_is_one():
+    """By its examples, as everywhere else; it is called as in the first of its runs."""
+    moved = dataclasses.replace(RUN, dataset="anew", corpus="other", category="more", seed=3)
+    other = dataclasses.replace(RUN, dataset="dates", dataset_hash="f" * 16)
+    made = from_runs([RUN, moved, other])
+    assert (made.datasets, made.groups) == (("dates", "initials"), ("strings", "strings"))
+    assert made.dataset.tolist() == [1, 1, 0]
+    assert from_runs([moved, RUN], group="category").groups == ("more",)
+
+
 def test_a_tuner_is_learnt_from_one_models_runs(tmp_path, capsys):
     write(tmp_path / "runs.parquet", [RUN, dataclasses.replace(RUN, model="strings-2")])
     command = ["tune", "fit", "--table", str(tmp_path / "runs.parquet"), "--out", str(tmp_path / "tuner")]
