@@ -160,7 +160,7 @@ class Bank:
         }
         others = {name: matrix for name, matrix in self.maps.items() if name not in own}
         if not others:
-            raise ConfigError(f"data set '{data.name}': the bank holds no other source")
+            raise ConfigError(f"data set '{data.name}': the bank holds no source of another name and other examples")
         return others
 
     def first(self, model: Hypermodel, data: DataSet, pipeline: Pipeline) -> Adapter:

@@ -169,11 +169,16 @@ class Shared:
         return fingerprint({kind: adapter.tree for kind, adapter in self.adapters.items()})
 
     def check(self, data: DataSet) -> None:
-        """Raises ConfigError where a data set was among the sources, by name or content."""
+        """Raises ConfigError where a data set was among the sources, or may have been: has the name of one."""
         for kind, adapter in self.adapters.items():
             for name, digest in adapter.metadata.provenance.get("sources", {}).items():
-                if name == data.name or digest == data.hash:
+                if digest == data.hash:
                     raise ConfigError(f"data set '{data.name}': the shared {kind} was trained on it, as '{name}'")
+                if name == data.name:
+                    raise ConfigError(
+                        f"data set '{name}': has the name of a source of the shared {kind} and other examples; if they "
+                        "are another task's, rename it"
+                    )
 
     def first(self, model: Hypermodel, data: DataSet, pipeline: Pipeline) -> Adapter | None:
         """Returns the adapter of the pipeline's kind; a single one whatever the kind. Raises ConfigError as `check`."""

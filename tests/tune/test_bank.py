@@ -97,7 +97,7 @@ def test_a_data_set_is_not_its_own_source(model, folder):
     assert bank.first(model, renamed, SHORT) is bank.adapters["second"]
     again = dataclasses.replace(data_set("second", 1), name="third")
     assert [name for name, _ in bank.ranked(model, again)] == ["first"]
-    with pytest.raises(ConfigError, match="holds no other source"):
+    with pytest.raises(ConfigError, match="'first': the bank holds no source of another name and other examples"):
         Bank({"first": bank.adapters["first"]}, {"first": bank.maps["first"]}).ranked(model, data_set("first"))
 
 

@@ -101,6 +101,10 @@ def test_a_source_cannot_start_from_it(model, folder, tmp_path):
     with pytest.raises(ConfigError, match="'second': the shared lora was trained on it"):
         Collection(Bench(model, {"shared": shared}), [data_set("second")], out=tmp_path, structures=1)
     shared.check(new_data())
+    with pytest.raises(
+        ConfigError, match=r"'first': has the name of a source of the shared lora and other examples; .* rename it"
+    ):
+        shared.check(dataclasses.replace(new_data(), name="first"))
 
 
 def test_a_single_adapter_is_a_start_as_well(model, folder):
