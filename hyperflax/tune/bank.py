@@ -84,7 +84,8 @@ def build(
         group.finish()
         adapter = group.adapter(0)
         matrix = fit_map(embed(bench.model, data, None), embed(bench.model, data, adapter))
-        metadata = dataclasses.replace(adapter.metadata, provenance={"source": data.name, "dataset_hash": data.hash})
+        provenance = {**adapter.metadata.provenance, "source": data.name, "dataset_hash": data.hash}
+        metadata = dataclasses.replace(adapter.metadata, provenance=provenance)
         with atomic_directory(out / data.name) as folder:
             save_tree(folder / MAP, {"map": matrix.astype(np.float32)})
             dataclasses.replace(adapter, metadata=metadata).save(folder, beside_others=True)

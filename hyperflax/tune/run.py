@@ -223,7 +223,8 @@ class Session:
         self._save()
         report = reports.of(self.record)
         told = {name: value for name, value in report.items() if name not in ("tried", "over_time")}
-        metadata = dataclasses.replace(adapter.metadata, provenance={"tuning": {"report": told}})
+        provenance = {**adapter.metadata.provenance, "tuning": {"report": told}}
+        metadata = dataclasses.replace(adapter.metadata, provenance=provenance)
         dataclasses.replace(adapter, metadata=metadata).save(self.folder, beside_others=True)
         reports.write(self.folder, report)
         return report

@@ -28,6 +28,7 @@ import numpy as np
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
+from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.padding import rounded_up
@@ -148,12 +149,24 @@ class Group:
     def adapter(self, run: int) -> Adapter:
         """Returns a run's adapter of its best part so far, the start included."""
         tree = self.spec.materialise(jax.tree.map(lambda leaf: np.asarray(leaf[run]), self._best))
+        pipeline, start = self.pipelines[run], self.bench.start(self.data, self.pipelines[run])
+        support = support_hash({"input": line.input, "target": line.target} for line in self.data.train)
+        if start is not None and pipeline.method == AS_GENERATED:
+            support = start.metadata.support_hash  # of those that the hypernetwork could read
         metadata = AdapterMetadata(
             base_fingerprint=self.bench.model.base_fingerprint,
+            hypermodel=None if start is None else start.metadata.hypermodel,
+            support_hash=support,
+            refine_steps=self._bounds[self._best_part(run)],
             created_with="hyperflax tune",
-            provenance={"pipeline": self.pipelines[run].to_json(), "seed": self.seeds[run]},
+            provenance={"pipeline": pipeline.to_json(), "seed": self.seeds[run]},
         )
         return Adapter(jax.tree.map(np.asarray, tree), self.spec, metadata)
+
+    def _best_part(self, run: int) -> int:
+        """After how many parts a run had what is kept of it; 0 for its start."""
+        seen = [(part.exact[run], -part.loss[run]) for part in (self.start, *self.parts)]
+        return max(range(len(seen)), key=lambda part: seen[part] if np.isfinite(seen[part][1]) else (-1.0, 0.0))
 
     # Interrupted and gone on with
 

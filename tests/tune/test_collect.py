@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.data.examples import tokenise
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import ConfigError, DataError
@@ -95,6 +96,26 @@ def test_what_trains_nothing_is_the_generated_adapter(bench):
     (row,) = Group(bench, data, [Pipeline(method="as_generated")], [0]).finish()
     assert row.test_score == row.generated_score == bench.test_scores(data)["generated"]
     assert set(row.losses) == {bench.facts(data).meta["generated_loss"]}
+
+
+def test_an_adapter_says_where_it_comes_from(bench, group):
+    data = data_set("second", 1)
+    generated = bench.facts(data).generated.metadata
+    whole = support_hash({"input": line.input, "target": line.target} for line in data.train)
+    random = dataclasses.replace(TUNED, learning_rate=1e-3, epochs=4)
+    begun = next(p for p in bench.space.sample(6, seed=0) if p.init == "generated")
+    for pipeline, hypermodel, support in (
+        (Pipeline(method="as_generated"), bench.model.parts.id, generated.support_hash),
+        (begun, bench.model.parts.id, whole),
+        (random, None, whole),
+    ):
+        one = Group(bench, data, [pipeline], [3]).adapter(0).metadata
+        assert (one.hypermodel, one.support_hash, one.refine_steps) == (hypermodel, support, 0)
+        assert one.provenance == {"pipeline": pipeline.to_json(), "seed": 3}
+    # 32 examples in batches of 8, 8 times over: 4 steps a part.
+    losses, exact = group.rows()[0].losses, group.rows()[0].curve
+    best = max(range(FIDELITIES), key=lambda part: (exact[part], -losses[part]))
+    assert group.adapter(0).metadata.refine_steps == 4 * (best + 1)
 
 
 def test_a_generated_start_begins_where_the_generated_adapter_is(bench):

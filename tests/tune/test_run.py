@@ -76,6 +76,9 @@ def test_a_run_writes_adapter_table_and_report(bench, unbroken):
     assert {one.pipeline.id for one in runs} == {one.id for one in POOL}
     adapter = load_adapter(out)
     assert bench.score(data_set("first"), "test", adapter)[0] == pytest.approx(report["incumbent"]["test_score"])
+    told = adapter.metadata.provenance
+    assert (told["pipeline"], told["seed"]) == (report["incumbent"]["pipeline"], 1)
+    assert told["tuning"]["report"]["test"] == report["test"]
     best = next(one for one in runs if one.pipeline.to_json() == report["incumbent"]["pipeline"])
     assert best.test_score == report["test"]["tuned"]
     text = (out / "report.md").read_text()
