@@ -49,14 +49,14 @@ def incumbents(history: History) -> list[tuple[float, float, int]]:
     found, spent = [], 0.0
     for seen in history.observations:
         spent += seen.seconds
-        if seen.score is not None and (not found or seen.score > found[-1][1]):
-            found.append((spent, seen.score, seen.pipeline))
+        if (best := seen.best) and (not found or best.score > found[-1][1]):
+            found.append((spent, best.score, seen.pipeline))
     return found
 
 
 def pareto(history: History) -> list[int]:
     """Returns the pipelines than which none is both better and cheaper, the cheapest first."""
-    best = {number: max(curve) for number in range(history.size) if (curve := history.curve(number))}
+    best = {number: score for number in range(history.size) if (score := history.best_of(number)) is not None}
     front: list[int] = []
     for pipeline in sorted(best, key=lambda number: (_seconds(history, number), -best[number])):
         if not front or best[pipeline] > best[front[-1]]:
@@ -69,11 +69,12 @@ def of(record: Record) -> dict[str, Any]:
 
     Returns:
       `dataset`, `dataset_hash`, `optimiser`, `budget`; `incumbent` with its `pipeline`, `validation_score`,
-      `test_score`, `parts`, `seconds`, and `expected` (None for a search at random): `score`, `std` and `seconds` of a
-      whole run, `rank` among the pool's `of`; `test`, test scores by condition, empty while the run has not ended;
-      `over_time`, every new incumbent; `tried`, a row for every pipeline that was begun, the incumbent first and then
-      by score, `pareto` where none is both better and cheaper; `parts`, `pipelines`; in seconds `elapsed`, of which
-      `spent` on training and scoring and `choosing` by the tuner; the rest compiles and writes.
+      `test_score`, `parts` (0 where no part betters the start, which is kept then), `seconds`, and `expected` (None for
+      a search at random): `score`, `std` and `seconds` of a whole run, `rank` among the pool's `of`; `test`, test
+      scores by condition, empty while the run has not ended; `over_time`, every new incumbent; `tried`, a row for every
+      pipeline that was begun, the incumbent first and then by score, `pareto` where none is both better and cheaper;
+      `parts`, `pipelines`; in seconds `elapsed`, of which `spent` on training and scoring and `choosing` by the tuner;
+      the rest compiles and writes.
 
     Raises:
       DataError: no part has a score.
@@ -84,7 +85,7 @@ def of(record: Record) -> dict[str, Any]:
         parts = len(history.observations)
         raise DataError(f"run on '{record.name}': expected a part with a score, got none in {parts} parts")
     front = set(pareto(history))
-    scores = {seen.pipeline: max(history.curve(seen.pipeline), default=None) for seen in history.observations}
+    scores = {seen.pipeline: history.best_of(seen.pipeline) for seen in history.observations}
     begun = sorted(scores, key=lambda number: (number != best.pipeline, -(scores[number] or 0.0)))
     tried = [
         {
@@ -182,10 +183,13 @@ def _why(report: Mapping[str, Any]) -> str:
         else f"Before anything was run, a whole run of it was expected to score {expected['score']:.2f} +- "
         f"{expected['std']:.2f} in {expected['seconds']:.0f} seconds: number {expected['rank']} of {expected['of']}."
     )
-    found = (
-        f"It reached {best['validation_score']:.3f} on held-out examples after part {best['parts']}, the best score of "
-        f"all, and took {best['seconds']:.1f} seconds in all."
+    score = f"{best['validation_score']:.3f} on held-out examples"
+    where = (
+        f"reached {score} after part {best['parts']}"
+        if best["parts"]
+        else f"began with {score}, which none of its parts bettered"
     )
+    found = f"It {where}, the best score of all, and took {best['seconds']:.1f} seconds in all."
     others = [one for one in tried[1:4] if one["score"] is not None]
     beside = "; ".join(f"{one['pipeline']}: {one['score']:.3f} in {one['seconds']:.1f} seconds" for one in others)
     return " ".join([before, found, *([f"Next came {beside}."] if beside else [])])

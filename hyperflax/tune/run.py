@@ -191,7 +191,8 @@ class Session:
             if not np.isfinite(part.loss[0]):
                 raise FloatingPointError("the loss is not finite")
             group.save(self._trial_file(trial.pipeline))
-            history = history.told(trial, seconds=float(part.seconds[0]), score=float(part.exact[0]))
+            scores = {"score": float(part.exact[0]), "start": float(group.start.exact[0])}
+            history = history.told(trial, seconds=float(part.seconds[0]), **scores)
         except (jax.errors.JaxRuntimeError, FloatingPointError, ConfigError) as error:
             self._groups.clear()  # it may be half a part ahead; its file is not
             status = table.OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else table.FAILED

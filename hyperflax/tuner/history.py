@@ -30,7 +30,7 @@ class Trial(NamedTuple):
 
 
 class Incumbent(NamedTuple):
-    """The best trial so far and its held-out score."""
+    """The best trial so far and its held-out score; fidelity 0 is a pipeline's start, before any part."""
 
     pipeline: int
     fidelity: int
@@ -41,7 +41,8 @@ class Incumbent(NamedTuple):
 class Observation:
     """A trial's end: its status, and if that is `completed` its score; its seconds count in any case.
 
-    What went wrong stands in `error`, which is empty if nothing did, or if it was told before errors were kept.
+    `start` is the held-out score that the pipeline began with, None where it is not known: of a pipeline the best is
+    kept, be it the start. What went wrong stands in `error`. Histories that are older have neither.
     """
 
     pipeline: int
@@ -50,6 +51,16 @@ class Observation:
     seconds: float
     status: str = COMPLETED
     error: str = ""
+    start: float | None = None
+
+    @property
+    def best(self) -> Incumbent | None:
+        """The better of the part and its pipeline's start; None without a score."""
+        if self.score is None:
+            return None
+        if self.start is not None and self.start > self.score:
+            return Incumbent(self.pipeline, 0, self.start)
+        return Incumbent(self.pipeline, self.fidelity, self.score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +102,14 @@ class History:
         return dataclasses.replace(self, pending=(*self.pending, trial))
 
     def told(
-        self, trial: Trial, *, seconds: float, score: float | None = None, status: str = COMPLETED, error: str = ""
+        self,
+        trial: Trial,
+        *,
+        seconds: float,
+        score: float | None = None,
+        status: str = COMPLETED,
+        error: str = "",
+        start: float | None = None,
     ) -> History:
         """Returns the history with a trial's end. A failure and a lack of memory end the pipeline.
 
@@ -103,7 +121,7 @@ class History:
         if status == COMPLETED and (score is None or not math.isfinite(score)):
             raise ConfigError(f"history: {trial}: expected a finite score, got {score!r}")
         score = score if status == COMPLETED else None
-        seen = Observation(trial.pipeline, trial.fidelity, score, seconds, status, error)
+        seen = Observation(trial.pipeline, trial.fidelity, score, seconds, status, error, start)
         pending = tuple(other for other in self.pending if other != trial)
         return dataclasses.replace(self, observations=(*self.observations, seen), pending=pending)
 
@@ -140,11 +158,15 @@ class History:
 
     @property
     def incumbent(self) -> Incumbent | None:
-        """The best score so far, the earliest of equals; None before any."""
-        scored = [
-            Incumbent(seen.pipeline, seen.fidelity, seen.score) for seen in self.observations if seen.score is not None
-        ]
-        return max(scored, key=lambda best: best.score, default=None)
+        """The best score so far, starts included, the earliest of equals; None before any."""
+        return max(
+            (best for seen in self.observations if (best := seen.best)), key=lambda best: best.score, default=None
+        )
+
+    def best_of(self, pipeline: int) -> float | None:
+        """Returns the best score of a pipeline so far, its start included; None before any."""
+        own = [best.score for seen in self.observations if seen.pipeline == pipeline and (best := seen.best)]
+        return max(own, default=None)
 
     # Json
 

@@ -45,7 +45,8 @@ class Run:
       seconds: of each part, training and scoring, compilation not counted.
       seconds_per_epoch: of training alone. amortised: the seconds are a share of several runs done at once.
       start_score: held-out exact match before the first step.
-      test_score: exact match on the test split, of the part with the best held-out score (ties: the lower loss).
+      test_score: exact match on the test split, of the part with the best held-out score, the start included (ties:
+        the lower loss).
       bare_score, generated_score: test scores without an adapter and with the generated one; NaN where there is none.
       meta: meta-features of the data set, name -> value, NaN where unknown.
       device: what it ran on. versions: of packages. created: ISO 8601, UTC.

@@ -438,6 +438,26 @@ def test_what_other_data_sets_say_is_asked_once_and_is_what_it_was(bench, learnt
         np.testing.assert_allclose(learnt.on(encode(POOL), meta).predict(*one, "transfer"), answer, rtol=1e-5)
 
 
+def test_a_start_that_no_part_betters_counts_for_the_choice_and_the_report(bench, tmp_path, monkeypatch):
+    """It is what is kept of its pipeline; the curve stays that of the parts, as surrogates have learnt from."""
+
+    def scored(self):
+        tuned = 0.8 if hasattr(self, "start") else 0.85  # first of all the start is scored
+        exact = tuned if self.pipelines[0].method == "tune" else 0.82
+        return np.array([exact]), np.ones(1)
+
+    monkeypatch.setattr(groups.Group, "_scored", scored)
+    report = tune(bench, tmp_path / "run")
+    best = report["incumbent"]
+    assert (best["pipeline"], best["validation_score"], best["parts"]) == (POOL[1].to_json(), 0.85, 0)
+    assert load_adapter(tmp_path / "run").metadata.refine_steps == 0
+    assert {score for pipeline, _, score in trials(tmp_path / "run") if pipeline == 1} == {0.8}
+    assert [one["score"] for one in report["tried"]] == [0.85, 0.82]
+    assert max(one["score"] for one in report["over_time"]) == 0.85
+    assert "It began with 0.850 on held-out examples, which none of its parts bettered" in markdown(report)
+    assert of(read(tmp_path / "run")) == report
+
+
 def test_incumbents_and_the_pareto_front_by_hand():
     history = History(size=3, fidelities=2)
     for trial, seconds, score in ((Trial(0, 1), 1.0, 0.3), (Trial(1, 1), 4.0, 0.2), (Trial(2, 1), 5.0, 0.6)):

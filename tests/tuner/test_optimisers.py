@@ -172,6 +172,11 @@ def test_the_incumbent_is_the_earliest_of_the_best():
     for trial in (Trial(2, 1), Trial(0, 1), Trial(1, 1)):
         history = history.asked(trial).told(trial, seconds=1.0, score={2: 0.4, 0: 0.5, 1: 0.5}[trial.pipeline])
     assert history.incumbent == Incumbent(0, 1, 0.5)
+    trial = Trial(1, 2)
+    for start, best in ((0.5, Incumbent(0, 1, 0.5)), (0.75, Incumbent(1, 0, 0.75))):
+        begun = history.asked(trial).told(trial, seconds=1.0, score=0.25, start=start)
+        assert begun.incumbent == best
+        assert begun.curve(1) == (0.5, 0.25)
 
 
 def test_what_was_under_way_is_asked_for_again_after_a_restart():
