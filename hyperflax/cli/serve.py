@@ -62,6 +62,7 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
 
     Raises:
       ConfigError: a port that there is not, no token where one is needed, or sizes that cannot work.
+      CheckpointError: the folder of adapters cannot be made, or may not be read and written in.
       MissingExtraError: what a server needs is not installed.
     """
     from hyperflax.errors import ConfigError, MissingExtraError

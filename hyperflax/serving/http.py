@@ -10,7 +10,8 @@
 
 Wrong input is answered with 422 and names the field, a body that no JSON can be read from with 400, an unknown id with
 404, too much at once with 429 and a `Retry-After`, a deadline that passed with 504, a body that takes too long to come
-with 408, a service that is ending with 503, a damaged file with 500, and a disk or a folder that is full with 507.
+with 408, a service that is ending with 503, a file that is damaged or may not be read with 500, and a disk or a folder
+that takes no change, as when it is full, with 507.
 
 >>> app = create_app(Service(hyperflax.load("strings"), "adapters"))
 >>> uvicorn.run(app)
@@ -141,7 +142,7 @@ def create_app(
             response.status_code = 200
         return _info(made)
 
-    @app.get("/v1/adapters", responses=refused(404, 422, 504))
+    @app.get("/v1/adapters", responses=refused(404, 422, 500, 504))
     async def adapters(
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="ids of a page")] = 100,
         after: Annotated[str | None, Query(description="`next` of the page before")] = None,
@@ -160,7 +161,7 @@ def create_app(
         """What is known of an adapter."""
         return _info(await asyncio.to_thread(service.store.about, adapter))
 
-    @app.delete("/v1/adapters/{adapter}", status_code=204, responses=refused(404))
+    @app.delete("/v1/adapters/{adapter}", status_code=204, responses=refused(404, 507))
     async def remove(adapter: str) -> None:
         """Forgets an adapter."""
         await service.remove(adapter)

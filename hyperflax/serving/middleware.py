@@ -179,7 +179,7 @@ async def refusal(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": str(RETRY_SECONDS)})
     if isinstance(error, NotSaved):
         log.error("%s", error)  # it names files of this machine
-        return JSONResponse({"detail": "the service cannot save adapters: its disk refuses them"}, 507)
+        return JSONResponse({"detail": "the service cannot change its adapters: its disk refuses it"}, 507)
     if isinstance(error, Full):
         return JSONResponse({"detail": str(error)}, 507)
     status = 500 if isinstance(error, CheckpointError) else 404 if isinstance(error, UnknownAdapter) else 422
@@ -192,7 +192,7 @@ def told(error: Exception) -> str:
         return str(error)
     # Nothing that the caller could mend, and it names files of this machine.
     log.error("%s", error)
-    return "a file of the service is damaged; its log says which"
+    return "a file of the service cannot be read; its log says which"
 
 
 async def wrong_request(_: Request, error: RequestValidationError) -> JSONResponse:

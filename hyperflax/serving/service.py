@@ -87,6 +87,7 @@ class Service:
 
     Raises:
       AdapterError: the hypermodel makes adapters that cannot be served beside others (full fine-tuning).
+      CheckpointError: the folder cannot be made, or may not be read and written in.
     """
 
     def __init__(self, model: Hypermodel, folder: pathlib.Path | str, config: ServiceConfig = DEFAULT_CONFIG):
@@ -156,7 +157,7 @@ class Service:
         Raises:
           UnknownAdapter: no such adapter, or it was removed meanwhile.
           AdapterError: it was made for another base model.
-          CheckpointError: its files are damaged.
+          CheckpointError: its files are damaged, or cannot be read.
           DataError: no input, more than may ever wait, or one that is too long; names its number.
           ConfigError: an option out of range.
           Overloaded, Closing: it was not accepted.
@@ -215,7 +216,7 @@ class Service:
             self._inbox.put(leave)
 
     async def remove(self, adapter: str) -> None:
-        """Forgets an adapter; inputs that wait for it get an error. Raises UnknownAdapter if there is none."""
+        """Forgets an adapter; inputs that wait for it get an error. Raises as `AdapterStore.remove` does."""
         await asyncio.to_thread(self.store.remove, adapter)
         self._inbox.put(lambda: self._drop(adapter))
 

@@ -53,7 +53,7 @@ _MADE = "made.json"
 
 
 class NotSaved(AdapterError):
-    """The disk did not take an adapter."""
+    """The disk did not take an adapter, or did not let go of one."""
 
 
 class UnknownAdapter(AdapterError):
@@ -94,11 +94,21 @@ class AdapterStore:
 
     Attributes:
       listed: what there is, once the folder has been read: 100,000 adapters in three seconds, on a slow disk in more.
+
+    Raises:
+      CheckpointError: it is an address, cannot be made, or may not be read and written in.
     """
 
     def __init__(self, folder: pathlib.Path | str):
         self.folder = local_folder(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        expected = f"{self.folder}: expected a folder to keep adapters in"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{expected}, it cannot be made ({error.strerror})") from error
+        # Asked, and not tried: where the disk is full, those that are there are served all the same.
+        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+            raise CheckpointError(f"{expected}, this one may not be read and written in")
         self._listing = Listing()
         self.listed: concurrent.futures.Future[Listing] = concurrent.futures.Future()
         self.listed.set_running_or_notify_cancel()  # who waits for it and leaves does not cancel it for others
@@ -118,7 +128,7 @@ class AdapterStore:
         return hashlib.sha256(document.encode()).hexdigest()[:32]
 
     def __contains__(self, key: str) -> bool:
-        """Whether it is on the disk, whole; the list says the same from then on."""
+        """Whether it is on the disk, whole; the list says so from then on. Raises CheckpointError if it cannot look."""
         if ID.fullmatch(key) is None:
             return False
         return self._look(key)
@@ -153,7 +163,12 @@ class AdapterStore:
             raise NotSaved(f"{self.folder / made.id}: {error}") from error
 
     def about(self, key: str) -> Made:
-        """What is known of an adapter. Raises UnknownAdapter, or CheckpointError if its file is damaged."""
+        """What is known of an adapter.
+
+        Raises:
+          UnknownAdapter: there is none.
+          CheckpointError: a file of it is damaged, or cannot be read.
+        """
         with self._folder(key) as folder:
             found = read_schema(folder / _MADE, _MadeFile, file_format=FORMAT, version=VERSION)
             if found.id != key:
@@ -171,12 +186,15 @@ class AdapterStore:
             return {name: read_bytes(folder / name) for name in ADAPTER_FILES}
 
     def remove(self, key: str) -> None:
-        """Forgets an adapter. Raises UnknownAdapter if there is none."""
+        """Forgets an adapter. Raises UnknownAdapter if there is none, NotSaved if the disk does not let go of it."""
         # Deleted under another name, so that neither an interruption nor who makes it again meanwhile meets a half.
         aside = self.folder / f".{key}.old-{os.getpid()}-{secrets.token_hex(4)}"
-        with self._folder(key) as folder:
-            folder.rename(aside)
-        fsync(self.folder)
+        try:
+            with self._folder(key) as folder:
+                folder.rename(aside)
+            fsync(self.folder)
+        except (OSError, CheckpointError) as error:
+            raise NotSaved(f"{self.folder / key}: {error}") from error
         self._look(key)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -185,11 +203,13 @@ class AdapterStore:
         try:
             # The order of inodes is about the order in which they were made: those that follow are appended to the
             # list, and a disk reads them in one sweep.
-            for entry in sorted(os.scandir(self.folder), key=os.DirEntry.inode):
+            with _reading(self.folder):
+                entries = sorted(os.scandir(self.folder), key=os.DirEntry.inode)
+            for entry in entries:
                 try:
                     self._read_entry(entry)
-                except OSError as error:  # one that cannot be read keeps nobody from the others
-                    log.warning("%s: not listed: %s", entry.path, error)
+                except (OSError, CheckpointError) as error:  # one that cannot be read keeps nobody from the others
+                    log.warning("not listed: %s", error)
         except BaseException as error:
             self.listed.set_exception(error)  # for those who ask for it
         else:
@@ -214,25 +234,41 @@ class AdapterStore:
 
     def _created(self, key: str) -> int | None:
         """When an adapter was made, in nanoseconds since 1970; None if it is not there, whole."""
-        try:
-            found = [os.stat(self.folder / key / name) for name in (*ADAPTER_FILES, _MADE)]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with _reading(self.folder / key):
+            try:
+                found = [os.stat(self.folder / key / name) for name in (*ADAPTER_FILES, _MADE)]
+            except (FileNotFoundError, NotADirectoryError):
+                return None
         # Unlike made.json, which is written anew with an estimate, the first file is as old as the adapter.
         return found[0].st_mtime_ns if all(stat.S_ISREG(file.st_mode) for file in found) else None
 
     @contextlib.contextmanager
     def _folder(self, key: str) -> Iterator[pathlib.Path]:
-        """Yields the folder of an adapter. Raises UnknownAdapter if there is none, or none any more on leaving."""
+        """Yields the folder of an adapter.
+
+        Raises:
+          UnknownAdapter: there is none, or none any more on leaving.
+          CheckpointError: the system refuses what is done with it.
+        """
         unknown = UnknownAdapter(f"no adapter with the id {key!r}")
         if key not in self:
             raise unknown
         try:
-            yield self.folder / key
-        except (CheckpointError, OSError):
+            with _reading(self.folder / key):
+                yield self.folder / key
+        except CheckpointError:
             if key in self:
                 raise
             raise unknown from None  # somebody else has removed it meanwhile
 
     def _write(self, folder: pathlib.Path, made: Made) -> None:
         write_json(folder / _MADE, configs.to_json(_MadeFile(**dataclasses.asdict(made))))
+
+
+@contextlib.contextmanager
+def _reading(place: pathlib.Path) -> Iterator[None]:
+    """Turns what the system refuses there into a CheckpointError, which is the service's own fault."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{place}: the system refuses it ({error.strerror})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -178,14 +179,47 @@ def test_a_disk_that_takes_nothing_more_is_told(http: TestClient) -> None:
     with pytest.MonkeyPatch.context() as broken:
         broken.setattr("hyperflax.serving.store.Adapter.save", full)
         answer = http.post("/v1/adapters", json=body)
-    told = "the service cannot save adapters: its disk refuses them"
+    told = "the service cannot change its adapters: its disk refuses it"
     assert (answer.status_code, answer.json()["detail"]) == (507, told)
     assert http.post("/v1/adapters", json=body).status_code == 201
     with pytest.MonkeyPatch.context() as broken:  # the adapter is there, and its estimate has no room
         broken.setattr("hyperflax.serving.store.write_json", full)
         answer = http.post("/v1/adapters", json={**body, "estimate": True})
     assert (answer.status_code, answer.json()["detail"]) == (507, told)
-    assert http.post("/v1/adapters", json={**body, "estimate": True}).json()["estimate"]
+    made = http.post("/v1/adapters", json={**body, "estimate": True}).json()
+    assert made["estimate"]
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr("pathlib.Path.rename", full)
+        answer = http.delete(f"/v1/adapters/{made['id']}")
+    assert (answer.status_code, answer.json()["detail"]) == (507, told)
+    assert "507" in http.get("/openapi.json").json()["paths"]["/v1/adapters/{adapter}"]["delete"]["responses"]
+    assert http.get(f"/v1/adapters/{made['id']}").json() == made
+
+
+def test_what_the_system_does_not_let_the_service_read_is_its_own_fault(
+    http: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = examples([("n", "N"), ("o", "O")], estimate=False)
+    key = http.post("/v1/adapters", json=body).json()["id"]
+    folder, found = http.service.store.folder / key, os.stat
+
+    def denied(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(folder)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return found(path, **options)
+
+    with pytest.MonkeyPatch.context() as other_user:
+        other_user.setattr(os, "stat", denied)
+        for answer in (
+            http.post("/v1/predictions", json={"inputs": ["a"], "adapter": key}),
+            http.post("/v1/adapters", json=body),
+            http.get(f"/v1/adapters/{key}"),
+            http.get(f"/v1/adapters/{key}/download"),
+        ):
+            assert (answer.status_code, set(answer.json())) == (500, {"detail"})
+            assert str(folder) not in answer.text
+    assert f"{folder}: the system refuses it (Permission denied)" in caplog.text
+    assert http.post("/v1/adapters", json=body).status_code == 200
 
 
 def test_a_full_folder_takes_no_new_adapter_and_loses_none(tmp_path: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from hyperflax import files, trees
 from hyperflax.errors import CheckpointError
-from hyperflax.serving.store import AdapterStore, Made, UnknownAdapter
+from hyperflax.serving.store import AdapterStore, Made, NotSaved, UnknownAdapter
 from tests.evaluation.micro import hypermodel
 
 PAIRS = [("ab", "AB"), ("cd", "CD")]
@@ -21,6 +21,18 @@ KEY = AdapterStore.identify("model", "base", PAIRS)
 
 def listed(store: AdapterStore) -> list[str]:
     return store.listed.result(60).page(1000).ids
+
+
+def refuse(patch: pytest.MonkeyPatch, call: str, below: pathlib.Path) -> None:
+    """Has the system refuse one of its calls for all that lies there: permissions do not bind everybody."""
+    found = getattr(os, call)
+
+    def denied(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path).startswith(str(below)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return found(path, *arguments, **options)
+
+    patch.setattr(os, call, denied)
 
 
 def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> None:
@@ -204,7 +216,7 @@ def test_a_folder_that_cannot_be_read_is_told_to_who_asks(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("os.scandir", broken)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: .*Input/output error"):
         listed(AdapterStore(tmp_path))
 
 
@@ -214,17 +226,42 @@ def test_an_adapter_that_cannot_be_read_keeps_nobody_from_the_others(
     other, adapter = "f" * 32, hypermodel().adapt(PAIRS)
     for key in (KEY, other):
         AdapterStore(tmp_path).save(Made(key, 2), adapter)
-    found = os.stat
+    with monkeypatch.context() as refused:
+        refuse(refused, "stat", tmp_path / other)
+        store = AdapterStore(tmp_path)
+        assert listed(store) == [KEY]
+        for ask in (store.__contains__, store.about, store.load, store.files):
+            with pytest.raises(CheckpointError, match=f"{tmp_path / other}: .*Permission denied"):
+                ask(other)
+        with pytest.raises(NotSaved, match="Permission denied"):
+            store.remove(other)
+    assert f"not listed: {tmp_path / other}: " in caplog.text
+    assert listed(AdapterStore(tmp_path)) == [other, KEY]
 
-    def broken(path: Any, **options: Any) -> os.stat_result:
-        if str(path).startswith(str(tmp_path / other)):
-            raise PermissionError(13, "Permission denied", str(path))
-        return found(path, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", broken)
-        assert listed(AdapterStore(tmp_path)) == [KEY]
-    assert f"{tmp_path / other}: not listed: [Errno 13] Permission denied" in caplog.text
+def test_what_may_not_be_removed_stays(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AdapterStore(tmp_path)
+    store.save(Made(KEY, 2), hypermodel().adapt(PAIRS))
+    with monkeypatch.context() as refused:
+        refuse(refused, "rename", tmp_path / KEY)
+        with pytest.raises(NotSaved, match=f"{tmp_path / KEY}: .*Permission denied"):
+            store.remove(KEY)
+    assert listed(store) == [KEY]
+    assert store.about(KEY).examples == 2
+
+
+def test_a_folder_that_may_not_be_read_and_written_in_is_no_store(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError, match=f"{place}: expected a folder to keep adapters in"):
+            AdapterStore(place)
+    for missing in (os.R_OK, os.W_OK):
+        with monkeypatch.context() as other_user:
+            other_user.setattr(os, "access", lambda path, mode, missing=missing, **_: not mode & missing)
+            with pytest.raises(CheckpointError, match=f"{tmp_path}: expected a folder to keep adapters in"):
+                AdapterStore(tmp_path)
 
 
 def test_a_removal_is_on_disk_before_it_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,5 +97,5 @@ def test_a_damaged_file_of_the_service_is_not_named(caplog: pytest.LogCaptureFix
         raise CheckpointError("/srv/adapters/x/adapter.safetensors: damaged")
         yield []
 
-    assert read(damaged(), 60) == [FIRST, {"error": "a file of the service is damaged; its log says which"}]
+    assert read(damaged(), 60) == [FIRST, {"error": "a file of the service cannot be read; its log says which"}]
     assert "/srv/adapters/x" in caplog.text
