@@ -61,7 +61,8 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
     """Returns the service and a server for it, neither of them started.
 
     Raises:
-      ConfigError: a port that there is not, no token where one is needed, or sizes that cannot work.
+      ConfigError: a port that there is not, no token where one is needed, one that no header can hold, or sizes that
+        cannot work.
       CheckpointError: the folder of adapters cannot be made, or may not be read and written in.
       MissingExtraError: what a server needs is not installed.
     """
@@ -81,6 +82,9 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
     local = arguments.host in LOOPBACK
     if not local and token is None:
         raise ConfigError(f"--host {arguments.host}: expected a token in the environment variable {TOKEN}")
+    # Of bytes that are no UTF-8 the environment makes characters that are not printable either. The token is not told.
+    if wrong := [number for number, letter in enumerate(token or "", 1) if not letter.isprintable()]:
+        raise ConfigError(f"{TOKEN}: expected printable text in UTF-8, got something else as its character {wrong[0]}")
     if not 0 <= arguments.port <= 65535:
         raise ConfigError(f"--port: expected 0 to 65535, got {arguments.port}")
     config = ServiceConfig(
@@ -116,6 +120,7 @@ def build_server(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server
             app,
             host=arguments.host,
             port=arguments.port,
+            lifespan="on",  # a service that does not start is no server without one
             timeout_graceful_shutdown=arguments.grace,
             access_log=False,
             limit_concurrency=CONNECTIONS,
@@ -152,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
     code = 0
     try:
         server.run()
-    except SystemExit:  # it cannot listen there, and has said why; uvicorn's own code is another one's here
+    except SystemExit:  # it cannot start or listen there, and has said why; uvicorn's own code is another one's here
         code = 2
     except KeyboardInterrupt:  # it has been told to end, and has ended
         pass

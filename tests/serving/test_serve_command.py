@@ -22,6 +22,7 @@ from fastapi.testclient import TestClient
 
 from hyperflax.cli import serve
 from hyperflax.cli.main import main
+from hyperflax.errors import ConfigError
 from tests.evaluation.micro import hypermodel
 
 EXAMPLES = {"examples": [{"input": "ab", "target": "AB"}, {"input": "cd", "target": "CD"}], "estimate": False}
@@ -171,6 +172,32 @@ def test_a_port_that_cannot_be_had_is_an_error(
 def test_other_machines_need_a_token(model: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--model", str(model), "--host", "0.0.0.0"]) == 2
     assert "HYPERFLAX_TOKEN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("token", "number"),
+    [("s\udce9same", 2), ("sesame\nopen", 7), ("sesame\x7f", 7)],  # Latin-1 in the environment; what no header can hold
+)
+def test_a_token_that_nobody_can_send_is_refused(
+    model: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, token: str, number: int
+) -> None:
+    monkeypatch.setenv("HYPERFLAX_TOKEN", token)
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    told = f"HYPERFLAX_TOKEN: expected printable text in UTF-8, got something else as its character {number}"
+    with pytest.raises(ConfigError, match=told):
+        serve.build_server(parser.parse_args(["--model", str(model), "--adapters", str(tmp_path)]))
+
+
+def test_a_service_that_does_not_start_ends(
+    model: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("hyperflax.serving.middleware.Token.__init__", broken)  # made when the service is to start
+    monkeypatch.setattr("uvicorn.Server.main_loop", lambda _: pytest.fail("it hears callers all the same"))
+    assert main(["serve", "--model", str(model), "--adapters", str(tmp_path), "--port", "0"]) == 2
 
 
 def test_a_token_out_of_a_file_is_the_text_in_it(
