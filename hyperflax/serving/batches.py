@@ -11,14 +11,14 @@ programs, whatever batches come, and all of them can be compiled ahead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.errors import AdapterError, ConfigError, DataError
 from hyperflax.models.beam import Beam
 from hyperflax.models.decoding import DecodeResult, decode
 from hyperflax.models.scoring import score_options
@@ -30,6 +30,32 @@ if TYPE_CHECKING:
 
 Keys = Sequence[Hashable | None]
 Sources = Sequence[np.ndarray]
+
+
+def token_ids(name: str, given: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Returns token ids as int32, of the same shape.
+
+    Raises:
+      DataError: other numbers than whole ones, or one that is in no vocabulary of that size; names `name`.
+
+    >>> token_ids("source", np.array([3, 99]), 64)
+    Traceback (most recent call last):
+    hyperflax.errors.DataError: source: expected token ids in [0, 64), got 99
+    """
+    got = None
+    if given.size and not np.issubdtype(given.dtype, np.integer):
+        got = given.dtype
+    elif (wrong := given[(given < 0) | (given >= vocab_size)]).size:
+        got = wrong[0]
+    if got is not None:
+        raise DataError(f"{name}: expected token ids in [0, {vocab_size}), got {got}")
+    return given.astype(np.int32)
+
+
+def not_finite(keys: Iterable[Hashable | None]) -> AdapterError:
+    """What is wrong with adapters, by key, under which no token is the likeliest; None is the bare model."""
+    beside = dict.fromkeys("no adapter" if key is None else f"the adapter {key!r}" for key in keys)
+    return AdapterError(f"the base model's logits are not finite with {', '.join(beside)}")
 
 
 class Batches:
@@ -57,9 +83,10 @@ class Batches:
         )
 
     def score(self, sources: Sources, keys: Keys, options: np.ndarray) -> np.ndarray:
-        options = np.asarray(options, np.int32)
+        options = np.asarray(options)
         if options.ndim != 3 or len(options) != len(sources) or 0 in options.shape[1:]:
             raise DataError(f"options: expected int [{len(sources)}, option, length], got {list(options.shape)}")
+        options = token_ids("options", options, self._engine.model.config.vocab_size)
         number = options.shape[1]
         scores = self._in_parts(
             sources, keys, lambda part, tokens, adapters: self._score(tokens, adapters, options[part])
@@ -83,8 +110,9 @@ class Batches:
 
         It returns leaves [row, 1, ...]: an adapter for each input is a task for each.
         """
-        if not sources or len(sources) != len(keys):
+        if len(sources) == 0 or len(sources) != len(keys):  # asked of their length: they may be an array
             raise DataError(f"expected one key per input, and at least one input, got {len(sources)} and {len(keys)}")
+        sources = [self._engine.tokens_of(source, f"sources[{number}]") for number, source in enumerate(sources)]
         widths = [self._engine.lane_of(len(source)).lane.source for source in sources]
         found = []
         for part in _parts(keys, self._engine.config.rows, self._engine.pool.slots):
@@ -95,7 +123,11 @@ class Batches:
             adapters = self._adapters([*keys[part], *[None] * (len(tokens) - len(inputs))])
             result = jax.device_get(run(part, tokens, adapters))
             found.append(jax.tree.map(lambda leaf, inputs=inputs: leaf[: len(inputs), 0], result))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+        whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+        wrong = np.any([~np.isfinite(leaf).reshape(len(keys), -1).all(1) for leaf in jax.tree.leaves(whole)], axis=0)
+        if wrong.any():
+            raise not_finite(keys[row] for row in np.flatnonzero(wrong))
+        return whole
 
     def _adapters(self, keys: Keys) -> PyTree:
         """Leaves [row, ...], by key."""

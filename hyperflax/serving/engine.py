@@ -33,7 +33,7 @@ from hyperflax.models.beam import Beam
 from hyperflax.models.decoding import DecodeResult
 from hyperflax.models.session import cast_kernels
 from hyperflax.models.t5 import T5
-from hyperflax.serving.batches import Batches
+from hyperflax.serving.batches import Batches, not_finite, token_ids
 from hyperflax.serving.lane import Choice, Lane, Newcomers, Progress
 from hyperflax.serving.pool import AdapterPool, powers
 from hyperflax.types import Array, PyTree
@@ -165,18 +165,16 @@ class Engine:
 
         Raises:
           AdapterError: there is no such adapter.
-          DataError: no tokens, more than the longest lane takes, or several inputs at once.
-          ConfigError: a limit or a setting out of range.
+          DataError: no tokens, more than the longest lane takes, several inputs at once, or what is no token id.
+          ConfigError: a limit or a setting out of range, or no whole number where it counts something.
         """
-        tokens = np.asarray(source, np.int32)
-        if tokens.ndim != 1:
-            raise DataError(f"source: expected the tokens of one input, [length], got shape {list(tokens.shape)}")
-        limit = self._limit(max_length)
+        tokens, limit = self.tokens_of(source), self._limit(max_length)
+        topk, seed = whole_number("topk", topk, 0), whole_number("seed", seed, 0)
         if self.fetch is None and key is not None and key not in self.pool:
             raise AdapterError(f"no adapter with the key {key!r}")
         # NaN is in no range.
-        in_range = 0 <= temperature <= MAX_TEMPERATURE and 0 <= topk <= MAX_TOPK and 0 <= topp <= 1
-        if not in_range or not 0 <= seed < 2**32:
+        in_range = 0 <= temperature <= MAX_TEMPERATURE and topk <= MAX_TOPK and 0 <= topp <= 1
+        if not in_range or seed >= 2**32:
             raise ConfigError(
                 f"expected a temperature in [0, {MAX_TEMPERATURE:.3g}], topk in [0, {MAX_TOPK}], topp in [0, 1] and a "
                 f"seed of 32 bits, got {temperature}, {topk}, {topp} and {seed}"
@@ -213,7 +211,7 @@ class Engine:
     ) -> DecodeResult:
         """Decodes a batch by beam search; numpy leaves [input, ...]. Compiled for each beam and each `max_length`.
 
-        Raises as `submit` does, and what `fetch` raises.
+        Raises as `submit` does, what `fetch` raises, and AdapterError where logits are not finite; names the keys.
         """
         return self._batches.search(sources, keys, beam, self._limit(max_length))
 
@@ -225,7 +223,7 @@ class Engine:
           options: int [input, option, length], end-of-sequence token included, 0 is padding. Their number and length
             are rounded up to powers of two, so that few sizes are compiled.
 
-        Raises as `submit` does, and what `fetch` raises.
+        Raises as `search` does.
         """
         return self._batches.score(sources, keys, options)
 
@@ -241,10 +239,17 @@ class Engine:
         return None if key in self.pool else AdapterError(f"the adapter {key!r} was removed")
 
     def _limit(self, max_length: int | None) -> int:
-        limit = self.config.max_length if max_length is None else max_length
-        if not 1 <= limit <= self.config.max_length:
+        limit = self.config.max_length if max_length is None else whole_number("max_length", max_length)
+        if limit > self.config.max_length:
             raise ConfigError(f"max_length: expected 1 to {self.config.max_length}, got {limit}")
         return limit
+
+    def tokens_of(self, source: Sequence[int] | np.ndarray, name: str = "source") -> np.ndarray:
+        """Returns one input's tokens, int32 [length]. Raises DataError if they are not of that form; names `name`."""
+        tokens = np.asarray(source)
+        if tokens.ndim != 1:
+            raise DataError(f"{name}: expected the tokens of one input, [length], got shape {list(tokens.shape)}")
+        return token_ids(name, tokens, self.model.config.vocab_size)
 
     def lane_of(self, length: int) -> _Queue:
         """The first lane that takes inputs of so many tokens. Raises DataError if there is none."""
@@ -273,8 +278,7 @@ class _Queue:
             request.tokens = seen.tokens[row, : seen.age[row]].tolist()
             request.log_prob = float(seen.log_probs[row])
             if not math.isfinite(request.log_prob):  # no token was the likeliest
-                beside = "no adapter" if request.key is None else f"the adapter {request.key!r}"
-                request.error = AdapterError(f"the base model's logits are not finite with {beside}")
+                request.error = not_finite([request.key])
                 request.tokens = []
             if seen.ended[row] or request.error:
                 request.done = True

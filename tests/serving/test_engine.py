@@ -318,6 +318,22 @@ def test_an_adapter_that_makes_no_numbers_is_an_error_of_its_own_inputs() -> Non
             check(request)
 
 
+def test_a_batch_with_an_adapter_that_makes_no_numbers_is_an_error_that_names_it() -> None:
+    served = engine(LORA)
+    tree, spec = adapter("lora")
+    served.add("lora", tree, spec)
+    for key in ("broken", "too"):
+        served.add(key, jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tree), spec)
+    keys = ["lora", None, "too", "broken", "lora", "broken"]  # of more rows than one part has
+    sources = [source(4, number) for number in range(len(keys))]
+    told = "the base model's logits are not finite with the adapter 'too', the adapter 'broken'$"
+    with pytest.raises(AdapterError, match=told):
+        served.search(sources, keys, Beam(num_decodes=2), max_length=2)
+    with pytest.raises(AdapterError, match=told):
+        served.score(sources, keys, np.full((len(keys), 2, 3), 5))
+    assert np.isfinite(served.score(sources[:2], keys[:2], np.full((2, 2, 3), 5))).all()
+
+
 def test_an_adapter_is_fetched_when_its_row_is_free() -> None:
     fetched: list[Hashable] = []
 
@@ -434,6 +450,14 @@ def test_batches_of_more_rows_and_adapters_than_there_are() -> None:
         np.testing.assert_allclose(scores[number], served.score([tokens], [key], options[number][None])[0], rtol=1e-4)
 
 
+def test_a_batch_may_be_an_array() -> None:
+    sources, options = np.array([[5, 6, 1], [7, 8, 1]]), np.full((2, 2, 3), 5)
+    scores = everybody().score(sources, [None, "lora"], options)
+    np.testing.assert_array_equal(scores, everybody().score([*sources], [None, "lora"], options))
+    beams = everybody().search(sources, [None, "lora"], BEAM)
+    np.testing.assert_array_equal(beams.tokens, everybody().search([*sources], [None, "lora"], BEAM).tokens)
+
+
 def test_batches_that_fit_nowhere_are_refused() -> None:
     one, options = [source(3, 0)], np.ones((1, 2, 3), np.int32)
     for shape in ((2, 2, 3), (1, 0, 3), (1, 2, 0), (1, 6)):
@@ -444,6 +468,18 @@ def test_batches_that_fit_nowhere_are_refused() -> None:
     for length in (0, 10):
         with pytest.raises(DataError, match=f"expected 1 to 9 input tokens, got {length}"):
             everybody().score([*one, source(length, 0)], [None, None], np.ones((2, 2, 3), np.int32))
+    for given, told in (
+        (np.ones((1, 2, 2), np.int32), r"sources\[0\]: expected the tokens of one input, \[length\]"),
+        ([[3.7]], r"sources\[0\]: expected token ids in \[0, 64\), got float64"),
+        ([[64]], r"sources\[0\]: expected token ids in \[0, 64\), got 64"),
+    ):
+        with pytest.raises(DataError, match=told):
+            everybody().score(given, [None], options)
+        with pytest.raises(DataError, match=told):
+            everybody().search(given, [None])
+    for ids, told in ((np.full((1, 2, 3), 3.7), "float64"), (np.full((1, 2, 3), -1), "-1")):
+        with pytest.raises(DataError, match=rf"options: expected token ids in \[0, 64\), got {told}"):
+            everybody().score(one, [None], ids)
     with pytest.raises(AdapterError, match="no adapter with the key 'nobody'"):
         everybody().score(one, ["nobody"], options)
     with pytest.raises(ConfigError, match="max_length: expected 1 to 6, got 7"):
@@ -461,7 +497,14 @@ def test_batches_that_fit_nowhere_are_refused() -> None:
         (([3], "nobody"), {}, AdapterError, "no adapter with the key 'nobody'"),
         (([3], None), {"max_length": 7}, ConfigError, "max_length: expected 1 to 6, got 7"),
         (([3], None), {"topp": 1.5}, ConfigError, "topp in"),
-        (([3], None), {"topk": -1}, ConfigError, "topk in"),
+        ((range(58, 66), None), {}, DataError, r"source: expected token ids in \[0, 64\), got 64"),
+        (([3, -1], None), {}, DataError, r"source: expected token ids in \[0, 64\), got -1"),
+        (([3.0, 3.7], None), {}, DataError, r"source: expected token ids in \[0, 64\), got float64"),
+        (([True], None), {}, DataError, r"source: expected token ids in \[0, 64\), got bool"),
+        (([3], None), {"max_length": 2.5}, ConfigError, "max_length: expected a whole number of at least 1, got 2.5"),
+        (([3], None), {"topk": 2.5}, ConfigError, "topk: expected a whole number of at least 0, got 2.5"),
+        (([3], None), {"topk": -1}, ConfigError, "topk: expected a whole number of at least 0, got -1"),
+        (([3], None), {"seed": 1.5}, ConfigError, "seed: expected a whole number of at least 0, got 1.5"),
         (([3], None), {"topk": 2**31}, ConfigError, "topk in"),
         (([3], None), {"temperature": float("nan")}, ConfigError, "a temperature in"),
         (([3], None), {"temperature": float("inf")}, ConfigError, "a temperature in"),
