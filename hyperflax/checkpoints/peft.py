@@ -87,22 +87,9 @@ def write_peft(
       AdapterError: PEFT cannot express it; names the site and the reason.
       CheckpointError: the directory may not be replaced.
     """
-    adapter.spec.validate(adapter.tree)
-    refuse(adapter.spec, "export to PEFT")
-    flat = {path: as_numpy(path, leaf).astype(np.float32) for path, leaf in adapter.spec.flatten(adapter.tree).items()}
-    kind = _only_kind(adapter.spec)
-    ways = {ours: (method, export) for method, (ours, export, _) in _METHODS.items()}
-    if kind not in ways:
-        raise AdapterError(f"PEFT: expected one of {', '.join(ours.kind for ours in ways)}, got {kind.kind}")
-    method, export = ways[kind]
-    content = export(flat, adapter.spec, decoder_layers)
-    config = {
-        "base_model_name_or_path": base_name,
-        "task_type": TASK,
-        "inference_mode": True,
-        "peft_type": method,
-        **content.settings,
-    }
+    content = as_peft(adapter, decoder_layers=decoder_layers)
+    config = {"base_model_name_or_path": base_name, **content.settings}
+    flat = _flat(adapter)
     origin = {
         "format": ORIGIN_FORMAT,
         "schema_version": ORIGIN_VERSION,
@@ -115,6 +102,30 @@ def write_peft(
         write_tensors(folder / WEIGHTS, [_tensor(name, array) for name, array in sorted(content.weights.items())])
         write_json(folder / ORIGIN, origin)
         write_json(folder / CONFIG, config)
+
+
+def as_peft(adapter: Adapter, *, decoder_layers: int | None = None) -> Content:
+    """Returns what `write_peft` writes of an adapter in PEFT's own terms, without writing it.
+
+    Args:
+      adapter, decoder_layers: as in `write_peft`.
+
+    Raises:
+      AdapterError: PEFT cannot express it; names the site and the reason.
+
+    >>> as_peft(load_adapter("names_adapter")).settings["peft_type"]
+    'LORA'
+    """
+    adapter.spec.validate(adapter.tree)
+    refuse(adapter.spec, "export to PEFT")
+    kind = _only_kind(adapter.spec)
+    ways = {ours: (method, export) for method, (ours, export, _) in _METHODS.items()}
+    if kind not in ways:
+        raise AdapterError(f"PEFT: expected one of {', '.join(ours.kind for ours in ways)}, got {kind.kind}")
+    method, export = ways[kind]
+    content = export(_flat(adapter), adapter.spec, decoder_layers)
+    settings = {"task_type": TASK, "inference_mode": True, "peft_type": method, **content.settings}
+    return dataclasses.replace(content, settings=settings)
 
 
 def read_peft(directory: Location | str, *, decoder_layers: int | None = None) -> Adapter:
@@ -185,6 +196,10 @@ def _read_origin(folder: pathlib.Path) -> _Origin | None:
     if not (folder / ORIGIN).exists():
         return None
     return read_schema(folder / ORIGIN, _Origin, file_format=ORIGIN_FORMAT, version=ORIGIN_VERSION)
+
+
+def _flat(adapter: Adapter) -> dict[str, np.ndarray]:
+    return {path: as_numpy(path, leaf).astype(np.float32) for path, leaf in adapter.spec.flatten(adapter.tree).items()}
 
 
 def _only_kind(spec: AdapterSpec) -> type[KindConfig]:

@@ -17,9 +17,10 @@ import numpy as np
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.model_directory import collect_files
-from hyperflax.checkpoints.peft import write_peft
-from hyperflax.errors import HyperflaxError
+from hyperflax.checkpoints.peft import as_peft, write_peft
+from hyperflax.errors import AdapterError
 from hyperflax.serving.service import Service
+from hyperflax.serving.store import NotSaved
 
 
 def packed(service: Service, key: str, form: Literal["native", "peft"]) -> bytes:
@@ -28,11 +29,16 @@ def packed(service: Service, key: str, form: Literal["native", "peft"]) -> bytes
     Raises:
       UnknownAdapter, CheckpointError: as `AdapterStore.load` does.
       AdapterError: PEFT cannot express it; names the site and the reason.
+      NotSaved: the disk has no room for PEFT's files, of which the zip is made.
     """
     if form == "native":
         files = service.store.files(key)
     else:
-        files = _peft_files(service.store.load(key), service.model.config.base.num_decoder_layers)
+        adapter, layers = service.store.load(key), service.model.config.base.num_decoder_layers
+        try:
+            files = collect_files(lambda folder: write_peft(folder, adapter, decoder_layers=layers))
+        except OSError as error:
+            raise NotSaved(f"adapter {key}: not packed for PEFT: {error}") from error
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
@@ -44,12 +50,9 @@ def packed(service: Service, key: str, form: Literal["native", "peft"]) -> bytes
 def fits_peft(spec: AdapterSpec, decoder_layers: int) -> bool:
     """Returns whether PEFT can express what a hypermodel makes: all adapters have its spec, so zeros tell for all."""
     zeros: dict[str, Any] = {leaf.path: np.zeros(leaf.shape, np.float32) for leaf in spec.leaves}
+    adapter = Adapter(spec.unflatten(zeros), spec, AdapterMetadata(base_fingerprint=None))
     try:
-        _peft_files(Adapter(spec.unflatten(zeros), spec, AdapterMetadata(base_fingerprint=None)), decoder_layers)
-    except (HyperflaxError, OSError):  # an adapter that PEFT lacks; no room to write one
+        as_peft(adapter, decoder_layers=decoder_layers)
+    except AdapterError:  # PEFT has none like it
         return False
     return True
-
-
-def _peft_files(adapter: Adapter, decoder_layers: int) -> dict[str, bytes]:
-    return collect_files(lambda folder: write_peft(folder, adapter, decoder_layers=decoder_layers))

@@ -169,7 +169,7 @@ def create_app(
     @app.get(
         "/v1/adapters/{adapter}/download",
         response_class=Response,
-        responses={200: {"content": {"application/zip": {}}}, **refused(404, 422, 500)},
+        responses={200: {"content": {"application/zip": {}}}, **refused(404, 422, 500, 507)},
     )
     async def download(adapter: str, form: Annotated[Literal["native", "peft"], Query()] = "native") -> Response:
         """A zip: the directory that `hyperflax predict --adapter` takes, or PEFT's."""

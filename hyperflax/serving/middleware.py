@@ -179,7 +179,7 @@ async def refusal(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": str(RETRY_SECONDS)})
     if isinstance(error, NotSaved):
         log.error("%s", error)  # it names files of this machine
-        return JSONResponse({"detail": "the service cannot change its adapters: its disk refuses it"}, 507)
+        return JSONResponse({"detail": "the service's disk takes no change; its log says why"}, 507)
     if isinstance(error, Full):
         return JSONResponse({"detail": str(error)}, 507)
     status = 500 if isinstance(error, CheckpointError) else 404 if isinstance(error, UnknownAdapter) else 422

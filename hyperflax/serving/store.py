@@ -53,7 +53,7 @@ _MADE = "made.json"
 
 
 class NotSaved(AdapterError):
-    """The disk did not take an adapter, or did not let go of one."""
+    """The disk did not take an adapter, or what a download is packed from, or did not let go of one."""
 
 
 class UnknownAdapter(AdapterError):

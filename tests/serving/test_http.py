@@ -23,6 +23,7 @@ from hyperflax.checkpoints.artefacts import Adapter
 from hyperflax.errors import DataError
 from hyperflax.evaluation.estimate import Estimate, estimate
 from hyperflax.hypermodel import Hypermodel
+from hyperflax.serving.downloads import fits_peft
 from hyperflax.serving.http import create_app
 from hyperflax.serving.service import Service
 from hyperflax.serving.store import AdapterStore, Made
@@ -270,6 +271,24 @@ def test_a_service_tells_whether_peft_can_express_its_adapters(
     other = Hypermodel(config, model.base_params, model.hypernetwork_params)
     answer = TestClient(create_app(Service(other, tmp_path))).get("/v1/model")
     assert answer.json()["peft"] is fits
+
+
+def test_a_full_disk_decides_nothing_about_peft_and_is_told_to_who_downloads(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    key = http.post("/v1/adapters", json=examples(estimate=False)).json()["id"]
+    download = f"/v1/adapters/{key}/download?form=peft"
+    with monkeypatch.context() as broken:
+        broken.setattr("tempfile.mkdtemp", full)
+        fits_peft.cache_clear()
+        assert http.get("/v1/model").json()["peft"] is True
+        answer = http.get(download)
+    assert answer.status_code == 507
+    assert answer.json()["detail"] == "the service's disk takes no change; its log says why"
+    assert http.get(download).status_code == 200
 
 
 def test_the_next_service_has_what_the_last_one_made(tmp_path: pathlib.Path) -> None:

@@ -179,7 +179,7 @@ def test_a_disk_that_takes_nothing_more_is_told(http: TestClient) -> None:
     with pytest.MonkeyPatch.context() as broken:
         broken.setattr("hyperflax.serving.store.Adapter.save", full)
         answer = http.post("/v1/adapters", json=body)
-    told = "the service cannot change its adapters: its disk refuses it"
+    told = "the service's disk takes no change; its log says why"
     assert (answer.status_code, answer.json()["detail"]) == (507, told)
     assert http.post("/v1/adapters", json=body).status_code == 201
     with pytest.MonkeyPatch.context() as broken:  # the adapter is there, and its estimate has no room
