@@ -37,6 +37,7 @@ from hyperflax.errors import HyperflaxError
 from hyperflax.serving.downloads import fits_peft, packed
 from hyperflax.serving.messages import (
     MOST_LISTED,
+    MOST_SECONDS,
     AdapterIds,
     AdapterInfo,
     AdaptRequest,
@@ -59,12 +60,12 @@ class Limits:
     Attributes:
       body: bytes of a request.
       refine_steps: gradient steps.
-      seconds: until an answer is given up, where a request names no deadline; and at most.
+      seconds: until an answer is given up, where a request names no deadline; one that it names is no later.
     """
 
     body: int = 1 << 20
     refine_steps: int = 200
-    seconds: float = 300.0
+    seconds: float = MOST_SECONDS
 
 
 def create_app(
@@ -89,7 +90,9 @@ def create_app(
     figures = Figures(service)
 
     def deadline(seconds: float | None = None) -> Deadline:
-        return Deadline.within(min(seconds or limits.seconds, limits.seconds))
+        if seconds is not None:
+            _at_most(seconds, limits.seconds, "seconds")
+        return Deadline.within(limits.seconds if seconds is None else seconds)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -128,6 +131,7 @@ def create_app(
         """
         _at_most(body.refine_steps, limits.refine_steps, "refine_steps")
         _at_most(body.supports, len(body.examples), "supports")
+        until = deadline(body.seconds)
         making = service.maker.adapt(
             [(example.input, example.target) for example in body.examples],
             definition=body.definition,
@@ -137,7 +141,7 @@ def create_app(
             metric=body.metric,
         )
         # Given up, it is made all the same: who asks again later finds it.
-        made, new = await deadline(body.seconds).hold(making)
+        made, new = await until.hold(making)
         if not new:
             response.status_code = 200
         return _info(made)
@@ -250,7 +254,7 @@ def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Refusal, "description": HTTPStatus(status).phrase} for status in (401, *statuses)}
 
 
-def _at_most(value: int, limit: int, field: str) -> None:
+def _at_most(value: float, limit: float, field: str) -> None:
     if value > limit:
         raise HTTPException(422, [{"loc": ["body", field], "msg": f"expected at most {limit}, got {value}"}])
 

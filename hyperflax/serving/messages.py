@@ -16,6 +16,7 @@ from hyperflax.serving.engine import MAX_TEMPERATURE, MAX_TOPK
 
 MOST_ITEMS = 256  # examples or inputs of a request
 MOST_LISTED = 1000  # ids of a page
+MOST_SECONDS = 300  # until an answer is given up
 MOST_FIELDS = 16  # of an object that are looked at one by one
 
 
@@ -54,7 +55,9 @@ class AdaptRequest(_Strict):
     supports: int = Field(1, ge=1, description="read the examples in so many parts")
     estimate: bool = Field(True, description="leave some examples out and ask them; needs two, and takes longer")
     metric: Text = Field("exact_match", description="of the estimate; or rouge_l ...")
-    seconds: float | None = Field(None, gt=0, description="deadline of the answer; the adapter is made all the same")
+    seconds: float | None = Field(
+        None, gt=0, description=f"deadline of the answer, at most {MOST_SECONDS}; the adapter is made all the same"
+    )
 
 
 class AdapterInfo(BaseModel):
@@ -88,7 +91,7 @@ class PredictRequest(_Strict):
     topp: float = Field(0.0, ge=0, le=1, description="0 is no limit")
     seed: int = Field(0, ge=0, lt=2**32)
     stream: bool = Field(False, description="answer with lines of JSON while the predictions are made")
-    seconds: float | None = Field(None, gt=0, description="deadline")
+    seconds: float | None = Field(None, gt=0, description=f"deadline, at most {MOST_SECONDS}")
 
 
 class Prediction(BaseModel):

@@ -255,6 +255,9 @@ def test_the_schema_names_every_route(http: TestClient) -> None:
     common = {"200", "400", "401", "404", "408", "413", "422", "429", "500", "503", "504"}
     assert paths["/v1/adapters"]["post"]["responses"].keys() == common | {"201", "507"}
     assert paths["/v1/predictions"]["post"]["responses"].keys() == common
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    for request in ("AdaptRequest", "PredictRequest"):
+        assert "at most 300" in schemas[request]["properties"]["seconds"]["description"]
     listed = paths["/v1/adapters"]["get"]
     assert {"200", "404", "422"} <= listed["responses"].keys()
     limit, after = listed["parameters"]

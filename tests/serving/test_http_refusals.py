@@ -42,6 +42,8 @@ from tests.serving.http_clients import SIZES, client, examples, texts
         ("predictions", {"inputs": ["a"], "topk": 2**31}, "topk"),
         ("predictions", {"inputs": ["a"], "temperature": 1e300}, "temperature"),
         ("predictions", {"inputs": ["a"], "seconds": -1}, "seconds"),
+        ("predictions", {"inputs": ["a"], "seconds": 301}, "seconds"),
+        ("adapters", examples(seconds=3600), "seconds"),
     ],
 )
 def test_wrong_input_is_named(http: TestClient, path: str, body: dict[str, Any], field: str) -> None:
