@@ -8,10 +8,10 @@
     POST   /v1/predictions              inputs and an id -> predictions, whole or as lines of JSON while they are made
     GET    /v1/model, /healthz, /readyz, /metrics, /openapi.json, /
 
-Wrong input is answered with 422 and names the field, a body that no JSON can be read from with 400, an unknown id with
-404, too much at once with 429 and a `Retry-After`, a deadline that passed with 504, a body that takes too long to come
-with 408, a service that is ending with 503, a file that is damaged or may not be read with 500, and a disk or a folder
-that takes no change, as when it is full, with 507.
+Wrong input, and what is no JSON, is answered with 422, which names the field or the place; a body that is no UTF-8 or
+is nested too deep with 400, an unknown id with 404, too much at once with 429 and a `Retry-After`, a deadline that
+passed with 504, a body that takes too long to come with 408, a service that is ending with 503, a file
+that is damaged or may not be read with 500, and a disk or a folder that takes no change, as when it is full, with 507.
 
 >>> app = create_app(Service(hyperflax.load("strings"), "adapters"))
 >>> uvicorn.run(app)
