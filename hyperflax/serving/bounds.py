@@ -17,7 +17,17 @@ class Full(HyperflaxError):
 
 
 class Closing(HyperflaxError):
-    """The service is about to end, or has failed, and takes nothing more."""
+    """The service is about to end, and takes nothing more."""
+
+    def __init__(self, told: str = "the service is ending"):
+        super().__init__(told)
+
+
+class Failed(Closing):
+    """The service has failed: it takes nothing more until somebody starts it again."""
+
+    def __init__(self) -> None:
+        super().__init__("the service has failed; its log says why")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@
 
 Wrong input, and what is no JSON, is answered with 422, which names the field or the place; a body that is no UTF-8 or
 is nested too deep with 400, an unknown id with 404, too much at once with 429 and a `Retry-After`, a deadline that
-passed with 504, a body that takes too long to come with 408, a service that is ending with 503, a file
+passed with 504, a body that takes too long to come with 408, a service that is ending or has failed with 503, a file
 that is damaged or may not be read with 500, and a disk or a folder that takes no change, as when it is full, with 507.
 
 >>> app = create_app(Service(hyperflax.load("strings"), "adapters"))

@@ -34,7 +34,7 @@ class Maker:
       model: the hypermodel.
       store: where adapters are kept.
       config: bounds.
-      admit: entered to accept work, with whether there is room and what fills it; raises Overloaded or Closing.
+      admit: entered to accept work, with whether there is room and what fills it; raises Overloaded, Closing or Failed.
 
     Attributes:
       made: adapters made so far.
@@ -91,7 +91,7 @@ class Maker:
 
         Raises:
           DataError, ConfigError: as `Hypermodel.adapt` does; a metric that is none, or scores no example alone.
-          Overloaded, Full, Closing: it was not accepted.
+          Overloaded, Full, Closing, Failed: it was not accepted.
         """
         # Those as well who ask for one that is under way, or who have left since.
         if len(self._asked) >= self.config.waiting:

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.core import CounterMetricFamily
 
 from hyperflax.errors import CheckpointError
-from hyperflax.serving.bounds import Closing, Full, Overloaded
+from hyperflax.serving.bounds import Closing, Failed, Full, Overloaded
 from hyperflax.serving.service import Answer, Service
 from hyperflax.serving.store import NotSaved, UnknownAdapter
 
@@ -168,7 +168,7 @@ class CutOff:
         except asyncio.CancelledError:
             if scope["type"] != "http" or begun:
                 raise
-            response = await refusal(Request(scope), Closing("the service is ending"))
+            response = await refusal(Request(scope), Closing())
             await response(scope, receive, send)
 
 
@@ -176,7 +176,9 @@ async def refusal(_: Request, error: Exception) -> JSONResponse:
     """An error on purpose, as a status and one line."""
     if isinstance(error, Overloaded | Closing):
         status = 429 if isinstance(error, Overloaded) else 503
-        return JSONResponse({"detail": str(error)}, status, {"Retry-After": str(RETRY_SECONDS)})
+        # Another service may take the place of one that ends; one that has failed stays as it is.
+        headers = {} if isinstance(error, Failed) else {"Retry-After": str(RETRY_SECONDS)}
+        return JSONResponse({"detail": str(error)}, status, headers)
     if isinstance(error, NotSaved):
         log.error("%s", error)  # it names files of this machine
         return JSONResponse({"detail": "the service's disk takes no change; its log says why"}, 507)

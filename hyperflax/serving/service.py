@@ -35,7 +35,7 @@ from hyperflax.data.examples import tokenise
 from hyperflax.data.vocabularies import EOS_ID
 from hyperflax.errors import DataError, HyperflaxError
 from hyperflax.hypermodel import Hypermodel
-from hyperflax.serving.bounds import DEFAULT_CONFIG, Closing, Overloaded, ServiceConfig, lane_lengths
+from hyperflax.serving.bounds import DEFAULT_CONFIG, Closing, Failed, Overloaded, ServiceConfig, lane_lengths
 from hyperflax.serving.engine import Engine, EngineConfig, Request
 from hyperflax.serving.maker import Maker
 from hyperflax.serving.store import AdapterStore, UnknownAdapter
@@ -160,7 +160,7 @@ class Service:
           CheckpointError: its files are damaged, or cannot be read.
           DataError: no input, more than may ever wait, or one that is too long; names its number.
           ConfigError: an option out of range.
-          Overloaded, Closing: it was not accepted.
+          Overloaded, Closing, Failed: it was not accepted.
         """
         held = len(inputs)
         if held > self.config.waiting:  # however long the caller waits, there is never room
@@ -225,7 +225,7 @@ class Service:
         """Around the acceptance of work: the end waits for it, so that the threads know of all that was accepted."""
         with self._gate:
             if self._closing or self.failure is not None:
-                raise Closing("the service is ending" if self.failure is None else "the service has failed")
+                raise Closing() if self.failure is None else Failed()
             if not room:
                 raise Overloaded(f"{told}: try again later")
             self._entering += 1
@@ -278,7 +278,7 @@ class Service:
             log.exception("the engine has failed")
             self.failure = error
             for call in self._calls:
-                call.tell(Closing("the service has failed"))
+                call.tell(Failed())
             while not (ending and self._inbox.empty()):
                 if (task := self._inbox.get()) is None:
                     ending = True
@@ -289,7 +289,7 @@ class Service:
         self._calls.append(call)  # before all else: should the engine fail here, its caller is told as well
         try:
             if self.failure is not None:
-                raise Closing("the service has failed")
+                raise Failed()
             for number, row in enumerate(tokens):
                 # Equal inputs of a request are drawn apart, and an equal request gets equal answers.
                 seed = int(np.random.SeedSequence((options.get("seed", 0), number)).generate_state(1)[0])

@@ -133,6 +133,7 @@ def test_what_was_accepted_is_answered_before_the_end(tmp_path: pathlib.Path) ->
                 await asyncio.sleep(0)
             late = await http.post("/v1/predictions", json={"inputs": INPUTS})
             assert late.status_code == 503
+            assert int(late.headers["retry-after"]) > 0
             for answer in await asyncio.gather(*asked):
                 assert texts(answer) == hypermodel().predict(INPUTS)
             assert (await made).status_code == 201
@@ -198,7 +199,11 @@ def test_a_broken_engine_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
 
             monkeypatch.setattr(service.engine, "turn", turn)
             answers = await asyncio.gather(*(http.post("/v1/predictions", json={"inputs": INPUTS}) for _ in range(3)))
-            assert [answer.status_code for answer in answers] == [503] * 3
+            answers.append(await http.post("/v1/adapters", json=examples(estimate=False)))
+            for answer in answers:
+                told = "the service has failed; its log says why"
+                assert (answer.status_code, answer.json()["detail"]) == (503, told)
+                assert "retry-after" not in answer.headers  # nothing brings it back
             assert (await http.get("/healthz")).status_code == 500
             assert (await http.get("/readyz")).status_code == 503
             assert (await http.post("/v1/predictions", json={"inputs": INPUTS})).status_code == 503
