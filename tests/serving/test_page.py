@@ -403,6 +403,10 @@ def test_examples_come_in_by_text_file_cells_and_keys(page: Page, tmp_path: path
     (tmp_path / "rows.tsv").write_text('[{"id": 1}]\tone\n')
     page["file"].send_keys(str(tmp_path / "rows.tsv"))
     page.wait(lambda: page.table() == [('[{"id": 1}]', "one")])
+    page.press("Clear")
+    (tmp_path / "inches.tsv").write_text('5"\t6"\n7"\t8"\n')  # two quotes of two cells, and no quoted one
+    page["file"].send_keys(str(tmp_path / "inches.tsv"))
+    page.wait(lambda: page.table() == [('5"', '6"'), ('7"', '8"')])
     # Pasted by keys: into the field, then into the second column of the table.
     page.press("Clear")
     page["inputs"].send_keys("p,q\nr,s", Keys.CONTROL, "ax")
