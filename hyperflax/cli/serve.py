@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--waiting", type=int, default=1024, help="inputs, and callers for adapters, that may wait, above it 429 (1024)"
     )
-    parser.add_argument("--max-adapters", type=int, default=100_000, metavar="N", help="on disk, above it 507 (100000)")
+    parser.add_argument("--max_adapters", type=int, default=100_000, metavar="N", help="on disk, above it 507 (100000)")
     parser.add_argument("--grace", type=int, default=30, metavar="SECONDS", help="time to end in, in all (30)")
 
 

@@ -131,7 +131,7 @@ class Maker:
             # One that is there may get its estimate; those that are being made count before they are there.
             if key not in listing and len(listing) + sum(other not in listing for other in self._making) >= most:
                 told = f"{most} adapters are kept, and no more may be"
-                raise Full(f"{told}: delete some, or raise the bound (--max-adapters)")
+                raise Full(f"{told}: delete some, or raise the bound (--max_adapters)")
             wanted = metric if with_estimate else None
             work = self._make, key, examples, options, wanted
             making = asyncio.get_running_loop().run_in_executor(self._thread, *work)

@@ -230,7 +230,7 @@ def test_a_full_folder_takes_no_new_adapter_and_loses_none(tmp_path: pathlib.Pat
         made = [http.post("/v1/adapters", json=body) for body in bodies]
         assert [answer.status_code for answer in made] == [201, 201, 507]
         assert "2 adapters are kept" in made[2].json()["detail"]
-        assert "delete some, or raise the bound (--max-adapters)" in made[2].json()["detail"]
+        assert "delete some, or raise the bound (--max_adapters)" in made[2].json()["detail"]
         # What is there is answered, and may get its estimate.
         keys = [answer.json()["id"] for answer in made[:2]]
         again = http.post("/v1/adapters", json={**bodies[0], "estimate": True})
