@@ -107,21 +107,21 @@ class LoRA(KindConfig):
 
     @staticmethod
     def fit_slot(slot: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the slot with another rank: larger, by columns of the fresh `a` beside rows of zeros; smaller, by
-        what is nearest to `a b` in the Frobenius norm (Eckart and Young 1936), shared evenly between `a` and `b`."""
+        """Returns the slot with another rank: smaller, by what is nearest to `a b` in the Frobenius norm (Eckart and
+        Young 1936), shared evenly between `a` and `b`. Columns of the fresh `a` beside rows of zeros are what is more,
+        and what stands where `a b` has nothing: beside a column of zeros such a row would never get a gradient."""
         a, b = (np.asarray(slot[name], np.float64) for name in ("a", "b"))
-        rank, wanted = a.shape[1], fresh["a"].shape[1]
-        if wanted >= rank:
-            a, b = np.concatenate([a, fresh["a"][:, rank:]], axis=1), np.pad(b, ((0, wanted - rank), (0, 0)))
-        else:
+        wanted = fresh["a"].shape[1]
+        if wanted < a.shape[1]:
             left, upper_a = np.linalg.qr(a)
             right, upper_b = np.linalg.qr(b.T)
             u, s, v = np.linalg.svd(upper_a @ upper_b.T, full_matrices=False)
-            root = np.sqrt(s[:wanted])
-            a, b = (left @ u[:, :wanted]) * root, (right @ v[:wanted].T * root).T
-            # On projections narrower than the rank there are fewer singular values; what is missing is zero.
-            lack = wanted - a.shape[1]
-            a, b = np.pad(a, ((0, 0), (0, lack))), np.pad(b, ((0, lack), (0, 0)))
+            # Singular values that are 0 come out as rounding.
+            rank = np.count_nonzero(s[:wanted] > s[0] * max(a.shape) * np.finfo(s.dtype).eps)
+            root = np.sqrt(s[:rank])
+            a, b = (left @ u[:, :rank]) * root, (right @ v[:rank].T * root).T
+        rank = a.shape[1]
+        a, b = np.concatenate([a, fresh["a"][:, rank:]], axis=1), np.pad(b, ((0, wanted - rank), (0, 0)))
         return {"a": a.astype(np.float32), "b": b.astype(np.float32)}
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | the same place, the same size | as it is |
 | LoRA of a higher rank | further columns of `a` at random and rows of zeros in `b`: the same effect, and a gradient |
-| LoRA of a lower rank | the nearest product of that rank, by singular values of `a b` |
+| LoRA of a lower rank | the nearest product of that rank, by singular values of `a b`; where they are 0, as above |
 | a place more | the kind's own start, where that changes nothing: LoRA, parallel adapters, full fine-tuning |
 | anything else | refused: it would throw away a part of what is known |
 

@@ -58,6 +58,25 @@ def test_more_ranks_and_more_places_do_the_same_and_can_all_learn(sites, more, r
             assert (np.abs(x).max(axis=0) > 0).all(), f"{path}: a column of zeros would never get a gradient"
 
 
+@pytest.mark.parametrize("known", [0, 1])
+def test_what_a_lower_rank_has_too_much_can_learn(known):
+    """A start whose `b` is zero, as of training that has not reached a place, or of a product of rank 1."""
+    spec, narrow = (build_spec(LoRA(rank=rank, alpha=rank, sites=FEW), CONFIG) for rank in (5, 3))
+    flat = trees.flatten(random_tree(spec, 0))
+    tree = trees.unflatten(
+        {path: x * (np.arange(5)[:, None] < known) if path.endswith("/b") else x for path, x in flat.items()}
+    )
+    out = started(tree, spec, narrow)
+    for module, product in dense(out, narrow).items():
+        np.testing.assert_allclose(product, dense(tree, spec)[module], rtol=1e-4, atol=1e-5)
+    fresh = trees.flatten(narrow.init(KEY))
+    for path, x in trees.flatten(out).items():
+        if path.endswith("/a"):
+            np.testing.assert_array_equal(x[:, known:], fresh[path][:, known:])
+        else:
+            assert not x[known:].any()
+
+
 @given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 100))
 @settings(max_examples=15, deadline=None)
 def test_fewer_ranks_are_the_best_there_are(rank, fewer, seed):
