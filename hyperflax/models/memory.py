@@ -29,8 +29,8 @@ def kept_bytes(config: T5Config, rows: int, inputs: int, targets: int) -> int:
     cross = 4 * targets * config.joined_kv + 2 * inputs * config.joined_kv
     decoder = targets * (width + scores * (targets + inputs)) + cross
     values = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
-    values += 3 * targets * config.vocab_size
-    return rows * values * jnp.dtype(config.dtype).itemsize
+    logits = 3 * targets * config.vocab_size * 4  # float32 whatever the dtype
+    return rows * (values * jnp.dtype(config.dtype).itemsize + logits)
 
 
 def microbatches(kept: int, examples: int) -> int:

@@ -29,6 +29,26 @@ def test_filled_parts_are_as_few_as_fit() -> None:
     assert filled_microbatches(9 * AT_ONCE, 9) == filled_microbatches(90 * AT_ONCE, 9) == 9
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_logits_are_float32_whatever_the_dtype(dtype: str, size: int) -> None:
+    """One example of 3 and 5 tokens: all values of a layer in the dtype, and three of every logit in float32."""
+    config = T5Config(
+        vocab_size=100,
+        emb_dim=7,
+        num_heads=2,
+        head_dim=3,
+        mlp_dim=11,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        mlp_activations=("gelu", "linear"),
+        dtype=dtype,
+    )
+    token = 4 * 7 + 4 * 6 + 4 * 11
+    encoder = 3 * token + 2 * 2 * 3 * 3
+    decoder = 5 * token + 2 * 2 * 5 * (5 + 3) + (4 * 5 + 2 * 3) * 6
+    assert kept_bytes(config, rows=2, inputs=3, targets=5) == 2 * (size * (encoder + decoder) + 4 * 3 * 5 * 100)
+
+
 @pytest.mark.parametrize(
     ("config", "tasks", "examples", "inputs", "targets"),
     [(WIDE, 1, 16, 256, 16), (WIDE, 8, 8, 32, 32), (NARROW, 1, 32, 16, 64), (NARROW, 2, 8, 512, 8)],
