@@ -134,7 +134,7 @@ class HypernetworkOf:
         if self.start == "random":
             return fresh
         if trained and not self.fresh_heads:
-            unrolled = self._arranged(fresh, unstack_layers)
+            unrolled = jax.eval_shape(functools.partial(self._arranged, arrange=unstack_layers), fresh)
             return self._arranged(_trained_hypernetwork(self, unrolled), stack_layers)
         if trained:
             params = self._arranged(_read_hypernetwork(self.start, self.config).hypernetwork_params, stack_layers)
