@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
 
 from hyperflax.adapters.checks import nearest
 from hyperflax.adapters.full import Full
@@ -75,24 +77,47 @@ def refuse(spec: AdapterSpec, operation: str) -> None:
             raise AdapterError(f"{kind.kind} at '{slot}' refuses to {operation}: {reason}")
 
 
+class Catalogue(NamedTuple):
+    """Every leaf that a base model can read, of size 1, in unrolled layers.
+
+    Attributes:
+      leaves: by path, optional ones among them.
+      siblings: names of the leaves that go together, by path of their slot: `.../query/lora` -> `a`, `b`.
+    """
+
+    leaves: Mapping[str, Leaf]
+    siblings: Mapping[str, Set[str]]
+
+
+@functools.cache
+def catalogue(t5_config: T5Config) -> Catalogue:
+    """Returns what a base model can read; built once for each, for it is asked with every adapter.
+
+    >>> sorted(catalogue(T5Config(vocab_size=384)).siblings["encoder/layers_0/attention/query/lora"])
+    ['a', 'b']
+    """
+    leaves: dict[str, Leaf] = {}
+    siblings: dict[str, Set[str]] = {}
+    for kind in KINDS.values():
+        for config in kind.catalogue():
+            full = config.spec(t5_config)
+            leaves |= {leaf.path: leaf for leaf in (*full.leaves, *full.optional)}
+            siblings |= {slot: {leaf.name for leaf in group} for slot, group in groups(full).items()}
+    return Catalogue(leaves, siblings)
+
+
 def check_spec(spec: AdapterSpec, t5_config: T5Config) -> None:
     """Checks that every leaf is read by some layer of the base model and has the shape which that layer expects.
 
     Raises:
       AdapterError: names the first leaf that this base model has no place for, has in another shape, or lacks.
     """
-    catalogue: dict[str, Leaf] = {}
-    readable: dict[str, set[str]] = {}
-    for kind in KINDS.values():
-        for config in kind.catalogue():
-            full = config.spec(t5_config)
-            catalogue |= {leaf.path: leaf for leaf in (*full.leaves, *full.optional)}
-            readable |= {slot: {leaf.name for leaf in leaves} for slot, leaves in groups(full).items()}
+    known_leaves, siblings = catalogue(t5_config)
     for leaf in (*spec.leaves, *spec.optional):
-        known = catalogue.get(leaf.path)
+        known = known_leaves.get(leaf.path)
         if known is None:
             raise AdapterError(
-                f"leaf '{leaf.path}': nothing in this base model reads it{nearest(leaf.path, catalogue)}"
+                f"leaf '{leaf.path}': nothing in this base model reads it{nearest(leaf.path, known_leaves)}"
             )
         if known.slot_axis != leaf.slot_axis or known.resized(leaf.slots).shape != leaf.shape:
             expected = [
@@ -105,7 +130,7 @@ def check_spec(spec: AdapterSpec, t5_config: T5Config) -> None:
     for slot in optional.keys() - slots.keys():
         raise AdapterError(f"leaf '{optional[slot].path}': the spec has it and none of the leaves that it goes with")
     for slot, leaves in slots.items():
-        for name in sorted(readable[slot] - {leaf.name for leaf in leaves}):
+        for name in sorted(siblings[slot] - {leaf.name for leaf in leaves}):
             raise AdapterError(f"leaf '{slot}/{name}': the spec has its siblings and lacks it")
         for leaf in (*leaves[1:], *([optional[slot]] if slot in optional else [])):
             if leaf.slots != leaves[0].slots:

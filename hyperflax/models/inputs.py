@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hyperflax import trees
 from hyperflax.adapters.checks import nearest
-from hyperflax.adapters.kinds import KINDS
+from hyperflax.adapters.kinds import catalogue, kind_of
 from hyperflax.adapters.layers import SCANNED
 from hyperflax.adapters.sites import depth
 from hyperflax.errors import AdapterError, HyperflaxError
@@ -64,13 +64,11 @@ def readable_leaves(config: T5Config) -> Mapping[str, tuple[int | str, ...]]:
     The axis of slots is free and holds the name of its size, `rank`.
     """
     found: dict[str, tuple[int | str, ...]] = {}
-    for kind in KINDS.values():
-        for settings in kind.catalogue():
-            spec = settings.spec(config)
-            for leaf in (*spec.leaves, *spec.optional):
-                shape = tuple(kind.size if axis == leaf.slot_axis else size for axis, size in enumerate(leaf.shape))
-                if config.scan_layers and leaf.in_layer:
-                    found[f"{leaf.stack}/{SCANNED}/{leaf.local}"] = (depth(config, leaf.stack), *shape)
-                else:
-                    found[leaf.path] = shape
+    for leaf in catalogue(config).leaves.values():
+        size = kind_of(leaf).size
+        shape = tuple(size if axis == leaf.slot_axis else length for axis, length in enumerate(leaf.shape))
+        if config.scan_layers and leaf.in_layer:
+            found[f"{leaf.stack}/{SCANNED}/{leaf.local}"] = (depth(config, leaf.stack), *shape)
+        else:
+            found[leaf.path] = shape
     return found

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.adapters import AdapterSpec, Leaf, LoRA, Prefix, build_spec, check_spec
+from hyperflax.adapters import AdapterSpec, Leaf, LoRA, Prefix, build_spec, check_spec, kinds
 from hyperflax.errors import AdapterError, ConfigError
+from hyperflax.models.inputs import readable_leaves
 from tests.adapters.micro import CONFIG, KINDS, random_tree
 
 LORA = build_spec(LoRA(rank=2, alpha=6.0, sites=("encoder/attention/query", "decoder/mlp/wo")), CONFIG)
@@ -235,6 +236,15 @@ def test_a_spec_fits_its_own_base(row):
 def test_another_base_is_refused_with_the_leaf_named(spec, base, message):
     with pytest.raises(AdapterError, match=message):
         check_spec(spec, base)
+
+
+def test_what_a_base_reads_is_found_out_once(monkeypatch):
+    """With many layers it takes longer than a short answer."""
+    check_spec(LORA, CONFIG)
+    for kind in kinds.KINDS.values():
+        monkeypatch.setattr(kind, "spec", lambda *given: pytest.fail("built anew"))
+    check_spec(LORA, CONFIG)
+    assert readable_leaves(CONFIG)["encoder/layers_0/attention/query/lora/a"] == (12, "rank")
 
 
 def test_a_spec_with_half_a_slot_or_two_ranks_in_one_is_refused():
