@@ -84,7 +84,7 @@ def from_hf(data: Mapping[str, Any], where: str) -> T5Config:
             mlp_dim=sizes["d_ff"],
             num_encoder_layers=sizes["num_layers"],
             num_decoder_layers=sizes["num_layers"] if decoder_layers is None else decoder_layers,
-            mlp_activations=_activations(data.get("feed_forward_proj", _FEED_FORWARD[family]), where),
+            mlp_activations=_activations(data, family, where),
             dropout_rate=data.get("dropout_rate", 0.1),
             logits_via_embedding=tied and family != "mt5",
             relative_bias="per_layer" if family == "umt5" else "shared",
@@ -132,14 +132,23 @@ def to_hf(config: T5Config, *, dtype: str = "float32") -> dict[str, Any]:
     }
 
 
-def _activations(feed_forward: Any, where: str) -> tuple[str, ...]:
+def _activations(data: Mapping[str, Any], family: str, where: str) -> tuple[str, ...]:
+    feed_forward = data.get("feed_forward_proj", _FEED_FORWARD[family])
     known = {_feed_forward(names): names for name in _ACTIVATIONS for names in ((name,), (name, "linear"))}
     known["gated-gelu_new"] = known[_GATED_GELU]
     if not isinstance(feed_forward, str) or feed_forward not in known:
         raise CheckpointError(
             f"{where}: key 'feed_forward_proj': expected one of {sorted(known)}, got {feed_forward!r}"
         )
-    return known[feed_forward]
+    found = known[feed_forward]
+    # transformers takes these from `feed_forward_proj`, unless the file has them: then they count.
+    for key, value in (("dense_act_fn", _ACTIVATIONS[found[0]]), ("is_gated_act", len(found) > 1)):
+        if (got := data.get(key, value)) != value:
+            raise CheckpointError(
+                f"{where}: key '{key}': expected {value!r}, as feed_forward_proj {feed_forward!r} has it, got "
+                f"{got!r:.100}"
+            )
+    return found
 
 
 def _feed_forward(activations: tuple[str, ...]) -> str:

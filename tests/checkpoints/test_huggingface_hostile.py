@@ -61,6 +61,13 @@ def rewrite(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
         ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj.*gated-tanh"),
         ({"feed_forward_proj": "gelu"}, "feed_forward_proj"),  # the exact gelu, which no T5 of ours computes
         ({"feed_forward_proj": 3}, "feed_forward_proj"),
+        (  # the exact gelu again
+            {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"},
+            "dense_act_fn.*expected 'gelu_new', as feed_forward_proj 'gated-gelu' has it, got 'gelu'",
+        ),
+        ({"feed_forward_proj": "relu", "dense_act_fn": "silu"}, "dense_act_fn.*expected 'relu'"),
+        ({"feed_forward_proj": "relu", "is_gated_act": True}, "is_gated_act.*expected False.*got True"),
+        ({"feed_forward_proj": "gated-silu", "is_gated_act": False}, "is_gated_act.*expected True.*got False"),
         ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon.*1e-06.*1e-05"),
         ({"decoder_start_token_id": 5}, "decoder_start_token_id"),
         ({"eos_token_id": 2}, "eos_token_id.*1.*2"),
