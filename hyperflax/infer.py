@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import pathlib
 import sys
@@ -24,6 +25,7 @@ from hyperflax.data.jsonl import Input, read_inputs
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.files import append_lines, atomic_file, read_if_there
 from hyperflax.hypermodel import WINDOW, Hypermodel
+from hyperflax.locks import alone_at
 from hyperflax.processes import Processes
 
 KEEP_EVERY = 30.0  # seconds of work that a kill may cost, beside the window that it breaks off
@@ -46,32 +48,61 @@ def infer(
       ConfigError: `out` is the file of inputs.
       DataError: a broken line or an input that is too long, with file and line; before any input is decoded.
       AdapterError: the adapter belongs to another base model.
+      BusyError: another process is at work on that file.
 
     Returns:
       the file written by this process.
     """
-    processes = Processes.running()
     locate_file(out)  # refuses what is no place
-    if inputs != "-" and _is_same(inputs, out):
+    lines, loaded = given(inputs, adapter, out=out)
+    return write_answers(model, lines, loaded, out=out, max_length=max_length)
+
+
+def given(inputs: str, adapter: str | None, *, out: str | None = None) -> tuple[list[Input], Adapter | None]:
+    """Reads what is to be answered and the adapter to do it with: before the model, which takes longer.
+
+    Args:
+      inputs, adapter, out: as of `infer`; None writes no file.
+
+    Raises:
+      ConfigError: `out` is the file of inputs.
+      DataError: a broken line, with file and line.
+      CheckpointError: no adapter, or a damaged one.
+    """
+    if out is not None and inputs != "-" and _is_same(inputs, out):
         raise ConfigError(f"{out}: expected another file than the inputs', which it would replace")
-    lines, shard = read_inputs(inputs), processes.shard(out)
-    part = lines[processes.part(len(lines))]
-    loaded = load_adapter(adapter) if adapter is not None else None
-    kept = shard.with_name(f"{shard.name}.{_digest(model, part, loaded, max_length)}.partial")
-    rows = _resume(kept)
-    with tqdm(total=len(part), initial=len(rows), unit="input", disable=not processes.first) as bar:
-        saved, at = len(rows), time.monotonic()
-        for row in predictions(model, part[len(rows) :], loaded, max_length):
-            rows.append(json.dumps(row, ensure_ascii=False))
-            bar.update()
-            if len(rows) % WINDOW == 0 and time.monotonic() - at > KEEP_EVERY:  # part of a window is not gone on with
-                append_lines(kept, rows[saved:])
-                saved, at = len(rows), time.monotonic()
-    with atomic_file(shard) as temporary:
-        temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    if (place := locate_file(kept)).exists():
-        with contextlib.suppress(CheckpointError):  # not everybody who may write may remove
-            place.unlink()
+    lines = read_inputs(inputs)
+    return lines, load_adapter(adapter) if adapter is not None else None
+
+
+def write_answers(
+    model: Hypermodel, lines: Sequence[Input], adapter: Adapter | None, *, out: str, max_length: int | None = None
+) -> pathlib.Path:
+    """Writes the file of `infer`, or this process's shard, for what `given` has read.
+
+    Raises:
+      DataError, AdapterError: as `infer`.
+      BusyError: another process is at work on that file.
+    """
+    processes = Processes.running()
+    shard, part = processes.shard(out), lines[processes.part(len(lines))]
+    kept = shard.with_name(f"{shard.name}.{_digest(model, part, adapter, max_length)}.partial")
+    with alone_at(shard):
+        rows = _resume(kept, part)
+        with tqdm(total=len(part), initial=len(rows), unit="input", disable=not processes.first) as bar:
+            saved, at = len(rows), time.monotonic()
+            for row in predictions(model, part[len(rows) :], adapter, max_length):
+                rows.append(json.dumps(row, ensure_ascii=False))
+                bar.update()
+                # Part of a window is not gone on with.
+                if len(rows) % WINDOW == 0 and time.monotonic() - at > KEEP_EVERY:
+                    append_lines(kept, rows[saved:])
+                    saved, at = len(rows), time.monotonic()
+        with atomic_file(shard) as temporary:
+            temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        if (place := locate_file(kept)).exists():
+            with contextlib.suppress(CheckpointError):  # not everybody who may write may remove
+                place.unlink()
     return shard
 
 
@@ -101,18 +132,28 @@ def _digest(model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None,
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
-def _resume(kept: pathlib.Path) -> list[str]:
-    """Returns the answers that a killed job has left: those of whole windows, so that the others are what they were.
+def _resume(kept: pathlib.Path, part: Sequence[Input]) -> list[str]:
+    """Returns the answers to `part` that a killed job has left: those of whole windows, so that the others are what
+    they were.
 
-    The file has no others then: it goes on from there.
+    They end where a row answers another input than its own: in a bucket, and where nothing can be locked, two jobs may
+    have written at once. The file has no others then: it goes on from there.
     """
     content = read_if_there(kept) or b""
     whole = content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]  # no line may end in the middle
-    rows = whole[: len(whole) // WINDOW * WINDOW]
+    right = itertools.takewhile(lambda pair: _answers(*pair), zip(whole, part, strict=False))
+    rows = whole[: len(list(right)) // WINDOW * WINDOW]
     if content:
         with atomic_file(kept) as temporary:
             temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     return rows
+
+
+def _answers(row: str, line: Input) -> bool:
+    try:
+        return json.loads(row)["input"] == line.input
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 if __name__ == "__main__":

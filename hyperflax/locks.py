@@ -1,6 +1,8 @@
-"""One job in a folder at a time.
+"""One job in a folder, or at a file, at a time.
 
 >>> with alone_in("runs/first"):
+...     ...
+>>> with alone_at("answers.jsonl"):
 ...     ...
 """
 
@@ -16,7 +18,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from hyperflax.buckets import Location, locate
+from hyperflax.buckets import Location, locate, locate_file
 from hyperflax.errors import BusyError, ConfigError
 from hyperflax.processes import Processes
 
@@ -43,7 +45,7 @@ def alone_in(folder: Location | str) -> Iterator[None]:
     descriptor, refused = None, ""
     if isinstance(place, pathlib.Path):
         try:
-            descriptor = _lock(place) if processes.first else None
+            descriptor = _lock(place / LOCK, f"{place}", "in it", "folder") if processes.first else None
         except BusyError as error:
             refused = str(error)
         if refused := processes.told_by_first(refused):
@@ -53,6 +55,28 @@ def alone_in(folder: Location | str) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone_at(file: Location | str) -> Iterator[None]:
+    """Keeps other processes from making a file while this one does; makes its folder.
+
+    As `alone_in`, by a lock on `.NAME.lock` beside it, which is there as long as it is held. Of a job's processes each
+    asks for its own file.
+
+    Raises:
+      BusyError: another process is making it.
+    """
+    place = locate_file(file)
+    lock = place.with_name(f".{place.name}{LOCK}")
+    descriptor = _lock(lock, f"{place}", "on it", "file") if isinstance(lock, pathlib.Path) else None
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # not everybody who may write may remove
+                os.unlink(lock)
             os.close(descriptor)
 
 
@@ -79,29 +103,43 @@ def _appears(file: pathlib.Path) -> bool:
     return True
 
 
-def _lock(folder: pathlib.Path) -> int | None:
-    """Returns a file descriptor that holds the folder's lock until it is closed; None if nothing more is to be held."""
-    file, host = folder / LOCK, socket.gethostname()
+def _lock(file: pathlib.Path, what: str, where: str, kind: str) -> int | None:
+    """Returns a file descriptor that holds a lock until it is closed; None if nothing more is to be held.
+
+    The others are words of the refusal: what is locked, where a process is at work, and what else to choose.
+    """
+    host = socket.gethostname()
     me = f"{os.getpid()} {host} {_PROCESS_NAME}"
     with contextlib.ExitStack() as on_failure:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
             on_failure.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file, descriptor):  # who held it has removed it meanwhile
+                return _lock(file, what, where, kind)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, me.encode())
         except BlockingIOError:
-            holder = file.read_text(encoding="utf-8", errors="replace")
+            holder = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
             if holder == me:
                 return None
             pid, its_host, *_ = [*holder.split(), "?", "?"]
             gone = "" if its_host == host else f" (if that host is gone, delete {file})"
             raise BusyError(
-                f"{folder}: process {pid} on {its_host} is at work in it{gone}; stop it, or choose another folder"
+                f"{what}: process {pid} on {its_host} is at work {where}{gone}; stop it, or choose another {kind}"
             ) from None
         except OSError as error:
-            _LOG.warning("%s: cannot be locked (%s); nothing keeps a second process from working in it", folder, error)
+            _LOG.warning(
+                "%s: cannot be locked (%s); nothing keeps a second process from working %s", what, error, where
+            )
             return None
         on_failure.pop_all()
     return descriptor
+
+
+def _is_at(file: pathlib.Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

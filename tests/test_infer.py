@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import pathlib
+import re
 import types
 from typing import Any
 
 import pytest
 
 from hyperflax.data.jsonl import read_inputs
-from hyperflax.errors import ConfigError, DataError
+from hyperflax.errors import BusyError, ConfigError, DataError
 from hyperflax.hypermodel import WINDOW, Hypermodel
 from hyperflax.hypermodel.text import ROWS
 from hyperflax.infer import infer, predictions
@@ -103,6 +105,46 @@ def test_what_is_kept_of_a_long_job_are_whole_windows(tmp_path: pathlib.Path, mo
         infer(model=hypermodel(), inputs=inputs, out=str(out))
     (partial,) = tmp_path.glob("out.jsonl.*.partial")
     assert len(partial.read_text().splitlines()) == WINDOW
+
+
+@pytest.mark.parametrize(("kept", "right"), [((0, 1, 1), 2), ((0, 2, 2), 1), ((1, 2), 0)], ids=str)
+def test_a_job_goes_on_where_the_answers_are_no_longer_those_of_its_inputs(
+    kept: tuple[int, ...], right: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs wrote at once, where nothing keeps them apart: windows are there twice, or missing."""
+    inputs = write(tmp_path / "in.jsonl", [f"x{number}" for number in range(3 * WINDOW + 7)])
+    out, decode = tmp_path / "out.jsonl", Hypermodel.decode
+    expected = infer(model=hypermodel(), inputs=inputs, out=str(out)).read_bytes()
+    lines = expected.splitlines(keepends=True)
+    monkeypatch.setattr("hyperflax.infer.KEEP_EVERY", -1.0)
+    monkeypatch.setattr("hyperflax.infer.atomic_file", None)  # the partial one stays
+    with pytest.raises(TypeError):
+        infer(model=hypermodel(), inputs=inputs, out=str(out))
+    monkeypatch.undo()
+    (partial,) = tmp_path.glob("out.jsonl.*.partial")
+    partial.write_bytes(b"".join(line for window in kept for line in lines[window * WINDOW : (window + 1) * WINDOW]))
+    batches = []
+    monkeypatch.setattr(Hypermodel, "decode", lambda *given, **options: batches.append(1) or decode(*given, **options))
+    assert infer(model=hypermodel(), inputs=inputs, out=str(out)).read_bytes() == expected
+    assert len(batches) == (3 - right) * WINDOW // ROWS + 1
+
+
+def test_a_second_job_for_the_same_file_is_refused_before_it_decodes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, lock = write(tmp_path / "in.jsonl", ["a"]), tmp_path / ".out.jsonl.lock"
+    with lock.open("w") as first, monkeypatch.context() as patch:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        first.write("123 elsewhere 4567")
+        first.flush()
+        patch.setattr(Hypermodel, "decode", lambda *arguments, **options: pytest.fail("decoded"))
+        told = (
+            f"{tmp_path}/out.jsonl: process 123 on elsewhere is at work on it (if that host is gone, delete {lock}); "
+        )
+        with pytest.raises(BusyError, match=re.escape(told)):
+            infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "out.jsonl"))
+    infer(model=hypermodel(), inputs=inputs, out=str(tmp_path / "out.jsonl"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
 def test_a_model_that_answers_at_other_lengths_does_not_go_on_with_anothers_answers(

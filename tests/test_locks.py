@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pathlib
 import re
@@ -16,9 +17,11 @@ from hyperflax import locks
 from hyperflax.errors import BusyError, ConfigError
 
 
-def working_in(folder: pathlib.Path) -> subprocess.Popen:
-    """Another process, which is at work in the folder when this returns and stays there."""
-    code = "import sys\nfrom hyperflax.locks import alone_in\nwith alone_in(sys.argv[1]): print(flush=True); input()"
+def working_in(folder: pathlib.Path, lock: str = "alone_in") -> subprocess.Popen:
+    """Another process, which is at work in the folder, or at the file, when this returns and stays there."""
+    code = (
+        f"import sys\nfrom hyperflax.locks import {lock} as alone\nwith alone(sys.argv[1]): print(flush=True); input()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -36,6 +39,35 @@ def test_a_second_process_is_refused_until_the_first_one_is_gone(tmp_path):
         other.wait()
         with locks.alone_in(folder):
             pass
+
+
+def test_a_second_process_at_a_file_is_refused_and_others_beside_it_are_not(tmp_path):
+    file = tmp_path / "deep" / "answers"
+    with working_in(file, "alone_at") as other:
+        told = f"{file}: process {other.pid} on {os.uname().nodename} is at work on it; stop it, or choose another file"
+        with pytest.raises(BusyError, match=re.escape(told)), locks.alone_at(file):
+            pass
+        with locks.alone_at(file.with_name("others")), locks.alone_in(file.parent):
+            pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        with locks.alone_at(file):
+            assert (tmp_path / "deep" / ".answers.lock").exists()
+    assert [path.name for path in file.parent.iterdir()] == [locks.LOCK]
+
+
+def test_a_lock_that_is_removed_while_one_asks_for_it_is_asked_for_anew(tmp_path, monkeypatch):
+    """Else two hold one each: of the file that was there, and of the one that is."""
+    flock, lock = fcntl.flock, tmp_path / ".answers.lock"
+
+    def slow(descriptor, how):
+        monkeypatch.undo()
+        lock.unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr("fcntl.flock", slow)
+    with locks.alone_at(tmp_path / "answers"), lock.open() as second, pytest.raises(BlockingIOError):
+        flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_process_may_ask_again_for_what_it_holds(tmp_path):

@@ -31,28 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from hyperflax.checkpoints.artefacts import load_adapter
-    from hyperflax.data.jsonl import read_inputs
     from hyperflax.errors import ConfigError
     from hyperflax.files import require_file_place
     from hyperflax.hypermodel import load
-    from hyperflax.infer import infer, predictions
+    from hyperflax.infer import given, predictions, write_answers
 
     if arguments.max_length is not None and not 1 <= arguments.max_length <= MOST_TOKENS:
         raise ConfigError(f"--max_length: expected 1 to {MOST_TOKENS}, got {arguments.max_length}")
     if arguments.out:
         require_file_place(arguments.out)
+    lines, adapter = given(arguments.inputs, arguments.adapter, out=arguments.out or None)
     model = load(arguments.model, hypernetwork=False)
     if arguments.out:
-        infer(
-            model=model,
-            inputs=arguments.inputs,
-            out=arguments.out,
-            adapter=arguments.adapter,
-            max_length=arguments.max_length,
-        )
+        write_answers(model, lines, adapter, out=arguments.out, max_length=arguments.max_length)
         return 0
-    adapter = load_adapter(arguments.adapter) if arguments.adapter is not None else None
-    for row in predictions(model, read_inputs(arguments.inputs), adapter, arguments.max_length):
+    for row in predictions(model, lines, adapter, arguments.max_length):
         print(json.dumps(row, ensure_ascii=False), flush=True)  # who reads a pipe has it while the next are made
     return 0

@@ -111,6 +111,17 @@ def test_a_number_out_of_bounds(
         assert capsys.readouterr().err == told
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "out"]], ids=["stdout", "file"])
+@pytest.mark.parametrize(("option", "path"), [("--adapter", "nowhere"), ("--inputs", "none.jsonl")])
+def test_what_is_to_be_answered_is_read_before_the_model(
+    option: str, path: str, out: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pathlib.Path("i.jsonl").write_text('{"input": "a"}\n')
+    assert main([*COMMANDS["predict"][0][:-1], *out, option, path]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"hyperflax predict: {path}")
+
+
 @pytest.mark.parametrize("command", [name for name in tune.COMMANDS if name not in ("report", "renew")])
 def test_a_seed_that_no_run_can_keep(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in ("-1", "2147483648", "²"):
