@@ -91,7 +91,8 @@ done
 
 ((code)) || exit 0
 reason=$(why_code "$code") || { say "the run failed with code $code; logs are in $to"; exit "$code"; }
-state=$(squeue --noheader "--jobs=$SLURM_JOB_ID" --format=%T)
+# Only what is known to be another state keeps it from the queue: a controller may be too busy to answer.
+state=$(squeue --noheader "--jobs=$SLURM_JOB_ID" --format=%T) || state=RUNNING
 if [[ $state != RUNNING ]]; then
   say "$reason; the job is $state and not queued again"
 elif ((${SLURM_RESTART_COUNT:-0} >= max_restarts)); then

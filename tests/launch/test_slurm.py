@@ -67,6 +67,14 @@ def test_a_job_that_failed_or_was_cancelled_is_not_queued_again(world: World, co
     assert world.lines("scontrol") == []
 
 
+def test_a_controller_that_does_not_answer_keeps_no_job_from_the_queue(world: World):
+    world.plan("0", 75)
+    done = world.run("launch/slurm.sh", *RUN, **JOB | {"SLURM_STATE": ""})
+    assert done.returncode == 75
+    assert "the job goes back into the queue" in done.stderr
+    assert world.lines("scontrol") == ["requeue 7"]
+
+
 def test_slurm_runs_a_copy_of_the_script(world: World):
     copy = world.folder / "slurm_script"
     shutil.copy(REPOSITORY / "launch/slurm.sh", copy)
