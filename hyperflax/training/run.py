@@ -153,7 +153,7 @@ class Run:
             "meaning": self._meaning,
             "provenance": self._provenance,
             "seconds": self._seconds(),
-            "period": {"pairs": self._sums.as_json(), "steps": self._sums.steps},
+            "period": {"pairs": self._sums.as_json()},
         }
         self._log.flush()
         self._checkpoints.save(self.state, host)
@@ -174,7 +174,7 @@ class Run:
                 "choose another folder"
             )
         self._earlier_seconds = float(host["seconds"])
-        self._sums = Sums(host["period"]["pairs"], host["period"]["steps"])
+        self._sums = Sums(host["period"]["pairs"])
 
     def _log_initial(
         self,

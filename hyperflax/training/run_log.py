@@ -18,6 +18,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,16 +37,14 @@ COUNTED = ("skipped_steps",)
 class Sums:
     """Running (sum, weight) pairs of a log period, in Python floats: saved as json they come back bit for bit."""
 
-    def __init__(self, pairs: Mapping[str, Sequence[float | str]] | None = None, steps: int = 0) -> None:
+    def __init__(self, pairs: Mapping[str, Sequence[float | str]] | None = None) -> None:
         self.pairs = {name: (float(total), float(weight)) for name, (total, weight) in (pairs or {}).items()}
-        self.steps = steps
 
     def add(self, metrics: Metrics) -> None:
         """Adds one step's pairs; waits for the device where they are not ready."""
         for name, (total, weight) in metrics.items():
             old_total, old_weight = self.pairs.get(name, (0.0, 0.0))
             self.pairs[name] = (old_total + float(total), old_weight + float(weight))
-        self.steps += 1
 
     def as_json(self) -> dict[str, list[float | str]]:
         """Returns the pairs, to make `Sums` of again; what json cannot hold (NaN, infinity) as a word."""
@@ -68,13 +67,14 @@ class RunLog:
     def __init__(self, directory: str | os.PathLike[str], *, enabled: bool = True) -> None:
         self._folder, self._enabled = locate(os.fspath(directory)), enabled
         self.path = self._folder / METRICS_FILE
-        self._events: Any = None  # a SummaryWriter wherever there is something to write
+        self._events: Any = None  # an EventsWriter wherever there is something to write
 
     def start(self, resume_step: int | None) -> None:
         """Removes the rows of steps after `resume_step`, of all steps if it is None."""
         if not self._enabled:
             return
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         rows = [] if resume_step is None else [row for row in read_rows(self.path) if row["step"] <= resume_step]
         with atomic_file(self.path) as temporary:
@@ -82,8 +82,14 @@ class RunLog:
         # An event file grows, which nothing in a bucket does: it is made here, and put there whenever it is flushed.
         self._place, self._made = self._folder / "tensorboard", tempfile.TemporaryDirectory(prefix="hyperflax-")
         local = self._place if isinstance(self._place, pathlib.Path) else pathlib.Path(self._made.name)
+        local.mkdir(parents=True, exist_ok=True)
+        # Not through a SummaryWriter: its thread dies of a full disk, and who writes then waits for it for ever.
+        self._events = EventsWriter(str(local / "events"))
         # Of what a run that was killed has left, TensorBoard shows nothing from this step on.
-        self._events = SummaryWriter(str(local), purge_step=0 if resume_step is None else resume_step + 1)
+        first = 0 if resume_step is None else resume_step + 1
+        started = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(step=first, wall_time=time.time(), session_log=started))
+        self._events.flush()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Appends one row; numbers that json cannot hold (NaN, infinity) are left out."""
@@ -91,24 +97,28 @@ class RunLog:
             return
         numbers = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         append_lines(self.path, [json.dumps({"step": step, "kind": kind, **numbers})])
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for name, value in numbers.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            summary = scalar(f"{kind}/{name}", value)
+            self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        self._events.flush()
 
     def flush(self) -> None:
-        """Sees to it that TensorBoard finds all rows."""
+        """Sees to it that TensorBoard finds all rows in a bucket, too; on a disk it finds each when it is written."""
         if self._events is None:
             return
-        self._events.flush()
         for made in pathlib.Path(self._made.name).iterdir():
             with atomic_file(self._place / made.name) as temporary:
                 shutil.copyfile(made, temporary)
 
     def close(self) -> None:
-        """Flushes what is buffered."""
+        """Flushes, and writes no more."""
         if self._events is not None:
-            self.flush()
-            self._events.close()
-            self._made.cleanup()
+            with self._made:
+                self.flush()
+                self._events.close()
 
     def __enter__(self) -> RunLog:
         return self

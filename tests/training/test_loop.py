@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -263,19 +264,49 @@ def test_settings_are_checked(tmp_path, table, copy_batches):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("resume_step", "purged_from"), [(None, 0), (3, 4)])
-def test_tensorboard_forgets_the_steps_that_come_again(tmp_path, resume_step, purged_from):
-    """Those of a run, too, that was killed before its first checkpoint."""
-    with RunLog(tmp_path) as log:
-        log.start(resume_step)
-    (file,) = (tmp_path / "tensorboard").iterdir()
+def events_of(directory):
+    (file,) = (directory / "tensorboard").iterdir()
     content, events = file.read_bytes(), []
     while content:  # length, its checksum, the event, its checksum
         end = 12 + int.from_bytes(content[:8], "little")
         events.append(event_pb2.Event.FromString(content[12:end]))
         content = content[end + 4 :]
-    starts = [event.step for event in events if event.session_log.status == event_pb2.SessionLog.START]
+    return events
+
+
+@pytest.mark.parametrize(("resume_step", "purged_from"), [(None, 0), (3, 4)])
+def test_tensorboard_forgets_the_steps_that_come_again(tmp_path, resume_step, purged_from):
+    """Those of a run, too, that was killed before its first checkpoint."""
+    with RunLog(tmp_path) as log:
+        log.start(resume_step)
+    starts = [event.step for event in events_of(tmp_path) if event.session_log.status == event_pb2.SessionLog.START]
     assert starts == [purged_from]
+
+
+def test_tensorboard_finds_every_row_at_once(tmp_path):
+    rows = [(step, "train", {"loss": step / 8, "bare/loss": math.nan}) for step in range(1, 9)] + [
+        (8, "eval", {"z": 3})
+    ]
+    with RunLog(tmp_path) as log:
+        log.start(None)
+        for row in rows:
+            log.write(*row)
+        told = [(event.step, value.tag, value.simple_value)
+                for event in events_of(tmp_path) for value in event.summary.value]  # fmt: skip
+        assert told == [*[(step, "train/loss", step / 8) for step in range(1, 9)], (8, "eval/z", 3.0)]
+
+
+def test_a_full_disk_is_told_of_tensorboards_file_too(tmp_path, monkeypatch):
+    """What waited for a thread that had died of it would wait for ever."""
+
+    def full(writer, event):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with RunLog(tmp_path) as log:
+        log.start(None)
+        monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.write_event", full)
+        with pytest.raises(OSError, match="No space left"):
+            log.write(1, "train", {"loss": 1.0})
 
 
 def test_a_run_is_not_taken_for_a_shorter_one(tmp_path, table, copy_batches):
@@ -314,7 +345,7 @@ def test_rows_after_the_resume_step_and_a_torn_line_are_cut(tmp_path):
 def test_sums_survive_json():
     sums = Sums()
     sums.add({"loss": (np.float32(0.1), np.float32(3.0)), "skipped_steps": (1.0, 1.0), "empty": (0.0, 0.0)})
-    copy = Sums(json.loads(json.dumps(sums.as_json())), sums.steps)
+    copy = Sums(json.loads(json.dumps(sums.as_json())))
     for one in (sums, copy):
         one.add({"loss": (np.float32(0.7), np.float32(5.0)), "skipped_steps": (1.0, 1.0), "empty": (0.0, 0.0)})
     assert sums.means() == copy.means() == {"loss": (float(np.float32(0.1)) + float(np.float32(0.7))) / 8,
@@ -325,5 +356,5 @@ def test_a_period_with_a_loss_that_is_not_finite_survives_json():
     """A step whose gradient is not finite is skipped, its loss counted; json itself has no NaN."""
     sums = Sums()
     sums.add({"loss": (math.nan, 3.0), "z_loss": (-math.inf, math.inf)})
-    copy = Sums(json.loads(json.dumps(sums.as_json(), allow_nan=False)), sums.steps)
+    copy = Sums(json.loads(json.dumps(sums.as_json(), allow_nan=False)))
     assert repr(copy.pairs) == repr(sums.pairs) == "{'loss': (nan, 3.0), 'z_loss': (-inf, inf)}"
