@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 
 from hyperflax.buckets import Location, locate, locate_file
-from hyperflax.errors import BusyError, ConfigError
+from hyperflax.errors import BusyError, CheckpointError, ConfigError
 from hyperflax.processes import Processes
 
 LOCK = ".lock"
@@ -39,6 +39,7 @@ def alone_in(folder: Location | str) -> Iterator[None]:
 
     Raises:
       BusyError: another process is at work there; in every process of the job.
+      CheckpointError: the first process cannot make the folder or write there; in every process.
       ConfigError: the job's processes do not share the folder, each has one of that name; in every process.
     """
     place, processes = locate(folder), Processes.running()
@@ -46,10 +47,11 @@ def alone_in(folder: Location | str) -> Iterator[None]:
     if isinstance(place, pathlib.Path):
         try:
             descriptor = _lock(place / LOCK, f"{place}", "in it", "folder") if processes.first else None
-        except BusyError as error:
-            refused = str(error)
-        if refused := processes.told_by_first(refused):
-            raise BusyError(refused)
+        except (BusyError, CheckpointError) as error:
+            refused = f"{type(error).__name__} {error}"
+        kind, _, refused = processes.told_by_first(refused).partition(" ")
+        if refused:
+            raise {"BusyError": BusyError, "CheckpointError": CheckpointError}[kind](refused)
     try:
         require_shared(place, LOCK, processes)
         yield
@@ -67,6 +69,7 @@ def alone_at(file: Location | str) -> Iterator[None]:
 
     Raises:
       BusyError: another process is making it.
+      CheckpointError: nothing can be written beside it.
     """
     place = locate_file(file)
     lock = place.with_name(f".{place.name}{LOCK}")
@@ -115,25 +118,28 @@ def _lock(file: pathlib.Path, what: str, where: str, kind: str) -> int | None:
             file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
             on_failure.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+                if holder == me:
+                    return None
+                pid, its_host, *_ = [*holder.split(), "?", "?"]
+                gone = "" if its_host == host else f" (if that host is gone, delete {file})"
+                raise BusyError(
+                    f"{what}: process {pid} on {its_host} is at work {where}{gone}; stop it, or choose another {kind}"
+                ) from None
+            except OSError as error:
+                _LOG.warning(
+                    "%s: cannot be locked (%s); nothing keeps a second process from working %s", what, error, where
+                )
+                return None
             if not _is_at(file, descriptor):  # who held it has removed it meanwhile
                 return _lock(file, what, where, kind)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, me.encode())
-        except BlockingIOError:
-            holder = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-            if holder == me:
-                return None
-            pid, its_host, *_ = [*holder.split(), "?", "?"]
-            gone = "" if its_host == host else f" (if that host is gone, delete {file})"
-            raise BusyError(
-                f"{what}: process {pid} on {its_host} is at work {where}{gone}; stop it, or choose another {kind}"
-            ) from None
         except OSError as error:
-            _LOG.warning(
-                "%s: cannot be locked (%s); nothing keeps a second process from working %s", what, error, where
-            )
-            return None
+            raise CheckpointError(f"{what}: nothing can be written there ({error})") from error
         on_failure.pop_all()
     return descriptor
 

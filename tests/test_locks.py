@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from hyperflax import locks
-from hyperflax.errors import BusyError, ConfigError
+from hyperflax.errors import BusyError, CheckpointError, ConfigError
 
 
 def working_in(folder: pathlib.Path, lock: str = "alone_in") -> subprocess.Popen:
@@ -90,12 +90,28 @@ def test_hosts_that_do_not_share_the_folder_are_told(tmp_path, monkeypatch):
         pass
 
 
-def test_what_cannot_be_locked_is_no_obstacle(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("")
-    with locks.alone_in(tmp_path / "file" / "run"):  # nothing can be made there, as in a folder that is read-only
+@pytest.mark.parametrize("name", ["run", "."])
+def test_a_folder_in_which_nothing_can_be_written_is_told_by_all_hosts_at_once(tmp_path, monkeypatch, name):
+    """Not that the hosts do not share it, which they would find a minute and a half later."""
+    (tmp_path / "file").write_text("")  # nothing can be made there, as in a folder that is read-only
+    folder = tmp_path / "file" / "run" if name == "run" else tmp_path
+    if name == ".":
+        (tmp_path / locks.LOCK).mkdir()
+    told = f"{folder}: nothing can be written there ("
+    with pytest.raises(CheckpointError, match=re.escape(told)) as caught, locks.alone_in(folder):
         pass
-    assert "run: cannot be locked" in caplog.text
+    first = []
+    monkeypatch.setattr(locks.Processes, "running", lambda: locks.Processes(0, 2))
+    monkeypatch.setattr(locks.Processes, "told_by_first", lambda processes, text: first.append(text) or text)
+    with pytest.raises(CheckpointError, match=re.escape(told)), locks.alone_in(folder):
+        pass
+    monkeypatch.setattr(locks.Processes, "running", lambda: locks.Processes(1, 2))
+    monkeypatch.setattr(locks.Processes, "told_by_first", lambda processes, text: first[0])
+    with pytest.raises(CheckpointError, match=re.escape(str(caught.value))), locks.alone_in(folder):
+        pass
 
+
+def test_what_cannot_be_locked_is_no_obstacle(tmp_path, monkeypatch, caplog):
     def unsupported(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
