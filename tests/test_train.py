@@ -48,6 +48,7 @@ from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.models.stacking import stack_layers
 from hyperflax.models.t5 import T5
 from hyperflax.train import HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, train
+from hyperflax.trainables import Trained
 from hyperflax.training import loop
 from hyperflax.training.optimizers import Optimizer, adamw
 from hyperflax.training.partitioning import Partitioner
@@ -342,6 +343,15 @@ def test_adapters_of_an_untied_hypernetwork_fit_the_base(hyperpretrained: str) -
     adapter = load(hyperpretrained).adapt([("ab", "AB"), ("cd", "CD")])
     check_spec(adapter.spec, BASE)
     adapter.spec.validate(adapter.tree)
+
+
+def test_exporting_a_hypernetwork_brings_nothing_to_a_device(base: str, tmp_path: pathlib.Path, monkeypatch) -> None:
+    """A base that is trained on in parts need not fit one device."""
+    model = HypernetworkOf(config(), base)
+    trained = Trained(fresh(model), {}, {})
+    monkeypatch.setattr(jax, "device_put", lambda *given, **options: pytest.fail("it was put on a device"))
+    model.export(tmp_path / "model", trained)
+    assert load(tmp_path / "model", hypernetwork=False).base_fingerprint == fingerprint(load_base(base, BASE))
 
 
 def test_a_shared_adapter_is_one_for_all_tasks_and_fits_its_base(base: str, tmp_path: pathlib.Path) -> None:

@@ -81,7 +81,6 @@ class ArrayHypermodel:
             created_with=created_with,
             files=collect_files(config.vocabulary.write_files),
         )
-        self.base_params = jax.device_put(base_params)
 
     # On disk
 
@@ -117,6 +116,11 @@ class ArrayHypermodel:
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen T5, which its adapters name as their base."""
         return self.parts.base_fingerprint
+
+    @functools.cached_property
+    def base_params(self) -> PyTree:
+        """The frozen T5's parameters, on the device from the first use on: saving a model needs no room there."""
+        return jax.device_put(self.parts.base)
 
     @functools.cached_property
     def hypernetwork_params(self) -> PyTree:
