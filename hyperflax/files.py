@@ -20,6 +20,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
+from typing import Literal
 
 from hyperflax.buckets import BucketPath, Location, locate, locate_file
 from hyperflax.errors import CheckpointError, HyperflaxError
@@ -128,6 +129,16 @@ def atomic_directory(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync(final.parent)
+
+
+def remove_left(path: Location, word: Literal["tmp", "old"]) -> None:
+    """Removes what processes that were killed have left beside a directory, see the module.
+
+    For who alone writes that directory, or it may be what another process is writing.
+    """
+    if isinstance(path, pathlib.Path):
+        for left in path.parent.glob(f".{path.name}.{word}-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _put(folder: pathlib.Path, final: BucketPath, marker: str) -> None:

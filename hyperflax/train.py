@@ -28,6 +28,8 @@ from hyperflax.data.batches import Batches
 from hyperflax.data.examples import parts_of, sources_of, untold
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.evaluation.contamination import record
+from hyperflax.files import remove_left
+from hyperflax.locks import alone_in
 from hyperflax.objectives.normalisation import REAL_TOKENS
 from hyperflax.processes import Processes
 from hyperflax.trainables import HypernetworkOf, PlainT5, SharedAdapter, TaskAdapters, Trainable, Trained
@@ -144,29 +146,32 @@ def train(
         provenance.update(record(sources_of(batches), [*earlier, before], unrecorded))
         return provenance
 
-    state = loop.train(
-        objective=model.objective,
-        optimizer=optimizer,
-        batches=batches,
-        model_dir=model_dir,
-        total_steps=total_steps,
-        frozen=frozen,
-        origin=origin,
-        meaning={**model.meaning, "vocabulary": vocabulary},
-        provenance=learnt_from,
-        initial_params=functools.partial(model.initial_params, partitioner=partitioner),
-        evaluator=evaluator,
-        eval_period=eval_period,
-        partitioner=partitioner,
-        **options,
-    )
-    del frozen  # exporting reads it again, from where it is stored
-    directory = locate(model_dir) / EXPORT
-    params = _on_host(state.params)
-    if processes.first:
-        results = {"steps": int(state.step), **_last_validation(model_dir)}
-        model.export(directory, Trained(params, results, provenance, export_dtype, origin))
-    processes.wait("exported")
+    with alone_in(model_dir):  # until it is exported
+        state = loop.train(
+            objective=model.objective,
+            optimizer=optimizer,
+            batches=batches,
+            model_dir=model_dir,
+            total_steps=total_steps,
+            frozen=frozen,
+            origin=origin,
+            meaning={**model.meaning, "vocabulary": vocabulary},
+            provenance=learnt_from,
+            initial_params=functools.partial(model.initial_params, partitioner=partitioner),
+            evaluator=evaluator,
+            eval_period=eval_period,
+            partitioner=partitioner,
+            **options,
+        )
+        del frozen  # exporting reads it again, from where it is stored
+        directory = locate(model_dir) / EXPORT
+        params = _on_host(state.params)
+        if processes.first:
+            results = {"steps": int(state.step), **_last_validation(model_dir)}
+            remove_left(directory, "tmp")  # by kills while exporting
+            model.export(directory, Trained(params, results, provenance, export_dtype, origin))
+            remove_left(directory, "old")  # which may have been the only one
+        processes.wait("exported")
     return directory
 
 

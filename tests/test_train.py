@@ -524,6 +524,28 @@ def test_a_validation_loss_is_the_mean_that_is_trained_on(base: str, tmp_path: p
     assert found == pytest.approx(3 * [rows["train"]["loss"]], rel=1e-5)
 
 
+def test_what_kills_while_exporting_have_left_goes_with_the_next_export(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was the model goes last: until there is another it may be the only one."""
+    left = {word: tmp_path / f".model.{word}-123-0a1b2c3d" for word in ("tmp", "old")}
+    for folder in left.values():
+        folder.mkdir()
+        (folder / "base.safetensors").write_bytes(bytes(9))
+    export, there = PlainT5.export, []
+
+    def watched(*given: Any) -> None:
+        there.extend(word for word, folder in left.items() if folder.exists())
+        export(*given)
+
+    monkeypatch.setattr(PlainT5, "export", watched)
+    batches = PackedBatches(lambda rng: [([3], [4])], batch_size=1, inputs_length=8, targets_length=8)
+    run(PlainT5(BASE, Bytes()), batches, tmp_path)
+    assert there == ["old"]
+    assert not list(tmp_path.glob(".model*"))
+    assert load_base(str(tmp_path / "model"), BASE)
+
+
 @pytest.mark.parametrize("place", ["directory", "run of T5X"])
 def test_a_run_whose_base_changed_neither_goes_on_nor_is_exported(
     base: str, tmp_path: pathlib.Path, place: str
