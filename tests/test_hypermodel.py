@@ -66,6 +66,12 @@ def fresh(model: Hypermodel) -> Hypermodel:
     return model.with_base(model.parts.base)
 
 
+def variant(model: Hypermodel, **episodes: Any) -> Hypermodel:
+    """The same parameters on episodes of another shape."""
+    config = dataclasses.replace(model.config, episodes=model.config.episodes.replace(**episodes))
+    return Hypermodel(config, model.parts.base, model.parts.hypernetwork_params, name="variant")
+
+
 def own_examples(model: Hypermodel, supports):
     tokens = [[Example(tokenise(x, Bytes()), tokenise(y, Bytes())) for x, y in support] for support in supports]
     return model.own_examples(tokens)
@@ -388,16 +394,48 @@ def test_bad_examples_are_named(model: Hypermodel) -> None:
 
 
 def test_examples_that_a_joint_row_has_no_room_for_are_told_of(model: Hypermodel, caplog) -> None:
-    episodes = model.config.episodes.replace(support_layout="joint", support_length=16)
-    joint = Hypermodel(
-        dataclasses.replace(model.config, episodes=episodes), model.parts.base, model.parts.hypernetwork_params
-    )
+    joint = variant(model, support_layout="joint", support_length=16)
     pairs = [("ab", "AB"), ("cd", "CD"), ("ef", "EF")]  # 6 tokens each
     joint.adapt(pairs)
     assert "2 of 3 examples are read, a row of 16 tokens has no room for more" in caplog.text
     caplog.clear()
     joint.adapt(pairs, supports=2)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("layout", "length", "supports", "read"),
+    [
+        ("separate", 15, 1, None),  # and its end fill a row
+        ("separate", 16, 1, 15),
+        ("separate", 400, 2, 15),
+        ("joint", 9, 1, None),  # what one example of 6 tokens leaves it
+        ("joint", 10, 1, 9),
+        ("joint", 400, 2, 8),  # half of the row of two examples, and 9 tokens of the other one
+    ],
+)
+def test_a_definition_that_is_too_long_is_told_of(
+    model: Hypermodel, caplog: pytest.LogCaptureFixture, layout: Any, length: int, supports: int, read: int | None
+) -> None:
+    reader = variant(model, support_layout=layout, definition="support", too_long="truncate")
+    pairs = [("ab", "AB"), ("cd", "CD"), ("ef", "EF")][: 2 * supports - 1]
+    adapter = reader.adapt(pairs, definition="d" * length, supports=supports)
+    told = [f"{read} of {length} tokens of the definition are read, a row of 16 tokens has no room for more"]
+    expected = (
+        []
+        if read is None
+        else told
+        if layout == "separate" or supports == 1
+        else ["2 of 3 examples are read, a row of 16 tokens has no room for more; `supports` deals them out", *told]
+    )
+    assert caplog.messages == expected
+    assert adapter.metadata.provenance == ({"warnings": expected} if expected else {})
+
+
+def test_examples_that_a_model_never_reads_are_not_missed(model: Hypermodel, caplog: pytest.LogCaptureFixture) -> None:
+    reader = variant(model, support_layout="joint", definition="support", demonstrations="none")
+    reader.adapt(EXAMPLES, definition="upper")
+    assert not caplog.messages
 
 
 def test_an_unknown_model_is_named(tmp_path) -> None:

@@ -64,19 +64,24 @@ class Hypermodel(ArrayHypermodel):
 
         Args:
           examples: (input, target) pairs, mappings with `input` and `target`, or lines of `read_lines`; at least one.
-            Those that a joint row has no room for are not read, which is logged.
+            Those that a joint row has no room for are not read.
           refine_steps: Adam steps on the same examples afterwards; those that are longer than the rows of training are
-            cut for them, which is logged.
-          definition: the task's instruction, for models whose episodes have one.
+            cut for them.
+          definition: the task's instruction, for models whose episodes have one; cut to its row where training cut
+            them.
           supports: the examples are dealt out to so many supports, each is read alone, and the adapter is written from
             the mean of their slot states: for more examples than one support holds, or than training showed at once.
           learning_rate: of the refining steps.
 
+        Returns:
+          The adapter. What was not read, or cut, is logged and stands in its `metadata.provenance["warnings"]`, a
+          sentence each.
+
         Raises:
-          DataError: no example, one that is no pair of strings, or one that is too long for the support; names its
-            number, or its line.
-          ConfigError: a number out of its range, a definition for a model that reads none, or a model with context
-            before its inputs.
+          DataError: no example, one that is no pair of strings, one that is too long for the support, or a definition
+            that is, where training cut none; names the example's number, or its line.
+          ConfigError: a number out of its range, a definition for a model that reads none, a model with context before
+            its inputs, or one that was loaded without its hypernetwork.
         """
         self.check_plain_inputs()
         lines = as_lines(examples)
@@ -92,17 +97,13 @@ class Hypermodel(ArrayHypermodel):
         self._check_support(shown, info, [line.at for line in lines])
         dealt = deal(shown, supports)
         rows = [self._episode(part, [], info, len(dealt[0]))["support_tokens"] for part in dealt]
-        sentinel = self.config.vocabulary.sentinel(self.config.episodes.input_sentinel)
-        if (read := sum(np.count_nonzero(part == sentinel) for part in rows)) < len(lines):
-            _LOG.warning(
-                "%d of %d examples are read, a row of %d tokens has no room for more; `supports` deals them out",
-                read,
-                len(lines),
-                self.config.episodes.support_length,
-            )
+        warnings = self._not_read(rows, info, len(lines))
+        if refine_steps:
+            warnings += self._cut_for_refining(shown)
+        for warning in warnings:
+            _LOG.warning("%s", warning)
         adapters = self.generate({"support_tokens": (rows[0] if supports == 1 else np.stack(rows))[None]})
         if refine_steps:
-            self._tell_what_is_cut(shown)
             adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)
         tree = jax.tree.map(lambda leaf: leaf[0], jax.device_get(adapters))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)):
@@ -114,6 +115,7 @@ class Hypermodel(ArrayHypermodel):
             hypermodel=self.parts.id,
             support_hash=support_hash({"input": line.input, "target": line.target} for line in lines),
             refine_steps=refine_steps,
+            provenance={"warnings": warnings} if warnings else {},
         )
         return Adapter(tree, self.config.spec, metadata)
 
@@ -130,17 +132,30 @@ class Hypermodel(ArrayHypermodel):
                 "demonstrations are never truncated"
             )
 
-    def _tell_what_is_cut(self, shown: Sequence[Example]) -> None:
-        """Logs how many examples refining does not see whole."""
+    def _not_read(self, rows: Sequence[np.ndarray], info: TaskInfo, examples: int) -> list[str]:
+        """What supports [row, length] leave out of their examples and of their definition, a sentence each."""
+        config, told = self.config.episodes, []
+        no_room = f"are read, a row of {config.support_length} tokens has no room for more"
+        if in_support(config.demonstrations):
+            sentinel = self.config.vocabulary.sentinel(config.input_sentinel)
+            if (read := sum(np.count_nonzero(part == sentinel) for part in rows)) < examples:
+                told.append(f"{read} of {examples} examples {no_room}; `supports` deals them out")
+        # It stands in front; where it is cut, a sentinel or the end of sequence follows.
+        definition = info.definition
+        same = [part[0, : len(definition)] == definition[: config.support_length] for part in rows]
+        if (read := min(np.count_nonzero(np.logical_and.accumulate(row)) for row in same)) < len(definition):
+            told.append(f"{read} of {len(definition)} tokens of the definition {no_room}")
+        return told
+
+    def _cut_for_refining(self, shown: Sequence[Example]) -> list[str]:
+        """How many examples refining does not see whole, a sentence if there are any."""
         config = self.config.episodes
-        room = config.inputs_length, config.targets_length
-        if cut := sum(len(e.inputs) >= room[0] or len(e.targets) >= room[1] for e in shown):
-            _LOG.warning(
-                "%d of %d examples are cut for refining, to %d tokens of input and %d of target",
-                cut,
-                len(shown),
-                *room,
-            )
+        inputs, targets = config.inputs_length, config.targets_length
+        cut = sum(len(e.inputs) >= inputs or len(e.targets) >= targets for e in shown)
+        told = (
+            f"{cut} of {len(shown)} examples are cut for refining, to {inputs} tokens of input and {targets} of target"
+        )
+        return [told] if cut else []
 
     def predict(
         self,
