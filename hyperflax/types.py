@@ -31,6 +31,10 @@ class T5Config:
     `mlp_activations` tells the family: `("gelu", "linear")` is T5 1.1 (gated, parameters `wi_0`, `wi_1`), `("relu",)`
     is T5 1.0 (parameter `wi`). T5 1.0 also sets `logits_via_embedding=True`.
 
+    >>> base = T5Config(32128, emb_dim=768, num_heads=12, num_encoder_layers=12, num_decoder_layers=12, mlp_dim=2048)
+    >>> base.joined_kv, base.mlp_inputs  # T5 1.1 base
+    (768, ('wi_0', 'wi_1'))
+
     Attributes:
       vocab_size: rows of the embedding table, padding to a multiple of 128 included.
       emb_dim: width of the residual stream.
@@ -48,6 +52,9 @@ class T5Config:
       num_buckets, max_distance: of the relative position bias (Raffel et al. 2020, section 2.1). The encoder halves the
         buckets by direction, and half of a direction's hold one distance each: hence at least 4 buckets, and a
         `max_distance` beyond the decoder's `num_buckets // 2` distances of that sort.
+
+    Raises:
+      ConfigError: a value out of range; names the field.
     """
 
     vocab_size: int

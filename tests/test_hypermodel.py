@@ -438,6 +438,15 @@ def test_examples_that_a_model_never_reads_are_not_missed(model: Hypermodel, cap
     assert not caplog.messages
 
 
+def test_an_adapter_without_numbers_is_not_blamed_on_refining(
+    model: Hypermodel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda given: jax.tree.map(lambda leaf: leaf * np.nan, generate(given)))
+    with pytest.raises(AdapterError, match=r"^adapt: the adapter is not finite as the hypernetwork wrote it; "):
+        model.adapt(EXAMPLES)
+
+
 def test_an_unknown_model_is_named(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="model 'no_such_model': expected a model directory"):
         hyperflax.load("no_such_model")

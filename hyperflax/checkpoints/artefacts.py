@@ -98,6 +98,10 @@ class Adapter:
 def load_adapter(directory: Location | str) -> Adapter:
     """Reads what `Adapter.save` wrote, here or in a bucket.
 
+    >>> model.adapt([("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A.")]).save("names")
+    >>> model.predict(["grace hopper"], hyperflax.load_adapter("names"))
+    ['Hopper, G.']
+
     Returns:
       The adapter, its tree nested dicts of numpy arrays.
 

@@ -15,9 +15,16 @@ SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "assets"
 def load(name_or_directory: pathlib.Path | str, *, hypernetwork: bool = True) -> Hypermodel:
     """Loads a shipped hypermodel by name (`strings`) or any by its model directory, here or in a bucket.
 
+    >>> model = hyperflax.load("strings")
+    >>> model.predict(["grace hopper"], model.adapt([("ada lovelace", "Lovelace, A."), ("alan turing", "Turing, A.")]))
+    ['Hopper, G.']
+
     Args:
       name_or_directory: which.
       hypernetwork: False leaves it where it is: half the time and memory, for predictions with adapters that are there.
+
+    Returns:
+      The hypermodel, its base model's parameters on the device.
 
     Raises:
       CheckpointError: there is no such model, or its files are damaged.

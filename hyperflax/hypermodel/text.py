@@ -82,6 +82,7 @@ class Hypermodel(ArrayHypermodel):
             that is, where training cut none; names the example's number, or its line.
           ConfigError: a number out of its range, a definition for a model that reads none, a model with context before
             its inputs, or one that was loaded without its hypernetwork.
+          AdapterError: the adapter is not finite.
         """
         self.check_plain_inputs()
         lines = as_lines(examples)
@@ -107,9 +108,9 @@ class Hypermodel(ArrayHypermodel):
             adapters, _ = self.refine(adapters, self.own_examples([shown]), refine_steps, learning_rate)
         tree = jax.tree.map(lambda leaf: leaf[0], jax.device_get(adapters))
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)):
-            raise AdapterError(
-                f"adapt: the adapter is not finite after {refine_steps} steps of refining; take fewer, or a lower rate"
-            )
+            after = f"after {refine_steps} steps of refining; take fewer, or a lower rate"
+            generated = "as the hypernetwork wrote it; other examples may help, refining does not"
+            raise AdapterError(f"adapt: the adapter is not finite {after if refine_steps else generated}")
         metadata = AdapterMetadata(
             base_fingerprint=self.base_fingerprint,
             hypermodel=self.parts.id,
@@ -177,7 +178,8 @@ class Hypermodel(ArrayHypermodel):
 
         Raises:
           DataError: one text instead of several, an input that is no text, or one that is too long; names its number.
-          AdapterError: the adapter belongs to another base model, or its tree does not fit its spec.
+          AdapterError: the adapter belongs to another base model, its tree does not fit its spec, or the base model's
+            logits are not finite with it.
           ConfigError: a model with context before its inputs; `Sample` without a key.
         """
         return list(self.answers(inputs, adapter, method=method, max_length=max_length, rng=rng))

@@ -91,6 +91,8 @@ class Maker:
 
         Raises:
           DataError, ConfigError: as `Hypermodel.adapt` does; a metric that is none, or scores no example alone.
+          AdapterError: the adapter is not finite, was removed meanwhile (UnknownAdapter), or is not on disk (NotSaved).
+          CheckpointError: one of these examples is there, and its file is damaged.
           Overloaded, Full, Closing, Failed: it was not accepted.
         """
         # Those as well who ask for one that is under way, or who have left since.
