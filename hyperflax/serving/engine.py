@@ -289,6 +289,7 @@ class _Queue:
         """Gives free rows to those who wait; returns the requests whose adapter is not to be had."""
         free = [row for row in range(self.lane.rows) if row not in self.taken]
         joined: dict[int, Request] = {}
+        failed: dict[Hashable | None, Exception] = {}  # who is lost takes no row: others may ask for the same one
         lost = []
         while self.waiting and len(joined) < len(free):
             request = self.waiting[0]
@@ -296,10 +297,11 @@ class _Queue:
             if len(keys - {None}) > self._engine.pool.slots:
                 break  # it joins at the next turn, when those before it have copies of their adapters
             self.waiting.popleft()
-            request.error = self._engine.bring(request.key)
+            request.error = failed.get(request.key) or self._engine.bring(request.key)
             if request.error is None:
                 joined[free[len(joined)]] = request
             else:
+                failed[request.key] = request.error
                 request.done = True
                 lost.append(request)
         if joined:

@@ -426,6 +426,29 @@ def test_nothing_is_compiled_for_beams_and_options_that_were_named() -> None:
     assert seen
 
 
+def test_an_adapter_that_cannot_be_had_is_looked_for_once_a_turn() -> None:
+    """Its many inputs take no rows: read again for each of them, a damaged file would keep everybody else waiting."""
+    fetched: list[Hashable] = []
+
+    def fetch(key: Hashable) -> None:
+        fetched.append(key)
+        if key == "damaged":
+            raise OSError("cut short")
+        served.add(key, *adapter("lora", 1))
+
+    served = Engine(MODEL, params(), LORA, SIZES, fetch)
+    lost = [served.submit(source(4, number), "damaged") for number in range(20)]
+    kept = served.submit(source(4, 0), "1")
+    assert served.turn() == lost
+    assert fetched == ["damaged", "1"]
+    assert {str(request.error) for request in lost} == {"cut short"}
+    served.submit(source(4, 0), "damaged")
+    served.run()
+    assert fetched == ["damaged", "1", "damaged"]
+    kept.key = "lora"
+    check(kept, 1)
+
+
 def test_batches_of_more_rows_and_adapters_than_there_are() -> None:
     held: list[Hashable] = []
 
