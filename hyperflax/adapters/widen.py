@@ -36,14 +36,7 @@ def widen(
     Raises:
       AdapterError: `target` lacks a leaf of `spec`, or has it smaller or of another shape.
     """
-    wanted = {leaf.path: leaf for leaf in target.leaves}
-    for leaf in spec.leaves:
-        to = wanted.get(leaf.path)
-        if to is None or to.slot_axis != leaf.slot_axis or leaf.resized(to.slots).shape != to.shape:
-            shape = None if to is None else to.shape
-            raise AdapterError(f"leaf '{leaf.path}': shape {leaf.shape} cannot be widened to {shape}")
-        if to.slots < leaf.slots:
-            raise AdapterError(f"leaf '{leaf.path}': {leaf.slots} slots cannot be narrowed to {to.slots}")
+    check_room(spec, target)
     batch: tuple[int, ...] = ()
     dtype: Any = np.float32
     for leaf in spec.leaves[:1]:
@@ -64,6 +57,19 @@ def widen(
             kept = xp.ones((*batch, *leaf.resized(slots).shape) if slots else (*batch, 0), dtype)
             wide[leaf.path] = lengthen(kept, leaf, xp)
     return wide
+
+
+def check_room(spec: AdapterSpec, target: AdapterSpec) -> None:
+    """Raises AdapterError, naming the leaf, where an adapter of `spec` cannot be widened to one of `target`."""
+    wanted = {leaf.path: leaf for leaf in target.leaves}
+    for leaf in spec.leaves:
+        to = wanted.get(leaf.path)
+        if to is None:
+            raise AdapterError(f"leaf '{leaf.path}': there is no such leaf to widen it to")
+        if to.slot_axis != leaf.slot_axis or leaf.resized(to.slots).shape != to.shape:
+            raise AdapterError(f"leaf '{leaf.path}': shape {leaf.shape} cannot be widened to {to.shape}")
+        if to.slots < leaf.slots:
+            raise AdapterError(f"leaf '{leaf.path}': {leaf.slots} slots cannot be narrowed to {to.slots}")
 
 
 def lengthen(array: Array, leaf: Leaf, xp: ModuleType = jnp) -> Array:

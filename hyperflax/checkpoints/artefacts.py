@@ -13,6 +13,7 @@ Both are checked against each other, see `documents`. The model directory is in 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Annotated, Any
 
 import msgspec
@@ -110,6 +111,16 @@ def load_adapter(directory: Location | str) -> Adapter:
         key or leaf.
     """
     return Adapter(*_FORM.read(directory, lambda tree, spec, metadata, file: spec.validate(tree)))
+
+
+def read_origin(directory: pathlib.Path) -> Adapter:
+    """Reads what an adapter directory on this machine says of its adapter, and none of its values: the tree is empty.
+
+    Raises:
+      CheckpointError: the document is missing, damaged or from elsewhere; names file and key.
+    """
+    spec, metadata, _ = _FORM.read_document(directory)
+    return Adapter({}, spec, metadata)
 
 
 def check_base(adapter: Adapter, base_fingerprint: str, *, allow_unknown: bool = False) -> None:

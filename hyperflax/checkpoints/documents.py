@@ -91,16 +91,21 @@ class AdapterForm:
                 f"{directory}: expected {name}, found an adapter of PEFT; `hyperflax import` reads it"
             )
         with fetched(place, name, wanted=self.files.__contains__) as folder:
-            content: Any = read_schema(folder / name, self.schema, file_format=self.format, version=self.version)
-            spec = spec_from(content.spec, folder / name)
+            spec, metadata, expected = self.read_document(folder)
             tree = load_tree(folder / weights)
-        metadata = self.metadata(**{f.name: getattr(content, f.name) for f in dataclasses.fields(self.metadata)})
         try:
             check(tree, spec, metadata, folder / weights)
         except AdapterError as error:
             raise CheckpointError(f"{folder / weights}: does not fit the spec in {name}: {error}") from error
-        check_fingerprint(folder / weights, tree, content.fingerprint, name)
+        check_fingerprint(folder / weights, tree, expected, name)
         return tree, spec, metadata
+
+    def read_document(self, folder: Location) -> tuple[AdapterSpec, Any, str]:
+        """Returns spec and metadata of the adapters in a folder, and the fingerprint that their tensors should have."""
+        file = folder / self.files[0]
+        content: Any = read_schema(file, self.schema, file_format=self.format, version=self.version)
+        metadata = self.metadata(**{f.name: getattr(content, f.name) for f in dataclasses.fields(self.metadata)})
+        return spec_from(content.spec, file), metadata, content.fingerprint
 
 
 def checked(schema: type[Schema], data: Any, where: str) -> Schema:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hyperflax.adapters.spec import AdapterSpec
-from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
 from hyperflax.checkpoints.model_directory import collect_files
 from hyperflax.checkpoints.peft import as_peft, write_peft
 from hyperflax.errors import AdapterError
@@ -28,13 +28,14 @@ def packed(service: Service, key: str, form: Literal["native", "peft"]) -> bytes
 
     Raises:
       UnknownAdapter, CheckpointError: as `AdapterStore.load` does.
-      AdapterError: PEFT cannot express it; names the site and the reason.
+      AdapterError: PEFT cannot express it; names the site and the reason. Or it was made for another base model.
       NotSaved: the disk has no room for PEFT's files, of which the zip is made.
     """
     if form == "native":
         files = service.store.files(key)
     else:
         adapter, layers = service.store.load(key), service.model.config.base.num_decoder_layers
+        check_base(adapter, service.model.base_fingerprint)  # the depth is this base's
         try:
             files = collect_files(lambda folder: write_peft(folder, adapter, decoder_layers=layers))
         except OSError as error:

@@ -163,7 +163,7 @@ def create_app(
     @app.get("/v1/adapters/{adapter}", responses=refused(404, 500))
     async def about(adapter: str) -> AdapterInfo:
         """What is known of an adapter."""
-        return _info(await asyncio.to_thread(service.store.about, adapter))
+        return await asyncio.to_thread(lambda: _info(service.store.about(adapter), service.unusable(adapter)))
 
     @app.delete("/v1/adapters/{adapter}", status_code=204, responses=refused(404, 507))
     async def remove(adapter: str) -> None:
@@ -259,8 +259,8 @@ def _at_most(value: float, limit: float, field: str) -> None:
         raise HTTPException(422, [{"loc": ["body", field], "msg": f"expected at most {limit}, got {value}"}])
 
 
-def _info(made: Made) -> AdapterInfo:
-    return AdapterInfo(**vars(made))  # `asdict` would copy all that an estimate holds
+def _info(made: Made, unusable: str | None = None) -> AdapterInfo:
+    return AdapterInfo(**vars(made), unusable=unusable)  # `asdict` would copy all that an estimate holds
 
 
 async def _unless_gone(request: Request, work: Awaitable[list[Answer]]) -> list[Answer]:

@@ -70,6 +70,9 @@ class AdapterInfo(BaseModel):
     supports: int
     created: float = Field(description="seconds since 1970")
     estimate: dict[str, Any] | None = Field(description="scores on examples left out, and an advice")
+    unusable: str | None = Field(
+        None, description="why this service cannot use it: another one made it; null if it can"
+    )
 
 
 class AdapterIds(BaseModel):

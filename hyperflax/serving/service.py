@@ -30,10 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from hyperflax.checkpoints.artefacts import Adapter, check_base
+from hyperflax.adapters.widen import check_room
+from hyperflax.checkpoints.artefacts import check_base
 from hyperflax.data.examples import tokenise
 from hyperflax.data.vocabularies import EOS_ID
-from hyperflax.errors import DataError, HyperflaxError
+from hyperflax.errors import AdapterError, DataError, HyperflaxError
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.bounds import DEFAULT_CONFIG, Closing, Failed, Overloaded, ServiceConfig, lane_lengths
 from hyperflax.serving.engine import Engine, EngineConfig, Request
@@ -156,7 +157,7 @@ class Service:
 
         Raises:
           UnknownAdapter: no such adapter, or it was removed meanwhile.
-          AdapterError: it was made for another base model.
+          AdapterError: it was made for another base model, or by a hypermodel whose adapters do not fit among these.
           CheckpointError: its files are damaged, or cannot be read.
           DataError: no input, more than may ever wait, or one that is too long; names its number.
           ConfigError: an option out of range.
@@ -220,6 +221,22 @@ class Service:
         await asyncio.to_thread(self.store.remove, adapter)
         self._inbox.put(lambda: self._drop(adapter))
 
+    def unusable(self, adapter: str) -> str | None:
+        """Why this service cannot use an adapter of its folder, where others may keep theirs; None if it can.
+
+        Raises:
+          UnknownAdapter: no such adapter.
+          CheckpointError: its file is damaged.
+        """
+        found, own = self.store.origin(adapter), self.model.parts
+        try:
+            check_base(found, own.base_fingerprint)
+            check_room(found.spec, own.spec)
+        except AdapterError as error:
+            made_by = found.metadata.hypermodel or "no hypermodel"
+            return f"adapter {adapter} was made by {made_by}, this service runs {own.id}: {error}"
+        return None
+
     @contextlib.contextmanager
     def _admit(self, room: bool, told: str) -> Iterator[None]:
         """Around the acceptance of work: the end waits for it, so that the threads know of all that was accepted."""
@@ -249,6 +266,9 @@ class Service:
                 raise DataError(f"input {number}: expected at most {most - 1} tokens, got {len(row) - 1}")
         if adapter is not None and adapter not in self.store:
             raise UnknownAdapter(f"no adapter with the id {adapter!r}")
+        # One in memory has been looked at.
+        if adapter is not None and adapter not in self._hosted and (told := self.unusable(adapter)):
+            raise AdapterError(told)
         return rows
 
     def _answers(self, rows: Sequence[tuple[list[int], bool, float, Any]]) -> list[Answer]:
@@ -316,8 +336,7 @@ class Service:
         if key in self._hosted:
             self._hosted.move_to_end(key)
             return
-        adapter: Adapter = self.store.load(key)
-        check_base(adapter, self.model.base_fingerprint)
+        adapter = self.store.load(key)
         if len(self._hosted) == self.config.hosted:
             self._drop(next(iter(self._hosted)))
         self.engine.add(key, adapter.tree, adapter.spec)

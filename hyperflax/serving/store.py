@@ -35,7 +35,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hyperflax import configs
-from hyperflax.checkpoints.artefacts import ADAPTER_FILES, Adapter, Count, load_adapter
+from hyperflax.checkpoints.artefacts import ADAPTER_FILES, Adapter, Count, load_adapter, read_origin
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.errors import AdapterError, CheckpointError
 from hyperflax.files import atomic_directory, fsync, local_folder, read_bytes
@@ -179,6 +179,11 @@ class AdapterStore:
         """An adapter. Raises as `about` does."""
         with self._folder(key) as folder:
             return load_adapter(folder)
+
+    def origin(self, key: str) -> Adapter:
+        """An adapter without its values, to see who made it and for what; its tree is empty. Raises as `about` does."""
+        with self._folder(key) as folder:
+            return read_origin(folder)
 
     def files(self, key: str) -> dict[str, bytes]:
         """An adapter's files as they lie on the disk, by name. Raises as `about` does."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hyperflax import trees
 from hyperflax.adapters import LoRA, Prefix, build_spec
 from hyperflax.checkpoints import Adapter, check_base, fingerprint, load_adapter, rounded, save_tree
+from hyperflax.checkpoints.artefacts import read_origin
 from hyperflax.errors import AdapterError, CheckpointError
 from tests.checkpoints.directories import CONFIG, adapter_tree, base, edit_json, metadata, random_tree, spec
 from tests.checkpoints.test_tensors import same
@@ -129,6 +130,16 @@ def test_unknown_base_model(tmp_path):
         check_base(adapter, fingerprint(base()))
     assert fingerprint(base()) in str(caught.value)
     check_base(adapter, fingerprint(base()), allow_unknown=True)
+
+
+def test_where_it_comes_from_is_read_without_its_values(saved):
+    whole = load_adapter(saved)
+    (saved / "adapter.safetensors").unlink()
+    found = read_origin(saved)
+    assert (found.spec, found.metadata, found.tree) == (whole.spec, whole.metadata, {})
+    (saved / "adapter.json").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter\.json"):
+        read_origin(saved)
 
 
 # Damage

@@ -13,8 +13,13 @@ import pytest
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.prefix import Prefix
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.serving.http import Limits
 from hyperflax.serving.middleware import BodyLimit
+from hyperflax.serving.store import Made
+from tests.evaluation.micro import hypermodel
 from tests.serving.http_clients import SIZES, client, examples, texts
 
 
@@ -127,6 +132,37 @@ def test_a_damaged_adapter_is_the_services_fault(http: TestClient, caplog: pytes
     assert http.delete(f"/v1/adapters/{key}").status_code == 204
     assert http.post("/v1/adapters", json=body).status_code == 201
     texts(http.post("/v1/predictions", json=asked))
+
+
+@pytest.mark.parametrize("change", ["kind", "base"])
+def test_an_adapter_that_another_hypermodel_left_in_the_folder(http: TestClient, change: str) -> None:
+    """It is told of where it is listed, and refused before anything is accepted; its files are its owner's."""
+    model = hypermodel()
+    if change == "kind":
+        config = dataclasses.replace(model.config, spec=build_spec(Prefix(length=2), model.config.base))
+        tree, base = config.spec.identity(), model.base_fingerprint
+        told = "leaf 'encoder/layers_0/attention/prefix/"
+    else:
+        config = model.config
+        tree, base = config.spec.identity(), f"sha256:{'0' * 64}"
+        told = f"the adapter was made for the base model {base}; this base model is {model.base_fingerprint}"
+    key = "abcdef0123456789" * 2
+    adapter = Adapter(tree, config.spec, AdapterMetadata(base, hypermodel=f"other_{change}@0123456789ab"))
+    http.service.store.save(Made(key, 3), adapter)
+    refused = http.get(f"/v1/adapters/{key}").json()["unusable"]
+    begin = f"adapter {key} was made by other_{change}@0123456789ab, this service runs {model.parts.id}: "
+    assert refused.startswith(begin + told)
+    for stream in (False, True):
+        answer = http.post("/v1/predictions", json={"inputs": ["a"], "adapter": key, "stream": stream})
+        assert (answer.status_code, answer.json()) == (422, {"detail": refused})
+    assert http.get(f"/v1/adapters/{key}/download").status_code == 200
+    peft = http.get(f"/v1/adapters/{key}/download", params={"form": "peft"})
+    if change == "base":  # PEFT's directory tells the depth of the base model
+        assert (peft.status_code, peft.json()) == (422, {"detail": told})
+    http.service.store.remove(key)
+    usable = http.post("/v1/adapters", json=examples(estimate=False)).json()
+    assert usable["unusable"] is None
+    assert http.get(f"/v1/adapters/{usable['id']}").json() == usable
 
 
 def test_a_token_is_asked_for(tmp_path: pathlib.Path) -> None:

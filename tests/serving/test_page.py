@@ -24,7 +24,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from hyperflax.checkpoints.artefacts import load_adapter
+from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.prefix import Prefix
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
 from hyperflax.serving.bounds import ServiceConfig
 from hyperflax.serving.engine import Request
 from hyperflax.serving.http import Limits, create_app
@@ -321,6 +323,25 @@ def test_a_damaged_adapter_is_listed_and_can_be_deleted(page: Page, service: Ser
     page.driver.switch_to.alert.accept()
     page.wait(lambda: page["former-status"].text == "1 adapter.")
     service.store.remove(whole)
+
+
+def test_an_adapter_of_another_model_is_listed_and_not_offered(page: Page, service: Service) -> None:
+    for key in service.store.listed.result().page(1000).ids:  # of other tests
+        service.store.remove(key)
+    spec = build_spec(Prefix(length=2), service.model.config.base)
+    foreign, own = "c" * 32, "d" * 32
+    origin = AdapterMetadata(service.model.base_fingerprint, hypermodel="other@0123456789ab")
+    service.store.save(Made(foreign, 3), Adapter(spec.identity(), spec, origin))
+    service.store.save(Made(own, 3), hypermodel().adapt(PAIRS))
+    page.open(page.origin)
+    page.wait(lambda: page["former-status"].text == "2 adapters.")
+    (row,) = (text for text in page.texts("#former tr") if text.startswith(foreign[:8]))
+    assert "Another model's: this service cannot use it." in row
+    (why,) = filter(None, page.read("#former .note", "title"))
+    assert f"was made by other@0123456789ab, this service runs {service.model.parts.id}" in why
+    assert page.read("#former .use", "ariaLabel") == [f"Use {own[:8]}"]
+    for key in (foreign, own):
+        service.store.remove(key)
 
 
 def test_what_is_cut_off_does_not_look_finished(page: Page, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
