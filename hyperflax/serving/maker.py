@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hyperflax.errors import HyperflaxError
+from hyperflax.errors import AdapterError, HyperflaxError
 from hyperflax.evaluation.estimate import estimate
 from hyperflax.evaluation.metrics import example_metric
 from hyperflax.hypermodel import Hypermodel
@@ -84,7 +84,8 @@ class Maker:
         """Makes an adapter, or finds the one that was made of equal examples in the same way.
 
         With an estimate it takes longer, and needs two examples; see `evaluation.estimate`. One by another metric is
-        made anew.
+        made anew. Where an adapter made for the estimate diverges, the one that was asked for is kept without: an
+        equal one would diverge again, and is not made.
 
         Returns:
           what is known of the adapter, which is on disk by then, and whether it was made now.
@@ -118,7 +119,9 @@ class Maker:
         key = await asyncio.to_thread(self.store.identify, *self._parts, examples, **options)
 
         def enough(made: Made) -> bool:
-            return not with_estimate or (made.estimate or {}).get("metric") == metric
+            if not with_estimate or made.no_estimate is not None:
+                return True
+            return made.estimate is not None and made.estimate.get("metric") == metric
 
         while True:
             known = await asyncio.to_thread(self._known, key)
@@ -170,8 +173,12 @@ class Maker:
                 self.store.save(made, adapter)
                 self.made += 1
         if metric is not None:
-            found = estimate(self.model, examples, metric=metric, **options)
-            made = dataclasses.replace(made, estimate=found.to_json())
+            try:
+                found = estimate(self.model, examples, metric=metric, **options)
+            except AdapterError as error:  # of an adapter made for the estimate; the one that was asked for is there
+                made = dataclasses.replace(made, no_estimate=str(error))
+            else:
+                made = dataclasses.replace(made, estimate=found.to_json())
             self.store.describe(made)
         return made, new
 

@@ -70,6 +70,7 @@ class AdapterInfo(BaseModel):
     supports: int
     created: float = Field(description="seconds since 1970")
     estimate: dict[str, Any] | None = Field(description="scores on examples left out, and an advice")
+    no_estimate: str | None = Field(description="why there can be none: an adapter made for it diverged; or null")
     unusable: str | None = Field(
         None, description="why this service cannot use it: another one made it; null if it can"
     )

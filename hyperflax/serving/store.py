@@ -70,6 +70,7 @@ class Made:
       definition, refine_steps, supports: as in `Hypermodel.adapt`.
       created: seconds since 1970.
       estimate: `Estimate.to_json()`; None if there is none.
+      no_estimate: why there can be none; None if there can.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Made:
     supports: Count = 1
     created: float = dataclasses.field(default_factory=time.time)
     estimate: dict[str, Any] | None = None
+    no_estimate: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

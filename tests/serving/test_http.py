@@ -20,7 +20,7 @@ from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.lora import LoRA
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.checkpoints.artefacts import Adapter
-from hyperflax.errors import DataError
+from hyperflax.errors import AdapterError, DataError
 from hyperflax.evaluation.estimate import Estimate, estimate
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.serving.downloads import fits_peft
@@ -119,6 +119,29 @@ def test_an_adapter_counts_once_it_is_saved(http: TestClient) -> None:
     again = http.post("/v1/adapters", json=examples([("r", "R"), ("s", "S")], estimate=False))
     assert again.status_code == 200
     assert adapters_made(http) == before + 1
+
+
+def test_an_estimate_that_diverges_costs_nobody_the_adapter(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimates: list[Any] = []
+
+    def diverge(*arguments: Any, **options: Any) -> None:
+        estimates.append(arguments)
+        raise AdapterError("condition 'refined': decode: the base model's logits are not finite")
+
+    body = examples([("f", "F"), ("g", "G")])
+    with monkeypatch.context() as broken:
+        broken.setattr("hyperflax.serving.maker.estimate", diverge)
+        answers = [http.post("/v1/adapters", json={**body, "metric": name}) for name in ("exact_match", "rouge_l")]
+    assert [answer.status_code for answer in answers] == [201, 200]
+    info = answers[0].json()
+    assert answers[1].json() == info
+    assert (info["estimate"], info["no_estimate"]) == (
+        None,
+        "condition 'refined': decode: the base model's logits are not finite",
+    )
+    assert len(estimates) == 1, "it would diverge again, whatever the metric"
+    assert http.get(f"/v1/adapters/{info['id']}").json() == info
+    texts(http.post("/v1/predictions", json={"inputs": INPUTS, "adapter": info["id"]}))
 
 
 def test_the_estimate_is_kept_and_may_come_later(http: TestClient) -> None:

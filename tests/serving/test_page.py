@@ -27,6 +27,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from hyperflax.adapters.kinds import build_spec
 from hyperflax.adapters.prefix import Prefix
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
+from hyperflax.errors import AdapterError
 from hyperflax.serving.bounds import ServiceConfig
 from hyperflax.serving.engine import Request
 from hyperflax.serving.http import Limits, create_app
@@ -368,6 +369,18 @@ def test_what_is_cut_off_does_not_look_finished(page: Page, service: Service, mo
     assert page.driver.execute_script(after) == '" (cut off)"'
     page.press("Download TSV")
     assert page.downloaded("predictions.tsv").read_text() == "input\tbare\ngh\t\n"
+
+
+def test_an_adapter_without_an_estimate_says_why(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: Any, **__: Any) -> None:
+        raise AdapterError("condition 'refined': the logits are not finite")
+
+    monkeypatch.setattr("hyperflax.serving.maker.estimate", diverge)
+    page.give([("pq", "PQ"), ("rs", "RS")])
+    page.make()
+    told = "There is no estimate: condition 'refined': the logits are not finite."
+    page.wait(lambda: page["estimate-status"].text == told)
+    assert not page["estimate-again"].is_displayed()
 
 
 def test_the_adapter_that_is_picked_last_is_used(page: Page, service: Service) -> None:

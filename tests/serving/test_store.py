@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import time
@@ -52,6 +53,15 @@ def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> Non
     assert listed(again) == []
     with pytest.raises(UnknownAdapter, match=KEY):
         again.about(KEY)
+
+
+def test_what_an_earlier_version_made_is_read(tmp_path: pathlib.Path) -> None:
+    store = AdapterStore(tmp_path)
+    store.save(Made(KEY, examples=2), hypermodel().adapt(PAIRS))
+    fields = {"examples": 2, "definition": None, "refine_steps": 0, "supports": 1, "created": 1.5, "estimate": None}
+    document = {"id": KEY, **fields, "format": "hyperflax-made", "schema_version": 1}
+    (tmp_path / KEY / "made.json").write_text(json.dumps(document))
+    assert store.about(KEY) == Made(KEY, examples=2, created=1.5)
 
 
 def test_an_id_is_of_everything_that_makes_the_adapter() -> None:
