@@ -121,7 +121,9 @@ def _lock(file: pathlib.Path, what: str, where: str, kind: str) -> int | None:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+                holder = ""
+                with contextlib.suppress(FileNotFoundError):  # the other one is done meanwhile
+                    holder = file.read_text(encoding="utf-8", errors="replace")
                 if holder == me:
                     return None
                 pid, its_host, *_ = [*holder.split(), "?", "?"]
