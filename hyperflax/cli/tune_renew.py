@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hyperflax.cli.models import add_model_argument
-from hyperflax.cli.tune import WHOLE, parse_shard
+from hyperflax.cli.tune import WHOLE, add_seed_argument, parse_shard
 
 DESCRIPTION = """Make the table of a newer hypermodel out of an earlier one's, both with the same base.
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, nargs="+", metavar="DIR", help="data sets: folders or jsonl files")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the new table")
     parser.add_argument("--shard", default=WHOLE, metavar="I/N", help="do every N-th program from I on (default 0/1)")
+    add_seed_argument(parser, "of what is held out of a jsonl file, as the `tune run` of the table had it (default 0)")
     parser.add_argument("--compact", action="store_true", help="make one file of the folder's at the end")
 
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.tuner import datasets, table
 
     shard = parse_shard(arguments.shard)
-    data = [datasets.read(path) for path in arguments.data]
+    data = [datasets.read(path, arguments.seed) for path in arguments.data]
     bench = Bench(load(arguments.model))
     written = renew(bench, table.read(arguments.table), data, out=arguments.out, shard=shard)
     if arguments.compact:

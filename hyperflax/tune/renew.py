@@ -62,9 +62,12 @@ def renew(
     _check_models(bench, runs)
     by_hash = {data.hash: data for data in datasets}
     if missing := sorted({run.dataset for run in runs if run.dataset_hash not in by_hash}):
-        raise DataError(f"renew: expected every data set of the table, {len(missing)} are missing: {missing[:5]}")
+        other = sorted({data.name for data in datasets} & set(missing))
+        but = f"; given with other examples or splits: {other[:5]}" if other else ""
+        raise DataError(f"renew: expected every data set of the table, {len(missing)} are missing: {missing[:5]}{but}")
     used = {run.dataset_hash for run in runs}
     check_unseen(bench.model, [data for data in datasets if data.hash in used])
+    _check_pipelines(bench, runs)
     folder, written = local_folder(out), 0
     groups, done = _groups(runs)[shard[0] :: shard[1]], table.compacted(folder)
     for group in tqdm(groups, unit="program", disable=not progress):
@@ -124,6 +127,17 @@ def _check_models(bench: Bench, runs: Sequence[table.Run]) -> None:
         raise DataError(
             f"renew: expected runs of one earlier hypermodel than '{bench.model.parts.id}', got runs of {models}"
         )
+
+
+def _check_pipelines(bench: Bench, runs: Sequence[table.Run]) -> None:
+    """Before any is run: a collection would take what cannot start for a failure of the pipeline, and go on."""
+    for pipeline in {run.pipeline.id: run.pipeline for run in runs if _anew(run.pipeline)}.values():
+        try:
+            bench.space.check(pipeline)
+        except ConfigError as error:
+            raise ConfigError(
+                f"renew: '{bench.model.parts.id}' cannot start a pipeline of '{runs[0].model}': {error}"
+            ) from error
 
 
 def _check_base(bench: Bench, data: DataSet, run: table.Run) -> None:

@@ -8,14 +8,19 @@ import math
 import jax
 import pytest
 
+import hyperflax.tune.renew as module
+from hyperflax import hypermodel
+from hyperflax.adapters import Prefix
+from hyperflax.cli.main import main
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.hypermodel import Hypermodel
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection, collect
 from hyperflax.tune.renew import _groups, renew
 from hyperflax.tuner import table
+from hyperflax.tuner.datasets import read
 from hyperflax.tuner.pipeline import GENERATED
-from tests.finetuning.micro_model import micro_model
+from tests.finetuning.micro_model import micro_model, write_task
 from tests.tune.test_collect import data_set
 
 SETS = [data_set("first"), data_set("second", 1)]
@@ -91,8 +96,6 @@ def test_a_run_that_goes_further_than_before_has_its_own_seconds(models, tables,
 def test_killed_it_goes_on_and_shards_are_disjoint_and_whole(models, tables, tmp_path, monkeypatch):
     before, _, renewed = tables
     runs = list(before.values())
-    import hyperflax.tune.renew as module
-
     carry_out, done = module.carry_out, []
 
     def killed(bench, job):
@@ -128,11 +131,26 @@ def test_shards_get_about_as_much_to_do_each(tables):
     assert costs[0] == costs[1]
 
 
+def test_a_file_is_split_as_the_run_split_it(models, tmp_path, monkeypatch):
+    """`tune run --seed 3` holds out other examples of a jsonl file than `--seed 0`."""
+    path, given = write_task(tmp_path / "mine.jsonl"), []
+    monkeypatch.setattr(hypermodel, "load", lambda name: models[1])
+    monkeypatch.setattr(table, "read", lambda path: [])
+    monkeypatch.setattr(module, "renew", lambda bench, runs, datasets, **names: given.extend(datasets) or 0)
+    command = ["tune", "renew", "--table", "runs", "--model", "newer", "--data", str(path), "--out", str(tmp_path)]
+    assert main(command) == main([*command, "--seed", "3"]) == 0
+    assert [data.hash for data in given] == [read(path).hash, read(path, 3).hash]
+    assert given[0].hash != given[1].hash
+
+
 def test_what_cannot_be_carried_over_is_refused(models, tables, tmp_path):
     runs = list(tables[0].values())
     bench = Bench(models[1])
     with pytest.raises(DataError, match=r"every data set of the table, 1 are missing: \['second'\]"):
         renew(bench, runs, SETS[:1], out=tmp_path)
+    split = dataclasses.replace(SETS[1], train=SETS[1].validation, validation=SETS[1].train)
+    with pytest.raises(DataError, match=r"missing: \['second'\]; given with other examples or splits: \['second'\]"):
+        renew(bench, runs, [SETS[0], split], out=tmp_path)
     with pytest.raises(
         DataError, match=r"expected runs of one earlier hypermodel than 'micro@.*', got runs of \['micro@"
     ):
@@ -141,6 +159,9 @@ def test_what_cannot_be_carried_over_is_refused(models, tables, tmp_path):
         renew(bench, [*runs, dataclasses.replace(runs[0], model="third@0")], SETS, out=tmp_path)
     with pytest.raises(ConfigError, match="expected a shard"):
         renew(bench, runs, SETS, out=tmp_path, shard=(2, 2))
+    prefixes = Bench(micro_model(Prefix(length=2)))
+    with pytest.raises(ConfigError, match=r"renew: 'micro@\w+' cannot start a pipeline of 'micro@\w+': pipeline"):
+        renew(prefixes, runs, SETS, out=tmp_path, progress=False)
     loss = runs[0].meta["bare_loss"]
     others = [dataclasses.replace(run, meta={**run.meta, "bare_loss": loss * 1.01}) for run in runs]
     with pytest.raises(DataError, match=r"data set '\w+': expected runs on the same base, whose loss is .* of 'micro@"):
