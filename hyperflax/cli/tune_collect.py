@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_start_arguments(parser)
     parser.add_argument("--shard", default=WHOLE, metavar="I/N", help="do every N-th structure from I on (default 0/1)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes, through Ray: pip install 'hyperflax[ray]'")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes, through Ray (pip install 'hyperflax[ray]'); where there are GPUs, one for each at most",
+    )
     parser.add_argument("--ray_address", metavar="ADDRESS", help="a Ray cluster that runs; default: a new one here")
     parser.add_argument("--compact", action="store_true", help="make one file of the folder's at the end")
     add_seed_argument(parser)

@@ -39,13 +39,13 @@ def collect_on_ray(
     Args:
       make_bench: called once by every worker; what it reads is there on every machine.
       datasets: as of `Collection`.
-      workers: how many; one for each GPU at most where the cluster has some.
+      workers: how many; one for each processor of the cluster at most, where it has GPUs one for each of them.
       structures, given: of `Collection`.
       address: of a running Ray cluster, `auto` for that of this machine; None starts one here for the call's duration.
       progress: show a bar.
 
     Raises:
-      ConfigError: numbers of workers or structures below 1.
+      ConfigError: numbers of workers or structures below 1, or more workers than the cluster has room for.
       MissingExtraError: Ray is not installed.
       DataError, AdapterError, CheckpointError: as of `Collection` and of `make_bench`.
     """
@@ -55,7 +55,13 @@ def collect_on_ray(
     own = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
     ray.init(address=address or "local", **own)
     try:
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        there = ray.cluster_resources()
+        gpus = 1 if there.get("GPU") else 0
+        scarce = "GPU" if gpus and there["GPU"] < there.get("CPU", 0) else "CPU"
+        if workers > (most := int(there.get(scarce, 0))):  # Ray would wait for ever for room for the others
+            raise ConfigError(
+                f"collect: expected at most {most} workers, one for each {scarce} of the cluster, got {workers}"
+            )
         worker = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=LOST, max_task_retries=LOST)(_Worker)
         shared = ray.put(list(datasets))
         pool = ray.util.ActorPool(

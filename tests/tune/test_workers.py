@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sys
+import types
 
 import pytest
 
@@ -14,6 +15,7 @@ from hyperflax.cli.main import main
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import ConfigError, DataError, MissingExtraError
 from hyperflax.evaluation.contamination import TRAINING_TASKS, name_digests
+from hyperflax.tune import workers
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection, collect
 from hyperflax.tune.workers import collect_on_ray
@@ -81,6 +83,38 @@ def test_a_workers_error_is_the_callers(tmp_path):
     with pytest.raises(DataError, match="was trained on and holds the evaluated task 'task words'"):
         collect_on_ray(informed_bench, [data_set()], workers=1, out=tmp_path, progress=False, **SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+class SmallCluster:
+    """What a collection asks of Ray, on a cluster of four processors and two GPUs; it starts no worker."""
+
+    def __init__(self, **has: float):
+        self.has, self.exceptions = has, types.SimpleNamespace(RayTaskError=ChildProcessError)
+
+    def init(self, **given) -> None: ...
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.has
+
+    def shutdown(self) -> None:
+        self.has = {}
+
+
+@pytest.mark.parametrize(
+    ("has", "told"),
+    [
+        ({"CPU": 4.0, "GPU": 2.0}, "at most 2 workers, one for each GPU of the cluster, got 3"),
+        ({"CPU": 2.0}, "at most 2 workers, one for each CPU of the cluster, got 3"),
+        ({}, "at most 0 workers, one for each CPU of the cluster, got 3"),
+    ],
+)
+def test_more_workers_than_the_cluster_has_room_for_are_refused(has, told, tmp_path, monkeypatch):
+    """Ray would wait for a place for the others, for ever."""
+    cluster = SmallCluster(**has)
+    monkeypatch.setattr(workers, "_ray", lambda: cluster)
+    with pytest.raises(ConfigError, match=told):
+        collect_on_ray(informed_bench, [data_set()], workers=3, address="auto", out=tmp_path, **SMALL)
+    assert cluster.has == {}  # left
 
 
 def test_what_cannot_be_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
