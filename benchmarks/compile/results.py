@@ -61,10 +61,11 @@ def rendered(folder: pathlib.Path) -> str:
 
 def _row(name: str, report: dict[str, Any]) -> str:
     mesh = " x ".join(str(size) for size in report["mesh"].values())
-    memory = f"{report['hbm']['total'] / 1e9:.1f} of {report['hbm']['capacity'] / 1e9:.0f}"
+    hbm = report["hbm"]
+    memory = f"{hbm['total'] / 1e9:.1f} of {hbm['capacity'] / 1e9:.0f}" if "total" in hbm else ""
     cells = [f"{name}, {report['program']}", report["topology"], mesh, str(report["tasks"])]
     if not fits(report):
-        return _line([*cells, f"{memory}: does not fit", *[""] * 4, f"{_seconds(report):.0f}"])
+        return _line([*cells, f"{memory}: does not fit".removeprefix(": "), *[""] * 4, f"{_seconds(report):.0f}"])
     times, received = report["estimate"], sum(row["bytes"] for row in report["collectives"])
     parts = ("compute", "memory", "exposed_communication")
     return _line(

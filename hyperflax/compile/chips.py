@@ -25,7 +25,7 @@ class Chip:
     Attributes:
       name: as topologies are named, `v5e`.
       kind: as JAX names the device.
-      hbm_bytes: capacity of the memory.
+      hbm_bytes: capacity of the memory, as published; the compiler has a limit of its own.
       hbm_bandwidth: of the memory, bytes a second.
       link_bandwidth: of one link in one direction, bytes a second.
       ring: an axis of a slice is closed to a ring where its length is a multiple of this; else it is a line.

@@ -16,7 +16,8 @@ from hyperflax.compile.topology import parse_topology
 from hyperflax.compile.walk import Work, walk
 
 GB = 1e9
-_TOO_LARGE = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+# "Used 16.02G of 15.75G hbm", or "required ... (16.02G) exceeds available HBM (15.75G)".
+_TOO_LARGE = re.compile(r"([\d.]+)([KMG])(?: of |\) exceeds available HBM \()([\d.]+)([KMG])(?: hbm|\))")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -42,7 +43,7 @@ def compile_program(program: Program, topology: str) -> tuple[dict[str, Any], st
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        report["hbm"] = _refused(str(error), chip)
+        report["hbm"] = _refused(str(error))
         report["seconds"] = {"lowering": round(lowering, 1), "compiling": round(time.monotonic() - began - lowering, 1)}
         return report, ""
     compiling = time.monotonic() - began - lowering
@@ -70,7 +71,8 @@ def compile_program(program: Program, topology: str) -> tuple[dict[str, Any], st
 
 
 def fits(report: dict[str, Any]) -> bool:
-    return report["hbm"]["total"] <= report["hbm"]["capacity"]
+    """Returns whether the compiler has taken the program: it knows the chip's memory better than its published size."""
+    return "refusal" not in report["hbm"]
 
 
 def _memory(stats: Any, chip: Chip) -> dict[str, int]:
@@ -83,11 +85,13 @@ def _memory(stats: Any, chip: Chip) -> dict[str, int]:
     return {**found, "total": sum(found.values()), "capacity": chip.hbm_bytes}
 
 
-def _refused(message: str, chip: Chip) -> dict[str, Any]:
-    """What the compiler says that it needs."""
-    match = _TOO_LARGE.search(message)
-    total = int(float(match[1]) * _UNITS[match[2]]) if match else chip.hbm_bytes + 1
-    return {"total": total, "capacity": chip.hbm_bytes, "refusal": message.split("\n\n")[0][:2000]}
+def _refused(message: str) -> dict[str, Any]:
+    """What the compiler says that the program needs and that it has; neither where it was not the chip's memory."""
+    sizes = {}
+    if match := _TOO_LARGE.search(message):
+        sizes["total"] = int(float(match[1]) * _UNITS[match[2]])
+        sizes["capacity"] = int(float(match[3]) * _UNITS[match[4]])
+    return {**sizes, "refusal": message.split("\n\n")[0][:2000]}
 
 
 _SUMS = ("count", "bytes", "seconds", "exposed_seconds")
