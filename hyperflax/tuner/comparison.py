@@ -10,8 +10,9 @@ its interval resamples data sets.
 
     out/plays/<id>.json    one group and seed, written when it has been played
 
-Killed and called again, a comparison goes on with what has no file. `shard=(i, n)` plays every n-th part, so that n
-processes fill one folder; whoever calls when all parts are there gets the result.
+Killed and called again, a comparison goes on with what has no file; what another version of hyperflax played counts for
+none. `shard=(i, n)` plays every n-th part, so that n processes fill one folder; whoever calls when all parts are there
+gets the result.
 
 >>> result = compare(recorded, default_optimisers(), "report", budget=20, seeds=5)
 >>> result["regret"]["transfer"]["mean"]
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+import hyperflax
 from hyperflax.errors import ConfigError
 from hyperflax.evaluation.intervals import bootstrap_mean
 from hyperflax.files import local_folder
@@ -41,6 +43,7 @@ from hyperflax.tuner.recorded import Recorded
 from hyperflax.tuner.replay import play
 from hyperflax.tuner.reporting import save_png
 from hyperflax.tuner.surrogates.queries import number_equal_rows
+from hyperflax.versions import versions
 
 SHARES = tuple(round(0.05 * number, 2) for number in range(21))
 Make = Callable[[Recorded, Recommender], Optimiser | None]
@@ -114,7 +117,7 @@ def compare(
     Returns:
       json: `shares`; `regret`, by optimiser its `mean`, `low` and `high` at each share, the number of data sets that
       they are `over` and, by data set, `datasets`; `groups`, the same without data sets for each group; `left_out`,
-      what was left out; `budget`, `seeds`, `unit`. None where other shards are still to come.
+      what was left out; `budget`, `seeds`, `unit`; `versions`. None where other shards are still to come.
 
     Raises:
       ConfigError: a budget or a number of seeds that is not positive, or a shard that is none.
@@ -125,7 +128,8 @@ def compare(
         raise ConfigError(f"compare: expected a shard (i, n) with i < n, got {shard}")
     out = local_folder(out)
     groups = sorted({recorded.groups[number] for number in recorded.dataset.tolist()})
-    settings = json.dumps([sorted(optimisers), budget, list(shares), None if solo is None else solo.tolist()])
+    alone = None if solo is None else solo.tolist()
+    settings = json.dumps([hyperflax.__version__, sorted(optimisers), budget, list(shares), alone])
     files = {
         (group, number): out / "plays" / f"{_digest(recorded, settings, group, number)}.json"
         for number in range(seed, seed + seeds)
@@ -146,11 +150,12 @@ def compare(
         "budget": budget,
         "seeds": seeds,
         "unit": recorded.unit,
+        "versions": versions(),
     }
 
 
 def _digest(recorded: Recorded, *settings: object) -> str:
-    """Tells tables and settings apart, so that nothing is taken for what another call has played."""
+    """Tells tables, versions and settings apart, so that nothing is taken for what another call has played."""
     digest = hashlib.sha256(repr(settings).encode())
     for field in dataclasses.fields(recorded):
         value = getattr(recorded, field.name)

@@ -222,7 +222,7 @@ def _all_numbers(cells: Iterable[str]) -> bool:
 def _table(path: pathlib.Path) -> list[dict[str, str]]:
     """Rows of a csv file; an unnamed first column is a row's number and is left out."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a byte order mark before the first name
             read = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: expected a csv file ({error})") from error

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 
+import hyperflax
 from hyperflax.cli.main import main
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.tuner.comparison import compare, default_optimisers, draw, table
@@ -182,6 +183,16 @@ def test_quick_tunes_folder(folder):
     np.testing.assert_allclose(read.cost[:, 0], [10, 20, 30])
     assert read.features == ("num_classes",)
     np.testing.assert_allclose(read.meta, [[10], [2]])
+
+
+def test_a_byte_order_mark_before_a_table_changes_nothing(folder):
+    """Excel saves one; it is no part of the index column's name, which is empty."""
+    plain = quick_tune(folder)
+    for path in folder.iterdir():
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    marked = quick_tune(folder)
+    assert (marked.columns, marked.features, marked.fidelities) == (plain.columns, plain.features, plain.fidelities)
+    np.testing.assert_array_equal(marked.scores, plain.scores)
 
 
 @pytest.mark.parametrize("rows", [["a,,10", "b,5,20"], ["b,5,20", "a,,10"]])
@@ -367,6 +378,25 @@ def test_a_single_group_is_split_by_pipelines_not_by_their_repetitions(tmp_path,
     for played, known in halves:
         assert len(played) == len(known) == 4
         assert not played & known
+
+
+def test_what_another_version_has_played_is_played_again(tmp_path, monkeypatch):
+    """It may have chosen otherwise; the report says whose plays it has."""
+    short = functools.partial(Recommender.fit, performance=DeepKernelGP(steps=2), cost=MLPCost(steps=2))
+    monkeypatch.setattr(Recommender, "fit", short)
+    made = recorded(np.random.default_rng(0).uniform(size=(8, 3)))
+    played = []
+
+    def called() -> str:
+        makers = {"random": lambda pool, learnt: played.append(pool) or RandomSearch()}
+        result = compare(made, makers, tmp_path, budget=4, seeds=1, progress=False)
+        return result["versions"]["hyperflax"]
+
+    assert [called(), called()] == [hyperflax.__version__] * 2
+    assert len(played) == 1
+    monkeypatch.setattr(hyperflax, "__version__", "0.0.1")
+    assert called() == "0.0.1"
+    assert len(played) == 2
 
 
 def test_all_default_optimisers_can_be_made_for_a_pool():
