@@ -43,8 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     from hyperflax.tune.run import run as tune
     from hyperflax.tuner import datasets
 
-    budget = parse_time(arguments.budget)
-    bench, at_random = bench_of(arguments), arguments.mode == "random"
+    budget, at_random = parse_time(arguments.budget), arguments.mode == "random"
+    if at_random and arguments.tuner is not None:
+        raise ConfigError(f"--tuner: expected none beside --mode random, which asks no tuner, got '{arguments.tuner}'")
+    bench = bench_of(arguments)
     recommender = None if at_random else tuner_of(arguments)
     if recommender is None and arguments.mode in ("condition", "refit"):
         raise ConfigError(f"--mode {arguments.mode}: expected --tuner, for none ships with '{arguments.model}'")

@@ -16,6 +16,7 @@ Trial(pipeline=17, fidelity=1)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +27,7 @@ from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.errors import CheckpointError, ConfigError, DataError
 from hyperflax.files import atomic_directory
 from hyperflax.json_files import read_schema, write_json
-from hyperflax.tuner import surrogates
+from hyperflax.tuner import encoding, surrogates
 from hyperflax.tuner.history import History, Trial
 from hyperflax.tuner.pipeline import Pipeline
 from hyperflax.tuner.recorded import Recorded
@@ -134,7 +135,16 @@ class Recommender:
         return fingerprint({PERFORMANCE: dataclasses.asdict(self.scores), COST: dataclasses.asdict(self.seconds)})
 
     def check_model(self, model: str) -> None:
-        """Raises ConfigError where it was learnt from runs of another hypermodel than that of this id."""
+        """Raises ConfigError where it cannot serve the hypermodel of this id.
+
+        It was learnt from another one's runs, or from pipelines that another version encoded: it would take their
+        columns for today's.
+        """
+        for place, (learnt, given) in enumerate(itertools.zip_longest(self.columns, encoding.columns())):
+            if learnt != given:
+                raise ConfigError(
+                    f"tuner: column {place} of its pipelines: expected {given!r}, got {learnt!r}; fit it again"
+                )
         if self.model not in (None, model):
             raise ConfigError(f"tuner: expected one learnt from runs of '{model}', got one from runs of '{self.model}'")
 

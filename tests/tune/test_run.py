@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import re
 import time
 
 import numpy as np
@@ -353,6 +354,8 @@ def test_a_tuner_that_is_to_learn_from_the_run_must_be_there(tmp_path, monkeypat
     for mode in ("condition", "refit"):
         assert main([*command, "--mode", mode]) == 2
         assert f"--mode {mode}: expected --tuner, for none ships with '{tmp_path}'" in capsys.readouterr().err
+    assert main([*command, "--mode", "random", "--tuner", "mine"]) == 2
+    assert "--tuner: expected none beside --mode random, which asks no tuner, got 'mine'" in capsys.readouterr().err
 
 
 def test_a_tuner_is_for_the_model_whose_runs_it_has_seen(bench, unbroken, tmp_path, monkeypatch):
@@ -367,6 +370,16 @@ def test_a_tuner_is_for_the_model_whose_runs_it_has_seen(bench, unbroken, tmp_pa
         recommend(bench, data, other)
     with pytest.raises(ConfigError, match="got one from runs of 'other@0'"):
         run(bench, data, other, out=tmp_path / "run", budget=1.0)
+    first, second, *rest = fitted.columns
+    swapped = dataclasses.replace(fitted, columns=(second, first, *rest))
+    told = f"tuner: column 0 of its pipelines: expected '{first}', got '{second}'; fit it again"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        recommend(bench, data, swapped)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        run(bench, data, swapped, out=tmp_path / "run", budget=1.0)
+    longer = dataclasses.replace(fitted, columns=(*fitted.columns, "colour?"))
+    with pytest.raises(ConfigError, match=f"column {len(fitted.columns)} of its pipelines: expected None, got 'colour"):
+        recommend(bench, data, longer)
     about = json.loads((tmp_path / "tuner" / FILE).read_text())
     del about["model"]
     (tmp_path / "tuner" / FILE).write_text(json.dumps({**about, "schema_version": 1}))
