@@ -61,10 +61,12 @@ def build(
       progress: show a bar.
 
     Raises:
-      ConfigError: an unknown kind, or another number of epochs.
+      ConfigError: an unknown kind, one that is given twice, or another number of epochs.
       DataError: two sources of one name or content, or an adapter that is there already and was trained on others.
     """
     check_distinct(sources)
+    if twice := [kind for kind in kinds if kinds.count(kind) > 1]:
+        raise ConfigError(f"shared: expected every kind once, got '{twice[0]}' more than once")
     out, data = local_folder(out), pool(sources)
     for kind in kinds:
         bench.space.check(pipeline_of(kind, epochs))

@@ -49,10 +49,12 @@ def test_every_source_gives_equally_many_examples():
         pool([])
 
 
-def test_sources_of_one_name_or_content_are_refused(model, tmp_path):
+def test_sources_of_one_name_or_content_and_kinds_given_twice_are_refused(model, tmp_path):
     for sources, key in (([data_set("a"), data_set("a", 1)], "name"), ([data_set("a"), data_set("b")], "hash")):
         with pytest.raises(DataError, match=f"have the same {key}"):
             build(Bench(model), sources, tmp_path, kinds=("lora",), epochs=4, progress=False)
+    with pytest.raises(ConfigError, match="shared: expected every kind once, got 'lora' more than once"):
+        build(Bench(model), [data_set("a")], tmp_path, kinds=("lora", "prefix", "lora"), progress=False)
     with pytest.raises(CheckpointError, match="gs://bucket/shared: this is not written to a bucket"):
         build(Bench(model), [data_set("a")], "gs://bucket/shared", kinds=("lora",), progress=False)
 
