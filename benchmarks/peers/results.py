@@ -2,7 +2,7 @@
 
 ```
 {"case": "train_lora", "hash": "3f0c...", "command": "python -m benchmarks.peers", "versions": {...},
- "device": "cpu (x86_64, 2 cores)",
+ "device": "cpu (AMD EPYC 7R13 Processor, 2 cores)",
  "entries": {"hyperflax": {"side": "hyperflax", "seconds": [1.21, ...], "work": 123, "unit": "flop"}, ...},
  "agreement": [{"entries": ["hyperflax", "transformers"], "losses": [10.9, 10.8], "loss_difference": 2e-07}]}
 ```

@@ -8,7 +8,7 @@ core busy. It ends with its input.
     {"do": "prepare", "name": N, "entry": ..., "shape": ...}  ->  {"made": what its first calls gave, or null}
     {"do": "time", "name": N}                                 ->  {"seconds": 1.25}
     {"do": "forget"}                                          ->  {}
-    {"do": "about"}                                           ->  {"device": "cpu (x86_64, 2 cores)"}
+    {"do": "about"}                                           ->  {"device": "cpu (AMD EPYC 7R13 Processor, 2 cores)"}
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from typing import Any
 
 from hyperflax.errors import ConfigError
 from hyperflax.versions import versions
+
+CPUINFO = pathlib.Path("/proc/cpuinfo")
 
 
 def command_line() -> str:
@@ -33,14 +36,26 @@ def command_line() -> str:
 
 
 def device() -> str:
-    """The accelerators that JAX sees, or the processor. JAX is asked only where something has imported it already."""
+    """The accelerators that JAX sees, `8 x TPU v5 lite`, or the processor, `cpu (AMD EPYC 7R13 Processor, 2 cores)`.
+
+    JAX is asked only where something has imported it already.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processor = f"cpu ({platform.machine()}, {cores} cores)"
+    processor = f"cpu ({_processor()}, {cores} cores)"
     jax = sys.modules.get("jax")
     if jax is None:
         return processor
     devices = jax.devices()
     return processor if devices[0].platform == "cpu" else f"{len(devices)} x {devices[0].device_kind}"
+
+
+def _processor() -> str:
+    """The processor's model as Linux tells it, or else its architecture, which many machines have in common."""
+    try:
+        told = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", CPUINFO.read_text("utf-8", "replace"), re.MULTILINE)
+    except OSError:
+        told = None
+    return told[1].strip() if told else platform.machine()
 
 
 def run_info(config: Mapping[str, Any], *, seconds: float, command: str | None = None) -> dict[str, Any]:

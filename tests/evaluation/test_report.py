@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pathlib
+import platform
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from hyperflax.errors import ConfigError, DataError
-from hyperflax.evaluation import build_report, read_report, run_info, validate_report, write_report
+from hyperflax.evaluation import build_report, provenance, read_report, run_info, validate_report, write_report
 from hyperflax.evaluation.markdown import category_means, main_condition, render_markdown
 from hyperflax.evaluation.provenance import command_line
 
@@ -264,6 +265,24 @@ def test_run_info_says_where_figures_come_from() -> None:
         run_info({"model": object()}, seconds=1)
     with pytest.raises(ConfigError, match="config"):
         run_info({"lr": math.nan}, seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC 7R13 Processor\n\nmodel name\t: other\n", "AMD EPYC 7R13 Processor"),
+        ("processor\t: 0\nBogoMIPS\t: 243.75\n", platform.machine()),  # as an ARM says
+        ("model name\t: \n", platform.machine()),
+        (None, platform.machine()),  # not Linux
+    ],
+)
+def test_a_processor_is_told_by_its_model(told: str | None, expected: str, tmp_path, monkeypatch) -> None:
+    """Two machines of one architecture are not one device."""
+    monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(provenance.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    if told is not None:
+        (tmp_path / "cpuinfo").write_text(told)
+    assert provenance.device() == f"cpu ({expected}, 2 cores)"
 
 
 @pytest.mark.parametrize(
