@@ -1,15 +1,17 @@
-"""Evaluation on a benchmark suite by the suite's own rules: `hyperflax evaluate --suite NAME`.
+"""Evaluation on a benchmark suite by the suite's own rules: `hyperflax evaluate --suite NAME`, or the gin job
+`python -m hyperflax.evaluate_suite --gin_file=F`.
 
 >>> report = evaluate_suite(model=hyperflax.load("runs/ni/model"), suite=suite(), out="reports/ni")
 >>> report["suite"]["complete"]
 
 What the model was trained on is compared with what is evaluated, and a part of the suite is never called the whole. On
-several hosts as in `hyperflax.evaluate`.
+several hosts (`--multiprocess`) as in `hyperflax.evaluate`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -206,3 +208,9 @@ def _asked(tasks: Sequence[EvaluationTask]) -> list[EvaluationTask]:
 def _repeat(table: ScoreTable, condition: str) -> Condition:
     """A condition that gives the answers it gave before."""
     return lambda batch: [table.predictions[condition][task.name] for task in batch]
+
+
+if __name__ == "__main__":
+    from hyperflax.cli.gin_main import main
+
+    sys.exit(main("hyperflax.evaluate_suite.evaluate_suite", sys.argv[1:]))

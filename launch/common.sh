@@ -26,7 +26,7 @@ the run
   --gin_search_paths P    folders in which the hosts look for gin files
   --module MODULE         module of your own to import there, for its tasks; repeat it. It is not copied: --env
                           PYTHONPATH=FOLDER says where it lies
-  --command COMMAND       train (default), evaluate or infer
+  --command COMMAND       train (default), evaluate, evaluate_suite or infer
   --env NAME=VALUE        environment variable of the run; repeat it
 USAGE
 }
@@ -143,7 +143,8 @@ set_option() {
 check_options() {
   local option
   ((${#gin_files[@]})) || fail "--gin_file is missing: the run to start"
-  [[ $command =~ ^(train|evaluate|infer)$ ]] || fail "--command: expected train, evaluate or infer, got '$command'"
+  [[ $command =~ ^(train|evaluate|evaluate_suite|infer)$ ]] ||
+    fail "--command: expected train, evaluate, evaluate_suite or infer, got '$command'"
   [[ $folder =~ ^[A-Za-z0-9._][A-Za-z0-9._/-]*$ ]] || fail "--folder: expected a plain relative path, got '$folder'"
   [[ -z $wheel || -f $wheel ]] || fail "--wheel: no file '$wheel'"
   for option in "$@"; do

@@ -16,13 +16,13 @@ from hyperflax.trainables import Trainable
 TRAINING_RUNS = [
     run.removeprefix("hyperflax_gin_configs/")
     for run in shipped_runs()
-    if not run.endswith(("evaluate.gin", "infer.gin"))
+    if not run.endswith(("evaluate.gin", "evaluate_suite.gin", "infer.gin"))
 ]
 REQUIRED = [
     f"{name} = 'x'"
     for name in (
         *("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "VOCABULARY_FILE", "TASK_ADAPTERS"),  # of training
-        *("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "INPUTS", "OUTPUTS"),  # of the other two jobs
+        *("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "SUITE", "INPUTS", "OUTPUTS"),  # of the other jobs
     )
 ]
 

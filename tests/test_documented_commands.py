@@ -18,7 +18,7 @@ from hyperflax.cli.main import COMMANDS, build_parser
 ROOT = pathlib.Path(__file__).parents[1]
 SHOWN_IN = ("*.md", "docs/**/*.md", "gin_configs/**/*.gin", "hyperflax/cli/*.py", "hyperflax/*.py")
 COMMAND = re.compile(rf"^(?:#|\$)?\s*(?:JAX_PLATFORMS=\S+ )?hyperflax +((?:{'|'.join(COMMANDS)}) .*)")
-MODULE = re.compile(r"^(?:#|\$)?\s*python -m hyperflax\.((?:train|evaluate|infer) .*)")
+MODULE = re.compile(r"^(?:#|\$)?\s*python -m hyperflax\.((?:train|evaluate|evaluate_suite|infer) .*)")
 ASSIGNMENT = re.compile(r"^([A-Z]+)=(.*)$", re.MULTILINE)  # of the shell
 
 

@@ -1,4 +1,4 @@
-"""What `python -m hyperflax.train`, `hyperflax.evaluate` and `hyperflax.infer` run: gin flags, then one function."""
+"""What `python -m hyperflax.train` and the other jobs run: gin flags, then one function."""
 
 from __future__ import annotations
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -11,11 +14,16 @@ from hyperflax.cli.evaluate import SUITES, load_suite
 from hyperflax.cli.main import main
 from hyperflax.data import registry
 from hyperflax.errors import ConfigError, DataError
+from hyperflax.evaluate_suite import evaluate_suite
 from hyperflax.evaluation.report import read_report
+from hyperflax.hypermodel import load
 from hyperflax_tasks import natural_instructions, p3_split
 from tests.evaluation.micro import hypermodel
 from tests.evaluation.test_suite import toy_suite
+from tests.launch.test_two_hosts import free_port
+from tests.launch.worlds import REPOSITORY, TIMEOUT
 
+RUN = "hyperflax_gin_configs/runs/evaluate_suite.gin"
 MODULE = """
 from tests.evaluation.test_suite import toy_suite
 
@@ -88,6 +96,39 @@ def test_a_suite_of_ones_own_is_evaluated(tmp_path: pathlib.Path, monkeypatch: p
     report = read_report(tmp_path / "report")
     assert report["suite"]["checked_against"] == ["strings_handwritten:test"]
     assert (tmp_path / "report" / "report.png").is_file()
+
+
+def test_two_hosts_share_out_a_suite(tmp_path: pathlib.Path) -> None:
+    """Each answers a part of its tasks, and the report is that of one process."""
+    (tmp_path / "own_suites").mkdir()
+    (tmp_path / "own_suites" / "toy.py").write_text(MODULE)
+    hypermodel().save(tmp_path / "model")
+    out, port = tmp_path / "report", free_port()
+    job = [sys.executable, "-m", "hyperflax.evaluate_suite", f"--gin_file={RUN}", "--gin.SUITE=own_suites.toy"]
+    job += [f"--gin.CHECKPOINT_PATH={tmp_path}/model", f"--gin.EVAL_OUTPUT_DIR={out}"]
+    job += ["--gin.evaluate_suite.evaluate_suite.conditions=('bare', 'generated')"]
+    job += ["--gin.evaluate_suite.evaluate_suite.batch_size=1"]
+    job += ["--multiprocess", f"--coordinator_address=localhost:{port}", "--process_count=2"]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(REPOSITORY)])
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
+    hosts = [
+        subprocess.Popen([*job, f"--process_index={index}"], env=environment, stderr=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]
+    try:
+        errors = [host.communicate(timeout=TIMEOUT)[1] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(errors)
+    shards = sorted(out.glob("scores-*.jsonl-*"))
+    assert [path.name.partition(".")[2] for path in shards] == ["jsonl-00000-of-00002", "jsonl-00001-of-00002"]
+    assert all(path.stat().st_size for path in shards)
+    alone = evaluate_suite(
+        model=load(tmp_path / "model"), suite=toy_suite(), conditions=["bare", "generated"], batch_size=1,
+        out=str(tmp_path / "alone"), progress=False,
+    )  # fmt: skip
+    assert read_report(out)["per_task"] == alone["per_task"]
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,10 @@ def test_every_host_installs_and_runs_the_same(world: World):
 def test_a_failing_run_ends_with_its_code_and_its_logs(world: World):
     world.make_slice()
     world.plan("1", 3)
-    done = world.run("run_tpu.sh", *SLICE, *CREATE, *RUN, "--command=evaluate", "--delete")
+    done = world.run("run_tpu.sh", *SLICE, *CREATE, *RUN, "--command=evaluate_suite", "--delete")
     assert done.returncode == 3
     assert "failed with code 3" in done.stderr
-    assert world.lines("runs") == ["0 hyperflax.evaluate", "1 hyperflax.evaluate"]
+    assert world.lines("runs") == ["0 hyperflax.evaluate_suite", "1 hyperflax.evaluate_suite"]
     assert world.logs()["0/worker-1.log"] == "running on 1\n"
     assert world.calls("create", "delete") == []
 
@@ -213,7 +213,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(world: World):
         (["--dry_run=yes"], "unknown option '--dry_run'"),
         (["n"], "unexpected argument 'n'"),
         (["--gin.X", "1"], "--gin.X: expected --gin.NAME=VALUE"),
-        ([*SLICE, "--gin_file=f", "--command=rm"], "expected train, evaluate or infer, got 'rm'"),
+        ([*SLICE, "--gin_file=f", "--command=rm"], "expected train, evaluate, evaluate_suite or infer, got 'rm'"),
         ([*SLICE, "--gin_file=f", "--folder=a; b"], "expected a plain relative path, got 'a; b'"),
         ([*SLICE, "--gin_file=f", "--worker=0;1"], "expected all or numbers, got '0;1'"),
         ([*SLICE, "--gin_file=f", "--max_restarts=x"], "--max_restarts: expected a whole number, got 'x'"),
