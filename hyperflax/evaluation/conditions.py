@@ -206,6 +206,9 @@ class Conditions:
     def adapter_figures(self, again: HeldOut | None = None) -> dict[str, float]:
         """Returns figures of the adapters as generated, see `objectives.generated`.
 
+        The distance between tasks is that of a task and the next one of `held_out`, often of its kin, see
+        `objectives.consistency.between_tasks`.
+
         Args:
           again: the same tasks, or some of them, with other supports, for the distance within tasks.
         """

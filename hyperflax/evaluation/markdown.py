@@ -206,10 +206,12 @@ def _adapters(report: Mapping[str, Any]) -> list[str]:
     figures = report.get("adapters", {})
     if "between_task_distance" not in figures:
         return []
-    line = f"Mean squared difference between two tasks' adapters: {figures['between_task_distance']:.3g}"
+    between = f"{figures['between_task_distance']:.3g}"
+    line = f"Mean squared difference between the adapters of a task and of the next one in order: {between}"
     if "within_task_distance" in figures:
         line += f"; between two supports of one task: {figures['within_task_distance']:.3g}"
-    return ["## Generated adapters", f"{line}. Norms and effective ranks by layer are in adapters.png."]
+    kin = "The next task is often of the same kin: two drawn at random are further apart."
+    return ["## Generated adapters", f"{line}. {kin} Norms and effective ranks by layer are in adapters.png."]
 
 
 def _reproduce(run: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,8 @@
 
 Scores go from 0 to 1. A condition's mean is the mean over tasks, each counting once however many examples it has, and
 `low` and `high` bound its 95% bootstrap interval over tasks; a difference is the mean of a - b, paired by task.
-`n_examples` and `category` are optional; so is `adapters`, figures of the generated adapters: `norm/encoder_0`, ...
+`n_examples` and `category` are optional; so is `adapters`, figures of the generated adapters: `norm/encoder_0`, ...,
+`between_task_distance` among them, which compares a task with the next one in order, often of its kin.
 And so is what the report of a benchmark suite has besides:
 
 - `suite`: its name, how many of its official tasks (or data sets: `unit`) were evaluated, what is `missing` of it in

@@ -31,8 +31,8 @@ def adapter_metrics(adapters: PyTree, spec: AdapterSpec, others: PyTree | None =
 
     Returns:
       `norm/LAYER` and `effective_rank/LAYER` of every layer, `encoder_0` ... (see `adapters.diagnostics`);
-      `between_task_distance` if there are two tasks or more; `within_task_distance` with `others` (see
-      `objectives.consistency`).
+      `between_task_distance`, of each task and the next, if there are two or more; `within_task_distance` with
+      `others` (see `objectives.consistency`).
 
     Raises:
       AdapterError: the trees do not fit the spec.

@@ -237,6 +237,14 @@ def test_page_of_many_tasks_shows_the_ends() -> None:
     assert "## Differences" not in page
 
 
+def test_the_page_says_which_two_tasks_are_compared() -> None:
+    """Neighbours in the order of names, of P3 two prompts of one data set: not two drawn at random."""
+    figures = {"norm/encoder_0": 1.0, "between_task_distance": 4e-7, "within_task_distance": 1e-7}
+    page = render_markdown(make(adapters=figures))
+    told = "Mean squared difference between the adapters of a task and of the next one in order: 4e-07; between two "
+    assert f"{told}supports of one task: 1e-07. The next task is often of the same kin" in page
+
+
 def test_categories_are_averaged() -> None:
     report = make(categories={"t1": "names", "t2": "dates", "t3": "names"})
     groups = category_means(report)
