@@ -5,12 +5,12 @@ A collection is planned from its arguments alone: `structures` pipelines are dra
 the variants run side by side, and a program is compiled once for all data sets. On the first `solo` data sets of each
 structure the variants run one by one, for timings that are nobody's share.
 
-    out/group-<id>.parquet    one file for each group of runs, written when it has ended
+    out/group-<digest>.parquet    one file for each group of runs, written when it has ended
 
-Killed and called again, a collection goes on with the groups that have no file and had none when `table.compact` made
-one of all. A group's id tells models and starts apart; a run's id tells models apart, not starts, so a folder is for
-one bank and one set of shared adapters. `shard=(i, n)` does every n-th structure, so that n machines fill one folder
-without talking to each other; `workers.py` hands structures out through Ray.
+Killed and called again, a collection goes on with the groups whose runs the folder does not hold, in whatever file. A
+run's id tells models apart, not starts, so a folder is for one bank and one set of shared adapters. `shard=(i, n)` does
+every n-th structure, so that n machines fill one folder without talking to each other; `workers.py` hands structures
+out through Ray.
 
 >>> collect(Collection(bench, datasets, out="runs", structures=30, variants=4, seed=0))
 """
@@ -18,7 +18,6 @@ without talking to each other; `workers.py` hands structures out through Ray.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -50,22 +49,17 @@ class Job:
 
     Attributes:
       data: what they are run on. pipelines: what is run. seeds: one for each. solo: one by one.
-      model: id of the hypermodel. start: fingerprint of the adapters that they start from, if not the model's own.
     """
 
     data: DataSet
     pipelines: tuple[Pipeline, ...]
     seeds: tuple[int, ...]
     solo: bool
-    model: str
-    start: str = ""
 
-    @property
-    def id(self) -> str:
-        """Names the group's file; equal for equal arguments of the collection."""
-        parts = [self.data.hash, *(pipeline.id for pipeline in self.pipelines), *map(str, self.seeds), str(self.solo)]
-        parts += [self.model, self.start]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    def ids(self, model: str) -> set[str]:
+        """Returns the ids that its runs with a hypermodel have in the table."""
+        runs = zip(self.pipelines, self.seeds, strict=True)
+        return {table.run_id(self.data.hash, pipeline, seed, model) for pipeline, seed in runs}
 
 
 def vary(space: PipelineSpace, structure: Pipeline, count: int, seed: int) -> list[Pipeline]:
@@ -121,27 +115,23 @@ class Collection:
     def jobs(self, number: int) -> list[Job]:
         """Returns the jobs of a structure, one for each data set."""
         jobs, structure = [], self.structures[number]
-        start = self.bench.starts.get(str(structure.init))
-        origin = {"model": self.bench.model.parts.id, "start": start.fingerprint if start else ""}
         for place, data in enumerate(self.datasets):
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, number, int(data.hash, 16)]))
             count = self.variants if structure.method == TUNE else 1
             seeds = tuple(rng.integers(2**31, size=count).tolist())
             pipelines = vary(self.bench.space, structure, count, int(rng.integers(2**31)))
-            # Every data set is the first of some structure, so each has solo timings. A single run is alone anyway, and
-            # says so: its job is the same wherever its data set stands in the list.
-            alone = count == 1 or (place - number) % len(self.datasets) < self.solo
-            jobs.append(Job(data, tuple(pipelines), seeds, alone, **origin))
+            # Every data set is the first of some structure, so each has solo timings.
+            alone = (place - number) % len(self.datasets) < self.solo
+            jobs.append(Job(data, tuple(pipelines), seeds, alone))
         return jobs
 
     def fill(self, number: int) -> int:
         """Carries out what is left of a structure and returns the number of runs that were written."""
-        written, compacted = 0, table.compacted(self.out)
+        written, done = 0, table.ids(self.out)
         for job in self.jobs(number):
-            file = self.out / f"group-{job.id}.parquet"
-            if not file.exists() and file.name not in compacted:
+            if not job.ids(self.bench.model.parts.id) <= done:
                 runs = carry_out(self.bench, job)
-                table.write(file, runs)
+                table.add(self.out, runs)
                 written += len(runs)
         self.bench.forget_programs()
         return written

@@ -5,10 +5,10 @@ kept, and only what the row says of its data set is the new hypermodel's. A run 
 with its pipeline and seed; its seconds stay those of the table, since they do not depend on what the hypernetwork has
 learnt, and timings of another machine or day would make one start look dearer than the others.
 
-    out/group-<id>.parquet    the kept runs of a data set, or the new runs of one structure on a data set
+    out/group-<digest>.parquet    the kept runs of a data set, or the new runs of one structure on a data set
 
-Killed and called again it goes on with the groups that have no file, as a collection does; `shard=(i, n)` does every
-n-th program.
+Killed and called again it goes on with the runs that the folder does not hold, as a collection does; `shard=(i, n)`
+does every n-th program.
 
 >>> renew(Bench(newer), table.read("runs"), datasets, out="renewed")
 """
@@ -16,7 +16,6 @@ n-th program.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import pathlib
 from collections.abc import Sequence
@@ -69,14 +68,14 @@ def renew(
     check_unseen(bench.model, [data for data in datasets if data.hash in used])
     _check_pipelines(bench, runs)
     folder, written = local_folder(out), 0
-    groups, done = _groups(runs)[shard[0] :: shard[1]], table.compacted(folder)
+    groups, done = _groups(runs)[shard[0] :: shard[1]], table.ids(folder)
     for group in tqdm(groups, unit="program", disable=not progress):
         for member in group:
-            data, file = by_hash[member[0].dataset_hash], folder / f"group-{_digest(bench, member)}.parquet"
-            if not file.exists() and file.name not in done:
-                _check_base(bench, data, member[0])
-                table.write(file, [_renewed(bench, data, run) for run in member])
-                written += len(member)
+            data = by_hash[member[0].dataset_hash]
+            if left := [run for run in member if _id(bench, run) not in done]:
+                _check_base(bench, data, left[0])
+                table.add(folder, [_renewed(bench, data, run) for run in left])
+                written += len(left)
         bench.forget_programs()
     return written
 
@@ -102,7 +101,7 @@ def _seconds(group: Sequence[Sequence[table.Run]]) -> float:
 
 def _renewed(bench: Bench, data: DataSet, run: table.Run) -> table.Run:
     if _anew(run.pipeline):
-        (new,) = carry_out(bench, Job(data, (run.pipeline,), (run.seed,), solo=True, model=bench.model.parts.id))
+        (new,) = carry_out(bench, Job(data, (run.pipeline,), (run.seed,), solo=True))
         if len(run.seconds) >= len(new.seconds):
             known = {"seconds": run.seconds[: len(new.seconds)], "seconds_per_epoch": run.seconds_per_epoch}
             return dataclasses.replace(new, **known, amortised=run.amortised)
@@ -116,9 +115,9 @@ def _anew(pipeline: Pipeline) -> bool:
     return pipeline.method == AS_GENERATED or pipeline.init == GENERATED
 
 
-def _digest(bench: Bench, runs: Sequence[table.Run]) -> str:
-    """Names a group's file; equal for equal runs of the table and one new hypermodel."""
-    return hashlib.sha256("\n".join([bench.model.parts.id, *(run.id for run in runs)]).encode()).hexdigest()[:16]
+def _id(bench: Bench, run: table.Run) -> str:
+    """The id that a run has in the new hypermodel's table."""
+    return table.run_id(run.dataset_hash, run.pipeline, run.seed, bench.model.parts.id)
 
 
 def _check_models(bench: Bench, runs: Sequence[table.Run]) -> None:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hyperflax.errors import DataError, MissingExtraError
@@ -106,21 +106,21 @@ def run_id(dataset_hash: str, pipeline: Pipeline, seed: int, model: str) -> str:
     return hashlib.sha256("\n".join((dataset_hash, pipeline.id, str(seed), model)).encode()).hexdigest()[:16]
 
 
-def write(path: pathlib.Path | str, runs: Sequence[Run], compacted: Iterable[str] = ()) -> None:
-    """Writes a Parquet file; whoever reads sees it whole or not at all.
-
-    Args:
-      path: of the file. runs: its rows. compacted: names of the files that it takes the place of, see `compacted`.
-    """
+def write(path: pathlib.Path | str, runs: Sequence[Run]) -> None:
+    """Writes a Parquet file; whoever reads sees it whole or not at all."""
     parquet = _parquet()
     import pyarrow
 
-    schema = _schema()
-    rows = [_to_row(run) for run in runs]
-    metadata = {**schema.metadata, _COMPACTED: json.dumps(sorted(compacted))}
-    table = pyarrow.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
+    table = pyarrow.Table.from_pylist([_to_row(run) for run in runs], schema=_schema())
     with atomic_file(pathlib.Path(path)) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
+
+
+def add(folder: pathlib.Path | str, runs: Sequence[Run]) -> pathlib.Path:
+    """Writes runs as a file of a folder, named by their ids, and returns it."""
+    path = pathlib.Path(folder) / f"group-{_digest(runs)}.parquet"
+    write(path, runs)
+    return path
 
 
 def read(path: pathlib.Path | str) -> list[Run]:
@@ -135,7 +135,7 @@ def read(path: pathlib.Path | str) -> list[Run]:
         raise DataError(f"{path}: expected Parquet files, found none")
     runs: dict[str, Run] = {}
     for file in files:
-        for number, row in enumerate(_read_rows(file)):
+        for number, row in enumerate(_read_table(file).to_pylist()):
             run = _from_row(row, f"{file}: row {number}")
             runs[run.id] = run
     return [runs[key] for key in sorted(runs)]
@@ -145,30 +145,35 @@ def compact(folder: pathlib.Path | str) -> pathlib.Path:
     """Makes one file of many and returns it. Killed in between, some runs stand twice, which reading mends."""
     folder = pathlib.Path(folder)
     files, runs = sorted(folder.glob("*.parquet")), read(folder)
-    digest = hashlib.sha256("".join(run.id for run in runs).encode()).hexdigest()[:12]
-    whole = folder / f"{_WHOLE}{digest}.parquet"
-    write(whole, runs, compacted(folder) | {file.name for file in files})
+    whole = folder / f"runs-{_digest(runs)}.parquet"
+    write(whole, runs)
     for file in files:
         if file != whole:
             file.unlink()
     return whole
 
 
-def compacted(folder: pathlib.Path | str) -> set[str]:
-    """Returns the names of the files whose place `compact` took, so that what they hold is not computed again.
+def ids(folder: pathlib.Path | str) -> set[str]:
+    """Returns the ids of all runs in a folder, which need not be run again; none where there is no folder yet.
 
     Raises:
-      DataError: a file that is no Parquet file.
+      DataError: a file that is no table of runs.
     """
-    parquet, names = _parquet(), set()
-    for file in pathlib.Path(folder).glob(f"{_WHOLE}*.parquet"):
-        with _parquet_errors(file):
-            metadata = parquet.read_schema(file).metadata or {}
-        names |= set(json.loads(metadata.get(_COMPACTED, b"[]")))
-    return names
+    found: set[str] = set()
+    for file in pathlib.Path(folder).glob("*.parquet"):
+        try:
+            found |= set(_read_table(file).column("id").to_pylist())
+        except DataError:
+            if file.exists():
+                raise
+            return ids(folder)  # another process has made one file of all
+    return found
 
 
-_WHOLE, _COMPACTED = "runs-", b"compacted"
+def _digest(runs: Sequence[Run]) -> str:
+    return hashlib.sha256("".join(run.id for run in runs).encode()).hexdigest()[:16]
+
+
 _JSON = ("versions",)
 _TEXT = ("dataset", "corpus", "category", "dataset_hash", "model", "status", "device", "created", "error")
 _NUMBERS = ("seconds_per_epoch", "start_score", "test_score", "bare_score", "generated_score")
@@ -195,7 +200,7 @@ def _from_row(row: dict[str, Any], where: str) -> Run:
     return run
 
 
-def _read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
+def _read_table(file: pathlib.Path) -> Any:
     parquet = _parquet()
     with _parquet_errors(file):
         table = parquet.read_table(file)
@@ -209,7 +214,7 @@ def _read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
     for name in schema.names:
         if missing := table.column(name).null_count:
             raise DataError(f"{file}: column '{name}': expected a value in every row, got {missing} rows without one")
-    return table.to_pylist()
+    return table
 
 
 @contextlib.contextmanager

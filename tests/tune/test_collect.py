@@ -158,8 +158,9 @@ def test_a_plan_follows_from_its_arguments_and_every_data_set_has_solo_runs(benc
         for numbers in ((0, 1, 2, 3), (3, 2, 1, 0))
     ]
     jobs = plans[0]
-    assert {job.id for job in jobs} == {job.id for job in plans[1]}
-    assert len({job.id for job in jobs}) == len(jobs) == 8
+    ids = [frozenset(job.ids("micro")) for job in jobs]
+    assert set(ids) == {frozenset(job.ids("micro")) for job in plans[1]}
+    assert len(set(ids)) == len(jobs) == 8
     assert {job.data.name for job in jobs if job.solo} == {"first", "second"}
 
 
@@ -173,7 +174,7 @@ def test_a_killed_collection_goes_on_and_repeats_nothing(bench, tmp_path, monkey
     def killed(bench, job):
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(job.id)
+        done.append(job)
         return carry_out(bench, job)
 
     carry_out = module.carry_out
@@ -182,9 +183,9 @@ def test_a_killed_collection_goes_on_and_repeats_nothing(bench, tmp_path, monkey
         collect(collection, progress=False)
     assert len(list(tmp_path.glob("*.parquet"))) == 2
     before = {run.id: run for run in table.read(tmp_path)}
-    monkeypatch.setattr(module, "carry_out", lambda bench, job: done.append(job.id) or carry_out(bench, job))
+    monkeypatch.setattr(module, "carry_out", lambda bench, job: done.append(job) or carry_out(bench, job))
     written = collect(collection, progress=False)
-    assert len(done) == len(set(done)) == 4
+    assert len(done) == len({frozenset(job.ids("micro")) for job in done}) == 4
     after = {run.id: run for run in table.read(tmp_path)}
     assert len(after) == len(before) + written
     assert all(after[key] == run for key, run in before.items())
@@ -194,29 +195,27 @@ def test_a_killed_collection_goes_on_and_repeats_nothing(bench, tmp_path, monkey
     assert {run.id: run for run in table.read(tmp_path)} == after
 
 
-def test_groups_of_another_model_or_other_starts_are_other_groups(bench, tmp_path):
-    """And those of a start only where it is what they start from."""
+def test_what_the_table_holds_is_not_run_again_for_another_order_or_a_further_data_set(bench, tmp_path):
+    sets = [data_set("first"), data_set("second", 1)]
 
-    class Starts:  # what a plan asks of adapters
-        specs = (bench.model.config.spec,)
+    def written(*datasets):
+        return collect(Collection(bench, datasets, out=tmp_path, structures=2, variants=2), progress=False)
 
-        def __init__(self, fingerprint: str):
-            self.fingerprint = fingerprint
+    third = dataclasses.replace(data_set("third"), train=data_set("third").train[1:])
+    assert written(*sets) == len(table.ids(tmp_path))
+    assert written(*reversed(sets)) == 0
+    assert written(third, *sets) == len(table.ids(tmp_path)) // 3
 
-        def check(self, data: DataSet) -> None: ...
 
+def test_runs_of_another_model_are_other_runs(bench, tmp_path):
     other = micro_model()
     other.parts = dataclasses.replace(other.parts, name="other")
     plans = []
-    for model, fingerprint in ((bench.model, "one"), (bench.model, "two"), (other, "one")):
-        collection = Collection(
-            Bench(model, {"shared": Starts(fingerprint)}), [data_set("first")], out=tmp_path, structures=4
-        )
-        plans.append({one.init: job.id for n, one in enumerate(collection.structures) for job in collection.jobs(n)})
-    first, second, third = plans
-    assert first.keys() == {None, "random", "shared", "generated"}
-    assert {init for init in first if first[init] != second[init]} == {"shared"}
-    assert not set(first.values()) & set(third.values())
+    for model in (bench.model, other):
+        collection = Collection(Bench(model), [data_set("first")], out=tmp_path, structures=4)
+        plans.append({one for n in range(4) for job in collection.jobs(n) for one in job.ids(model.parts.id)})
+    assert not plans[0] & plans[1]
+    assert len(plans[0]) == len(plans[1])
 
 
 def test_shards_are_disjoint_and_whole(bench, tmp_path, monkeypatch):
@@ -238,7 +237,7 @@ def test_an_error_of_the_device_is_an_observation(bench, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 1 byte")
 
     monkeypatch.setattr(module, "Group", no_memory)
-    job = module.Job(data_set("first"), (TUNED,), (0,), solo=True, model="micro")
+    job = module.Job(data_set("first"), (TUNED,), (0,), solo=True)
     (row,) = module.carry_out(bench, job)
     assert (row.status, row.curve, row.dataset) == ("out_of_memory", (), "first")
     assert "RESOURCE_EXHAUSTED" in row.error

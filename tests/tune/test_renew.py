@@ -74,6 +74,16 @@ def test_rows_are_those_of_a_collection_with_the_newer_model(tables):
     assert GENERATED in changed
 
 
+def test_a_collection_goes_on_from_a_renewed_table_and_a_renewal_from_a_collected_one(models, tables, tmp_path):
+    before = list(tables[0].values())
+    renew(Bench(models[1]), before, SETS, out=tmp_path, progress=False)
+    collected(models[1], tmp_path)
+    assert len(table.read(tmp_path)) == sum(1 for file in tmp_path.iterdir() for _ in table.read(file)) == len(before)
+    whole = list(tables[1].values())
+    table.write(tmp_path / "other" / "some.parquet", whole[1:])
+    assert renew(Bench(models[1]), before, SETS, out=tmp_path / "other", progress=False) == 1
+
+
 def test_seconds_and_machine_of_kept_runs_are_the_tables(tables):
     before, _, renewed = tables
     for place, run in renewed.items():

@@ -66,14 +66,9 @@ def test_two_workers_fill_a_folder_though_one_is_killed(tmp_path):
     assert marker.exists()
     collection = Collection(Bench(micro_model()), [data_set()], out=out, **SMALL)
     jobs = [job for number in range(2) for job in collection.jobs(number)]
-    assert {file.name for file in out.iterdir()} == {f"group-{job.id}.parquet" for job in jobs}
+    assert len(list(out.iterdir())) == len(jobs)
     model = collection.bench.model.parts.id
-    planned = [
-        table.run_id(job.data.hash, pipeline, seed, model)
-        for job in jobs
-        for pipeline, seed in zip(job.pipelines, job.seeds, strict=True)
-    ]
-    assert [run.id for run in table.read(out)] == sorted(planned)
+    assert [run.id for run in table.read(out)] == sorted(run for job in jobs for run in job.ids(model))
     assert {run.status for run in table.read(out)} == {"completed"}
     assert collect(collection, progress=False) == 0
 

@@ -56,9 +56,15 @@ def test_files_of_a_folder_are_one_table_and_a_run_counts_once(tmp_path):
     assert table.read(tmp_path) == before
     assert table.compact(tmp_path) == whole
     assert table.read(tmp_path) == before
-    table.write(tmp_path / "c.parquet", [dataclasses.replace(RUN, seed=3)])
-    table.compact(tmp_path)
-    assert {"a.parquet", "b.parquet", "c.parquet"} <= table.compacted(tmp_path)
+    assert table.ids(tmp_path) == {run.id for run in before}
+    assert table.ids(tmp_path / "none") == set()
+
+
+def test_files_added_to_a_folder_are_named_by_their_runs(tmp_path):
+    first, second = table.add(tmp_path, [RUN]), table.add(tmp_path, [RUN, FAILED])
+    assert first != second
+    assert table.add(tmp_path, [dataclasses.replace(RUN, test_score=0.75)]) == first
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_ids_tell_data_pipeline_seed_and_model_apart():
