@@ -126,7 +126,7 @@ class Batches:
         whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
         wrong = np.any([~np.isfinite(leaf).reshape(len(keys), -1).all(1) for leaf in jax.tree.leaves(whole)], axis=0)
         if wrong.any():
-            raise not_finite(keys[row] for row in np.flatnonzero(wrong))
+            raise not_finite(key for key, bad in zip(keys, wrong, strict=True) if bad)
         return whole
 
     def _adapters(self, keys: Keys) -> PyTree:
