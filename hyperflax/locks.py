@@ -72,8 +72,11 @@ def alone_at(file: Location | str) -> Iterator[None]:
       CheckpointError: nothing can be written beside it.
     """
     place = locate_file(file)
+    if not isinstance(place, pathlib.Path):
+        yield
+        return
     lock = place.with_name(f".{place.name}{LOCK}")
-    descriptor = _lock(lock, f"{place}", "on it", "file") if isinstance(lock, pathlib.Path) else None
+    descriptor = _lock(lock, f"{place}", "on it", "file")
     try:
         yield
     finally:

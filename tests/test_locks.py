@@ -123,7 +123,7 @@ def test_what_cannot_be_locked_is_no_obstacle(tmp_path, monkeypatch, caplog):
 
 def test_a_bucket_and_the_other_processes_of_a_job_lock_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with locks.alone_in("gs://bucket/run"):
+    with locks.alone_in("gs://bucket/run"), locks.alone_at("gs://bucket/answers"):
         pass
     monkeypatch.setattr(locks.Processes, "running", lambda: locks.Processes(1, 2))
     (tmp_path / locks.LOCK).write_text("the first one's")
