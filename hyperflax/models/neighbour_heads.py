@@ -11,6 +11,7 @@ giving it to the initial values is ours.)
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 
 from hyperflax import trees
@@ -43,7 +44,7 @@ def start_neighbour_heads(params: PyTree, config: T5Config, strength: float) -> 
         if not path.endswith("rel_embedding"):
             return leaf
         stack = path.split("/")[0]
-        table = np.array(leaf)
+        table = jnp.asarray(leaf)  # on several hosts none may hold all of it
         for head, distance in enumerate(DISTANCES[stack]):
             column = int(
                 bucket(
@@ -53,7 +54,7 @@ def start_neighbour_heads(params: PyTree, config: T5Config, strength: float) -> 
                     max_distance=config.max_distance,
                 )
             )
-            table[head, column] += strength
+            table = table.at[head, column].add(strength)
         return table
 
     return trees.map_with_path(bias, params)

@@ -9,6 +9,8 @@ is at work, and has read another base model than the others.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -30,7 +32,7 @@ from hyperflax.hypernets.heads import HeadsConfig
 from hyperflax.hypernets.hyper_t5 import HyperT5Config
 from hyperflax.locks import alone_in
 from hyperflax.processes import Processes
-from hyperflax.train import HypernetworkOf, train
+from hyperflax.train import HypernetworkOf, PlainT5, train
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.optimizers import make_optimizer
 from hyperflax.training.partitioning import Partitioner, make_mesh
@@ -67,6 +69,22 @@ def refused_base(partitioner: Partitioner, processes: Processes) -> str:
     return "placed"
 
 
+def neighbour_tables(count: int) -> dict[str, float]:
+    """By path, the sum of what heads that look next door have in each table more than fresh ones; heads lie apart."""
+    mesh, batch = make_mesh(data=-1, model=2 if count > 1 else 1), killed_run.Batches().batch(0)
+    plain, sums = PlainT5(BASE, Bytes()), []
+    for model in (plain, dataclasses.replace(plain, neighbour_heads=3.0)):
+        partitioner = Partitioner(mesh)
+        start = functools.partial(model.initial_params, partitioner=partitioner)
+        state = partitioner.create_state(
+            model.objective, make_optimizer("adamw", 1e-2), jax.random.key(0), batch, start
+        )
+        tables = {path: leaf for path, leaf in trees.flatten(state.params).items() if path.endswith("rel_embedding")}
+        assert all(leaf.is_fully_addressable == (count == 1) for leaf in tables.values())
+        sums.append({path: float(leaf.sum()) for path, leaf in tables.items()})
+    return {path: more - sums[0][path] for path, more in sums[1].items()}
+
+
 def capitals(batch: list[EvaluationTask]) -> list[list[str]]:
     return [[text.upper() for text in task.inputs] for task in batch]
 
@@ -100,6 +118,7 @@ def main(address: str, folder: str, port: str = "", count: str = "1", index: str
     partitioner = Partitioner(make_mesh(data=-1, fsdp=2 if processes.count > 1 else 1))
     if processes.count > 1:
         said = {"folder": refused_folder(folder), "base": refused_base(partitioner, processes)}
+    said["tables"] = neighbour_tables(processes.count)
     for steps in (3, 6):
         options = {"log_period": 1, "save_period": 2, "eval_period": 3, "partitioner": partitioner}
         killed_run.run(f"{address}/run", total_steps=steps, schedule_steps=6, **options)

@@ -104,6 +104,13 @@ def test_a_hypernetwork_for_a_t5x_checkpoint_is_that_of_one_process(jobs):
     assert 0 < moved <= 0.0201
 
 
+def test_heads_that_look_next_door_lie_apart(jobs):
+    """Two of a table's numbers are 3 more than fresh ones; no process holds both heads of a table."""
+    tables = [f"{stack}/relpos_bias/rel_embedding" for stack in ("decoder", "encoder")]
+    for said in jobs["said"][1] + jobs["said"][COUNT]:
+        assert said["tables"] == {path: pytest.approx(6.0, abs=1e-4) for path in tables}
+
+
 def test_evaluating_gives_the_scores_of_one_process_to_all(jobs):
     (alone,) = jobs["said"][1]
     assert alone["scores"] == {"bare": {f"task{number}": 0.5 for number in range(7)}}
