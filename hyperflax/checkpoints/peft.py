@@ -104,6 +104,11 @@ def write_peft(
         write_json(folder / CONFIG, config)
 
 
+def require_expressible(adapter: Adapter) -> None:
+    """Raises what `write_peft` raises whatever the base model: for commands to ask before they read one."""
+    as_peft(adapter, decoder_layers=_decoder_layers(adapter.spec))
+
+
 def as_peft(adapter: Adapter, *, decoder_layers: int | None = None) -> Content:
     """Returns what `write_peft` writes of an adapter in PEFT's own terms, without writing it.
 
@@ -126,6 +131,11 @@ def as_peft(adapter: Adapter, *, decoder_layers: int | None = None) -> Content:
     content = export(_flat(adapter), adapter.spec, decoder_layers)
     settings = {"task_type": TASK, "inference_mode": True, "peft_type": method, **content.settings}
     return dataclasses.replace(content, settings=settings)
+
+
+def _decoder_layers(spec: AdapterSpec) -> int | None:
+    """How many a decoder with these leaves has at least; None without any there."""
+    return 1 + max((leaf.layer for leaf in spec.leaves if leaf.stack == "decoder"), default=-1) or None
 
 
 def read_peft(directory: Location | str, *, decoder_layers: int | None = None) -> Adapter:
@@ -173,7 +183,7 @@ def _read(folder: pathlib.Path, decoder_layers: int | None) -> Adapter:
 
     if (origin := _read_origin(folder)) is not None:
         own = spec_from(origin.spec, folder / ORIGIN)
-        layers = 1 + max((leaf.layer for leaf in own.leaves if leaf.stack == "decoder"), default=-1) or None
+        layers = _decoder_layers(own)
         tree = None
         with contextlib.suppress(AdapterError):  # other weights than were written need not make a tree of that depth
             tree, _ = read(layers)

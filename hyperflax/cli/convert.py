@@ -57,13 +57,17 @@ def _copy(arguments: argparse.Namespace) -> tuple[str, Behaviour | None]:
     The model ends with this function: the check reads what was written, and both together are twice the memory.
     """
     from hyperflax.checkpoints.convert import behaviour
-    from hyperflax.checkpoints.forms import read_model, write_model
+    from hyperflax.checkpoints.forms import form_of, read_model, write_model
     from hyperflax.cli.progress import byte_bar
+    from hyperflax.errors import ConfigError
     from hyperflax.hypermodel import shipped
 
+    place = shipped(arguments.source)
+    form = arguments.to or ("t5x" if form_of(place, arguments.step) == "huggingface" else "huggingface")
+    if arguments.scalable and form == "huggingface":
+        raise ConfigError(f"--scalable: expected --to t5x or orbax, which have such a layout, got {form}")
     with byte_bar("read") as progress:
-        source = read_model(shipped(arguments.source), step=arguments.step, dtype=arguments.dtype, progress=progress)
-        form = arguments.to or ("t5x" if source.form == "huggingface" else "huggingface")
+        source = read_model(place, step=arguments.step, dtype=arguments.dtype, progress=progress)
         goes_along = form != "huggingface" and arguments.scalable == source.scalable
         state = source.read_state(progress) if source.read_state and goes_along else None
     expected = behaviour(source) if arguments.check else None

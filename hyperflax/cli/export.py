@@ -27,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from hyperflax.adapters.kinds import refuse
     from hyperflax.checkpoints.artefacts import load_adapter
     from hyperflax.checkpoints.exchange import with_base, write_merged
     from hyperflax.checkpoints.forms import read_model
-    from hyperflax.checkpoints.peft import write_peft
+    from hyperflax.checkpoints.peft import require_expressible, write_peft
     from hyperflax.cli.progress import byte_bar
     from hyperflax.errors import ConfigError
     from hyperflax.files import require_directory_place
@@ -38,15 +39,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     require_directory_place(arguments.out)
     adapter = load_adapter(arguments.adapter)
+    if arguments.format == "merged":
+        if not arguments.base:
+            raise ConfigError("--format merged: expected --base, the model that the adapter is to be merged into")
+        refuse(adapter.spec, "merge")
+    elif arguments.base:
+        require_expressible(adapter)
     base = None
     if arguments.base:
         with byte_bar("read") as progress:
             base = read_model(shipped(arguments.base), progress=progress)
-    if arguments.format == "peft":
-        adapter, depth = (with_base(adapter, base), base.config.num_decoder_layers) if base else (adapter, None)
-        write_peft(arguments.out, adapter, base_name=arguments.base, decoder_layers=depth)
-    elif base is None:
-        raise ConfigError("--format merged: expected --base, the model that the adapter is to be merged into")
+    if base is None:
+        write_peft(arguments.out, adapter)
+    elif arguments.format == "peft":
+        # What PEFT's users load by this name is of transformers; it would ask a hub for any other.
+        name, depth = arguments.base if base.form == "huggingface" else None, base.config.num_decoder_layers
+        write_peft(arguments.out, with_base(adapter, base), base_name=name, decoder_layers=depth)
     else:
         with byte_bar("written") as progress:
             write_merged(arguments.out, adapter, base, progress=progress)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
-from hyperflax.adapters import LoRA, Prefix, build_spec
-from hyperflax.checkpoints import Adapter, AdapterMetadata, fingerprint, load_adapter
+from hyperflax.adapters import Full, LoRA, Prefix, build_spec
+from hyperflax.checkpoints import Adapter, AdapterMetadata, fingerprint, forms, load_adapter
 from hyperflax.checkpoints.convert import behaviour, certify
 from hyperflax.checkpoints.forms import read_model, write_model
 from hyperflax.checkpoints.huggingface import read_huggingface, write_huggingface
@@ -178,6 +178,47 @@ def test_what_peft_cannot_express_is_refused_by_site(kinds, told, tmp_path, caps
     assert main(["export", str(tmp_path / "adapter"), "--format", "peft", "--out", str(tmp_path / "out")]) == 2
     assert re.search(told, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "kinds", "told"),
+    [
+        ("merged", (Prefix(length=2),), "prefix at 'encoder/layers_0/attention/prefix' refuses to merge"),
+        ("peft", (Prefix(length=2, sites=("decoder/self_attention",)),), "'preceding'"),
+        ("peft", (Full(),), "refuses to export to PEFT"),
+        ("peft", (LoRA(rank=2), Prefix(length=2)), "one kind"),
+    ],
+)
+def test_what_no_base_could_change_is_refused_before_it_is_read(form, kinds, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(forms, "read_model", lambda *given, **options: pytest.fail("read"))
+    write_adapter(tmp_path / "adapter", *kinds)
+    command = ["export", str(tmp_path / "adapter"), "--format", form, "--out", str(tmp_path / "out"), "--base", "base"]
+    assert main(command) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layout_that_the_form_lacks_is_refused_before_the_model_is_read(model, tmp_path, monkeypatch, capsys):
+    write_model(tmp_path / "t5x", read_model(model), "t5x")
+    monkeypatch.setattr(forms, "read_model", lambda *given, **options: pytest.fail("read"))
+    for given in ([str(tmp_path / "t5x")], [str(model), "--to", "huggingface"]):
+        assert main(["convert", *given[:1], str(tmp_path / "out"), *given[1:], "--scalable"]) == 2
+        assert "--scalable: expected --to t5x or orbax" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["huggingface", "t5x"])
+def test_peft_is_told_of_a_base_that_its_users_can_load(form, model, tmp_path):
+    """Of any other name transformers would ask a hub."""
+    base = model
+    if form == "t5x":
+        base = tmp_path / "t5x"
+        write_model(base, read_model(model), "t5x")
+    write_adapter(tmp_path / "adapter", LoRA(rank=2))
+    command = ["export", str(tmp_path / "adapter"), "--format", "peft", "--out", str(tmp_path / "out")]
+    assert main([*command, "--base", str(base)]) == 0
+    told = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert told == (str(model) if form == "huggingface" else None)
 
 
 def test_a_base_makes_an_adapter_from_elsewhere_usable(tmp_path, capsys):
