@@ -37,6 +37,7 @@ from hyperflax.data.finetuning import PairBatches, hold_out
 from hyperflax.data.jsonl import Line, read_lines
 from hyperflax.data.vocabularies import as_written
 from hyperflax.errors import CheckpointError, ConfigError, DataError, HyperflaxError
+from hyperflax.evaluation import contamination
 from hyperflax.evaluation.metrics import get_metric
 from hyperflax.evaluation.worth import TUNED, compare
 from hyperflax.files import local_folder, require_run_place
@@ -143,7 +144,11 @@ def finetune(
         "held_out": len(held),
         "overlap": sum(line.input in seen for line in held),
     }
-    provenance = {"finetuning": {"settings": configs.to_json(settings), "report": report}}
+    earlier = {} if adapter is None else adapter.metadata.provenance
+    provenance = {
+        **contamination.inherited(earlier, unrecorded=[type(batches).__name__]),
+        "finetuning": {"settings": configs.to_json(settings), "report": report},
+    }
     metadata = dataclasses.replace(metadata, provenance=provenance)
     dataclasses.replace(tuned, metadata=metadata).save(folder, beside_others=True)
     write_json(folder / REPORT, report)

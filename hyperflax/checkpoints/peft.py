@@ -2,7 +2,8 @@
 
     adapter_config.json           PEFT's settings of the method
     adapter_model.safetensors     the weights
-    hyperflax.json                ours, ignored by PEFT: the spec, the base's fingerprint, the adapter's own
+    hyperflax.json                ours, ignored by PEFT: the spec, the base's fingerprint, the adapter's own, and where
+                                  it was trained
 
 LoRA and soft prompts go both ways (`peft_lora.py`, `peft_prompt.py`), prefixes where PEFT can express them
 (`peft_prefix.py`). What it cannot express is refused with the place and the reason; nothing is dropped. An adapter that
@@ -69,6 +70,7 @@ class _Origin:
     support_hash: Fingerprint | None
     refine_steps: Count
     spec: dict[str, Any]
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write_peft(
@@ -98,6 +100,8 @@ def write_peft(
         **{name: getattr(adapter.metadata, name) for name in _KEPT},
         "spec": adapter.spec.to_json(),
     }
+    if adapter.metadata.provenance:
+        origin["provenance"] = adapter.metadata.provenance
     with atomic_directory(directory) as folder:
         write_tensors(folder / WEIGHTS, [_tensor(name, array) for name, array in sorted(content.weights.items())])
         write_json(folder / ORIGIN, origin)
@@ -193,7 +197,7 @@ def _read(folder: pathlib.Path, decoder_layers: int | None) -> Adapter:
             except AdapterError as error:
                 raise CheckpointError(f"{folder / ORIGIN}: key 'spec': does not fit {WEIGHTS}: {error}") from error
             kept = {name: getattr(origin, name) for name in _KEPT}
-            return Adapter(tree, own, AdapterMetadata(**kept, provenance=provenance))
+            return Adapter(tree, own, AdapterMetadata(**kept, provenance={**origin.provenance, **provenance}))
         decoder_layers = decoder_layers or layers
     try:
         tree, spec = read(decoder_layers)

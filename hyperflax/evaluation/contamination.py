@@ -36,6 +36,7 @@ from hyperflax.evaluation.runner import EvaluationTask
 # In a model's provenance: hashes of its training tasks' names, and their data sets as `TaskInfo` has them.
 TRAINING_TASKS, TRAINING_DATA_SETS = "training_tasks", "training_data_sets"
 UNRECORDED = "unrecorded_batches"  # of them no tasks are known, or not by name
+SOURCES = "sources"  # of a shared start: the hash of each data set that it was trained on, by name
 RECORDED_TASKS = 4096  # most training tasks of a source whose names are recorded
 _NAMED = 5  # offenders in the message
 _AT_ONCE = 1024  # training examples in memory
@@ -154,6 +155,20 @@ def record(
         for key, names in found.items():
             names |= set(provenance.get(key, ()))
     return {key: sorted(names) for key, names in found.items() if names}
+
+
+def inherited(provenance: Mapping[str, Any], unrecorded: Iterable[str] = ()) -> dict[str, Any]:
+    """What the provenance of an adapter keeps of its start's: all that says on what it was trained.
+
+    Args:
+      provenance: the start's, {} of one that has none.
+      unrecorded: classes of the batches that it went on with, where those tell no source; see `record`.
+
+    >>> inherited({"training_tasks": ["0ab1"], "sources": {"dates": "sha256:9f"}, "results": []}, ["PairBatches"])
+    {'training_tasks': ['0ab1'], 'unrecorded_batches': ['PairBatches'], 'sources': {'dates': 'sha256:9f'}}
+    """
+    kept = {SOURCES: provenance[SOURCES]} if SOURCES in provenance else {}
+    return {**record((), [provenance], unrecorded), **kept}
 
 
 def not_recorded(trained_on: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -164,6 +164,20 @@ def test_an_adapter_of_the_same_base_is_a_start_and_a_condition(model, task, run
     assert not (tmp_path / "x").exists()
 
 
+def test_what_the_start_was_trained_on_is_not_hidden(model, task, run, tmp_path):
+    """Nor are the run's own examples taken for no examples, and what else the start says is of the start alone."""
+    given = load_adapter(run[0])
+    seen = {"training_tasks": ["0a"], "training_data_sets": ["p3/x"], "unrecorded_batches": ["CACLM"]}
+    seen |= {"sources": {"dates": "sha256:12"}}
+    metadata = dataclasses.replace(given.metadata, provenance={**seen, "results": [1]})
+    finetune(model=model, examples=task, out=tmp_path / "on", kinds=(LORA,), settings=ONE_STEP, progress=False,
+             init=dataclasses.replace(given, metadata=metadata))  # fmt: skip
+    provenance = load_adapter(tmp_path / "on").metadata.provenance
+    assert provenance.pop("finetuning")["report"]["examples"] == 19
+    assert provenance == {**seen, "unrecorded_batches": ["CACLM", "PairBatches"]}
+    assert given.metadata.provenance["unrecorded_batches"] == ["PairBatches"]
+
+
 def test_what_cannot_be_is_refused_before_anything_is_written(model, task, tmp_path):
     def refused(error, match, *, file=task, kinds=(LORA,), **options):
         with pytest.raises(error, match=match):

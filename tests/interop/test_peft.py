@@ -6,6 +6,7 @@ and run. Every layer of every adapter has values of its own, so that a layer whi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -16,7 +17,7 @@ from hyperflax import trees
 from hyperflax.adapters.kinds import check_spec
 from hyperflax.checkpoints.huggingface import read_huggingface
 from hyperflax.checkpoints.parity import compare, trace
-from hyperflax.checkpoints.peft import read_peft
+from hyperflax.checkpoints.peft import read_peft, write_peft
 from tests.interop import adapters
 from tests.interop.families import FAMILIES
 from tests.interop.test_models import MODELS, outputs, reference
@@ -74,6 +75,18 @@ def test_an_adapter_comes_back_as_it_went_out(name, tmp_path):
         assert getattr(came.metadata, name) == getattr(adapters.METADATA, name)
     for path, leaf in trees.flatten(went.tree).items():
         np.testing.assert_array_equal(trees.flatten(came.tree)[path], leaf, err_msg=path)
+
+
+def test_where_an_adapter_was_trained_is_not_lost_on_the_way(tmp_path):
+    """Evaluations refuse tasks that it names."""
+    seen = {"training_tasks": ["0a"], "sources": {"dates": "sha256:12"}, "results": [{"loss": 0.5}]}
+    adapter = adapters.adapter("lora_everywhere")
+    metadata = dataclasses.replace(adapter.metadata, provenance=seen)
+    write_peft(tmp_path / "peft", dataclasses.replace(adapter, metadata=metadata))
+    once = read_peft(tmp_path / "peft")
+    assert once.metadata.provenance == {**seen, "imported_from": "PEFT", "base_model": None}
+    write_peft(tmp_path / "twice", once)
+    assert read_peft(tmp_path / "twice").metadata.provenance == once.metadata.provenance
 
 
 def test_weights_changed_since_the_export_have_no_known_base(tmp_path):
