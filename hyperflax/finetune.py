@@ -25,7 +25,7 @@ import jax
 
 from hyperflax import configs
 from hyperflax.adapters.kind_config import KindConfig
-from hyperflax.adapters.kinds import build_spec
+from hyperflax.adapters.kinds import build_spec, check_spec, kind_of
 from hyperflax.adapters.spec import AdapterSpec
 from hyperflax.adapters.start import start_from
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, check_base
@@ -64,7 +64,7 @@ def finetune(
     model: Hypermodel,
     examples: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    kinds: Sequence[KindConfig],
+    kinds: Sequence[KindConfig] | None = None,
     init: str | Adapter = GENERATED,
     validation: str | os.PathLike[str] | None = None,
     settings: FineTuning | None = None,
@@ -77,7 +77,7 @@ def finetune(
       model: gives the frozen T5, and the generated adapter.
       examples: jsonl file.
       out: the run's folder, and the adapter directory.
-      kinds: what to train.
+      kinds: what to train; None trains what `init` has, what the model generates where that is no adapter.
       init: `generated`, `random`, or an adapter of the same base model; see `adapters.start` for what fits what.
       validation: jsonl file of held-out examples; None holds a part of `examples` out.
       settings: see there.
@@ -98,7 +98,14 @@ def finetune(
         raise ConfigError(f"finetune.init: expected '{GENERATED}', '{RANDOM}' or an adapter, got '{init}'")
     settings, folder = settings or FineTuning(), local_folder(out)
     require_run_place(folder, RUN, "finetune")
-    spec = build_spec(tuple(kinds), model.config.base)
+    if kinds is not None:
+        spec = build_spec(tuple(kinds), model.config.base)
+    elif isinstance(init, Adapter):
+        check_base(init, model.base_fingerprint)
+        check_spec(init.spec, model.config.base)
+        spec = init.spec
+    else:
+        spec = model.config.spec
     lines, held = read_lines(examples), None if validation is None else read_lines(validation)
     if held is None:
         lines, held = hold_out(lines, settings.held_out, settings.seed)
@@ -203,7 +210,7 @@ def _train(
 
     loop.train(
         objective=objective,
-        optimizer=settings.optimizer(spec.kinds),
+        optimizer=settings.optimizer([kind_of(leaf) for leaf in spec.leaves]),
         batches=dataclasses.replace(batches, parts=parts),
         microbatches=parts,
         model_dir=folder,

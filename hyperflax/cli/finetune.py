@@ -129,21 +129,32 @@ def load_start(init: str, model: pathlib.Path) -> Adapter:
     return load_adapter(beside)
 
 
-def choose_kinds(names: str | None, sizes: dict[str, int], like: AdapterSpec) -> tuple[KindConfig, ...]:
-    """Returns the settings to train: those of `like` for the kinds that it has, else defaults, with the given sizes.
+def choose_kinds(names: str | None, sizes: dict[str, int], like: AdapterSpec) -> tuple[KindConfig, ...] | None:
+    """Returns the settings to train, None for exactly what `like` has, where neither kinds nor sizes are given.
+
+    Those of `like` for the kinds that it has, at its size where it does not say more of them (an adapter from
+    elsewhere); else defaults; with the given sizes.
 
     Raises:
-      ConfigError: an unknown kind, a size that none of them has, or no kind to take over.
+      ConfigError: an unknown kind, or a size that none of them has.
     """
-    from hyperflax.adapters.kinds import KINDS
+    from hyperflax.adapters.kinds import KINDS, kind_of
 
-    wanted = list(dict.fromkeys(kind.kind for kind in like.kinds)) if names is None else names.split("+")
-    if not wanted:
-        raise ConfigError("--kind: expected one, for the start does not say of which it is")
+    if names is None and not sizes:
+        return None
+    there: dict[str, int] = {}
+    for leaf in like.leaves:
+        kind = kind_of(leaf).kind
+        there[kind] = max(there.get(kind, 0), leaf.slots)
+    wanted = sorted(there) if names is None else names.split("+")
     for name in wanted:
         if name not in KINDS or wanted.count(name) > 1:
             raise ConfigError(f"--kind: expected some of {', '.join(KINDS)} joined by '+', got '{names}'")
-    chosen = [kind for name in wanted for kind in [k for k in like.kinds if k.kind == name] or [KINDS[name]()]]
+    chosen: list[KindConfig] = []
+    for name in wanted:
+        default = KINDS[name]()
+        known = [kind for kind in like.kinds if kind.kind == name]
+        chosen += known or [default.resized(there[name]) if name in there else default]
     for size in sizes:
         if all(kind.size != size for kind in chosen):
             raise ConfigError(f"--{size}: none of {'+'.join(wanted)} has it")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from hyperflax.adapters.kind_config import KindConfig
@@ -66,7 +66,7 @@ class FineTuning:
         """Steps between two evaluations."""
         return math.ceil(self.steps / self.evaluations)
 
-    def optimizer(self, kinds: Sequence[KindConfig]) -> Optimizer:
+    def optimizer(self, kinds: Iterable[KindConfig | type[KindConfig]]) -> Optimizer:
         """Returns AdamW with its schedule, for an adapter of these kinds."""
         peak = self.learning_rate or min(LEARNING_RATES.get(kind.kind, LEARNING_RATE) for kind in kinds)
         schedule = warmup_cosine(peak, int(self.warmup * self.steps), self.steps)

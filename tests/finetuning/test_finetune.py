@@ -14,7 +14,8 @@ import hyperflax
 import hyperflax.finetune as finetuning
 from hyperflax import trees
 from hyperflax.adapters import KINDS, Full, LoRA, ParallelMLP, Prefix, SoftPrompt, build_spec, merge
-from hyperflax.checkpoints.artefacts import Adapter, load_adapter
+from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
+from hyperflax.checkpoints.peft import write_peft
 from hyperflax.cli.finetune import choose_kinds, load_start
 from hyperflax.cli.main import main
 from hyperflax.data.finetuning import hold_out
@@ -277,7 +278,9 @@ def test_the_command_takes_addresses_for_the_model_and_the_start(model, tmp_path
 
 def test_kinds_are_those_of_the_start_where_it_has_them():
     like = build_spec((LORA, Prefix(length=3)), T5)
-    assert choose_kinds(None, {}, like) == (LORA, Prefix(length=3))
+    assert choose_kinds(None, {}, like) is None
+    assert choose_kinds(None, {"rank": 5}, like) == (LORA.resized(5), Prefix(length=3))
+    assert choose_kinds("lora", {}, like) == (LORA,)
     assert choose_kinds("lora+parallel_mlp", {"rank": 5}, like) == (LORA.resized(5), ParallelMLP())
     for names, sizes, told in (
         ("lora+ia3", {}, "--kind: expected some of lora, prefix, .* got 'lora.ia3'"),
@@ -286,6 +289,33 @@ def test_kinds_are_those_of_the_start_where_it_has_them():
     ):
         with pytest.raises(ConfigError, match=told):
             choose_kinds(names, sizes, like)
+
+
+def test_of_a_start_that_says_no_settings_the_size_is_kept():
+    """An adapter from elsewhere: there are its leaves alone."""
+    like = dataclasses.replace(build_spec(LoRA(rank=16, alpha=4.0), T5), kinds=())
+    assert choose_kinds(None, {}, like) is None
+    assert choose_kinds("lora", {}, like) == choose_kinds("lora", {"rank": 16}, like) == (LoRA(rank=16, alpha=16.0),)
+    assert choose_kinds(None, {"rank": 4}, like) == (LoRA(rank=4, alpha=4.0),)
+    assert choose_kinds("lora+prefix", {}, like) == (LoRA(rank=16, alpha=16.0), Prefix())
+
+
+def test_an_adapter_from_elsewhere_is_trained_on_as_it_is(model, tmp_path, capsys):
+    """Of two ranks, at places that no default has."""
+    saved, train = tmp_path / "model", write_task(tmp_path / "train.jsonl")
+    model.save(saved)
+    spec = build_spec((LoRA(rank=3, sites=("encoder/attention/*",)), LoRA(rank=1, sites=("decoder/mlp/wi_0",))), T5)
+    write_peft(tmp_path / "peft", Adapter(random_tree(spec, 0, std=0.01), spec, AdapterMetadata(None)))
+    (tmp_path / "peft" / "hyperflax.json").unlink()
+    theirs, out = tmp_path / "theirs", tmp_path / "out"
+    assert main(["import", str(tmp_path / "peft"), "--out", str(theirs), "--base", str(saved)]) == 0
+    command = ["finetune", "--model", str(saved), "--examples", str(train), "--init", str(theirs), "--out", str(out)]
+    assert main([*command, "--steps", "1", "--batch_size", "4"]) == 0
+    tuned, given = load_adapter(out), load_adapter(theirs)
+    assert tuned.spec == given.spec
+    assert {leaf.path: leaf.shape for leaf in given.spec.leaves} == {leaf.path: leaf.shape for leaf in spec.leaves}
+    start = loss_of(model, given, hold_out(read_lines(train), 0.2, 0)[1])
+    assert json.loads((out / "report.json").read_text())["loss"]["start"] == pytest.approx(start, rel=1e-5)
 
 
 @pytest.mark.parametrize(
