@@ -165,6 +165,8 @@ Location: TypeAlias = pathlib.Path | BucketPath
 def locate(path: Location | str) -> Location:
     """Returns a local path, or one in a bucket where `path` is such an address.
 
+    A home, `~`, is found here: shells leave it as it is within a word, as in --gin.MODEL_DIR=~/runs/x.
+
     Raises:
       CheckpointError: an address of another kind.
       ConfigError: no path at all, such as a number that a gin file has without quotes.
@@ -179,7 +181,7 @@ def locate(path: Location | str) -> Location:
         return BucketPath(Bucket(f"{match[1]}://{match[2]}/{inside}/" if inside else f"{match[1]}://{match[2]}/"))
     if "://" in str(path):
         raise CheckpointError(f"{path}: expected a local path, gs://BUCKET/... or s3://BUCKET/...")
-    return pathlib.Path(path)
+    return pathlib.Path(os.path.expanduser(path))
 
 
 def locate_file(path: Location | str) -> Location:

@@ -14,7 +14,7 @@ import pytest
 import tensorstore
 
 from hyperflax.adapters import LoRA, build_spec
-from hyperflax.buckets import Bucket, BucketPath, fetched, locate
+from hyperflax.buckets import Bucket, BucketPath, fetched, locate, locate_file
 from hyperflax.checkpoints import t5x
 from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
@@ -366,6 +366,22 @@ def test_addresses(path, address):
     assert str(found / "c" / "d") == f"{address}/c/d"
     assert str((found / "c" / "d").parent) == f"{address}/c"
     assert locate(found) is found
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("~/runs/x", "/home/somebody/runs/x"),
+        ("~", "/home/somebody"),
+        (pathlib.Path("~/x"), "/home/somebody/x"),
+        ("runs/~/x", "runs/~/x"),
+        ("~no_such_user/x", "~no_such_user/x"),
+    ],
+)
+def test_a_home_is_found_where_no_shell_has_put_it(monkeypatch, path, place):
+    """As in --gin.MODEL_DIR=~/runs/x and --out=~/x."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert locate(path) == locate_file(path) == pathlib.Path(place)
 
 
 @pytest.mark.parametrize("path", ["http://host/a", "file:///etc", "gcs://bucket/a", "gs://", "gs://B?x/a"])
