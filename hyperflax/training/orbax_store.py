@@ -5,8 +5,10 @@ checkpoint_200/{state, host}
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -54,8 +56,9 @@ class OrbaxStore:
         return sorted(self._manager.all_steps())
 
     def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        metadata = trees.flatten(dict(self._manager.item_metadata(step)["state"]))
-        return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in metadata.items()}
+        with self._reading(step):
+            metadata = trees.flatten(dict(self._manager.item_metadata(step)["state"]))
+            return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in metadata.items()}
 
     def write(self, step: int, leaves: Mapping[str, Array], host: Mapping[str, Any]) -> None:
         if self._asynchronous and jax.default_backend() == "cpu":
@@ -69,10 +72,29 @@ class OrbaxStore:
 
     def read(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
         items = self._args.Composite(state=self._args.StandardRestore(trees.unflatten(dict(wanted))))
-        return trees.flatten(self._manager.restore(step, args=items)["state"])
+        with self._reading(step):
+            return trees.flatten(self._manager.restore(step, args=items)["state"])
 
     def host(self, step: int) -> dict[str, Any]:
-        return dict(self._manager.restore(step, args=self._args.Composite(host=self._args.JsonRestore()))["host"])
+        with self._reading(step):
+            return dict(self._manager.restore(step, args=self._args.Composite(host=self._args.JsonRestore()))["host"])
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns what Orbax raises for a damaged checkpoint into an error that names it.
+
+        What the system refuses, such as a disk that is gone, has a number, and is no damage.
+        """
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise
+            earlier = max((other for other in self.steps() if other < step), default=None)
+            advice = "begin anew" if earlier is None else f"go on from step {earlier}"
+            raise CheckpointError(
+                f"{self._directory}/{PREFIX}_{step}: cannot be read, {error}; if it is damaged, remove it to {advice}"
+            ) from error
 
     def close(self) -> None:
         with array_writing(self._directory):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,37 @@ def test_what_does_not_fit_is_named(tmp_path):
             checkpoints.parameters(5)
     with pytest.raises(CheckpointError, match="no such folder"):
         Checkpoints(tmp_path / "elsewhere", read_only=True)
+
+
+def damaged(folder, damage):
+    """Leaves a checkpoint of Orbax's without what it needs."""
+    if damage == "no host":
+        shutil.rmtree(folder / "host")
+    elif damage == "no state":
+        shutil.rmtree(folder / "state")
+    elif damage == "torn host":
+        (file,) = (path for path in (folder / "host").iterdir() if path.read_bytes().startswith(b"{"))
+        file.write_bytes(file.read_bytes()[:5])
+    elif damage == "torn description":
+        (folder / "state" / "_METADATA").write_text("{")
+    else:
+        for file in (folder / "state").rglob("d/*"):
+            file.write_bytes(bytes(file.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", ["no host", "no state", "torn host", "torn description", "zeroed arrays"])
+@pytest.mark.parametrize(("others", "advice"), [([], "to begin anew"), ([1, 2], "to go on from step 2")])
+def test_a_damaged_one_is_named_with_what_to_do(tmp_path, damage, others, advice):
+    state = create_state({"w": jnp.arange(2.0)}, adamw())
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (*others, 3):
+            checkpoints.save(state.replace(step=jnp.int32(step)), {"seed": 0})
+    damaged(tmp_path / "checkpoint_3", damage)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError) as caught:
+        checkpoints.restore(abstract(state))
+    told = str(caught.value)
+    assert told.startswith(f"{tmp_path}/checkpoint_3: cannot be read, ")
+    assert told.endswith(f"; if it is damaged, remove it {advice}")
 
 
 def test_initial_parameters_are_checked_and_copied():
