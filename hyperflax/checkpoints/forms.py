@@ -17,6 +17,7 @@ All are read from buckets as well, `gs://...` and `s3://...`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
@@ -125,9 +126,18 @@ def form_of(path: Location | str, step: int | None = None) -> Form:
             raise
         raise CheckpointError(
             f"{folder}: expected a T5 directory, a model directory, a Hugging Face model, an adapter or a checkpoint "
-            f"of T5X; found none of {', '.join(_MARKS)} ({error})"
+            f"of T5X; found none of {', '.join(_MARKS)} ({error}){_one_below(folder)}"
         ) from error
     return "t5x"
+
+
+def _one_below(folder: Location) -> str:
+    """Returns the hint that something known lies in a folder of this one, as the model does in that of its run."""
+    with contextlib.suppress(OSError):  # a folder that may not be looked into
+        for inside in folder.iterdir() if folder.is_dir() else ():
+            if any((inside / mark).is_file() for mark in _MARKS):
+                return f"; one is {inside}"
+    return ""
 
 
 def find_t5x(path: Location | str, step: int | None = None) -> tuple[Form, Location]:

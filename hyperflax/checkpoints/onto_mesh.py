@@ -24,7 +24,7 @@ import numpy as np
 
 from hyperflax import trees
 from hyperflax.buckets import Location, locate
-from hyperflax.checkpoints.orbax_form import find_orbax, open_arrays
+from hyperflax.checkpoints.orbax_form import find_orbax, open_branch
 from hyperflax.checkpoints.shapes import check_shapes, join_heads, of_scalable
 from hyperflax.checkpoints.t5x import as_asked, on_disk
 from hyperflax.checkpoints.t5x_index import Stored, read_index
@@ -177,9 +177,8 @@ def _orbax(folder: Location, target: Callable[[str], np.dtype | None]) -> dict[s
         wanted = target(name)
         return Source(array, lambda part: part if wanted is None else part.astype(wanted, copy=False))
 
-    prefix = "target/"
-    found = {name: array for name, array in open_arrays(folder).items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): source(name.removeprefix(prefix), array) for name, array in found.items()}
+    found = {name.removeprefix("target/"): array for name, array in open_branch(folder, "target").items()}
+    return {name: source(name, array) for name, array in found.items()}
 
 
 def place_arrays(sources: Mapping[str, Source], place: Place) -> dict[str, jax.Array]:

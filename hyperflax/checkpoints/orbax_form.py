@@ -39,6 +39,7 @@ _STEP = "state/step"
 _TREE_METADATA = "_METADATA"  # inside the item: every leaf's keys, where a key may itself hold a dot
 _ARRAY = re.compile(r"([^/]+)/(\.zarray|zarr\.json)")
 _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
+_OWN = "params"  # where a run of hyperflax has what T5X has under `target`
 # No compressor makes a byte stand for more: what the arrays claim is held against what the files hold.
 _RATIO, _SLACK = 32768, 2**20
 
@@ -115,7 +116,7 @@ def look_at_orbax_state(path: Location | str, step: int | None = None) -> tuple[
     Arguments and errors as above.
     """
     folder = _found(path, step)
-    arrays = {name: array for name, array in open_arrays(folder).items() if name.startswith("state/")}
+    arrays = open_branch(folder, "state")
     more = any(name != _STEP for name in arrays)
     if _STEP not in arrays:
         return 0, more
@@ -159,7 +160,7 @@ def write_orbax(
 
 def _read(folder: Location, branch: str, target: np.dtype | None, progress: Callable[[int], None]) -> dict[str, Any]:
     item = folder / _ITEM
-    arrays = {name: array for name, array in open_arrays(folder).items() if name.startswith(f"{branch}/")}
+    arrays = open_branch(folder, branch)
     if not arrays:
         raise CheckpointError(f"{item}: expected leaves under '{branch}', found none")
     claimed = sum(array.nbytes for array in arrays.values())
@@ -217,6 +218,22 @@ def _found(path: Location | str, step: int | None) -> Location:
         what = "a checkpoint" if step is None else f"checkpoint_{step}"
         raise CheckpointError(f"{path}: expected {what} in Orbax's form, a directory with '{_ITEM}' inside")
     return folder
+
+
+def open_branch(directory: Location, branch: str) -> dict[str, ZarrArray]:
+    """Opens the arrays of T5X's `target` or `state`, see `open_arrays`.
+
+    Raises:
+      CheckpointError: as `open_arrays`; or it is no checkpoint of T5X but one of a run of hyperflax.
+    """
+    arrays = open_arrays(directory)
+    # In a bucket a run has them in folders, which nothing of Orbax's is.
+    if any(name.startswith(f"{_OWN}/") for name in arrays) or (directory / _ITEM / _OWN).is_dir():
+        raise CheckpointError(
+            f"{directory}: expected a checkpoint of T5X, found a training checkpoint of hyperflax; name the model that "
+            "its run exported, MODEL_DIR/model"
+        )
+    return {name: array for name, array in arrays.items() if name.startswith(f"{branch}/")}
 
 
 def open_arrays(directory: Location) -> dict[str, ZarrArray]:

@@ -121,6 +121,9 @@ def server(tmp_path_factory) -> Iterator[Server]:
     write_zarr_with_tensorstore(folder / "blosc" / table, array, array.shape, compressor)
     metadata = folder / "lie" / table / ".zarray"
     metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "chunks": [2**17, 2**17]}))
+    array = folder / "own" / "checkpoints" / "checkpoint_3" / "state" / "params" / "token_embedder" / "embedding"
+    array.mkdir(parents=True)
+    (array / "zarr.json").write_text("{}")
     with serve(folder) as running:
         yield running
 
@@ -202,6 +205,7 @@ def test_what_is_damaged_or_no_checkpoint_is_refused(server):
         ("model", "gs://other/nothing"),
         ("model", "gs://bucket/runs", 7),
         ("model", "gs://bucket/written", 10),
+        ("mesh", "gs://bucket/own/checkpoints"),
     )
     told = (
         "chunk is missing",
@@ -213,6 +217,7 @@ def test_what_is_damaged_or_no_checkpoint_is_refused(server):
         "listed",
         "checkpoint_7",
         "checkpoint_10: expected a finished checkpoint, found no commit_success.txt",
+        "checkpoint_3: expected a checkpoint of T5X, found a training checkpoint of hyperflax",
     )
     for answer, words in zip(answers, told, strict=True):
         assert answer.startswith("refused: gs://"), answer

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from hyperflax import trees
+from hyperflax.checkpoints.forms import form_of, read_model
+from hyperflax.checkpoints.inspection import inspect_path
+from hyperflax.checkpoints.onto_mesh import read_onto_mesh
 from hyperflax.errors import CheckpointError, ConfigError
 from hyperflax.training.checkpointing import Checkpoints
 from hyperflax.training.optimizers import adafactor, adamw, muon
 from hyperflax.training.state import create_state, start_from
+from tests.checkpoints.directories import CONFIG
 
 PARAMS = {"encoder": {"kernel": jnp.linspace(0, 1, 12).reshape(3, 4), "scale": jnp.ones(3, jnp.bfloat16)}}
 
@@ -107,6 +111,30 @@ def test_a_damaged_one_is_named_with_what_to_do(tmp_path, damage, others, advice
     told = str(caught.value)
     assert told.startswith(f"{tmp_path}/checkpoint_3: cannot be read, ")
     assert told.endswith(f"; if it is damaged, remove it {advice}")
+
+
+def test_a_run_s_own_is_no_t5_and_its_export_is_pointed_to(tmp_path):
+    """`params` lies where T5X has `target`; its MODEL_DIR is no checkpoint at all."""
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(create_state(PARAMS, adamw()).replace(step=jnp.int32(3)), {})
+    for path in (tmp_path / "checkpoints", tmp_path / "checkpoints" / "checkpoint_3"):
+        for read in (read_model, lambda path: read_onto_mesh(path, CONFIG, lambda name, shape: pytest.fail(name))):
+            with pytest.raises(CheckpointError) as caught:
+                read(path)
+            assert str(caught.value) == (
+                f"{tmp_path}/checkpoints/checkpoint_3: expected a checkpoint of T5X, found a training checkpoint of "
+                "hyperflax; name the model that its run exported, MODEL_DIR/model"
+            )
+        assert [leaf.path for leaf in inspect_path(path).leaves if leaf.path.startswith("params/")] == [
+            "params/encoder/kernel", "params/encoder/scale"
+        ]  # fmt: skip
+    with pytest.raises(CheckpointError, match="expected a T5 directory, a model directory") as caught:
+        form_of(tmp_path)
+    assert "; one is" not in str(caught.value)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "t5.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=f"; one is {tmp_path}/model$"):
+        form_of(tmp_path)
 
 
 def test_initial_parameters_are_checked_and_copied():
