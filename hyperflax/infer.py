@@ -23,7 +23,7 @@ from hyperflax.checkpoints.artefacts import Adapter, load_adapter
 from hyperflax.checkpoints.fingerprint import fingerprint
 from hyperflax.data.jsonl import Input, read_inputs
 from hyperflax.errors import CheckpointError, ConfigError
-from hyperflax.files import append_lines, atomic_file, read_if_there
+from hyperflax.files import append_lines, atomic_file, read_if_there, require_file_place
 from hyperflax.hypermodel import WINDOW, Hypermodel
 from hyperflax.locks import alone_at
 from hyperflax.processes import Processes
@@ -49,11 +49,12 @@ def infer(
       DataError: a broken line or an input that is too long, with file and line; before any input is decoded.
       AdapterError: the adapter belongs to another base model.
       BusyError: another process is at work on that file.
+      CheckpointError: nothing can be written at `out`; before any input is read.
 
     Returns:
       the file written by this process.
     """
-    locate_file(out)  # refuses what is no place
+    require_file_place(out)
     lines, loaded = given(inputs, adapter, out=out)
     return write_answers(model, lines, loaded, out=out, max_length=max_length)
 

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 import sys
 import types
 from typing import Any
@@ -28,6 +29,7 @@ from hyperflax.data import registry, seqio_source
 from hyperflax.data.examples import Example, InMemorySource, TaskExamples, TaskInfo
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.hypermodel import HYPERNETWORKS
+from hyperflax.hypermodel.find import find
 from hyperflax.models.t5 import T5
 from hyperflax.objectives.language_model import axes_of
 from hyperflax.training.partitioning import Partitioner, t5_axes
@@ -102,11 +104,13 @@ def test_every_run_that_loads_data_to_train_on_is_listed() -> None:
 
 
 def test_a_file_is_answered_by_the_shipped_job(tmp_path: pathlib.Path) -> None:
-    """`runs/infer.gin` from its bindings to its file."""
+    """`runs/infer.gin` from its bindings to its file; of the model it reads the frozen T5 alone, as `predict` does."""
     gin.clear_config()
     inputs, outputs = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     inputs.write_text('{"input": "ada"}\n{"input": "alan"}\n')
-    bindings = [f"INPUTS = '{inputs}'", f"OUTPUTS = '{outputs}'", "CHECKPOINT_PATH = 'strings'"]
+    model = shutil.copytree(find("strings"), tmp_path / "strings")
+    (model / "hypernetwork.safetensors").unlink()
+    bindings = [f"INPUTS = '{inputs}'", f"OUTPUTS = '{outputs}'", f"CHECKPOINT_PATH = '{model}'"]
     gin.parse_config_files_and_bindings(["hyperflax_gin_configs/runs/infer.gin"], bindings)
     gin.get_configurable("hyperflax.infer.infer")()
     rows = [json.loads(line) for line in outputs.read_text().splitlines()]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hyperflax.data.jsonl import read_inputs
-from hyperflax.errors import BusyError, ConfigError, DataError
+from hyperflax.errors import BusyError, CheckpointError, ConfigError, DataError
 from hyperflax.hypermodel import WINDOW, Hypermodel
 from hyperflax.hypermodel.text import ROWS
 from hyperflax.infer import infer, predictions
@@ -182,6 +182,13 @@ def test_a_late_input_that_is_too_long_is_named_by_file_and_line_before_anything
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     with pytest.raises(DataError, match=f"^input {ROWS}: inputs: expected at most 16"):
         hypermodel().predict([*["a"] * ROWS, "b" * 16])
+
+
+def test_a_place_where_no_answers_can_be_written_is_told_before_the_work(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out, told in ((tmp_path / "file" / "out.jsonl", "nothing can be written there"), (tmp_path, "expected a file")):
+        with pytest.raises(CheckpointError, match=f"^{out}: {told}"):
+            infer(model=hypermodel(), inputs=str(tmp_path / "not there.jsonl"), out=str(out))
 
 
 def test_answers_do_not_take_the_place_of_their_inputs(tmp_path: pathlib.Path) -> None:
