@@ -52,7 +52,7 @@ def infer(
       CheckpointError: nothing can be written at `out`; before any input is read.
 
     Returns:
-      the file written by this process.
+      the file written by this process, once all processes have written theirs.
     """
     require_file_place(out)
     lines, loaded = given(inputs, adapter, out=out)
@@ -99,8 +99,11 @@ def write_answers(
                 if len(rows) % WINDOW == 0 and time.monotonic() - at > KEEP_EVERY:
                     append_lines(kept, rows[saved:])
                     saved, at = len(rows), time.monotonic()
+        if processes.count > 1:  # started again before all are done, this one has nothing left to do
+            append_lines(kept, rows[saved:])
         with atomic_file(shard) as temporary:
             temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        processes.wait("answered")  # whose process ends earlier takes the others down, five minutes later
         if (place := locate_file(kept)).exists():
             with contextlib.suppress(CheckpointError):  # not everybody who may write may remove
                 place.unlink()
@@ -134,16 +137,16 @@ def _digest(model: Hypermodel, inputs: Sequence[Input], adapter: Adapter | None,
 
 
 def _resume(kept: pathlib.Path, part: Sequence[Input]) -> list[str]:
-    """Returns the answers to `part` that a killed job has left: those of whole windows, so that the others are what
-    they were.
+    """Returns the answers to `part` that a killed job has left: all of them, or those of whole windows, so that the
+    others are what they were.
 
     They end where a row answers another input than its own: in a bucket, and where nothing can be locked, two jobs may
     have written at once. The file has no others then: it goes on from there.
     """
     content = read_if_there(kept) or b""
     whole = content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]  # no line may end in the middle
-    right = itertools.takewhile(lambda pair: _answers(*pair), zip(whole, part, strict=False))
-    rows = whole[: len(list(right)) // WINDOW * WINDOW]
+    right = len(list(itertools.takewhile(lambda pair: _answers(*pair), zip(whole, part, strict=False))))
+    rows = whole[: right if right == len(part) else right // WINDOW * WINDOW]
     if content:
         with atomic_file(kept) as temporary:
             temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

@@ -19,6 +19,7 @@ import pathlib
 from hyperflax.errors import ConfigError
 
 _MESSAGE = 1024  # bytes
+_PATIENCE = 14 * 24 * 3600 * 1000  # milliseconds: no process of a job is so far ahead of another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +59,12 @@ class Processes:
         return path if self.count == 1 else path.with_name(f"{path.name}-{self.index:05d}-of-{self.count:05d}")
 
     def wait(self, what: str) -> None:
-        """Returns once every process has come to the same `what`, a name of the place."""
+        """Returns once every process has come to the same `what`, a name of the place, however long that takes."""
         if self.count > 1:
-            from jax.experimental import multihost_utils
+            from orbax.checkpoint import multihost
 
-            multihost_utils.sync_global_devices(what)
+            # At the coordinator: what the devices do together fails on CPUs where one comes half a minute late.
+            multihost.get_barrier_sync_fn()(key=what, timeout_ms=_PATIENCE)
 
     def told_by_first(self, text: str) -> str:
         """Returns the first process's `text`, in every process, once all have come here; at most 1,024 bytes of it."""
