@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hyperflax.data import registry
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.examples import Example, ExampleStream, InMemorySource, StreamedExample, TaskInfo, tokenise
 from hyperflax.data.jsonl import encodable, read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
@@ -35,19 +35,24 @@ VALIDATION_EVERY = 100
 
 
 def text_source(root: pathlib.Path | str, split: str, vocabulary: Vocabulary) -> InMemorySource:
-    """The documents of a split, tokenised.
+    """The documents of a split, tokenised, in memory; errors as `text_stream`."""
+    return text_stream(root, split, vocabulary).in_memory()
+
+
+def text_stream(root: pathlib.Path | str, split: str, vocabulary: Vocabulary) -> ExampleStream:
+    """The documents of a split, tokenised as they are read.
 
     Raises:
-      DataError: no such split, no shard, one that cannot be read, a line without a text (with file and line), or too
-        few documents for one of this split.
+      DataError: when it is read: no such split, no shard, one that cannot be read, a line without a text (with file
+        and line), or too few documents for one of this split.
     """
     nothing, info = tokenise("", vocabulary), TaskInfo()
     examples = (Example(nothing, tokenise(text, vocabulary)) for text in documents(root, split))
-    return InMemorySource.from_stream((StreamedExample("text", example, info) for example in examples), vocabulary)
+    return ExampleStream(vocabulary, (StreamedExample("text", example, info) for example in examples))
 
 
 def documents(root: pathlib.Path | str, split: str) -> Iterator[str]:
-    """The documents of a split, in the order of the files. Raises DataError as `text_source`."""
+    """The documents of a split, in the order of the files. Raises DataError as `text_stream`."""
     root = pathlib.Path(root)
     if split not in SPLITS:
         raise DataError(f"text: expected a split out of {SPLITS}, got '{split}'")
@@ -96,7 +101,7 @@ def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | No
     folder = find_root(root)
 
     def loader(split: str) -> registry.Loader:
-        return lambda given: text_source(folder, split, find_vocabulary(given or vocabulary))
+        return lambda given: text_stream(folder, split, find_vocabulary(given or vocabulary))
 
     registry.register_source(
         "text", {split: loader(split) for split in SPLITS}, description="plain documents for pretraining", replace=True

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hyperflax.data import registry
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
+from hyperflax.data.examples import Example, ExampleStream, InMemorySource, StreamedExample, TaskInfo
 from hyperflax.data.jsonl import encodable, read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
@@ -184,7 +184,7 @@ def kind(root: pathlib.Path | str, name: str, examples: Iterable[TaskExample]) -
 
 
 def metaicl_source(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> InMemorySource:
-    """One side of a setting as an `ExampleSource`.
+    """One side of a setting in memory.
 
     Args:
       root: see the module's docstring.
@@ -196,7 +196,12 @@ def metaicl_source(root: pathlib.Path | str, setting: str, split: str, vocabular
     Raises:
       DataError: see `read_setting` and `read_file`; a test task without options.
     """
-    return InMemorySource.from_stream(_stream(root, setting, split, vocabulary), vocabulary)
+    return metaicl_stream(root, setting, split, vocabulary).in_memory()
+
+
+def metaicl_stream(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> ExampleStream:
+    """`metaicl_source`, as it is read."""
+    return ExampleStream(vocabulary, _examples(root, setting, split, vocabulary))
 
 
 def splits() -> tuple[str, ...]:
@@ -242,7 +247,7 @@ def read_split(root: pathlib.Path | str, setting: str, split: str) -> Iterator[T
         yield TaskOfSplit(folder.name, scored, support, kind(root, folder.name, [*support, *scored]))
 
 
-def _stream(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
+def _examples(root: pathlib.Path | str, setting: str, split: str, vocabulary: Vocabulary) -> Iterator[StreamedExample]:
     def tokens(example: TaskExample) -> Example:
         return Example.from_text(example.inputs, example.target, vocabulary, options=example.options)
 
@@ -315,7 +320,7 @@ def register(root: pathlib.Path | str | None = None, vocabulary: Vocabulary | No
     found = find_root(root)
 
     def loader(setting: str, split: str) -> registry.Loader:
-        return lambda given: metaicl_source(found, setting, split, find_vocabulary(given or vocabulary))
+        return lambda given: metaicl_stream(found, setting, split, find_vocabulary(given or vocabulary))
 
     for setting in SETTINGS:
         registry.register_source(

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hyperflax.data import registry
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.examples import Example, ExampleStream, InMemorySource, StreamedExample, TaskInfo, tokenise
 from hyperflax.data.jsonl import encodable
 from hyperflax.data.vocabularies import SentencePiece, Vocabulary
 from hyperflax.errors import ConfigError, DataError
@@ -179,19 +179,19 @@ def read_split(root: pathlib.Path | str, split: str, max_instances: int | None =
 def natural_instructions_source(
     root: pathlib.Path | str, split: str, vocabulary: Vocabulary, max_instances: int | None = None
 ) -> InMemorySource:
-    """The tasks of a split as an `ExampleSource`, tokenised; definition and positives are in every task's info.
+    """The tasks of a split in memory, tokenised; definition and positives are in every task's info.
 
     Raises:
       DataError: see `task_files` and `read_task_file`.
     """
-    return _source(read_split(root, split, max_instances), vocabulary)
+    return _stream(read_split(root, split, max_instances), vocabulary).in_memory()
 
 
-def _source(tasks: Iterable[TaskFile], vocabulary: Vocabulary) -> InMemorySource:
-    return InMemorySource.from_stream(_stream(tasks, vocabulary), vocabulary)
+def _stream(tasks: Iterable[TaskFile], vocabulary: Vocabulary) -> ExampleStream:
+    return ExampleStream(vocabulary, _examples(tasks, vocabulary))
 
 
-def _stream(tasks: Iterable[TaskFile], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
+def _examples(tasks: Iterable[TaskFile], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
     def tokens(pair: tuple[str, str], references: Sequence[str] = ()) -> Example:
         return Example.from_text(*pair, vocabulary, references=references)
 
@@ -274,7 +274,7 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
         missing.insert(0, f"splits/default/test_tasks.txt lists {len(tasks)} of {OFFICIAL_TEST_TASKS} test tasks")
     return Suite(
         name="natural_instructions",
-        sources={"test": lambda vocabulary: _source(tasks, vocabulary)},
+        sources={"test": lambda vocabulary: _stream(tasks, vocabulary).in_memory()},
         unit="test tasks",
         official=OFFICIAL_TEST_TASKS,
         metric="rouge_l",
@@ -287,7 +287,7 @@ def suite(root: pathlib.Path | str | None = None) -> Suite:
 
 
 def _loader(root: pathlib.Path, split: str, default: Vocabulary | None, most: int | None) -> registry.Loader:
-    return lambda vocabulary: natural_instructions_source(root, split, find_vocabulary(vocabulary or default), most)
+    return lambda vocabulary: _stream(read_split(root, split, most), find_vocabulary(vocabulary or default))
 
 
 def _sizes(root: pathlib.Path, split: str) -> dict[str, tuple[int, None]]:

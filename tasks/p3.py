@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hyperflax.data import registry
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo
+from hyperflax.data.examples import Example, ExampleStream, InMemorySource, StreamedExample, TaskInfo
 from hyperflax.data.jsonl import encodable, read_rows
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError
@@ -136,15 +136,22 @@ def read_positives(folder: pathlib.Path) -> list[PromptExample]:
 def p3_source(
     root: pathlib.Path | str, split: str, vocabulary: Vocabulary, max_examples: int | None = None
 ) -> InMemorySource:
-    """The prompt-tasks of a split as an `ExampleSource`; the category of a held-out one is its data set.
+    """The prompt-tasks of a split in memory; the category of a held-out one is its data set.
 
     Raises:
       DataError: see `prompt_tasks` and `read_file`.
     """
-    return InMemorySource.from_stream(_stream(root, split, vocabulary, max_examples), vocabulary)
+    return p3_stream(root, split, vocabulary, max_examples).in_memory()
 
 
-def _stream(
+def p3_stream(
+    root: pathlib.Path | str, split: str, vocabulary: Vocabulary, max_examples: int | None = None
+) -> ExampleStream:
+    """`p3_source`, as it is read."""
+    return ExampleStream(vocabulary, _examples(root, split, vocabulary, max_examples))
+
+
+def _examples(
     root: pathlib.Path | str, split: str, vocabulary: Vocabulary, most: int | None
 ) -> Iterator[StreamedExample]:
     def tokens(example: PromptExample) -> Example:
@@ -239,7 +246,7 @@ def register(
     found = find_root(root)
 
     def loader(split: str) -> registry.Loader:
-        return lambda given: p3_source(found, split, find_vocabulary(given or vocabulary), max_examples)
+        return lambda given: p3_stream(found, split, find_vocabulary(given or vocabulary), max_examples)
 
     registry.register_source(
         "p3",

@@ -46,7 +46,7 @@ def write_cache(
     The folder appears under its name only when it is complete.
 
     Args:
-      stream: the examples; `stream_of(source)` for a source, `seqio_stream(...)` for a seqio Task.
+      stream: the examples; `stream_of(source)` for a source, an `ExampleStream`'s for all that is read as it comes.
       out_dir: a folder that does not exist yet, or is empty; or such a place in a bucket, to which it is copied when
         it is complete.
       vocabulary: of the tokens.

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from hyperflax.data import registry
 from hyperflax.data.cache import write_cache
-from hyperflax.data.examples import stream_of
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.files import require_directory_place
 
@@ -26,7 +25,8 @@ def cache_mixture(
     """Writes a registered source, seqio Task or Mixture as a token cache.
 
     Args:
-      name, split: what to cache, as in `registry.load_source`. A seqio Task is streamed and never held in memory.
+      name, split: what to cache, as in `registry.load_source`. A seqio Task, and a source whose loader returns a
+        stream, is written as it comes and never held in memory.
       out_dir: where; must not exist yet, or be empty.
       modules: to register first.
       vocabulary: for sources that tokenise with the one they are given.
@@ -41,14 +41,11 @@ def cache_mixture(
     """
     require_directory_place(out_dir, in_bucket=True)
     registry.register_modules(modules)
-    origin = {"mixture": name, "split": split, "modules": list(modules)}
-    if name not in registry.sources() and "seqio" in sys.modules:
-        from hyperflax.data import seqio_source
-
-        tokens, rates, examples = seqio_source.read_seqio(name, split, seed=seed)
-        return write_cache(examples, out_dir, tokens, group_rates=rates, origin={**origin, "seed": seed})
-    source = registry.load_source(name, split, vocabulary=vocabulary)
-    return write_cache(stream_of(source), out_dir, source.vocabulary, group_rates=source.group_rates, origin=origin)
+    origin: dict[str, Any] = {"mixture": name, "split": split, "modules": list(modules)}
+    if name not in registry.sources():
+        origin["seed"] = seed
+    stream = registry.stream_source(name, split, vocabulary=vocabulary, seed=seed)
+    return write_cache(stream.examples, out_dir, stream.vocabulary, group_rates=stream.group_rates, origin=origin)
 
 
 class Listing(NamedTuple):

@@ -168,6 +168,30 @@ class StreamedExample(NamedTuple):
     group: int = 0
 
 
+class ExampleStream(NamedTuple):
+    """What a source is made of, to be held in memory (`in_memory`) or written to a cache as it comes.
+
+    Attributes:
+      vocabulary: of the tokens.
+      examples: tokenised, and read, when they are iterated over; once.
+      group_rates: see `ExampleSource`.
+
+    >>> from hyperflax.data.vocabularies import Bytes
+    >>> pairs = [("a", "A"), ("b", "B")]
+    >>> examples = (StreamedExample("upper", Example.from_text(*pair, Bytes())) for pair in pairs)
+    >>> ExampleStream(Bytes(), examples).in_memory().sizes.tolist()
+    [2]
+    """
+
+    vocabulary: Vocabulary
+    examples: Iterable[StreamedExample]
+    group_rates: Sequence[float] | np.ndarray | None = None
+
+    def in_memory(self) -> InMemorySource:
+        """The whole of it; errors as `InMemorySource`, and those of reading."""
+        return InMemorySource.from_stream(self.examples, self.vocabulary, self.group_rates)
+
+
 class InMemorySource:
     """All examples in one flat array per feature, with offsets.
 
@@ -184,7 +208,7 @@ class InMemorySource:
         self,
         tasks: Iterable[TaskExamples],
         vocabulary: Vocabulary,
-        group_rates: Sequence[float] | None = None,
+        group_rates: Sequence[float] | np.ndarray | None = None,
     ):
         names, sizes, groups, infos, lengths = [], [], [], [], []
         tokens: list[np.ndarray] = []
@@ -250,7 +274,7 @@ class InMemorySource:
         cls,
         stream: Iterable[StreamedExample],
         vocabulary: Vocabulary,
-        group_rates: Sequence[float] | None = None,
+        group_rates: Sequence[float] | np.ndarray | None = None,
     ) -> InMemorySource:
         """Collects a stream, task by task; the order within a task is kept."""
         tasks: dict[str, TaskExamples] = {}

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.examples import Example, ExampleStream, InMemorySource, StreamedExample, TaskInfo, tokenise
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import DataError
 
@@ -107,13 +107,17 @@ def as_lines(examples: Iterable[TextPair]) -> list[Line]:
     return [one if isinstance(one, Line) else _as_line(one, f"example {number}") for number, one in enumerate(examples)]
 
 
-def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
-    """The tokenised examples of files; a line without `task` belongs to the task named as its file (without suffix).
+def jsonl_stream(*paths: pathlib.Path | str, vocabulary: Vocabulary) -> ExampleStream:
+    """The examples of one or several files, line by line; one without `task` belongs to the task named as its file
+    (without suffix).
 
     Raises:
-      DataError: see `jsonl_source`.
+      DataError: when it is read: an absent file, a broken line, or no line at all; file and line are named.
     """
-    paths = list(paths)
+    return ExampleStream(vocabulary, _examples(paths, vocabulary))
+
+
+def _examples(paths: Sequence[pathlib.Path | str], vocabulary: Vocabulary) -> Iterator[StreamedExample]:
     known: dict[str, tuple[str, TaskInfo]] = {}  # a definition that stands on every line is tokenised once
     for path in paths:
         for at, row in _rows_of(path):
@@ -142,12 +146,8 @@ def jsonl_stream(paths: Iterable[pathlib.Path | str], vocabulary: Vocabulary) ->
 
 
 def jsonl_source(*paths: pathlib.Path | str, vocabulary: Vocabulary) -> InMemorySource:
-    """The examples of one or several files as an `ExampleSource`.
-
-    Raises:
-      DataError: an absent file, a broken line, or no line at all; file and line are named.
-    """
-    return InMemorySource.from_stream(jsonl_stream(paths, vocabulary), vocabulary)
+    """The examples of one or several files in memory; errors as `jsonl_stream`."""
+    return jsonl_stream(*paths, vocabulary=vocabulary).in_memory()
 
 
 def _rows_of(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:

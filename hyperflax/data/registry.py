@@ -30,15 +30,15 @@ from types import ModuleType
 from hyperflax.buckets import locate
 from hyperflax.data.cache_format import MANIFEST
 from hyperflax.data.cache_source import CachedSource
-from hyperflax.data.examples import ExampleSource
+from hyperflax.data.examples import ExampleSource, ExampleStream, stream_of
 from hyperflax.data.vocabularies import Vocabulary
 from hyperflax.errors import ConfigError, DataError, MissingExtraError
 
 ENTRY_POINTS = "hyperflax.tasks"
 _LOG = logging.getLogger("hyperflax.data")
 
-# (vocabulary or None for the source's own) -> source
-Loader = Callable[[Vocabulary | None], ExampleSource]
+# (vocabulary or None for the source's own) -> source, or a stream: `load_source` holds it in memory, a cache does not
+Loader = Callable[[Vocabulary | None], ExampleSource | ExampleStream]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ def load_source(
     cache_dirs: Sequence[pathlib.Path | str] = (),
     seed: int = 0,
 ) -> ExampleSource:
-    """The examples behind a name. In a gin file: `source = @registry.load_source()`.
+    """The examples behind a name, in memory or in a token cache. In a gin file: `source = @registry.load_source()`.
 
     Args:
       name: a token cache's folder or address in a bucket, a registered source, or a seqio Task or Mixture; tried in
@@ -204,6 +204,31 @@ def load_source(
       ConfigError: no such module, or one that cannot register: data that it needs is not named.
       MissingExtraError: only seqio may know the name, and it is not installed.
     """
+    found = _open(name, split, module, vocabulary, cache_dirs, seed)
+    return found.in_memory() if isinstance(found, ExampleStream) else found
+
+
+def stream_source(
+    name: str, split: str = "train", *, vocabulary: Vocabulary | None = None, seed: int = 0
+) -> ExampleStream:
+    """The examples behind a name one after the other, held in memory only if they are so anyway.
+
+    Arguments and errors as `load_source`; those of reading are raised by whoever iterates over it.
+    """
+    found = _open(name, split, None, vocabulary, (), seed)
+    if isinstance(found, ExampleStream):
+        return found
+    return ExampleStream(found.vocabulary, stream_of(found), found.group_rates)
+
+
+def _open(
+    name: str,
+    split: str,
+    module: str | None,
+    vocabulary: Vocabulary | None,
+    cache_dirs: Sequence[pathlib.Path | str],
+    seed: int,
+) -> ExampleSource | ExampleStream:
     if _STAND_IN:
         return _STAND_IN[-1](vocabulary)
     for folder in [locate(name), *(locate(parent) / name for parent in cache_dirs)]:
@@ -229,7 +254,7 @@ def load_source(
         raise unknown(name)
     from hyperflax.data import seqio_source
 
-    return _checked(seqio_source.load_seqio(name, split, seed=seed), name, vocabulary)
+    return _checked(seqio_source.read_seqio(name, split, seed=seed), name, vocabulary)
 
 
 def unknown(name: str) -> DataError:
@@ -240,7 +265,9 @@ def unknown(name: str) -> DataError:
     )
 
 
-def _checked(source: ExampleSource, name: str, vocabulary: Vocabulary | None) -> ExampleSource:
+def _checked(
+    source: ExampleSource | ExampleStream, name: str, vocabulary: Vocabulary | None
+) -> ExampleSource | ExampleStream:
     if vocabulary is not None and source.vocabulary != vocabulary:
         raise DataError(f"'{name}': expected tokens of {vocabulary!r}, it has those of {source.vocabulary!r}")
     return source

@@ -19,31 +19,17 @@ import math
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hyperflax.data import registry
-from hyperflax.data.examples import Example, InMemorySource, StreamedExample, TaskInfo, tokenise
+from hyperflax.data.examples import Example, ExampleStream, InMemorySource, StreamedExample, TaskInfo, tokenise
 from hyperflax.data.rendering import SENTINELS
 from hyperflax.data.vocabularies import EOS_ID, Bytes, SentencePiece, Vocabulary
 from hyperflax.errors import DataError, MissingExtraError
 
 _LOG = logging.getLogger("hyperflax.data")
-
-
-class SeqioStream(NamedTuple):
-    """Examples on their way out of seqio.
-
-    Attributes:
-      vocabulary: of the tokens, without TensorFlow.
-      group_rates: a Mixture's rates in the order of its Tasks; None for a Task.
-      examples: read when iterated over; DataError if there are none.
-    """
-
-    vocabulary: Vocabulary
-    group_rates: list[float] | None
-    examples: Iterator[StreamedExample]
 
 
 def import_seqio() -> Any:
@@ -69,7 +55,7 @@ def import_seqio() -> Any:
 
 def read_seqio(
     name: str, split: str = "train", *, sequence_length: Mapping[str, int] | None = None, seed: int = 0
-) -> SeqioStream:
+) -> ExampleStream:
     """Opens a registered Task or Mixture.
 
     Args:
@@ -78,6 +64,10 @@ def read_seqio(
       sequence_length: passed to preprocessors that need one. seqio trims examples to it; without it nothing is trimmed.
       seed: for preprocessors that draw. seqio passes it to a function data source, too; a Task whose function takes
         none is read without a seed.
+
+    Returns:
+      its examples, with the vocabulary that TensorFlow is not needed for, and a Mixture's rates in the order of its
+      Tasks. To iterate over it raises DataError if there are none.
 
     Raises:
       DataError: no such name, split or feature; a vocabulary that `convert_vocabulary` refuses; no cache of a Task
@@ -128,7 +118,7 @@ def read_seqio(
         if empty:
             raise DataError(f"'{name}', split '{split}': expected at least one example, seqio gives none")
 
-    return SeqioStream(vocabulary, rates, examples())
+    return ExampleStream(vocabulary, examples(), rates)
 
 
 def _rate(mixture: Any, task: Any) -> float:
@@ -143,8 +133,7 @@ def _rate(mixture: Any, task: Any) -> float:
 
 def load_seqio(name: str, split: str = "train", **options: Any) -> InMemorySource:
     """A registered Task or Mixture in memory; options and errors as `read_seqio`."""
-    vocabulary, rates, examples = read_seqio(name, split, **options)
-    return InMemorySource.from_stream(examples, vocabulary, rates)
+    return read_seqio(name, split, **options).in_memory()
 
 
 def list_seqio() -> list[tuple[str, str, str, int | None, int | None, str]]:

@@ -15,7 +15,7 @@ import pytest
 from hyperflax.data import commands, registry
 from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.episodes import EpisodeConfig, Episodes
-from hyperflax.data.examples import ExampleSource
+from hyperflax.data.examples import ExampleSource, InMemorySource
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_data.md"
 CONFIG = EpisodeConfig(tasks_per_batch=3, shots=2, examples=3)
@@ -52,7 +52,7 @@ def assert_same(a: ExampleSource, b: ExampleSource) -> None:
         np.testing.assert_array_equal(value, second[key])
 
 
-def test_the_module_and_its_cache(folder: pathlib.Path) -> None:
+def test_the_module_and_its_cache(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row for row in commands.list_tasks(["my_data"]) if row.name == "my_data"]
     assert [(row.split, row.description) for row in rows] == [
         ("train", "my own examples"),
@@ -61,6 +61,7 @@ def test_the_module_and_its_cache(folder: pathlib.Path) -> None:
     train, validation = (registry.load_source("my_data", split) for split in ("train", "validation"))
     assert train.task_names == ("first letter", "last word")
     assert train.sizes.tolist() == [8, 6]
+    monkeypatch.setattr(InMemorySource, "__init__", lambda *given, **more: pytest.fail("it is held in memory"))
     for split in ("train", "validation"):
         commands.cache_mixture("my_data", folder / "cache" / "my_data" / split, split=split, modules=["my_data"])
     assert_same(train, registry.load_source("cache/my_data"))

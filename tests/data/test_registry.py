@@ -18,7 +18,7 @@ import pytest
 from hyperflax.data import commands, registry
 from hyperflax.data.cache_source import CachedSource
 from hyperflax.data.episodes import EpisodeConfig, Episodes
-from hyperflax.data.examples import InMemorySource
+from hyperflax.data.examples import Example, ExampleStream, InMemorySource, StreamedExample
 from hyperflax.data.vocabularies import Bytes, Vocabulary
 from hyperflax.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from hyperflax_tasks import p3
@@ -43,6 +43,31 @@ def test_a_registered_source_is_found(upper: str) -> None:
         registry.load_source(upper, "test")
     with pytest.raises(ConfigError, match="'test_upper': expected a new name"):
         registry.register_source(upper, {"train": letters})
+
+
+def test_a_stream_is_held_where_a_source_is_asked_for_and_cached_as_it_comes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two tasks whose examples alternate; a mixture's rates go along."""
+
+    def load(vocabulary: Vocabulary | None) -> ExampleStream:
+        tokens = vocabulary or Bytes()
+        examples = (Example.from_text(f"in {i}", f"out {i}", tokens) for i in range(5))
+        rows = (StreamedExample(f"task {i % 2}", one, group=i % 2) for i, one in enumerate(examples))
+        return ExampleStream(tokens, rows, [1.0, 3.0])
+
+    registry.register_source("test_stream", {"train": load})
+    try:
+        held = registry.load_source("test_stream", vocabulary=Bytes())
+        monkeypatch.setattr(InMemorySource, "__init__", lambda *given, **more: pytest.fail("it is held in memory"))
+        commands.cache_mixture("test_stream", tmp_path / "cache")
+    finally:
+        registry.unregister_source("test_stream")
+    cached = CachedSource(tmp_path / "cache")
+    for source in (held, cached):
+        assert (source.task_names, source.sizes.tolist()) == (("task 0", "task 1"), [3, 2])
+        assert (source.groups.tolist(), source.group_rates.tolist()) == ([0, 1], [1.0, 3.0])
+        assert [Bytes().decode(e.inputs.tolist()) for e in source.examples(0, range(3))] == ["in 0", "in 2", "in 4"]
 
 
 def test_a_cache_is_found_by_its_folder_or_by_name(upper: str, tmp_path: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from hyperflax.cli.main import main
 from hyperflax.data import registry
+from hyperflax.data.examples import InMemorySource
 from hyperflax.data.hyperpretraining import CACLM
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
@@ -68,6 +69,7 @@ def test_a_run_trains_and_validates_on_the_caches_of_the_shown_commands(tmp_path
     monkeypatch.setattr(corpus, "find_vocabulary", lambda given: given or Bytes())
     monkeypatch.setattr(registry, "_REGISTERED", registry._REGISTERED - {"hyperflax_tasks.corpus"})
     monkeypatch.setattr(registry, "_SOURCES", dict(registry._SOURCES))
+    monkeypatch.setattr(InMemorySource, "__init__", lambda *given, **more: pytest.fail("it is held in memory"))
     shown = re.findall(r"^hyperflax (cache .*)", corpus.__doc__, re.MULTILINE)
     assert [line.replace("corpus", "c4").replace("text", "c4") for line in shown] == re.findall(
         r"^hyperflax (cache .*)", c4.__doc__, re.MULTILINE

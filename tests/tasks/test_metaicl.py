@@ -11,7 +11,7 @@ import pytest
 
 from hyperflax.data import registry
 from hyperflax.data.episode_config import EpisodeConfig
-from hyperflax.data.examples import InMemorySource, TaskExamples
+from hyperflax.data.examples import ExampleStream, InMemorySource, TaskExamples
 from hyperflax.data.vocabularies import Bytes
 from hyperflax.errors import ConfigError, DataError
 from hyperflax.evaluate_suite import evaluate_suite
@@ -116,6 +116,8 @@ def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.Monke
     try:
         name = f"metaicl_{SETTING}"
         assert registry.load_source(name, "test_13", vocabulary=Bytes()).sizes.tolist() == [3, 3]
+        loaded = registry.sources()[name].splits["train"](Bytes())
+        assert isinstance(loaded, ExampleStream)  # a cache of it holds nothing in memory
         with pytest.raises(DataError, match=r"expected a split out of .* got 'test'"):
             registry.load_source(name, "test", vocabulary=Bytes())
         with pytest.raises(DataError, match=r"hr_to_lr\.json: expected the tasks of a MetaICL setting"):

@@ -11,6 +11,7 @@ import pytest
 
 from hyperflax.data import registry
 from hyperflax.data.episodes import EpisodeConfig, Episodes, evaluation_episode
+from hyperflax.data.examples import ExampleStream
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import ConfigError, DataError
 from hyperflax_tasks import natural_instructions as ni
@@ -90,6 +91,8 @@ def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.Monke
         assert registry.load_source("natural_instructions_test", "test", vocabulary=Bytes()).sizes.tolist() == [100]
         with pytest.raises(ConfigError, match=r"set HYPERFLAX_VOCABULARY to T5's spiece.model"):
             registry.load_source("natural_instructions_train")
+        loaded = registry.sources()["natural_instructions_train"].splits["train"](Bytes())
+        assert isinstance(loaded, ExampleStream)  # a cache of it holds nothing in memory
         sizes = registry.sources()["natural_instructions_train"].sizes
         assert sizes is not None
         monkeypatch.setattr(ni, "read_task_file", lambda path: pytest.fail("a listing reads no task"))

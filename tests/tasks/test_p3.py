@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hyperflax.data import registry
+from hyperflax.data.examples import ExampleStream
 from hyperflax.data.vocabularies import Bytes, SentencePiece
 from hyperflax.errors import ConfigError, DataError
 from hyperflax_tasks import p3, p3_split
@@ -93,6 +94,8 @@ def test_registration_needs_a_root(root: pathlib.Path, monkeypatch: pytest.Monke
     try:
         assert registry.load_source("p3", vocabulary=Bytes()).sizes.tolist() == [2]
         assert registry.load_source("p3", "held_out", vocabulary=Bytes()).sizes.tolist() == [1]
+        loaded = registry.sources()["p3"].splits["train"](Bytes())
+        assert isinstance(loaded, ExampleStream)  # a cache of it holds nothing in memory
     finally:
         registry.unregister_source("p3")
 
