@@ -100,7 +100,7 @@ class AdapterForm:
         check_fingerprint(folder / weights, tree, expected, name)
         return tree, spec, metadata
 
-    def read_document(self, folder: Location) -> tuple[AdapterSpec, Any, str]:
+    def read_document(self, folder: pathlib.Path) -> tuple[AdapterSpec, Any, str]:
         """Returns spec and metadata of the adapters in a folder, and the fingerprint that their tensors should have."""
         file = folder / self.files[0]
         content: Any = read_schema(file, self.schema, file_format=self.format, version=self.version)
