@@ -17,7 +17,8 @@ DESCRIPTION = """Turn a few examples of a task into an adapter for the model's f
 --refine adds gradient steps on the same examples afterwards: slower by a second or so, and usually better.
 
 When the adapter is written, an estimate follows of whether to use it: some of the examples are left out in turn, and
-asked of an adapter that is made from the rest. It ends with an advice: use, refine, give more examples, or fine-tune.
+asked of an adapter that is made from the rest. It ends with an advice: use, refine, give more or shorter examples, or
+fine-tune.
 """
 
 MOST_STEPS = 10**6  # days of refining; JAX counts them in 32 bits

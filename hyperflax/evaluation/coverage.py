@@ -40,7 +40,7 @@ def lacks(
             f"{config['inputs_cut']} inputs are cut to {episodes.inputs_length} tokens, the suite has "
             f"{suite.inputs_length}"
         )
-    long, answers = _count_long(runs, length := episodes.targets_length)
+    long, answers = count_long(runs, length := episodes.targets_length)
     if long and suite.targets_length and length < suite.targets_length:
         lines.append(
             f"{long} of {answers} answers are longer than the {length} tokens that are generated, the suite generates "
@@ -95,7 +95,7 @@ def count_cut(runs: Mapping[str, HeldOut], length: int) -> tuple[int, int]:
     return sum(size > length for size in sizes), len(sizes)
 
 
-def _count_long(runs: Mapping[str, HeldOut], length: int) -> tuple[int, int]:
+def count_long(runs: Mapping[str, HeldOut], length: int) -> tuple[int, int]:
     """How many targets so many generated tokens cannot hold, of how many; end of sequence need not be one of them."""
     sizes = [len(e.targets) for held_out in runs.values() for tokens in held_out.tokens.values() for e in tokens.scored]
     return sum(size > length for size in sizes), len(sizes)

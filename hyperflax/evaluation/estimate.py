@@ -31,6 +31,7 @@ from hyperflax.data.vocabularies import as_written
 from hyperflax.errors import AdapterError, DataError
 from hyperflax.evaluation.conditions import Conditions
 from hyperflax.evaluation.controls import derangement
+from hyperflax.evaluation.coverage import count_cut, count_long
 from hyperflax.evaluation.held_out import HeldOut, TaskTokens
 from hyperflax.evaluation.intervals import Interval, mean_of_examples
 from hyperflax.evaluation.metrics import example_metric
@@ -39,7 +40,7 @@ from hyperflax.evaluation.runner import EvaluationTask
 if TYPE_CHECKING:
     from hyperflax.hypermodel import Hypermodel
 
-Advice = Literal["use", "refine", "give more examples", "fine-tune"]
+Advice = Literal["use", "refine", "give more examples", "give shorter examples", "fine-tune"]
 
 CONTEXT = 1024  # tokens of examples in a base model's input: attention over more of them would need gigabytes
 FOLDS = 8  # so many adapters are made at most, whatever the number of examples
@@ -61,6 +62,8 @@ class Estimate:
       predictions: condition -> one prediction per example. Conditions are `bare`, `in_context`, `generated`, `refined`
         and, from three examples on, `mismatched`.
       scores: condition -> one score in 0..1 per example.
+      cut_inputs: inputs of which only the beginning was asked; a prediction refuses such a one.
+      long_targets: targets with more tokens than an answer can have, which no adapter gives whole.
     """
 
     metric: str
@@ -69,6 +72,8 @@ class Estimate:
     asked: tuple[tuple[str, str], ...]
     predictions: dict[str, list[str]]
     scores: dict[str, list[float]]
+    cut_inputs: int = 0
+    long_targets: int = 0
 
     def interval(self, condition: str) -> Interval:
         """A condition's mean and its 95% interval: Wilson's where examples are right or wrong, else the bootstrap."""
@@ -95,11 +100,22 @@ class Estimate:
         """What to do next."""
         if self.works and self.mean(self.best) >= GOOD:
             return "refine" if self.best == "refined" != self.made else "use"
+        if 1 - self.long_targets / len(self.asked) < GOOD:  # all others right would not do
+            return "give shorter examples"
         return "give more examples" if len(self.asked) < MANY else "fine-tune"
 
     @property
     def reason(self) -> str:
-        """Why, in one sentence."""
+        """Why, in one sentence, and what there was no room for."""
+        told = [self._found]
+        if self.cut_inputs:
+            told.append(f"{self.cut_inputs} of {len(self.asked)} inputs are cut to be asked")
+        if self.long_targets:
+            told.append(f"{self.long_targets} of {len(self.asked)} targets are longer than an answer can be")
+        return "; ".join(told)
+
+    @property
+    def _found(self) -> str:
         found = self.interval(self.best)
         told = f"{self.best} adapters score {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] on examples left out"
         if not self.works:
@@ -120,6 +136,8 @@ class Estimate:
             "best": self.best,
             "advice": self.advice,
             "reason": self.reason,
+            "cut_inputs": self.cut_inputs,
+            "long_targets": self.long_targets,
             "conditions": {name: dataclasses.asdict(self.interval(name)) for name in self.scores},
             "examples": [
                 {"input": text, "target": target, **{name: given[i] for name, given in self.predictions.items()}}
@@ -152,14 +170,15 @@ def estimate(
     Args:
       model: the hypermodel.
       examples, definition, supports: as in `Hypermodel.adapt`, and two examples at least. In context stand as many of
-        the rest as fit `CONTEXT` tokens.
+        the rest as fit `CONTEXT` tokens. Inputs that are longer than the model's are cut to be asked, and a target
+        that is longer than its answers is scored whole: both are counted.
       metric: how a prediction is scored against its target.
       refine_steps: of the condition `refined`; 0, for an adapter that is not refined, shows what `REFINE_STEPS` give.
       seed: of the mismatched pairs.
       progress: shows a bar, on a terminal; a large model takes minutes.
 
     Raises:
-      DataError: fewer than two examples, one that is no pair of strings, or one that is too long for the model.
+      DataError: fewer than two examples, one that is no pair of strings, or one that is too long for the support.
       ConfigError: an unknown metric, or one that is no mean over examples.
       AdapterError: an adapter under which the base model's logits are not finite; names its condition.
     """
@@ -198,7 +217,10 @@ def estimate(
         name: [score([text], [[target]]) for text, (_, target) in zip(given, asked, strict=True)]
         for name, given in predictions.items()
     }
-    return Estimate(metric, refine_steps, made, tuple(asked), predictions, scores)
+    episodes = model.config.episodes
+    cut_inputs, _ = count_cut({"": folds}, episodes.inputs_length)
+    long_targets, _ = count_long({"": folds}, episodes.targets_length)
+    return Estimate(metric, refine_steps, made, tuple(asked), predictions, scores, cut_inputs, long_targets)
 
 
 def _mismatch(pairs: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:

@@ -169,7 +169,8 @@ class Maker:
             # Looked for again: a service that shares the folder may have made it meanwhile, with an estimate.
             made = self._known(key)
             if made is None:
-                made, new = Made(key, len(examples), **options), True
+                warnings = adapter.metadata.provenance.get("warnings", [])
+                made, new = Made(key, len(examples), warnings=warnings, **options), True
                 self.store.save(made, adapter)
                 self.made += 1
         if metric is not None:

@@ -68,6 +68,7 @@ class AdapterInfo(BaseModel):
     definition: str | None
     refine_steps: int
     supports: int
+    warnings: list[str] = Field(description="what of the examples and the definition was not read, or cut")
     created: float = Field(description="seconds since 1970")
     estimate: dict[str, Any] | None = Field(description="scores on examples left out, and an advice")
     no_estimate: str | None = Field(description="why there can be none: an adapter made for it diverged; or null")

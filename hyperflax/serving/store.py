@@ -68,6 +68,7 @@ class Made:
       id: 32 hex digits.
       examples: how many it was made from.
       definition, refine_steps, supports: as in `Hypermodel.adapt`.
+      warnings: what of the examples and the definition was not read, or cut, a sentence each.
       created: seconds since 1970.
       estimate: `Estimate.to_json()`; None if there is none.
       no_estimate: why there can be none; None if there can.
@@ -78,6 +79,7 @@ class Made:
     definition: str | None = None
     refine_steps: Count = 0
     supports: Count = 1
+    warnings: list[str] = dataclasses.field(default_factory=list)
     created: float = dataclasses.field(default_factory=time.time)
     estimate: dict[str, Any] | None = None
     no_estimate: str | None = None

@@ -163,12 +163,26 @@ def test_one_example_is_too_few() -> None:
         estimate(hypermodel(), PAIRS[:1])
 
 
-def known(n: int = 8, made: str = "generated", **right: int) -> Estimate:
-    """So many of n examples right, by condition; of an adapter that was refined or not."""
+def test_what_no_row_holds_is_counted_and_said() -> None:
+    """The micro model's inputs have 16 tokens, end of sequence included; an answer 8, which need not hold the end."""
+    pairs = [("a" * 15, "b" * 8), ("c" * 16, "d"), ("e", "f" * 9), ("g", "h"), ("i" * 18, "j" * 10)]
+    found = estimate(hypermodel(), pairs, refine_steps=1)
+    assert (found.cut_inputs, found.long_targets) == (2, 2)
+    told = "; 2 of 5 inputs are cut to be asked; 2 of 5 targets are longer than an answer can be"
+    assert found.reason.endswith(told)
+    assert found.to_json().items() >= {"cut_inputs": 2, "long_targets": 2, "reason": found.reason}.items()
+    whole = estimate(hypermodel(), PAIRS, refine_steps=1)
+    assert (whole.cut_inputs, whole.long_targets) == (0, 0)
+    assert "cut" not in whole.reason
+    assert "longer" not in whole.reason
+
+
+def known(n: int = 8, made: str = "generated", long: int = 0, **right: int) -> Estimate:
+    """So many of n examples right, by condition; of an adapter that was refined or not; so many targets too long."""
     counts = {"bare": 0, "in_context": 0, "generated": 0, "refined": 0, "mismatched": 0} | right
     scores = {name: [1.0] * count + [0.0] * (n - count) for name, count in counts.items()}
     pairs = tuple((str(i), str(i)) for i in range(n))
-    return Estimate("exact_match", 20, made, pairs, {name: [""] * n for name in counts}, scores)
+    return Estimate("exact_match", 20, made, pairs, {name: [""] * n for name in counts}, scores, 0, long)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +197,11 @@ def known(n: int = 8, made: str = "generated", **right: int) -> Estimate:
         (known(20, generated=10, refined=12), "fine-tune", "not yet 0.75"),
         (known(), "give more examples", "no gain"),
         (known(20), "fine-tune", "no gain"),
+        # No number of examples makes an answer longer; where the others could still do, more of them may help.
+        (known(long=8), "give shorter examples", "no gain from them; 8 of 8 targets are longer than an answer can be"),
+        (known(20, generated=10, long=6), "give shorter examples", "not yet 0.75; 6 of 20 targets are longer"),
+        (known(20, generated=10, long=5), "fine-tune", "not yet 0.75; 5 of 20 targets are longer"),
+        (known(generated=5, long=2), "give more examples", "not yet 0.75; 2 of 8 targets are longer"),
         # The bare model is as good, or targets of other inputs do as well: nothing was learnt from the examples.
         (known(generated=7, refined=7, bare=6), "give more examples", "no gain"),
         (known(generated=7, refined=7, mismatched=7), "give more examples", "no gain"),

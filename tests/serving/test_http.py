@@ -144,6 +144,22 @@ def test_an_estimate_that_diverges_costs_nobody_the_adapter(http: TestClient, mo
     texts(http.post("/v1/predictions", json={"inputs": INPUTS, "adapter": info["id"]}))
 
 
+def test_what_the_model_does_not_read_whole_is_told(tmp_path: pathlib.Path) -> None:
+    model = hypermodel()
+    episodes = model.config.episodes.replace(support_layout="joint", definition="support", too_long="truncate")
+    config = dataclasses.replace(model.config, episodes=episodes)
+    joint = Hypermodel(config, model.base_params, model.hypernetwork_params, name="joint")
+    with TestClient(create_app(Service(joint, tmp_path, SIZES))) as http:
+        asked = examples([("a" * 11, "AB")] * 60, definition="d" * 400, estimate=False)
+        info = http.post("/v1/adapters", json=asked).json()
+        assert info["warnings"] == [
+            "1 of 60 examples are read, a row of 32 tokens has no room for more; `supports` deals them out",
+            "16 of 400 tokens of the definition are read, a row of 32 tokens has no room for more",
+        ]
+        assert http.get(f"/v1/adapters/{info['id']}").json() == info
+        assert http.post("/v1/adapters", json=examples(estimate=False)).json()["warnings"] == []
+
+
 def test_the_estimate_is_kept_and_may_come_later(http: TestClient) -> None:
     body = examples([*PAIRS, ("x", "X")])
     assert http.post("/v1/adapters", json={**body, "estimate": False}).json()["estimate"] is None

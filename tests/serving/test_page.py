@@ -371,6 +371,16 @@ def test_what_is_cut_off_does_not_look_finished(page: Page, service: Service, mo
     assert page.downloaded("predictions.tsv").read_text() == "input\tbare\ngh\t\n"
 
 
+def test_what_an_adapter_was_not_read_from_is_said(page: Page, service: Service) -> None:
+    key, told = "e" * 32, "1 of 3 examples are read, a row of 32 tokens has no room for more"
+    service.store.save(Made(key, 3, warnings=[told]), hypermodel().adapt(PAIRS))
+    page.open(page.origin)
+    page.wait(lambda: key[:8] in page.texts("#former td.id"))
+    page.press(f"Use {key[:8]}")
+    page.wait(lambda: page["adapter-about"].text == f"Made of 3 examples; {told}")
+    service.store.remove(key)
+
+
 def test_an_adapter_without_an_estimate_says_why(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*_: Any, **__: Any) -> None:
         raise AdapterError("condition 'refined': the logits are not finite")

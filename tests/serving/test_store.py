@@ -38,7 +38,7 @@ def refuse(patch: pytest.MonkeyPatch, call: str, below: pathlib.Path) -> None:
 
 def test_what_was_saved_is_there_for_the_next_one(tmp_path: pathlib.Path) -> None:
     adapter = hypermodel().adapt(PAIRS)
-    made = Made(KEY, examples=2, definition="upper", refine_steps=3, estimate={"advice": "use"})
+    made = Made(KEY, examples=2, definition="upper", refine_steps=3, warnings=["1 of 2"], estimate={"advice": "use"})
     AdapterStore(tmp_path / "new" / "folder").save(made, adapter)
     again = AdapterStore(tmp_path / "new" / "folder")
     assert listed(again) == [KEY]
