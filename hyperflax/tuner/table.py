@@ -159,10 +159,13 @@ def ids(folder: pathlib.Path | str) -> set[str]:
     Raises:
       DataError: a file that is no table of runs.
     """
-    found: set[str] = set()
+    parquet, found = _parquet(), set()
     for file in pathlib.Path(folder).glob("*.parquet"):
         try:
-            found |= set(_read_table(file).column("id").to_pylist())
+            with _parquet_errors(file), parquet.ParquetFile(file) as opened:
+                if "id" not in opened.schema_arrow.names:
+                    raise DataError(f"{file}: column 'id': expected string, got none")
+                found |= set(opened.read(columns=["id"]).column("id").to_pylist())
         except DataError:
             if file.exists():
                 raise

@@ -105,6 +105,10 @@ def test_foreign_files_are_refused_by_name(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="column 'id': expected string, got int64"):
         table.read(tmp_path)
+    pyarrow.parquet.write_table(pyarrow.table({"name": ["x"]}), tmp_path / "a.parquet")
+    for reads in (table.read, table.ids):
+        with pytest.raises(DataError, match=r"a\.parquet: column 'id': expected string, got none"):
+            reads(tmp_path)
 
 
 @pytest.mark.parametrize("column", ["dataset", "pipeline", "meta", "bare_score"])
