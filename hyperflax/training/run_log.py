@@ -74,7 +74,6 @@ class RunLog:
         if not self._enabled:
             return
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         rows = [] if resume_step is None else [row for row in read_rows(self.path) if row["step"] <= resume_step]
         with atomic_file(self.path) as temporary:
@@ -86,24 +85,25 @@ class RunLog:
         # Not through a SummaryWriter: its thread dies of a full disk, and who writes then waits for it for ever.
         self._events = EventsWriter(str(local / "events"))
         # Of what a run that was killed has left, TensorBoard shows nothing from this step on.
-        first = 0 if resume_step is None else resume_step + 1
-        started = SessionLog(status=SessionLog.START)
-        self._events.write_event(Event(step=first, wall_time=time.time(), session_log=started))
+        self._add(0 if resume_step is None else resume_step + 1, session_log={"status": "START"})
         self._events.flush()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Appends one row; numbers that json cannot hold (NaN, infinity) are left out."""
         if self._events is None:
             return
-        numbers = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        append_lines(self.path, [json.dumps({"step": step, "kind": kind, **numbers})])
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
+        numbers = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        append_lines(self.path, [json.dumps({"step": step, "kind": kind, **numbers})])
         for name, value in numbers.items():
-            summary = scalar(f"{kind}/{name}", value)
-            self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+            self._add(step, summary=scalar(f"{kind}/{name}", value))
         self._events.flush()
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyrefly: ignore[missing-module-attribute]  # made by protobuf
+
+        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def flush(self) -> None:
         """Sees to it that TensorBoard finds all rows in a bucket, too; on a disk it finds each when it is written."""
