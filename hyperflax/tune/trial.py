@@ -31,6 +31,7 @@ from hyperflax.checkpoints.artefacts import Adapter, AdapterMetadata
 from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.checkpoints.tensors import load_tree, save_tree
 from hyperflax.errors import CheckpointError, ConfigError
+from hyperflax.evaluation.contamination import inherited
 from hyperflax.padding import rounded_up
 from hyperflax.training.information_gain import informative, num_kept
 from hyperflax.training.trials import SCHEDULES, Hyper, Recipe, epoch_rows, num_steps
@@ -153,13 +154,16 @@ class Group:
         support = support_hash({"input": line.input, "target": line.target} for line in self.data.train)
         if start is not None and pipeline.method == AS_GENERATED:
             support = start.metadata.support_hash  # of those that the hypernetwork could read
+        steps = self._bounds[self._best_part(run)]
+        earlier = {} if start is None else start.metadata.provenance
+        trained = [type(self.data).__name__] if steps else []
         metadata = AdapterMetadata(
             base_fingerprint=self.bench.model.base_fingerprint,
             hypermodel=None if start is None else start.metadata.hypermodel,
             support_hash=support,
-            refine_steps=self._bounds[self._best_part(run)],
+            refine_steps=steps,
             created_with="hyperflax tune",
-            provenance={"pipeline": pipeline.to_json(), "seed": self.seeds[run]},
+            provenance={**inherited(earlier, trained), "pipeline": pipeline.to_json(), "seed": self.seeds[run]},
         )
         return Adapter(jax.tree.map(np.asarray, tree), self.spec, metadata)
 

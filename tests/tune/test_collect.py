@@ -13,7 +13,7 @@ from hyperflax.checkpoints.fingerprint import support_hash
 from hyperflax.data.examples import tokenise
 from hyperflax.data.jsonl import Line
 from hyperflax.errors import ConfigError, DataError
-from hyperflax.evaluation.contamination import TRAINING_DATA_SETS, TRAINING_TASKS, name_digests
+from hyperflax.evaluation.contamination import TRAINING_DATA_SETS, TRAINING_TASKS, UNRECORDED, name_digests
 from hyperflax.tune.bench import Bench
 from hyperflax.tune.collect import Collection, check_unseen, collect, vary
 from hyperflax.tune.trial import Group, program
@@ -98,7 +98,7 @@ def test_what_trains_nothing_is_the_generated_adapter(bench):
     assert set(row.losses) == {bench.facts(data).meta["generated_loss"]}
 
 
-def test_an_adapter_says_where_it_comes_from(bench, group):
+def test_an_adapter_says_where_it_comes_from(bench, group, monkeypatch):
     data = data_set("second", 1)
     generated = bench.facts(data).generated.metadata
     whole = support_hash({"input": line.input, "target": line.target} for line in data.train)
@@ -115,7 +115,13 @@ def test_an_adapter_says_where_it_comes_from(bench, group):
     # 32 examples in batches of 8, 8 times over: 4 steps a part.
     losses, exact = group.rows()[0].losses, group.rows()[0].curve
     best = max(range(FIDELITIES), key=lambda part: (exact[part], -losses[part]))
-    assert group.adapter(0).metadata.refine_steps == 4 * (best + 1)
+    one = group.adapter(0).metadata
+    assert (one.refine_steps, one.provenance[UNRECORDED]) == (4 * (best + 1), ["DataSet"])
+    # A start that other data sets have trained hands on which.
+    adapter = bench.facts(data).generated
+    told = dataclasses.replace(generated, provenance={"sources": {"dates": "sha256:9f"}, "results": []})
+    monkeypatch.setattr(bench, "start", lambda *_: dataclasses.replace(adapter, metadata=told))
+    assert Group(bench, data, [begun], [3]).adapter(0).metadata.provenance["sources"] == {"dates": "sha256:9f"}
 
 
 def test_a_generated_start_begins_where_the_generated_adapter_is(bench):
