@@ -146,7 +146,7 @@ def test_a_run_trains_and_validates_on_these_splits(name: str, monkeypatch: pyte
 
     without_sources(monkeypatch)
     monkeypatch.setitem(sys.modules, "seqio", seqio_source)  # only where it is imported is it asked
-    monkeypatch.setattr(seqio_source, "load_seqio", load)
+    monkeypatch.setattr(seqio_source, "read_seqio", load)
     parse(f"runs/{name}.gin")
     parts = gin.get_bindings("hyperflax.train.train", resolve_references=False)
     with gin.unlock_config():

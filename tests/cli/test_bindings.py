@@ -137,7 +137,7 @@ def test_a_name_that_a_file_sets_and_none_uses_is_told(
 
 @pytest.mark.parametrize("run", gin_jobs.shipped_runs())
 def test_a_shipped_run_uses_all_that_it_sets(run: str, caplog: pytest.LogCaptureFixture) -> None:
-    job = next((name for name in ("evaluate", "infer") if run.endswith(f"{name}.gin")), "train")
+    job = next((name for name in ("evaluate", "evaluate_suite", "infer") if run.endswith(f"{name}.gin")), "train")
     arguments = argparse.Namespace(gin_file=[run], gin_bindings=[], gin_search_paths="", module=[])
     gin_jobs.parse(f"hyperflax.{job}.{job}", arguments, STAND_INS)
     assert not [record for record in caplog.records if record.name == "hyperflax.gin"]
