@@ -248,7 +248,7 @@ def test_a_run_reads_its_tasks_once(run: str, monkeypatch: pytest.MonkeyPatch) -
     source = InMemorySource([TaskExamples("task", [Example.from_text("a", "b", Bytes())] * 8, TaskInfo())], Bytes())
     without_sources(monkeypatch)
     monkeypatch.setitem(sys.modules, "seqio", seqio_source)  # only where it is imported is it asked
-    monkeypatch.setattr(seqio_source, "load_seqio", lambda *_, **__: source)
+    monkeypatch.setattr(seqio_source, "read_seqio", lambda *_, **__: source)
     parse(f"runs/natural_instructions_{run}.gin")
     with gin.unlock_config():
         gin.bind_parameter("hyperflax.data.registry.load_source.vocabulary", None)

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from hyperflax.data.vocabularies import Bytes
+from hyperflax.errors import CheckpointError
 from hyperflax.serving import http as http_module
 from hyperflax.serving import service as service_module
 from hyperflax.serving.http import create_app
@@ -83,7 +84,7 @@ def test_a_folder_that_cannot_be_read_hides_no_other_figure(
     with monkeypatch.context() as disk:
         disk.setattr("os.scandir", broken)
         service = Service(hypermodel(), tmp_path)
-        assert isinstance(service.store.listed.exception(60), OSError)
+        assert isinstance(service.store.listed.exception(60), CheckpointError)
     text = Figures(service).text().decode()
     assert "hyperflax_kept_adapters 0.0" in text
     assert "hyperflax_ready 0.0" in text

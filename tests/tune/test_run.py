@@ -225,8 +225,8 @@ def test_other_arguments_and_foreign_folders_are_refused(bench, unbroken, tmp_pa
     with pytest.raises(CheckpointError, match="holds a run that differs in its starts"):
         tune(other, unbroken[0])
     (tmp_path / "notes.txt").write_text("mine")
-    for place in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(CheckpointError, match="found something else"):
+    for place, told in ((tmp_path, "found something else"), (tmp_path / "notes.txt", "nothing can be written there")):
+        with pytest.raises(CheckpointError, match=told):
             tune(bench, place)
     with pytest.raises(CheckpointError, match="gs://bucket/run: this is not written to a bucket"):
         tune(bench, "gs://bucket/run")
