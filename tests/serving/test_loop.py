@@ -81,9 +81,10 @@ def test_a_folder_that_cannot_be_read_hides_no_other_figure(
     def broken(*_: Any) -> None:
         raise OSError(5, "Input/output error")
 
+    model = hypermodel()
     with monkeypatch.context() as disk:
         disk.setattr("os.scandir", broken)
-        service = Service(hypermodel(), tmp_path)
+        service = Service(model, tmp_path)
         assert isinstance(service.store.listed.exception(60), CheckpointError)
     text = Figures(service).text().decode()
     assert "hyperflax_kept_adapters 0.0" in text
