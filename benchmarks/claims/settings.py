@@ -183,16 +183,7 @@ def _natural_base(shape: T5Config, layers: int, steps: int, batch_size: int) -> 
 
 
 _NATURAL_CPU_BASE = _natural_base(_TINY, 4, 2400, 16)
-_NATURAL_CPU_ANOTHER = AnotherBase(
-    "natural_instructions_192_4_another",
-    "natural_instructions",
-    _TINY,
-    _NATURAL_CPU_BASE.steps,
-    _NATURAL_CPU_BASE.batch_size,
-    _NATURAL_CPU_BASE.inputs_length,
-    _NATURAL_CPU_BASE.targets_length,
-    seed=1,
-)
+_NATURAL_CPU_ANOTHER = AnotherBase(**vars(_NATURAL_CPU_BASE) | {"name": "natural_instructions_192_4_another"}, seed=1)
 
 NATURAL_CPU = Setting(
     name="cpu",

@@ -120,15 +120,7 @@ def _against_baselines(systems: Systems) -> Claim:
         published = {"lora": "P3 53.3 : 50.6 [2]", "prefix": "P3 54.6 : 50.6 (one shared LoRA) [2]"}[kind]
         generated = Side(ours.name)
         found += [
-            Comparison(f"generated {kind} beats the bare model", generated, Side(ours.name, "bare"), POINT),
-            Comparison(
-                f"generated {kind} beats one shared {kind}", generated, Side(shared.name, "shared"), POINT,
-                published=published,
-            ),
-            Comparison(
-                f"generated {kind} beats the adapter of another task's support", generated,
-                Side(ours.name, "shuffled_support"), POINT,
-            ),
+            *_beats_baselines(ours, shared, published=published),
             Comparison(
                 f"generated {kind} against examples in context", generated, Side(ours.name, "in_context"), POINT,
                 decides=False,
@@ -147,15 +139,7 @@ def _against_baselines(systems: Systems) -> Claim:
         ours = systems.sized
         shared = systems.shared.replace(name="shared_another", base=ours.base)
         again += [ours, shared]
-        others = (
-            ("the bare model", Side(ours.name, "bare")),
-            ("one shared lora", Side(shared.name, "shared")),
-            ("the adapter of another task's support", Side(ours.name, "shuffled_support")),
-        )
-        found += [
-            Comparison(f"on another base, generated lora beats {what}", Side(ours.name), other, POINT, decides=False)
-            for what, other in others
-        ]
+        found += _beats_baselines(ours, shared, where="on another base, ", decides=False)
     return Claim(
         1,
         "Generated adapters beat the bare model, one shared adapter and the shuffled control on unseen tasks.",
@@ -163,6 +147,24 @@ def _against_baselines(systems: Systems) -> Claim:
         tuple(found),
         published="HyperT5 beats one shared LoRA on P3 and stays below multi-task fine-tuning of the T5 [2].",
     )
+
+
+def _beats_baselines(
+    ours: Experiment, shared: Experiment, *, where: str = "", published: str = "", decides: bool = True
+) -> list[Comparison]:
+    """The bare model, one shared adapter and the shuffled control; `published` is of the second."""
+    kind = ours.spec.kinds[0].kind
+    others = (
+        ("the bare model", Side(ours.name, "bare"), ""),
+        (f"one shared {kind}", Side(shared.name, "shared"), published),
+        ("the adapter of another task's support", Side(ours.name, "shuffled_support"), ""),
+    )
+    return [
+        Comparison(
+            f"{where}generated {kind} beats {what}", Side(ours.name), other, POINT, decides=decides, published=found
+        )
+        for what, other, found in others
+    ]
 
 
 def _hyperpretraining(systems: Systems) -> Claim:
