@@ -89,9 +89,9 @@ def write_peft(
       AdapterError: PEFT cannot express it; names the site and the reason.
       CheckpointError: the directory may not be replaced.
     """
-    content = as_peft(adapter, decoder_layers=decoder_layers)
-    config = {"base_model_name_or_path": base_name, **content.settings}
     flat = _flat(adapter)
+    content = _as_peft(adapter.spec, flat, decoder_layers)
+    config = {"base_model_name_or_path": base_name, **content.settings}
     origin = {
         "format": ORIGIN_FORMAT,
         "schema_version": ORIGIN_VERSION,
@@ -125,14 +125,16 @@ def as_peft(adapter: Adapter, *, decoder_layers: int | None = None) -> Content:
     >>> as_peft(load_adapter("names_adapter")).settings["peft_type"]
     'LORA'
     """
-    adapter.spec.validate(adapter.tree)
-    refuse(adapter.spec, "export to PEFT")
-    kind = _only_kind(adapter.spec)
+    return _as_peft(adapter.spec, _flat(adapter), decoder_layers)
+
+
+def _as_peft(spec: AdapterSpec, flat: dict[str, np.ndarray], decoder_layers: int | None) -> Content:
+    kind = _only_kind(spec)
     ways = {ours: (method, export) for method, (ours, export, _) in _METHODS.items()}
     if kind not in ways:
         raise AdapterError(f"PEFT: expected one of {', '.join(ours.kind for ours in ways)}, got {kind.kind}")
     method, export = ways[kind]
-    content = export(_flat(adapter), adapter.spec, decoder_layers)
+    content = export(flat, spec, decoder_layers)
     settings = {"task_type": TASK, "inference_mode": True, "peft_type": method, **content.settings}
     return dataclasses.replace(content, settings=settings)
 
@@ -213,6 +215,9 @@ def _read_origin(folder: pathlib.Path) -> _Origin | None:
 
 
 def _flat(adapter: Adapter) -> dict[str, np.ndarray]:
+    """The leaves of an adapter that fits its spec and may go to PEFT, float32 by path. Raises AdapterError."""
+    adapter.spec.validate(adapter.tree)
+    refuse(adapter.spec, "export to PEFT")
     return {path: as_numpy(path, leaf).astype(np.float32) for path, leaf in adapter.spec.flatten(adapter.tree).items()}
 
 
